@@ -1,0 +1,1 @@
+"""The client's side: handlers, training engines, the users' private store and local data."""

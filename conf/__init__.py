@@ -1,0 +1,1 @@
+"""The Hydra tree; a package, so that an installed fedrec carries it."""

@@ -1,0 +1,57 @@
+"""The contract of a backbone: it scores items for one user, and says which of its tensors are private."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedrec.registry import MemberConfig
+from fedrec.tensors import Spec, Tensors
+
+
+@dataclass(frozen=True)
+class ScoreContext:
+    """What a score may depend on beside tensors: whether it is for training (dropout) or for ranking."""
+
+    training: bool
+
+
+class Backbone(ABC):
+    """A member of the family `backbone`, for item vectors of `dim` numbers.
+
+    `shared` tensors are averaged over users and cross the network; `private` ones never leave the user's device.
+    """
+
+    config_class: ClassVar[type[MemberConfig]]
+
+    def __init__(self, config: Any, dim: int) -> None:
+        self.config = config
+        self.dim = dim
+
+    @property
+    def shared(self) -> Spec:
+        """Specification of the shared tensors."""
+        return {}
+
+    @property
+    @abstractmethod
+    def private(self) -> Spec:
+        """Specification of one user's private tensors."""
+
+    def init_shared(self, rng: torch.Generator) -> Tensors:
+        """Initial shared tensors."""
+        return {}
+
+    @abstractmethod
+    def init_private(self, seed: int, keys: NDArray[np.uint64]) -> Tensors:
+        """Initial private tensors of the users `keys`: [users, ...], a function of seed and key alone."""
+
+    @abstractmethod
+    def score(self, shared: Tensors, private: Tensors, item_vectors: Tensor, context: ScoreContext) -> Tensor:
+        """Scores [..., items] of item vectors [..., items, dim]; the leading dimension, if any, is the user's."""

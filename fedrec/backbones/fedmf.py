@@ -1,0 +1,48 @@
+"""Federated matrix factorisation (Chai et al., 2020): a private user vector, shared item vectors, their dot product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from annotated_types import Gt
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedrec.backbones.base import Backbone, ScoreContext
+from fedrec.registry import MemberConfig, backbones
+from fedrec.rng import counter_normal, derive
+from fedrec.tensors import Spec, Tensors, TensorSpec
+
+
+@dataclass(frozen=True)
+class FedMFConfig(MemberConfig):
+    """Configuration of `fedmf`.
+
+    Attributes:
+        init_std: Standard deviation of a user vector's normal start.
+    """
+
+    name: Literal["fedmf"]
+    init_std: Annotated[float, Gt(0)]
+
+
+@backbones.register("fedmf")
+class FedMF(Backbone):
+    """Score of item i for user u: the dot product of the private vector of u and the vector of i."""
+
+    config_class = FedMFConfig
+    config: FedMFConfig
+
+    @property
+    def private(self) -> Spec:
+        return {"user": TensorSpec((self.dim,))}
+
+    def init_private(self, seed: int, keys: NDArray[np.uint64]) -> Tensors:
+        draws = counter_normal(derive(seed, "fedmf", "user"), keys[:, None], np.arange(self.dim)[None, :])
+        return {"user": torch.from_numpy(draws * self.config.init_std).float()}
+
+    def score(self, shared: Tensors, private: Tensors, item_vectors: Tensor, context: ScoreContext) -> Tensor:
+        return (item_vectors @ private["user"].unsqueeze(-1)).squeeze(-1)

@@ -1,0 +1,30 @@
+"""The contract of a codec: tensors of a known specification to bytes and back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from fedrec.registry import MemberConfig
+from fedrec.tensors import Spec, Tensors
+
+
+class Codec(ABC):
+    """A member of the family `codec`. Names and shapes are not sent: both sides hold the specification."""
+
+    config_class: ClassVar[type[MemberConfig]]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @abstractmethod
+    def size(self, spec: Spec) -> int:
+        """Exact number of bytes that `encode` makes of any tensors of this specification."""
+
+    @abstractmethod
+    def encode(self, tensors: Tensors, spec: Spec, seed: int) -> bytes:
+        """Bytes of the tensors in the order of their sorted names; `seed` feeds stochastic rounding, if any."""
+
+    @abstractmethod
+    def decode(self, data: memoryview, spec: Spec) -> Tensors:
+        """The tensors, as owned writable memory; `data` has exactly `size(spec)` bytes."""

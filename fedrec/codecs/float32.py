@@ -1,0 +1,43 @@
+"""The plain codec: every number as it is, little-endian, nothing lost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from fedrec.codecs.base import Codec
+from fedrec.registry import MemberConfig, codecs
+from fedrec.tensors import DTYPES, Spec, Tensors
+
+
+@dataclass(frozen=True)
+class Float32Config(MemberConfig):
+    """The plain codec has nothing to choose."""
+
+    name: Literal["float32"]
+
+
+@codecs.register("float32")
+class Float32Codec(Codec):
+    """Each tensor's own type, unchanged (trained tensors are float32)."""
+
+    config_class = Float32Config
+
+    def size(self, spec: Spec) -> int:
+        return sum(entry.nbytes for entry in spec.values())
+
+    def encode(self, tensors: Tensors, spec: Spec, seed: int) -> bytes:
+        return b"".join(tensors[name].detach().cpu().contiguous().numpy().tobytes() for name in sorted(spec))
+
+    def decode(self, data: memoryview, spec: Spec) -> Tensors:
+        tensors: Tensors = {}
+        at = 0
+        for name in sorted(spec):
+            entry = spec[name]
+            raw = bytearray(data[at : at + entry.nbytes])
+            flat = torch.frombuffer(raw, dtype=DTYPES[entry.dtype]) if raw else torch.zeros(0, dtype=DTYPES[entry.dtype])
+            tensors[name] = flat.reshape(entry.shape)
+            at += entry.nbytes
+        return tensors

@@ -1,0 +1,101 @@
+"""The schema of a run's configuration: one frozen dataclass, a field per family and a few sections."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Ge, Le, MinLen
+from pydantic import Strict
+
+from fedrec.registry import MemberConfig
+
+_STRICT: Mapping[str, Any] = {"extra": "forbid", "strict": True}
+
+
+@dataclass(frozen=True)
+class BaseTableConfig:
+    """The pre-trained item table.
+
+    Attributes:
+        dim: Numbers in an item vector.
+        norm: Root mean square length of the table's rows after scaling.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+
+    dim: Annotated[int, Ge(1)]
+    norm: Annotated[float, Ge(0)]
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How models are ranked.
+
+    Attributes:
+        every: Rounds between two validations (0: none during the run).
+        ks: Cut-offs of HR@k, NDCG@k and Recall@k.
+        sampled_negatives: Also rank against this many sampled items, labelled `sampled<n>/` (0: full ranking only).
+        baselines: Whether to compute the baselines (they need all interactions in one place: simulation only).
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+
+    every: Annotated[int, Ge(0)]
+    ks: Annotated[tuple[Annotated[int, Ge(1)], ...], Strict(False), MinLen(1)]
+    sampled_negatives: Annotated[int, Ge(0)]
+    baselines: bool
+
+
+@dataclass(frozen=True)
+class SimulationConfig:
+    """Where the simulated users live; the result does not depend on any of it.
+
+    Attributes:
+        nodes: SuperNodes that share the users between them.
+        workers: Processes that run the nodes.
+        cpus_per_worker: Cores a worker asks for.
+        gpus_per_worker: GPUs, or a fraction of one, a worker asks for.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+
+    nodes: Annotated[int, Ge(1)]
+    workers: Annotated[int, Ge(1)]
+    cpus_per_worker: Annotated[int, Ge(1)]
+    gpus_per_worker: Annotated[float, Ge(0), Le(64)]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that determines a run.
+
+    Attributes:
+        seed: Root of all public randomness (and, in simulation only, of the secret randomness).
+        checkpoint_every: Rounds between two checkpoints of the global model (0: only the last).
+        run_id: Name of the run's folder (null: made from the time and the members' names).
+        runs_dir: Absolute folder of all runs (null: the command's own default).
+        cache_dir: Absolute folder of what can be computed anew: prepared data, text vectors, base tables.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+
+    strategy: MemberConfig
+    embedding: MemberConfig
+    backbone: MemberConfig
+    optim: MemberConfig
+    dataset: MemberConfig
+    encoder: MemberConfig
+    reduction: MemberConfig
+    codec: MemberConfig
+    privacy: MemberConfig
+    base_table: BaseTableConfig
+    evaluation: EvaluationConfig
+    simulation: SimulationConfig
+    seed: Annotated[int, Ge(0)]
+    checkpoint_every: Annotated[int, Ge(0)]
+    run_id: str | None
+    runs_dir: Annotated[Path, Strict(False)] | None
+    cache_dir: Annotated[Path, Strict(False)] | None

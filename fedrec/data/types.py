@@ -1,0 +1,102 @@
+"""The data of a run: a public catalogue of items, and the users' private interactions in compact columns."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The public list of items; an item's position here is its row in every embedding table.
+
+    Attributes:
+        item_ids: External ids, as text, without duplicates.
+        titles: A short name for people; the id where there is none.
+        sentences: The text that the encoder reads, one sentence an item; empty where there is none.
+    """
+
+    item_ids: tuple[str, ...]
+    titles: tuple[str, ...]
+    sentences: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+    @cached_property
+    def digest(self) -> str:
+        """32 hexadecimal digits that name ids and texts, in order."""
+        digest = hashlib.blake2b(digest_size=16)
+        for column in (self.item_ids, self.titles, self.sentences):
+            for value in column:
+                encoded = value.encode()
+                digest.update(len(encoded).to_bytes(4, "little") + encoded)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Interactions:
+    """All users' interactions, user after user, each user's in time order (ties: position in the file), without duplicates.
+
+    Attributes:
+        user_ids: External ids, as text, one a user.
+        offsets: int64 [users + 1]; user u's items are `items[offsets[u]:offsets[u + 1]]`.
+        items: int32 [interactions], catalogue rows. May be a memory map.
+    """
+
+    user_ids: Sequence[str]
+    offsets: NDArray[np.int64]
+    items: NDArray[np.int32]
+
+    @property
+    def users(self) -> int:
+        """Number of users."""
+        return len(self.user_ids)
+
+    def history(self, user: int) -> NDArray[np.int32]:
+        """All items of one user, oldest first."""
+        return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """Size of a data set at one point of its preparation."""
+
+    users: int
+    items: int
+    interactions: int
+
+    @property
+    def density(self) -> float:
+        """Share of all user-item pairs that occur."""
+        cells = self.users * self.items
+        return self.interactions / cells if cells else 0.0
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What preparation did: the size before and after, and how many interactions or users met each rule.
+
+    `counts` names every rule that met something: `duplicate`, `unknown_item`, `malformed`, `low_rating`, `k_core`,
+    `users_too_short` (fewer than three interactions: they train, but are not evaluated), ...
+    """
+
+    before: DataSummary
+    after: DataSummary
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared data set: `eligible` are the rows (sorted, int32) that may be recommended or drawn as negatives."""
+
+    name: str
+    catalogue: Catalogue
+    interactions: Interactions
+    eligible: NDArray[np.int32]
+    report: DataReport

@@ -1,0 +1,78 @@
+"""The contract of a data set: read one form of data into plain columns; everything after that is shared.
+
+`fedrec.data.prepare` turns the columns into a `Dataset`: it filters, orders, removes duplicates, and counts what it did.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from annotated_types import Ge
+from numpy.typing import NDArray
+
+from fedrec.registry import MemberConfig
+
+
+@dataclass(frozen=True)
+class DatasetConfig(MemberConfig):
+    """What every data set's configuration has.
+
+    Attributes:
+        k_core: Users and items with fewer interactions are removed, again and again until none is left (0: keep all).
+        min_rating: Interactions with a lower rating are left out (null: any rating is an interaction).
+        malformed: `error` stops at a line that cannot be read, naming it; `skip` leaves it out and counts it.
+        items: Rows of the catalogue: all `listed` items, or only the `rated` ones (with at least one interaction left).
+    """
+
+    k_core: Annotated[int, Ge(0)]
+    min_rating: float | None
+    malformed: Literal["error", "skip"]
+    items: Literal["listed", "rated"]
+
+
+@dataclass(frozen=True)
+class RawItem:
+    """One listed item as its source describes it."""
+
+    item_id: str
+    title: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class RawData:
+    """Interactions in file order, and the listed items (None: the source lists none, every item that occurs is known).
+
+    Attributes:
+        users: Text array [interactions].
+        items: Text array [interactions].
+        times: float64 or int64 array [interactions], or None: the order in the file is the order in time.
+        ratings: float64 array [interactions], or None.
+        listed: Items with their text.
+        counts: What the reader left out, by name (`malformed`).
+    """
+
+    users: NDArray[Any]
+    items: NDArray[Any]
+    times: NDArray[np.int64] | NDArray[np.float64] | None
+    ratings: NDArray[np.float64] | None
+    listed: tuple[RawItem, ...] | None
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what, done, total) while something long is read or fetched."""
+
+
+class DatasetSource(ABC):
+    """Reads one form of data; a member of the family `dataset`."""
+
+    config_class: ClassVar[type[DatasetConfig]]
+
+    @abstractmethod
+    def read(self, progress: Progress) -> RawData:
+        """Read everything. Raises DataError, naming file, line, what came and what was expected."""

@@ -1,0 +1,84 @@
+"""The contract of a recipe: the local steps of one user in one round, its loss, and the server's update.
+
+A recipe only *declares* the local steps; the engines carry them out, for one user or for a cohort.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from fedrec.registry import MemberConfig
+from fedrec.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma and Ba, ICLR 2015) with state that starts at zero in every round and belongs to one user."""
+
+    lr: float
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """Plain gradient descent."""
+
+    lr: float
+
+
+LocalOptimiser = Adam | Sgd
+
+
+@dataclass(frozen=True)
+class LocalStep:
+    """One full-batch gradient step of one user over its whole history, with negatives drawn for this step.
+
+    Attributes:
+        private: Whether the private tensors move.
+        shared: Whether the trainable (shared) tensors move.
+        optimiser: Its state is kept over the steps of a round that name an equal optimiser.
+    """
+
+    private: bool
+    shared: bool
+    optimiser: LocalOptimiser
+
+
+class Recipe(ABC):
+    """A member of the family `optim`."""
+
+    config_class: ClassVar[type[MemberConfig]]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @property
+    @abstractmethod
+    def negatives(self) -> int:
+        """Negatives drawn for each positive, afresh in every step of every round."""
+
+    @abstractmethod
+    def local_steps(self) -> Sequence[LocalStep]:
+        """What a chosen user does in a round."""
+
+    @abstractmethod
+    def solve_steps(self) -> Sequence[LocalStep]:
+        """How a user fits its private tensors alone to its history before it is ranked; no step moves anything shared."""
+
+    @abstractmethod
+    def loss(self, positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
+        """A user's loss [...] from scores of positives [..., pairs] and negatives [..., pairs, q].
+
+        `mask` [..., pairs] is 1.0 for a real pair and 0.0 for padding; the loss is the mean over the real pairs.
+        """
+
+    @abstractmethod
+    def server_update(self, model: Tensors, mean_delta: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+        """The next (model, optimiser state) from the weighted mean of the users' deltas; `state` starts empty."""

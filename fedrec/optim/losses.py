@@ -1,0 +1,28 @@
+"""Losses over the scores of positives and negatives, averaged over each user's real pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def _mean(values: Tensor, mask: Tensor) -> Tensor:
+    return (values * mask).sum(-1) / mask.sum(-1)
+
+
+def bpr(positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
+    """Bayesian personalised ranking (Rendle et al., UAI 2009): mean over pairs of -log sigmoid(s+ - s-)."""
+    return _mean(F.softplus(negative - positive.unsqueeze(-1)).mean(-1), mask)
+
+
+def bce(positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
+    """Binary cross-entropy: each pair's positive is labelled 1 and its q negatives 0; the mean over all of them."""
+    total = F.softplus(-positive) + F.softplus(negative).sum(-1)
+    return _mean(total / (1 + negative.shape[-1]), mask)
+
+
+LOSSES: Mapping[str, Loss] = {"bpr": bpr, "bce": bce}

@@ -1,0 +1,30 @@
+"""No protection beyond what never leaves the device: updates are sent as they are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from fedrec.privacy.base import PrivacyMechanism
+from fedrec.registry import MemberConfig, privacies
+from fedrec.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class NoPrivacyConfig(MemberConfig):
+    """Nothing to choose."""
+
+    name: Literal["none"]
+
+
+@privacies.register("none")
+class NoPrivacy(PrivacyMechanism):
+    """Both hooks return what they are given."""
+
+    config_class = NoPrivacyConfig
+
+    def protect_update(self, delta: Tensors, seed: int) -> Tensors:
+        return delta
+
+    def protect_mean(self, mean_delta: Tensors, users: int, seed: int) -> Tensors:
+        return mean_delta

@@ -1,0 +1,70 @@
+"""The contract of an item embedding: pure maths over named tensors, on gathered rows, never over a whole table.
+
+An embedding has no state. Its tensors come in three kinds: `tables` are addressed by row (a user reads, trains and
+moves only the rows of the items it touches), `dense` tensors are small and whole, `frozen` ones are made once, sent
+once and never trained. `embed` sees the rows that were gathered, so that the same line serves one user
+(`[items, ...]`) and a cohort of users, each with private copies (`[users, items, ...]`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fedrec.registry import MemberConfig
+from fedrec.tensors import Spec, TableSpec, Tensors, TensorSpec
+
+
+class ItemEmbedding(ABC):
+    """A member of the family `embedding`, for a catalogue of `n_items` rows and vectors of `dim` numbers."""
+
+    config_class: ClassVar[type[MemberConfig]]
+
+    uses_base: bool
+    """Whether the frozen base table is added to (and so must be on the device); a full table replaces it."""
+
+    def __init__(self, config: Any, n_items: int, dim: int) -> None:
+        self.config = config
+        self.n_items = n_items
+        self.dim = dim
+
+    @property
+    @abstractmethod
+    def tables(self) -> Mapping[str, TableSpec]:
+        """Trained and sent, row-addressable: name -> [rows, width]."""
+
+    @property
+    def dense(self) -> Mapping[str, TensorSpec]:
+        """Trained and sent, small and whole."""
+        return {}
+
+    @property
+    def frozen(self) -> Spec:
+        """Made by the server, sent once, never trained (semantic codes, hash seeds)."""
+        return {}
+
+    @abstractmethod
+    def init(self, base: Tensor, rng: torch.Generator) -> Tensors:
+        """Initial tables, dense and frozen tensors, from the pre-trained base table [n_items, dim].
+
+        With `uses_base` the initial output is exactly the base: the compressed part starts at zero.
+        """
+
+    @abstractmethod
+    def rows(self, items: Tensor, frozen: Tensors) -> Mapping[str, Tensor]:
+        """For item ids [...], the rows that they read of each table: name -> int64 [..., r]."""
+
+    @abstractmethod
+    def embed(self, rows: Tensors, dense: Tensors, frozen: Tensors, base_rows: Tensor | None) -> Tensor:
+        """Item vectors [..., items, dim].
+
+        Args:
+            rows: For each table the gathered rows [..., items, r, width].
+            dense: Dense tensors, each with the leading dimensions of the rows (one copy a user) or with none.
+            frozen: Frozen tensors.
+            base_rows: Gathered rows of the base table [..., items, dim]; None without `uses_base`.
+        """

@@ -1,0 +1,63 @@
+"""A model: an item embedding plus a backbone, and the names under which its trained tensors travel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fedrec.backbones.base import Backbone
+from fedrec.tensors import Spec, Tensors
+from peft_embeddings.base import ItemEmbedding
+
+_EMBEDDING = "embedding."
+_BACKBONE = "backbone."
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+@dataclass(frozen=True)
+class Model:
+    """Any embedding works with any backbone; both are stateless, the tensors are handed in."""
+
+    embedding: ItemEmbedding
+    backbone: Backbone
+
+    @property
+    def trainable(self) -> Spec:
+        """What is trained and travels each round: `embedding.<table or dense>` and `backbone.<shared>`."""
+        parts = {**self.embedding.tables, **self.embedding.dense}
+        embedding = {_EMBEDDING + name: spec for name, spec in parts.items()}
+        return embedding | {_BACKBONE + name: spec for name, spec in self.backbone.shared.items()}
+
+    def init(self, base: Tensor, shared: Tensors, rng: torch.Generator) -> tuple[Tensors, Tensors]:
+        """Initial (trainable, frozen) tensors over a base table, with the backbone's `shared` tensors as they are."""
+        made = self.embedding.init(base, rng)
+        frozen = {name: made.pop(name) for name in self.embedding.frozen}
+        trainable = {_EMBEDDING + name: tensor for name, tensor in made.items()}
+        return trainable | {_BACKBONE + name: tensor for name, tensor in shared.items()}, frozen
+
+    def shared(self, trainable: Tensors) -> Tensors:
+        """The backbone's shared tensors among the trained ones."""
+        return _under(_BACKBONE, trainable)
+
+    def tables(self, trainable: Tensors) -> Tensors:
+        """The embedding's row-addressable tables among the trained ones."""
+        return {name: trainable[_EMBEDDING + name] for name in self.embedding.tables}
+
+    def dense(self, trainable: Tensors) -> Tensors:
+        """The embedding's dense tensors among the trained ones."""
+        return {name: trainable[_EMBEDDING + name] for name in self.embedding.dense}
+
+    def item_vectors(self, trainable: Tensors, frozen: Tensors, base: Tensor | None, items: Tensor) -> Tensor:
+        """Vectors [..., dim] of item ids [...], read from whole tables that all users share."""
+        flat = items.reshape(-1)
+        rows = self.embedding.rows(flat, frozen)
+        gathered = {name: table[rows[name]] for name, table in self.tables(trainable).items()}
+        base_rows = base[flat] if base is not None and self.embedding.uses_base else None
+        vectors = self.embedding.embed(gathered, self.dense(trainable), frozen, base_rows)
+        return vectors.reshape(*items.shape, self.embedding.dim)

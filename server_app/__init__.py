@@ -1,0 +1,1 @@
+"""The server's side: pre-training, the run and its folder, the report."""
