@@ -1,8 +1,8 @@
 """The families of plug-ins: what can be chosen by name in the configuration, and the class behind each name.
 
-A member is one file plus one yaml of the same name: `conf/embedding/lora.yaml` beside `peft_embeddings/lora.py`. There is
-no list to edit: the yaml files are the names, and only the file that is asked for is imported, so that a client
-loads no encoder to train an embedding. Another installed package adds a member with an entry point in the group
+A member is one file plus one yaml of the same name: `conf/embedding/lora.yaml` beside `peft_embeddings/lora.py`.
+There is no list to edit: the yaml files are the names, and only the file that is asked for is imported, so that a
+client loads no encoder to train an embedding. Another installed package adds a member with an entry point in the group
 `fedrec.<family>` whose value is the class.
 """
 
@@ -55,7 +55,7 @@ class Family:
         own = {path.stem for path in (CONF / self.name).glob("*.yaml")}
         brought = self._brought()
         if double := own & brought.keys():
-            raise FedrecError(f"another package brings {self.name} {sorted(double)}, which fedrec has already: rename its")
+            raise FedrecError(f"another package brings {self.name} {sorted(double)}, which fedrec has: rename its")
         return sorted(own | brought.keys())
 
     def register(self, name: str) -> Callable[[C], C]:
@@ -64,7 +64,8 @@ class Family:
         def add(cls: C) -> C:
             before = self._classes.get(name)
             if before is not None and before.__qualname__ != cls.__qualname__:
-                raise FedrecError(f"{self.name} {name!r} is registered twice: {before.__qualname__} and {cls.__qualname__}")
+                both = f"{before.__qualname__} and {cls.__qualname__}"
+                raise FedrecError(f"{self.name} {name!r} is registered twice: {both}")
             if not dataclasses.is_dataclass(getattr(cls, "config_class", None)):
                 raise FedrecError(f"{self.name} {name!r}: {cls.__qualname__} needs `config_class`, a frozen dataclass")
             self._classes[name] = cls

@@ -20,6 +20,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float64": torch.float64,
     "int32": torch.int32,
     "int64": torch.int64,
+    "uint8": torch.uint8,
 }
 
 
@@ -73,6 +74,12 @@ def content_digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(json.dumps([name, list(tensor.shape), str(tensor.dtype)]).encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+def spec_of(tensors: Mapping[str, Tensor]) -> Spec:
+    """The specification of given tensors."""
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    return {name: TensorSpec(tuple(tensor.shape), names[tensor.dtype]) for name, tensor in tensors.items()}
 
 
 def matches(spec: TensorSpec, tensor: Tensor) -> bool:

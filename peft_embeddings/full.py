@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from fedrec.registry import MemberConfig, embeddings
 from fedrec.tensors import TableSpec, Tensors
@@ -29,14 +30,18 @@ class FullEmbedding(ItemEmbedding):
     uses_base = False
 
     @property
+    @override
     def tables(self) -> Mapping[str, TableSpec]:
         return {"items": TableSpec((self.n_items, self.dim))}
 
+    @override
     def init(self, base: Tensor, rng: torch.Generator) -> Tensors:
         return {"items": base.clone()}
 
+    @override
     def rows(self, items: Tensor, frozen: Tensors) -> Mapping[str, Tensor]:
         return {"items": items.unsqueeze(-1)}
 
+    @override
     def embed(self, rows: Tensors, dense: Tensors, frozen: Tensors, base_rows: Tensor | None) -> Tensor:
         return rows["items"].squeeze(-2)

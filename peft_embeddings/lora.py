@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
+from typing_extensions import override
 
 from fedrec.registry import MemberConfig, embeddings
 from fedrec.tensors import TableSpec, Tensors, TensorSpec
@@ -44,20 +45,25 @@ class LoraEmbedding(ItemEmbedding):
     uses_base = True
 
     @property
+    @override
     def tables(self) -> Mapping[str, TableSpec]:
         return {"A": TableSpec((self.n_items, self.config.rank))}
 
     @property
+    @override
     def dense(self) -> Mapping[str, TensorSpec]:
         return {"B": TensorSpec((self.dim, self.config.rank))}
 
+    @override
     def init(self, base: Tensor, rng: torch.Generator) -> Tensors:
         a = torch.randn(self.tables["A"].shape, generator=rng) * self.config.init_std
         return {"A": a, "B": self.dense["B"].zeros()}
 
+    @override
     def rows(self, items: Tensor, frozen: Tensors) -> Mapping[str, Tensor]:
         return {"A": items.unsqueeze(-1)}
 
+    @override
     def embed(self, rows: Tensors, dense: Tensors, frozen: Tensors, base_rows: Tensor | None) -> Tensor:
         assert base_rows is not None, "lora corrects a base table"
         correction = rows["A"].squeeze(-2) @ dense["B"].transpose(-1, -2)

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from fedrec.backbones.base import Backbone
-from fedrec.tensors import Spec, Tensors
+from fedrec.tensors import Spec, Tensors, TensorSpec
 from peft_embeddings.base import ItemEmbedding
+
+BASE = "base"
+"""Name of the base table among the frozen tensors."""
 
 _EMBEDDING = "embedding."
 _BACKBONE = "backbone."
@@ -34,10 +37,18 @@ class Model:
         embedding = {_EMBEDDING + name: spec for name, spec in parts.items()}
         return embedding | {_BACKBONE + name: spec for name, spec in self.backbone.shared.items()}
 
+    @property
+    def frozen(self) -> Spec:
+        """What is sent once before the first round: the base table, if it is corrected, and the embedding's own."""
+        base = {BASE: TensorSpec((self.embedding.n_items, self.embedding.dim))} if self.embedding.uses_base else {}
+        return base | dict(self.embedding.frozen)
+
     def init(self, base: Tensor, shared: Tensors, rng: torch.Generator) -> tuple[Tensors, Tensors]:
         """Initial (trainable, frozen) tensors over a base table, with the backbone's `shared` tensors as they are."""
         made = self.embedding.init(base, rng)
         frozen = {name: made.pop(name) for name in self.embedding.frozen}
+        if self.embedding.uses_base:
+            frozen[BASE] = base
         trainable = {_EMBEDDING + name: tensor for name, tensor in made.items()}
         return trainable | {_BACKBONE + name: tensor for name, tensor in shared.items()}, frozen
 
@@ -53,11 +64,11 @@ class Model:
         """The embedding's dense tensors among the trained ones."""
         return {name: trainable[_EMBEDDING + name] for name in self.embedding.dense}
 
-    def item_vectors(self, trainable: Tensors, frozen: Tensors, base: Tensor | None, items: Tensor) -> Tensor:
+    def item_vectors(self, trainable: Tensors, frozen: Tensors, items: Tensor) -> Tensor:
         """Vectors [..., dim] of item ids [...], read from whole tables that all users share."""
         flat = items.reshape(-1)
         rows = self.embedding.rows(flat, frozen)
         gathered = {name: table[rows[name]] for name, table in self.tables(trainable).items()}
-        base_rows = base[flat] if base is not None and self.embedding.uses_base else None
+        base_rows = frozen[BASE][flat] if self.embedding.uses_base else None
         vectors = self.embedding.embed(gathered, self.dense(trainable), frozen, base_rows)
         return vectors.reshape(*items.shape, self.embedding.dim)

@@ -10,6 +10,7 @@ import torch
 from annotated_types import Gt
 from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import override
 
 from fedrec.backbones.base import Backbone, ScoreContext
 from fedrec.registry import MemberConfig, backbones
@@ -37,12 +38,15 @@ class FedMF(Backbone):
     config: FedMFConfig
 
     @property
+    @override
     def private(self) -> Spec:
         return {"user": TensorSpec((self.dim,))}
 
+    @override
     def init_private(self, seed: int, keys: NDArray[np.uint64]) -> Tensors:
         draws = counter_normal(derive(seed, "fedmf", "user"), keys[:, None], np.arange(self.dim)[None, :])
         return {"user": torch.from_numpy(draws * self.config.init_std).float()}
 
+    @override
     def score(self, shared: Tensors, private: Tensors, item_vectors: Tensor, context: ScoreContext) -> Tensor:
         return (item_vectors @ private["user"].unsqueeze(-1)).squeeze(-1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from typing_extensions import override
 
 from fedrec.codecs.base import Codec
 from fedrec.registry import MemberConfig, codecs
@@ -25,19 +26,23 @@ class Float32Codec(Codec):
 
     config_class = Float32Config
 
+    @override
     def size(self, spec: Spec) -> int:
         return sum(entry.nbytes for entry in spec.values())
 
+    @override
     def encode(self, tensors: Tensors, spec: Spec, seed: int) -> bytes:
         return b"".join(tensors[name].detach().cpu().contiguous().numpy().tobytes() for name in sorted(spec))
 
+    @override
     def decode(self, data: memoryview, spec: Spec) -> Tensors:
         tensors: Tensors = {}
         at = 0
         for name in sorted(spec):
             entry = spec[name]
             raw = bytearray(data[at : at + entry.nbytes])
-            flat = torch.frombuffer(raw, dtype=DTYPES[entry.dtype]) if raw else torch.zeros(0, dtype=DTYPES[entry.dtype])
-            tensors[name] = flat.reshape(entry.shape)
+            tensors[name] = (
+                torch.frombuffer(raw, dtype=DTYPES[entry.dtype]).reshape(entry.shape) if raw else entry.zeros()
+            )
             at += entry.nbytes
         return tensors

@@ -41,7 +41,7 @@ class Catalogue:
 
 @dataclass(frozen=True)
 class Interactions:
-    """All users' interactions, user after user, each user's in time order (ties: position in the file), without duplicates.
+    """All users' interactions, user after user, without duplicates, each user's in time order (ties: as in the file).
 
     Attributes:
         user_ids: External ids, as text, one a user.
@@ -65,7 +65,7 @@ class Interactions:
 
 @dataclass(frozen=True)
 class DataSummary:
-    """Size of a data set at one point of its preparation."""
+    """Size of a data set at one point of its preparation; `items` are those with at least one interaction."""
 
     users: int
     items: int
@@ -82,8 +82,10 @@ class DataSummary:
 class DataReport:
     """What preparation did: the size before and after, and how many interactions or users met each rule.
 
-    `counts` names every rule that met something: `duplicate`, `unknown_item`, `malformed`, `low_rating`, `k_core`,
-    `users_too_short` (fewer than three interactions: they train, but are not evaluated), ...
+    `counts` names every rule that met something, each in units of its own: interactions (`malformed`, `unknown_item`,
+    `low_rating`, `duplicate`, `k_core`), lines of the item table (`malformed_item`, `duplicate_item`), listed items
+    without an interaction (`unrated_item`), users (`users_too_short`: fewer than three interactions, they train but are
+    not evaluated). `fedrec.data.report` says each in words.
     """
 
     before: DataSummary

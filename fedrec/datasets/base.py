@@ -1,12 +1,12 @@
 """The contract of a data set: read one form of data into plain columns; everything after that is shared.
 
-`fedrec.data.prepare` turns the columns into a `Dataset`: it filters, orders, removes duplicates, and counts what it did.
+`fedrec.data.prepare` turns the columns into a `Dataset`: it filters, orders, removes duplicates, and counts it all.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -44,20 +44,36 @@ class RawItem:
 
 
 @dataclass(frozen=True)
+class IdColumn:
+    """A column of external ids: every id is kept once as text, and every interaction holds its number.
+
+    Attributes:
+        codes: int32 [interactions], positions in `labels`.
+        labels: The distinct ids, as text; some may not occur.
+    """
+
+    codes: NDArray[np.int32]
+    labels: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+
+@dataclass(frozen=True)
 class RawData:
     """Interactions in file order, and the listed items (None: the source lists none, every item that occurs is known).
 
     Attributes:
-        users: Text array [interactions].
-        items: Text array [interactions].
-        times: float64 or int64 array [interactions], or None: the order in the file is the order in time.
-        ratings: float64 array [interactions], or None.
-        listed: Items with their text.
-        counts: What the reader left out, by name (`malformed`).
+        users: Who.
+        items: What.
+        times: float64 or int64 array [interactions], finite, or None: the order in the file is the order in time.
+        ratings: float64 array [interactions], finite, or None.
+        listed: Items with their text, in the source's order; an id that comes again is left out and counted later.
+        counts: What the reader left out, by name (`malformed`, `malformed_item`, `unrated_item`).
     """
 
-    users: NDArray[Any]
-    items: NDArray[Any]
+    users: IdColumn
+    items: IdColumn
     times: NDArray[np.int64] | NDArray[np.float64] | None
     ratings: NDArray[np.float64] | None
     listed: tuple[RawItem, ...] | None
@@ -65,13 +81,20 @@ class RawData:
 
 
 Progress = Callable[[str, int, int], None]
-"""Called with (what, done, total) while something long is read or fetched."""
+"""Called with (what, done, total) while something long is read or fetched; a total of 0 is not known."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """The `Progress` that shows nothing."""
 
 
 class DatasetSource(ABC):
     """Reads one form of data; a member of the family `dataset`."""
 
     config_class: ClassVar[type[DatasetConfig]]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
 
     @abstractmethod
     def read(self, progress: Progress) -> RawData:

@@ -70,7 +70,7 @@ class Recipe(ABC):
 
     @abstractmethod
     def solve_steps(self) -> Sequence[LocalStep]:
-        """How a user fits its private tensors alone to its history before it is ranked; no step moves anything shared."""
+        """How a user fits its private tensors alone to its history before it is ranked: nothing shared moves."""
 
     @abstractmethod
     def loss(self, positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import softplus
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -16,12 +16,12 @@ def _mean(values: Tensor, mask: Tensor) -> Tensor:
 
 def bpr(positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
     """Bayesian personalised ranking (Rendle et al., UAI 2009): mean over pairs of -log sigmoid(s+ - s-)."""
-    return _mean(F.softplus(negative - positive.unsqueeze(-1)).mean(-1), mask)
+    return _mean(softplus(negative - positive.unsqueeze(-1)).mean(-1), mask)
 
 
 def bce(positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
     """Binary cross-entropy: each pair's positive is labelled 1 and its q negatives 0; the mean over all of them."""
-    total = F.softplus(-positive) + F.softplus(negative).sum(-1)
+    total = softplus(-positive) + softplus(negative).sum(-1)
     return _mean(total / (1 + negative.shape[-1]), mask)
 
 

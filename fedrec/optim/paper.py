@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 from torch import Tensor
+from typing_extensions import override
 
 from fedrec.optim.base import Adam, LocalStep, Recipe
 from fedrec.optim.losses import LOSSES
@@ -48,17 +49,22 @@ class PaperRecipe(Recipe):
     config: PaperConfig
 
     @property
+    @override
     def negatives(self) -> int:
         return self.config.negatives
 
+    @override
     def local_steps(self) -> Sequence[LocalStep]:
         return [LocalStep(private=True, shared=True, optimiser=Adam(self.config.lr))] * self.config.local_epochs
 
+    @override
     def solve_steps(self) -> Sequence[LocalStep]:
         return [LocalStep(private=True, shared=False, optimiser=Adam(self.config.lr))] * self.config.solve_epochs
 
+    @override
     def loss(self, positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
         return LOSSES[self.config.loss](positive, negative, mask)
 
+    @override
     def server_update(self, model: Tensors, mean_delta: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
         return {name: tensor + mean_delta[name] for name, tensor in model.items()}, state

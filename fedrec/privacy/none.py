@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from typing_extensions import override
+
 from fedrec.privacy.base import PrivacyMechanism
 from fedrec.registry import MemberConfig, privacies
 from fedrec.tensors import Tensors
@@ -23,8 +25,10 @@ class NoPrivacy(PrivacyMechanism):
 
     config_class = NoPrivacyConfig
 
+    @override
     def protect_update(self, delta: Tensors, seed: int) -> Tensors:
         return delta
 
+    @override
     def protect_mean(self, mean_delta: Tensors, users: int, seed: int) -> Tensors:
         return mean_delta

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fedrec.errors import DataError
 from fedrec.registry import MemberConfig
-from peft_embeddings.encoders.base import Progress
+from peft_embeddings.encoders.base import Progress, TextVectors
 
 
 class Reduced(NamedTuple):
@@ -28,8 +29,19 @@ class Reduction(ABC):
         self.config = config
 
     @abstractmethod
-    def reduce(self, vectors: NDArray[np.float32], dim: int, seed: int, progress: Progress) -> Reduced:
-        """Reduce vectors [items, width] to [items, dim], deterministic in `seed`.
+    def reduce(self, vectors: TextVectors, dim: int, seed: int, progress: Progress) -> Reduced:
+        """Reduce vectors [items, width], dense or sparse, to [items, dim], deterministic in `seed`.
 
         Raises DataError if `dim` is larger than the vectors allow (min of items and width).
         """
+
+
+def check_dim(vectors: TextVectors, dim: int) -> None:
+    """Refuse a `dim` that vectors [items, width] cannot fill: DataError with what came and how to mend it."""
+    items, width = vectors.shape
+    if dim > min(items, width):
+        raise DataError(
+            f"base_table.dim={dim}: {items} items with text, in vectors of width {width}, have at most "
+            f"{min(items, width)} dimensions; set base_table.dim to {min(items, width)} or less, "
+            "or bring more items with text or an encoder with wider vectors"
+        )

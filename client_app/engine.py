@@ -1,0 +1,73 @@
+"""The contract of a training engine: chosen users' histories and private tensors in, one node update out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client_app.users import Cohort
+from fedrec.negatives import NegativeSampler
+from fedrec.optim.base import Recipe
+from fedrec.privacy.base import PrivacyMechanism
+from fedrec.tensors import Tensors
+from fedrec.updates import NodeUpdate
+from peft_embeddings.model import Model
+
+
+@dataclass(frozen=True)
+class GlobalModel:
+    """The model as the server sent it: what is trained, and what is frozen (the base table under a correction)."""
+
+    model: Model
+    trainable: Tensors
+    frozen: Tensors
+
+    def item_vectors(self, trainable: Tensors, items: Tensor) -> Tensor:
+        """Vectors [..., dim] of item ids [...] with `trainable` in the place of the received tensors."""
+        return self.model.item_vectors(trainable, self.frozen, items)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The public rules of the average: the cap on a user's weight and on the norm of its delta."""
+
+    weight_cap: int
+    max_update_norm: float
+
+
+class Trained(NamedTuple):
+    """The node's update, the users' private tensors [users, ...] afterwards, and who was taken (bool [users])."""
+
+    update: NodeUpdate
+    private: Tensors
+    taken: NDArray[np.bool_]
+
+
+class Engine(ABC):
+    """Trains users locally. What a user's training gives depends on nothing but the model, the user and the seeds."""
+
+    def __init__(self, recipe: Recipe, sampler: NegativeSampler, privacy: PrivacyMechanism, limits: Limits) -> None:
+        self.recipe = recipe
+        self.sampler = sampler
+        self.privacy = privacy
+        self.limits = limits
+
+    @abstractmethod
+    def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Trained:
+        """One round of local training.
+
+        Args:
+            model: The global model; its tensors are not changed.
+            cohort: The chosen users and their training items.
+            private: Their private tensors [users, ...]; not changed.
+            seed: Secret seed of the round, for negatives and noise.
+        """
+
+    @abstractmethod
+    def solve(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Tensors:
+        """The private tensors [users, ...] after the recipe's solve steps on the histories; nothing shared moves."""

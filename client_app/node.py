@@ -1,0 +1,174 @@
+"""A node: the users who live on it, and what it does when the server asks, free of any framework."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client_app.engine import Engine, GlobalModel, Limits
+from client_app.evaluation import RankingProtocol, rank_users
+from client_app.frozen import FrozenStore
+from client_app.oracle import OracleEngine
+from client_app.store import PrivateStore
+from client_app.users import LocalUsers
+from fedrec import registry
+from fedrec.config.validate import member_config
+from fedrec.data.split import HeldOut
+from fedrec.data.store import open_store
+from fedrec.errors import PacketError
+from fedrec.keys import simulation_secret
+from fedrec.negatives import NegativeSampler
+from fedrec.packet import PacketFormat
+from fedrec.protocol import Setup, SimulatedData, eligible_spec, frozen_format, unpack_eligible
+from fedrec.rng import derive
+from fedrec.tensors import Tensors
+from peft_embeddings.base import ItemEmbedding
+from peft_embeddings.model import Model
+
+ENGINES: dict[str, type[Engine]] = {"oracle": OracleEngine}
+
+
+class MissingFrozenError(Exception):
+    """The node does not hold the frozen tensors that the message names; it asks for them instead of training."""
+
+    def __init__(self, digest: str) -> None:
+        self.digest = digest
+        super().__init__(digest)
+
+
+class Place(NamedTuple):
+    """Which part of the simulated users lives on this node."""
+
+    partition: int
+    partitions: int
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of one run: everything that stays the same from message to message."""
+
+    setup: Setup
+    place: Place
+
+    @cached_property
+    def _simulation(self) -> SimulatedData:
+        if self.setup.simulation is None:
+            raise PacketError("malformed", "the setup names no simulated data, and this node has none of its own")
+        return self.setup.simulation
+
+    @cached_property
+    def secret(self) -> int:
+        """The secret root: of users' keys, negatives and noise."""
+        return simulation_secret(self.setup.seed)
+
+    @cached_property
+    def users(self) -> LocalUsers:
+        """The node's users: every `partitions`-th of the simulated ones."""
+        interactions = open_store(Path(self._simulation.interactions))
+        chosen = np.arange(self.place.partition, interactions.users, self.place.partitions)
+        return LocalUsers(interactions, chosen, self.secret)
+
+    @cached_property
+    def frozen_store(self) -> FrozenStore:
+        """What the server sent once."""
+        return FrozenStore(Path(self._simulation.state_dir))
+
+    @cached_property
+    def private_store(self) -> PrivateStore:
+        """The users' private tensors."""
+        return PrivateStore(Path(self._simulation.state_dir), self.setup.run_id, self._backbone.private)
+
+    @cached_property
+    def _backbone(self) -> Any:
+        config = member_config("backbone", dict(self.setup.backbone))
+        return registry.backbones.get(config.name)(config, self.setup.dim)
+
+    def _embedding(self, values: dict[str, Any]) -> ItemEmbedding:
+        config = member_config("embedding", values)
+        made: ItemEmbedding = registry.embeddings.get(config.name)(config, self.setup.n_items, self.setup.dim)
+        return made
+
+    @cached_property
+    def models(self) -> tuple[Model, ...]:
+        """The model of each phase."""
+        return tuple(Model(self._embedding(dict(phase.embedding)), self._backbone) for phase in self.setup.phases)
+
+    @cached_property
+    def sampler(self) -> NegativeSampler:
+        """Draws from the public list of items that may be negatives and be recommended."""
+        held = self.frozen_store.get(self.setup.eligible)
+        if held is None:
+            raise MissingFrozenError(self.setup.eligible)
+        return NegativeSampler(unpack_eligible(held, self.setup.n_items))
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine that the setup names."""
+        setup = self.setup
+        optim = member_config("optim", dict(setup.optim))
+        privacy = member_config("privacy", dict(setup.privacy))
+        if setup.engine not in ENGINES:
+            raise PacketError("malformed", f"engine {setup.engine!r} is not one of {sorted(ENGINES)}")
+        return ENGINES[setup.engine](
+            registry.optims.get(optim.name)(optim),
+            self.sampler,
+            registry.privacies.get(privacy.name)(privacy),
+            Limits(setup.weight_cap, setup.max_update_norm),
+        )
+
+    def model_format(self, phase: int) -> PacketFormat:
+        """Format of the model packets of a phase."""
+        return self.setup.model_format(self.models[phase].trainable)
+
+    def keep_frozen(self, phase: int, digest: str, packet: bytes) -> None:
+        """Check frozen tensors that came with a message of a phase, and keep them."""
+        is_list = digest == self.setup.eligible
+        spec = eligible_spec(self.setup.n_items) if is_list else self.models[phase].frozen
+        self.frozen_store.put(frozen_format(spec).decode(packet).tensors, digest)
+
+    def train(self, phase: int, round: int, packet: bytes, slots: NDArray[np.int64], frozen: str) -> bytes:
+        """Train the users in `slots` on the model in `packet`; the encoded update of the node."""
+        received = self.model_format(phase).decode(packet, phase=phase, round=round)
+        model = self._global_model(phase, received.tensors, frozen)
+        cohort = self.users.training(slots)
+        private, found = self._private(cohort.keys, before=round)
+        trained = self.engine.train(model, cohort, private, derive(self.secret, "train", round))
+        kept = {name: tensor[trained.taken] for name, tensor in trained.private.items()}
+        self.private_store.save(round, cohort.keys[trained.taken], kept, checkpoint_round=int(received.scalars[0]))
+        trained.update.cold = int((~found).sum())
+        return self.setup.update_format(self.models[phase].trainable).encode(
+            phase, round, trained.update.total, trained.update.scalars(), seed=derive(self.secret, "codec", round)
+        )
+
+    def evaluate(self, phase: int, round: int, packet: bytes, of: HeldOut, frozen: str) -> bytes:
+        """Rank the held-out items of a split for all users who have one; the encoded sums of the metrics."""
+        received = self.model_format(phase).decode(packet, phase=phase, round=round)
+        model = self._global_model(phase, received.tensors, frozen)
+        cohort, positives = self.users.held_out(self.users.evaluated, of)
+        private, found = self._private(cohort.keys, before=round + 1)
+        solved = self.engine.solve(model, cohort, private, derive(self.secret, "solve", of, round))
+        setup = self.setup
+        protocol = RankingProtocol(setup.ks, self.sampler, setup.sampled_negatives, derive(setup.seed, "sampled", of))
+        sums = rank_users(model, cohort, positives, solved, protocol)
+        scalars = [float(len(cohort)), float((~found).sum()), *(sums.get(name, 0.0) for name in setup.metric_names())]
+        return setup.metrics_format().encode(phase, round, {}, scalars)
+
+    def _global_model(self, phase: int, trainable: Tensors, frozen: str) -> GlobalModel:
+        held = self.frozen_store.get(frozen) if frozen else {}
+        if held is None:
+            raise MissingFrozenError(frozen)
+        return GlobalModel(self.models[phase], trainable, held)
+
+    def _private(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
+        """The users' private tensors from rounds earlier than `before`, initial ones for the new; who is not new."""
+        private, found = self.private_store.load(keys, before)
+        new = self._backbone.init_private(self.setup.seed, keys[~found])
+        for name, tensor in private.items():
+            tensor[torch.from_numpy(~found)] = new[name]
+        return private, found

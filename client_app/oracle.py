@@ -1,0 +1,110 @@
+"""The one-at-a-time engine: each user trains on copies of the whole model with the framework's own optimisers.
+
+It is slow and plainly right, and so the oracle that any faster engine is tested against.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from client_app.engine import Engine, GlobalModel, Trained
+from client_app.users import Cohort
+from fedrec.backbones.base import ScoreContext
+from fedrec.optim.base import Adam, LocalOptimiser, LocalStep
+from fedrec.rng import derive
+from fedrec.tensors import Tensors
+from fedrec.updates import NodeUpdate
+
+
+class OracleEngine(Engine):
+    """One user after the other, on dense copies of every tensor."""
+
+    @override
+    def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Trained:
+        update = NodeUpdate(total={name: torch.zeros_like(tensor) for name, tensor in model.trainable.items()})
+        after = {name: tensor.clone() for name, tensor in private.items()}
+        taken = np.zeros(len(cohort), dtype=np.bool_)
+        for user in range(len(cohort)):
+            one = cohort.part(user, user + 1)
+            own = {name: tensor[user].clone() for name, tensor in private.items()}
+            trainable = {name: tensor.clone() for name, tensor in model.trainable.items()}
+            loss = self._run(self.recipe.local_steps(), model, one, trainable, own, seed)
+            if loss is None:
+                update.dropped["no_negatives"] += 1
+                continue
+            delta = {name: trainable[name].detach() - model.trainable[name] for name in trainable}
+            delta = self.privacy.protect_update(delta, derive(seed, "privacy", int(one.keys[0])))
+            limits = self.limits
+            if update.add(delta, len(one.items), loss, limits.weight_cap, limits.max_update_norm):
+                taken[user] = True
+                for name, tensor in own.items():
+                    after[name][user] = tensor.detach()
+        return Trained(update, after, taken)
+
+    @override
+    def solve(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Tensors:
+        after = {name: tensor.clone() for name, tensor in private.items()}
+        steps = self.recipe.solve_steps()
+        for user in range(len(cohort)):
+            own = {name: tensor[user].clone() for name, tensor in private.items()}
+            self._run(steps, model, cohort.part(user, user + 1), dict(model.trainable), own, seed)
+            for name, tensor in own.items():
+                after[name][user] = tensor.detach()
+        return after
+
+    def _run(
+        self,
+        steps: Sequence[LocalStep],
+        model: GlobalModel,
+        one: Cohort,
+        trainable: Tensors,
+        own: Tensors,
+        seed: int,
+    ) -> float | None:
+        """Take the steps, changing `trainable` and `own` in place; the loss before the first, None for no negatives."""
+        if not steps:
+            return 0.0
+        groups = {"private": list(own.values()), "shared": list(trainable.values())}
+        moving = {part for step in steps for part in groups if getattr(step, part)}
+        tensors = [tensor.requires_grad_() for part in sorted(moving) for tensor in groups[part]]
+        optimisers: dict[LocalOptimiser, torch.optim.Optimizer] = {}
+        first_loss: float | None = None
+        for number, step in enumerate(steps):
+            loss = self._loss(model, one, trainable, own, seed, number)
+            if loss is None:
+                return None
+            optimiser = optimisers.setdefault(step.optimiser, _torch_optimiser(step.optimiser, tensors))
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            for part in moving:
+                if not getattr(step, part):
+                    for tensor in groups[part]:
+                        tensor.grad = None
+            optimiser.step()
+            first_loss = float(loss.detach()) if first_loss is None else first_loss
+        return first_loss
+
+    def _loss(
+        self, model: GlobalModel, one: Cohort, trainable: Tensors, own: Tensors, seed: int, step: int
+    ) -> Tensor | None:
+        drawn = self.sampler.draw(seed, one.keys, one.offsets, one.items, step, self.recipe.negatives)
+        if drawn.exhausted.any():
+            return None
+        items = torch.from_numpy(np.concatenate([one.items[:, None], drawn.items], axis=1))
+        vectors = model.item_vectors(trainable, items.reshape(-1))
+        backbone = model.model.backbone
+        scores = backbone.score(model.model.shared(trainable), own, vectors, ScoreContext(training=True))
+        scores = scores.reshape(items.shape)
+        return self.recipe.loss(scores[:, 0], scores[:, 1:], torch.ones(len(items), dtype=scores.dtype))
+
+
+def _torch_optimiser(optimiser: LocalOptimiser, tensors: Sequence[Tensor]) -> torch.optim.Optimizer:
+    if isinstance(optimiser, Adam):
+        betas = (optimiser.beta1, optimiser.beta2)
+        return torch.optim.Adam(tensors, lr=optimiser.lr, betas=betas, eps=optimiser.eps)
+    return torch.optim.SGD(tensors, lr=optimiser.lr)

@@ -1,0 +1,204 @@
+"""The `fedrec` command: what the user types becomes a configuration, and a configuration becomes a run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.syntax import Syntax
+from rich.table import Table
+from rich.text import Text
+from typer.core import TyperCommand
+
+from fedrec import __version__
+from fedrec.config.compose import compose
+from fedrec.config.describe import ABSENT, Change, differences, to_dict, to_yaml
+from fedrec.config.paths import portable, settle
+from fedrec.config.schema import RunConfig
+from fedrec.errors import ConfigError, FedrecError
+from fedrec.registry import FAMILIES
+
+app = typer.Typer(
+    name="fedrec",
+    help="Train recommenders federatedly, with parameter-efficient updates.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # the brackets of a list in an override are not markup
+    pretty_exceptions_enable=False,
+)
+
+_KEYS = (
+    ("strategy.rounds=200", "how long to train"),
+    ("strategy.fraction=0.1", "the share of the users that train in a round"),
+    ("strategy.warmup_rounds=20", "fedpeft: rounds of the whole table before it is frozen"),
+    ("embedding.rank=8", "lora: numbers per item that are trained and sent"),
+    ("base_table.dim=64", "numbers in an item vector"),
+    ("optim.lr=0.005", "learning rate on the clients"),
+    ("dataset.root=ml-1m", "where the data is; a relative path is taken against this folder"),
+    ("evaluation.ks=[5,10,20]", "cut-offs of the metrics"),
+    ("simulation.nodes=4", "SuperNodes that share the users (changes no result)"),
+    ("seed=1", "another run of the same"),
+)
+
+
+class OverridesCommand(TyperCommand):
+    """A command that takes overrides; its help lists the groups, their members, and the keys most often changed."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what an override is below the options."""
+        formatter.write(overrides_help(ctx.command_path))
+        super().format_epilog(ctx, formatter)
+
+
+def overrides_help(command: str) -> str:
+    """What overrides are, with the members that are installed and the keys most often changed."""
+    groups = "\n".join(f"  {name + '=':<12}{', '.join(family.names())}" for name, family in FAMILIES.items())
+    width = max(len(key) for key, _ in _KEYS) + 2
+    keys = "\n".join(f"  {key:<{width}}{what}" for key, what in _KEYS)
+    return f"""
+Overrides:
+  group=member chooses one part of the run, section.key=value sets one value; each at most once, in any order.
+  `fedrec config` shows every key and its value, `fedrec config <overrides>` what the overrides make of them.
+
+Groups and their members:
+{groups}
+
+Keys most often changed:
+{keys}
+
+Examples:
+  {command} dataset=ml_1m strategy.rounds=50
+  {command} strategy=full embedding=full seed=1
+  {command} embedding=lora embedding.rank=8 "dataset.root='my data/ml-100k'" dataset=ml_100k
+"""
+
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[OVERRIDES]...", help="group=member or section.key=value", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="End with one line of JSON on stdout; all else goes to stderr.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"fedrec {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+@app.command("config", cls=OverridesCommand)
+def config_command(overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Print the resolved configuration, and what each override changed."""
+    with _ending(as_json) as (console, end):
+        composed = compose(overrides or [], base=Path.cwd())
+        found = differences(compose([], base=Path.cwd()), composed)
+        config = settle(composed, Path.cwd())
+        end.update(config=to_dict(config), changes=[_change_as_dict(change) for change in found])
+        if as_json:
+            return
+        if console.is_terminal:
+            console.print(Syntax(to_yaml(config), "yaml", background_color="default"))
+            console.print(_table(found))
+        else:  # still a YAML file, with the changes as remarks
+            print(to_yaml(config), end="")
+            for change in found:
+                print(f"# {change.key}: {_shown(change.default)} -> {_shown(change.value)}")
+
+
+@app.command("train", cls=OverridesCommand)
+def train_command(overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Train in this process, with the real server and clients but without Flower's runtime: for quick work."""
+    with _ending(as_json) as (console, end):
+        config, same = _prepared(overrides or [])
+        from commands.train import train  # the apps and torch: not needed to print help or an error
+
+        end.update(train(config, same, console=console))
+
+
+@app.command("simulate", cls=OverridesCommand)
+def simulate_command(overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Train on Flower's simulation runtime: `flwr run` with its own home, the right environment and exit status."""
+    with _ending(as_json) as (console, end):
+        config, same = _prepared(overrides or [])
+        from commands.simulate import simulate  # as above
+
+        end.update(simulate(config, same, console=console))
+
+
+def _prepared(overrides: list[str]) -> tuple[RunConfig, list[str]]:
+    """The configuration, and overrides that make the same one in any working directory."""
+    config = settle(compose(overrides, base=Path.cwd()), Path.cwd())
+    return config, portable(overrides, config)
+
+
+@contextlib.contextmanager
+def _ending(as_json: bool) -> Iterator[tuple[Console, dict[str, Any]]]:
+    """How every command ends: one line of JSON if asked for, a plain message for errors that the user can mend.
+
+    Yields the console to write to, and the dictionary to fill, which becomes the line.
+    """
+    end: dict[str, Any] = {}
+    status = 0
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        try:
+            yield Console(stderr=as_json), end
+        except FedrecError as error:
+            print(f"error: {error}", file=sys.stderr)
+            end = {"error": str(error)}
+            if isinstance(error, ConfigError):
+                end["problems"] = list(error.problems)
+            status = 2 if isinstance(error, ConfigError) else 1
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            end = {"error": "interrupted"}
+            status = 130
+    if as_json:
+        print(json.dumps(end), flush=True)
+    if status:
+        raise typer.Exit(status)
+
+
+def _change_as_dict(change: Change) -> Mapping[str, Any]:
+    """A change for JSON, where an absent key is one that is not there."""
+    return {name: value for name, value in change._asdict().items() if value is not ABSENT}
+
+
+def _shown(value: object) -> str:
+    return ABSENT.value if value is ABSENT else json.dumps(value, ensure_ascii=False)
+
+
+def _table(found: list[Change]) -> Table | Text:
+    if not found:
+        return Text("Every value is the default.", style="dim")
+    table = Table(title="Changed from the defaults", title_justify="left")
+    for column in ("key", "default", "now"):
+        table.add_column(column, overflow="fold")
+    for change in found:
+        # Text, not str: a list's brackets are no markup.
+        table.add_row(change.key, Text(_shown(change.default), style="dim"), Text(_shown(change.value), style="bold"))
+    return table
+
+
+def main() -> None:
+    """Entry point of the installed `fedrec`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

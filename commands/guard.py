@@ -1,0 +1,37 @@
+"""Run as a program of its own: ends a simulation's processes when the command that started them is gone.
+
+A command that is killed outright can end nothing any more, and Flower's simulation outlives its SuperLink. So the
+command starts this beside them and writes to its standard input: the number of every process group, one a line, and
+`done` when it has ended them itself. If the input closes without `done`, they are ended here and the private folder
+is removed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+import time
+from contextlib import suppress
+
+_PATIENCE = 3.0
+
+
+def main() -> None:
+    """Read groups until the input closes; `sys.argv[1]` is the private folder."""
+    groups: set[int] = set()
+    for line in sys.stdin:
+        if line.strip() == "done":
+            return
+        groups.add(int(line))
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        for group in groups:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(group, signum)
+        time.sleep(_PATIENCE)
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""The end of a run, for people: how well it ranks, beside what needs no training, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from commands.progress import amount, duration
+
+_BASELINES = {
+    "random": "random",
+    "popularity": "popularity",
+    "content_mean": "text, mean of the history",
+    "content_last": "text, last item",
+}
+
+
+def show_summary(summary: Mapping[str, Any], console: Console) -> None:
+    """Print a run's `summary.json`: a table of metrics, a table of bytes, and where everything is."""
+    for prefix, title in _protocols(summary["test"]):
+        console.print(_metrics_table(summary, prefix, title))
+    console.print(_bytes_table(summary["bytes_per_user"]))
+    cold = int(summary["test"].get("cold_users", 0))
+    users = int(summary["test"]["users"])
+    seconds = duration(summary["seconds"])
+    console.print(f"{summary['rounds']} rounds in {seconds}; {users:,} users ranked, {cold:,} of them never trained")
+    console.print(f"run folder: {summary['run']}", soft_wrap=True, highlight=False)
+
+
+def _protocols(test: Mapping[str, Any]) -> list[tuple[str, str]]:
+    prefixes = sorted({name.rpartition("/")[0] for name in test})
+    return [(f"{name}/" if name else "", f"Test, {name or 'full ranking'}") for name in prefixes]
+
+
+def _metrics_table(summary: Mapping[str, Any], prefix: str, title: str) -> Table:
+    shown = [name for name in ("hr@10", "ndcg@10") if prefix + name in summary["test"]]
+    names = shown or [name for name in summary["test"] if name.startswith(prefix) and "@" in name][:2]
+    names = [prefix + name if shown else name for name in names] + [f"{prefix}mrr"]
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for name in names:
+        table.add_column(name.removeprefix(prefix).upper(), justify="right")
+    for name, metrics in summary["baselines"].items():
+        table.add_row(_BASELINES.get(name, name), *(f"{metrics[column]:.4f}" for column in names), style="dim")
+    table.add_row("this model", *(f"{summary['test'][column]:.4f}" for column in names), style="bold")
+    return table
+
+
+def _bytes_table(moved: Mapping[str, Any]) -> Table:
+    table = Table(title="Bytes per user, mean over all users", title_justify="left")
+    for column in ("", "up", "down", "in all"):
+        table.add_column(column, justify="right" if column else "left")
+    for phase, ways in moved["by_phase"].items():
+        table.add_row(phase, amount(ways["up"]), amount(ways["down"]), amount(ways["up"] + ways["down"]))
+    table.add_row("once (setup, frozen tensors)", "", "", amount(moved["one_time"]))
+    table.add_row("training", amount(moved["up"]), amount(moved["down"]), amount(moved["total"]), style="bold")
+    table.add_row("evaluation, apart", "", "", amount(moved["evaluation"]), style="dim")
+    return table

@@ -1,0 +1,238 @@
+"""`fedrec simulate`: `flwr run` with a true exit status, a visible log, and nothing left running or lying about."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import queue
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from rich.console import Console
+
+from commands.flower_app import assemble, run_config
+from commands.progress import RunProgress
+from commands.superlink import NAME, SuperLink
+from fedrec.config.paths import assign, portable, settle
+from fedrec.config.schema import RunConfig, SimulationConfig
+from fedrec.errors import FederationError, StoreError
+from server_app.run import new_run_id
+from server_app.run_folder import METRICS, SUMMARY
+
+LOG = "flower.log"
+"""In the run folder: all that Flower and the app's processes said."""
+
+_POLL = 0.2
+_LOOK = 2.0
+_TAIL = 40
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+# What our own apps say (rounds are shown otherwise), and what is wrong; Flower's "INFO :" is for who looks for it.
+_WORTH_SHOWING = re.compile(r"INFO (?!:|round \d)|WARNING\b|ERROR\b|CRITICAL\b")
+_REASON = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception)\b")
+# Flower says these in every run, and nobody can do anything about them.
+_NOISE = re.compile(r"default simulated SuperNodes|Manually terminating ClientAppActor")
+
+
+def simulate(
+    config: RunConfig, overrides: Sequence[str], *, console: Console | None = None, verbose: bool = False
+) -> dict[str, Any]:
+    """Run a configuration on Flower's simulation runtime and return the content of the run's `summary.json`.
+
+    Raises FederationError if the run fails, with the end of its log. Whatever happens, also a Ctrl-C or a SIGTERM,
+    every process that was started is ended and every temporary file removed.
+
+    Args:
+        config: The composed configuration.
+        overrides: The overrides that it was composed from; the app composes it again.
+        console: Where progress is shown (default: standard error).
+        verbose: Show the whole log of the run, and not only its warnings; it is in the run folder in any case.
+    """
+    config = settle(config, Path.cwd())
+    run_id = config.run_id or new_run_id(config)
+    config = dataclasses.replace(config, run_id=run_id)
+    folder = _make_folder(config)
+    same = [text for text in portable(overrides, config) if text.partition("=")[0].strip() != "run_id"]
+    with (
+        _signals_as_exceptions(),
+        RunProgress(console or Console(stderr=True)) as progress,
+        (folder / LOG).open("a", encoding="utf-8") as log,
+    ):
+        progress.stage("starting Flower")
+        with SuperLink() as superlink:
+            run = _submit(superlink, config.simulation, [*same, assign("run_id", run_id)])
+            progress.stage(f"run {run_id}")
+            tail = _follow(superlink, run, folder, log, progress, verbose)
+            _require_success(superlink, run, folder, tail)
+    return _summary(folder)
+
+
+def _make_folder(config: RunConfig) -> Path:
+    assert config.runs_dir is not None
+    assert config.run_id is not None
+    folder = config.runs_dir / config.run_id
+    if (folder / METRICS).exists():
+        raise StoreError(f"{folder} already holds a run: choose another run_id, or remove the folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(
+            f"the run folder {folder} cannot be made ({error.strerror}): give another by runs_dir=/absolute/folder"
+        ) from error
+    return folder
+
+
+def federation_config(simulation: SimulationConfig) -> str:
+    """Nodes and resources in the words of `flwr run --federation-config`."""
+    words: dict[str, float] = {
+        "num-supernodes": simulation.nodes,
+        "client-resources-num-cpus": simulation.cpus_per_worker,
+    }
+    if simulation.gpus_per_worker:
+        words["client-resources-num-gpus"] = simulation.gpus_per_worker
+    if "RAY_ADDRESS" not in os.environ:  # a running cluster has its resources; giving it others is an error of Ray's
+        words["init-args-num-cpus"] = simulation.workers * simulation.cpus_per_worker
+    return " ".join(f"{key}={value}" for key, value in words.items())
+
+
+def _submit(superlink: SuperLink, simulation: SimulationConfig, overrides: Sequence[str]) -> str:
+    """Hand the app and its configuration to the SuperLink; returns Flower's number of the run."""
+    app = assemble(superlink.base / "fedrec")
+    values = superlink.base / "run-config.toml"
+    values.write_text(run_config(overrides), encoding="utf-8")
+    answer = superlink.call(
+        "run", str(app), NAME, "--run-config", str(values), "--federation-config", federation_config(simulation)
+    )
+    return str(answer["run-id"])
+
+
+def _follow(
+    superlink: SuperLink, run: str, folder: Path, log: TextIO, progress: RunProgress, verbose: bool
+) -> list[str]:
+    """Show rounds and log until the run has ended; returns the last lines of the log."""
+    stream = superlink.stream(run)
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    reader = threading.Thread(target=_read, args=(stream, lines), daemon=True)
+    reader.start()
+    metrics = Tail(folder / METRICS)
+    tail: list[str] = []
+    looked = 0.0
+    while True:
+        ended = not reader.is_alive()
+        for record in metrics.records():
+            progress.update(record)
+        while not lines.empty():
+            line = _COLOURS.sub("", lines.get())
+            log.write(line + "\n")
+            tail = [*tail[-_TAIL:], line]
+            if verbose or (_WORTH_SHOWING.match(line) and not _NOISE.search(line)):
+                progress.note(line.removeprefix("INFO "))
+        log.flush()
+        if ended:
+            return tail
+        superlink.check()
+        if time.monotonic() - looked > _LOOK:
+            superlink.offspring.look()
+            looked = time.monotonic()
+        reader.join(_POLL)
+
+
+def _read(stream: subprocess.Popen[str], lines: queue.SimpleQueue[str]) -> None:
+    assert stream.stdout is not None
+    with suppress(ValueError):  # closed while we end everything
+        for line in stream.stdout:
+            lines.put(line.rstrip("\n"))
+
+
+class Tail:
+    """The records of a growing file of JSON lines, each once."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """What whole lines have come since the last call."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._offset)
+            text = file.read()
+        whole, newline, _ = text.rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        for line in whole.splitlines():
+            record = json.loads(line)
+            if "round" in record and "rounds" in record:
+                yield record
+
+
+def _require_success(superlink: SuperLink, run: str, folder: Path, tail: list[str]) -> None:
+    """Raise a FederationError unless Flower says that the run was completed."""
+    while not (status := _status(superlink, run)).startswith("finished"):
+        superlink.check()
+        time.sleep(1.0)
+    if status != "finished:completed":
+        raise FederationError(
+            f"the run ended as {status!r}, expected 'finished:completed'. The end of its log "
+            f"(the whole is in {folder / LOG}):\n{reason(tail) or superlink.tail()}"
+        )
+
+
+def reason(tail: Sequence[str]) -> str:
+    """Why a run failed, from the last lines of its log: the last exception's message, or else all the lines."""
+    lines = [line for line in tail if line.strip() and not _NOISE.search(line)]
+    starts = [index for index, line in enumerate(lines) if _REASON.match(line)]
+    if starts:
+        after = lines[starts[-1] :]
+        ends = [index for index, line in enumerate(after) if line.startswith(("ERROR :", "INFO :", "WARNING :"))]
+        lines = after[: ends[0]] if ends else after
+    return "\n".join(lines)
+
+
+def _status(superlink: SuperLink, run: str) -> str:
+    runs = superlink.call("ls", NAME, "--run-id", run)["runs"]
+    return str(runs[0]["status"])
+
+
+def _summary(folder: Path) -> dict[str, Any]:
+    path = folder / SUMMARY
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise FederationError(
+            f"the run ended as completed, but {path} is missing or not JSON ({error}): see {folder / LOG}"
+        ) from error
+    if not isinstance(summary, dict):
+        raise FederationError(f"{path} should hold a JSON object, it holds a {type(summary).__name__}")
+    return summary
+
+
+@contextmanager
+def _signals_as_exceptions() -> Iterator[None]:
+    """Let a SIGTERM or SIGHUP unwind the stack as a Ctrl-C does, once: a second one must not cut the ending short."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        for each in watched:
+            signal.signal(each, signal.SIG_IGN)
+        if signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + signum)
+
+    before = {each: signal.signal(each, stop) for each in watched}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)

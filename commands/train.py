@@ -1,0 +1,24 @@
+"""`fedrec train`: a run in this process, with the real server and clients and no SuperLink."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from client_app.app import app as client_app
+from commands.local_grid import LocalGrid
+from commands.progress import RunProgress
+from commands.report import show_summary
+from fedrec.config.schema import RunConfig
+from server_app.run import run
+
+
+def train(config: RunConfig, overrides: Sequence[str], *, console: Console) -> dict[str, Any]:
+    """Carry out a run on an in-process grid and return its summary; `config` has its folders settled."""
+    grid = LocalGrid(client_app, config.simulation.nodes)
+    with RunProgress(console) as progress:
+        summary = run(config, overrides, grid, progress)
+    show_summary(summary, console)
+    return summary

@@ -1,0 +1,35 @@
+"""Checks that look at more than one value: they run once every value on its own is legal."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+
+from fedrec.config.schema import RunConfig
+from fedrec.registry import FAMILIES
+
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+
+
+def check(config: RunConfig) -> list[str]:
+    """All problems of a configuration whose values are each legal; a line for each, none if it can run.
+
+    The chosen member of any family contributes by a class method `problems(config: RunConfig) -> list[str]`.
+    """
+    problems: list[str] = []
+    double = sorted(k for k, count in Counter(config.evaluation.ks).items() if count > 1)
+    if double:
+        problems.append(f"evaluation.ks={list(config.evaluation.ks)}: {double} is given twice; give each cut-off once")
+    if config.run_id is not None and not _FOLDER_NAME.fullmatch(config.run_id):
+        problems.append(
+            f"run_id={config.run_id}: expected the name of a folder (letters, digits, '_', '-' and '.', "
+            f"not a '.' or '-' first), got the text {config.run_id!r}"
+        )
+    for field in dataclasses.fields(config):
+        if field.name in FAMILIES:
+            member = FAMILIES[field.name].get(getattr(config, field.name).name)
+            contribute = getattr(member, "problems", None)
+            if contribute is not None:
+                problems += contribute(config)
+    return problems

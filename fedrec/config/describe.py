@@ -1,0 +1,117 @@
+"""A configuration as text and plain data, there and back; and what overrides changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from fedrec import registry
+from fedrec.config.check import check
+from fedrec.config.paths import anchor
+from fedrec.config.schema import RunConfig
+from fedrec.config.validate import Validator, member_config, member_defaults, plain
+from fedrec.errors import ConfigError
+from fedrec.registry import FAMILIES, MemberConfig
+
+
+class Absent(Enum):
+    """The value of a key that one of two configurations does not have."""
+
+    ABSENT = "-"
+
+
+ABSENT = Absent.ABSENT
+
+
+class Change(NamedTuple):
+    """One value that differs from the default; ABSENT where the choice of a member brought or took the key."""
+
+    key: str
+    default: Any
+    value: Any
+
+
+class _Dumper(yaml.SafeDumper):
+    """Block style, with lists on one line."""
+
+
+def _in_line(dumper: _Dumper, data: list[Any]) -> yaml.Node:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+
+
+_Dumper.add_representer(list, _in_line)
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The configuration as nested plain data that survives JSON and YAML."""
+    result: dict[str, Any] = plain(config)
+    return result
+
+
+def from_dict(values: Mapping[str, Any]) -> RunConfig:
+    """The configuration that `to_dict` made the data of, checked as strictly. Raises ConfigError with all problems."""
+    validator = Validator()
+    config = validator.run_config(values)
+    if config is not None:
+        config = anchor(config, None, validator)
+        if not validator.problems:
+            validator.problems += check(config)
+    if config is None or validator.problems:
+        raise ConfigError(validator.problems)
+    return config
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The configuration as YAML text, in the order of the schema."""
+    text: str = yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
+    return text
+
+
+def flat(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """Nested data as dotted keys."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{at}.{name}" if at else name
+        # A member's name is what its group was set to: shown as the choice it is.
+        key = at if name == "name" and at in FAMILIES else key
+        result.update(flat(value, key) if isinstance(value, Mapping) else {key: value})
+    return result
+
+
+def differences(default: RunConfig, config: RunConfig) -> list[Change]:
+    """Every key whose value differs between two configurations, in the order of the schema."""
+    before, after = flat(to_dict(default)), flat(to_dict(config))
+    return [
+        Change(key, before.get(key, ABSENT), after.get(key, ABSENT))
+        for key in _in_order(after, before)
+        if before.get(key, ABSENT) != after.get(key, ABSENT)
+    ]
+
+
+def _in_order(after: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    sections: dict[str, list[str]] = {}
+    for key in [*after, *(key for key in before if key not in after)]:
+        sections.setdefault(key.partition(".")[0], []).append(key)
+    return [key for keys in sections.values() for key in keys]
+
+
+def changes(overrides: Sequence[str], *, base: Path | None) -> list[Change]:
+    """What the overrides change, including what the choice of a member or an experiment brings with it."""
+    from fedrec.config.compose import compose  # hydra is slow to import, and only needed here
+
+    return differences(compose([], base=base), compose(overrides, base=base))
+
+
+def load_member(family: str, name: str, **values: Any) -> MemberConfig:
+    """A member's configuration as its yaml file has it, with some values replaced; for tests and scripts."""
+    path = registry.CONF / family / f"{name}.yaml"
+    if path.exists():
+        defaults = yaml.safe_load(path.read_text(encoding="utf-8"))
+        defaults.pop("defaults", None)
+    else:
+        defaults = member_defaults(FAMILIES[family].get(name).config_class, name)
+    return member_config(family, {**defaults, **values})

@@ -1,0 +1,119 @@
+"""Folders and paths: what a relative one means, and where runs and caches are when the configuration does not say.
+
+Paths are absolute before they enter a run, because the runtime's working directory is not the user's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fedrec.config.schema import RunConfig
+from fedrec.config.validate import Validator
+from fedrec.errors import ConfigError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+HOME_VARIABLE = "FEDREC_HOME"
+"""The environment variable that names fedrec's own folder (default: `.fedrec` in the user's home)."""
+
+T = TypeVar("T", bound="DataclassInstance")
+
+
+def home() -> Path:
+    """The folder that is fedrec's own. Raises ConfigError if the environment variable holds a relative path."""
+    text = os.environ.get(HOME_VARIABLE)
+    if not text:
+        return Path.home() / ".fedrec"
+    if not Path(text).is_absolute():
+        absolute = _absolute(Path.cwd(), Path(text))
+        raise ConfigError([f"{HOME_VARIABLE}={text}: expected an absolute path; from here it would be {absolute}"])
+    return Path(text)
+
+
+def settle(config: RunConfig, base: Path | None) -> RunConfig:
+    """The configuration with `runs_dir` and `cache_dir` given: what is null becomes the default.
+
+    Args:
+        config: A composed configuration.
+        base: The user's working directory, in which `runs` is; None in a running app: `runs` in fedrec's own folder.
+    """
+    runs = config.runs_dir or (home() if base is None else base) / "runs"
+    cache = config.cache_dir or home() / "cache"
+    return dataclasses.replace(config, runs_dir=runs, cache_dir=cache)
+
+
+def anchor(section: T, base: Path | None, validator: Validator, at: str = "") -> T:
+    """A configuration whose relative paths are made absolute against `base`.
+
+    With `base` None (inside a running app) a relative path is a problem that shows the absolute form.
+    """
+
+    def anchored(value: Any, key: str) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return anchor(value, base, validator, key)
+        if isinstance(value, tuple):
+            return tuple(anchored(item, key) for item in value)
+        if not isinstance(value, Path) or value.is_absolute():
+            return value
+        absolute = _absolute(base or Path.cwd(), value.expanduser())
+        if base is None:
+            came = f"the relative path {str(value)!r} means nothing in a running app"
+            validator.add(key, f"{came}; give it absolute: {assign(key, absolute)}")
+        return absolute
+
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(section):
+        before = getattr(section, field.name)
+        after = anchored(before, f"{at}.{field.name}" if at else field.name)
+        if after is not before:
+            changed[field.name] = after
+    return dataclasses.replace(section, **changed) if changed else section
+
+
+def portable(overrides: Sequence[str], config: RunConfig) -> list[str]:
+    """The overrides so that they mean the same in any working directory: every path in them given absolute.
+
+    Args:
+        overrides: What the user typed and `compose` accepted.
+        config: What `compose` made of it, then `settle`d.
+    """
+    paths = dict(_paths(config, ""))
+    kept = [override for override in overrides if override.partition("=")[0].strip() not in paths]
+    return kept + [assign(key, path) for key, path in paths.items()]
+
+
+def _absolute(base: Path, path: Path) -> Path:
+    return Path(os.path.abspath(base / path))  # noqa: PTH100 - `resolve` would follow the user's links
+
+
+def _paths(section: Any, at: str) -> Iterator[tuple[str, Path]]:
+    for field in dataclasses.fields(section):
+        value, key = getattr(section, field.name), f"{at}.{field.name}" if at else field.name
+        if isinstance(value, Path):
+            yield key, value
+        elif dataclasses.is_dataclass(value):
+            yield from _paths(value, key)
+
+
+def assign(key: str, value: str | Path) -> str:
+    """The override that gives a key this text, quoted only where Hydra's grammar needs it."""
+    text = str(value)
+    if text and text.isascii() and all(character.isalnum() or character in "/._-" for character in text):
+        return f"{key}={text}"
+    # Within quotes only these are special: a backslash before a quote (or at the end), the quote, and `${`.
+    escaped = ""
+    for position, character in enumerate(text):
+        following = text[position + 1 :]
+        run = len(following) - len(following.lstrip("\\"))
+        if character == "\\" and (run == len(following) or following[run] == "'"):
+            escaped += "\\\\"
+        elif character == "'":
+            escaped += "\\'"
+        else:
+            escaped += character
+    return f"{key}='{escaped}'"

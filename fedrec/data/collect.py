@@ -1,0 +1,195 @@
+"""Collects interactions line by line into compact columns, with one answer to a line that cannot be read.
+
+Ids become numbers as they are met, so that a file of any length takes its distinct ids and a few bytes a line.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Iterable, Sequence
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, Literal
+
+import numpy as np
+
+from fedrec.datasets.base import IdColumn, RawData, RawItem
+from fedrec.errors import DataError
+
+EXACT = 2**53
+"""Whole numbers up to this one are exact as float64; a larger float may have been another id once."""
+
+_SHORT = 19  # any number with fewer digits fits 64 bits
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+Row = tuple[int, Sequence[Any]]
+"""A line number and the values of some columns."""
+
+
+class Malformed:
+    """What to do with a line that cannot be read: stop and name it (`error`), or leave it out and count it (`skip`)."""
+
+    def __init__(self, mode: Literal["error", "skip"]) -> None:
+        self.mode = mode
+        self.count = 0
+
+    def met(self, where: str, came: object, expected: str) -> None:
+        """Deal with the line at `where` (file and line number). Raises DataError if the mode is `error`."""
+        self.count += 1
+        if self.mode == "error":
+            shown = came if isinstance(came, str) else repr(came)
+            shown = shown if len(shown) <= 120 else f"{shown[:117]}..."
+            raise DataError(
+                f"{where}: cannot read {shown!r}; expected {expected}. Mend the line, or set dataset.malformed=skip to "
+                "leave such lines out and count them"
+            )
+
+
+class Codes(dict[str, int]):
+    """Numbers the distinct ids in the order in which they are met; a blank one is a ValueError."""
+
+    def __missing__(self, label: str) -> int:
+        id_text(label)
+        code = self[label] = len(self)
+        return code
+
+
+def id_text(value: object) -> str:
+    """An external id as text: text as it is, whole numbers in decimal. Raises ValueError for anything else."""
+    if isinstance(value, str):
+        if not value or value.isspace():
+            raise ValueError("an id that is not empty")
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    # A column of whole numbers with gaps often comes as floats: 12.0 is the id 12.
+    if isinstance(value, float) and value.is_integer() and abs(value) <= EXACT:
+        return str(int(value))
+    raise ValueError("an id that is text or a whole number")
+
+
+class Clock:
+    """Reads times; all of a file are numbers, or all are dates (ISO 8601, in UTC unless they say otherwise)."""
+
+    dates: bool | None = None
+    """Whether this file's times are dates; None before the first."""
+
+    def read(self, value: object) -> int | float:
+        """A number as it is, a date as microseconds since 1970. Raises ValueError."""
+        number = self._number(value)
+        moment = None if number is not None else self._moment(value)
+        if number is None and moment is None:
+            raise ValueError("a time that is a finite number or an ISO 8601 date")
+        if self.dates is None:
+            self.dates = number is None
+        if self.dates != (number is None):
+            raise ValueError(f"a time that is a {'date' if self.dates else 'number'}, as in the lines before")
+        if number is not None:
+            return number
+        assert moment is not None
+        return (moment - _EPOCH) // timedelta(microseconds=1)
+
+    @staticmethod
+    def _number(value: object) -> int | float | None:
+        if isinstance(value, str):
+            try:
+                value = int(value)
+            except ValueError:
+                try:
+                    value = float(value)
+                except ValueError:
+                    return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return None
+        # Kept exact while it fits 64 bits: clocks in nanoseconds do not fit a float.
+        return value if isinstance(value, float) or -(2**63) <= value < 2**63 else float(value)
+
+    @staticmethod
+    def _moment(value: object) -> datetime | None:
+        if isinstance(value, str):
+            try:
+                value = datetime.fromisoformat(value.strip())
+            except ValueError:
+                return None
+        if isinstance(value, date) and not isinstance(value, datetime):
+            value = datetime(value.year, value.month, value.day, tzinfo=UTC)
+        if not isinstance(value, datetime):
+            return None
+        return value if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def collect(place: str, rows: Iterable[Row], malformed: Malformed, *, timed: bool, rated: bool) -> RawData:
+    """Columns from rows of (line, (user, item, time, rating)), in file order; `listed` is None.
+
+    `place` is the file and the word that counts its lines ("a.csv, line"). `timed` and `rated` say whether the rows
+    carry a time and a rating; else those are not looked at.
+    """
+    users, items, clock = Codes(), Codes(), Clock()
+    user_codes, item_codes, ratings = array("i"), array("i"), array("d")
+    times: array[int] | array[float] = array("q")
+    moment: int | float = 0
+    value = 0.0
+    for line, (user, item, time, rating) in rows:
+        try:
+            user_code = users[user if type(user) is str else id_text(user)]
+            item_code = items[item if type(item) is str else id_text(item)]
+            if timed:
+                # Most clocks are short whole numbers; the others take the long way.
+                plain = clock.dates is False and type(time) is str and len(time) < _SHORT and time.isdecimal()
+                moment = int(time) if plain else clock.read(time)
+            if rated:
+                value = _rating(rating)
+        except ValueError as error:
+            malformed.met(f"{place} {line}", (user, item, *([time] * timed), *([rating] * rated)), str(error))
+            continue
+        user_codes.append(user_code)
+        item_codes.append(item_code)
+        if timed:
+            if isinstance(moment, float) and times.typecode == "q":
+                times = array("d", times)
+            times.append(moment)  # type: ignore[arg-type]
+        if rated:
+            ratings.append(value)
+    whole = times.typecode == "q"
+    moments = np.array(times, dtype=np.int64) if whole else np.array(times, dtype=np.float64)
+    return RawData(
+        users=IdColumn(np.array(user_codes, dtype=np.int32), list(users)),
+        items=IdColumn(np.array(item_codes, dtype=np.int32), list(items)),
+        times=moments if timed else None,
+        ratings=np.array(ratings, dtype=np.float64) if rated else None,
+        listed=None,
+        counts={"malformed": malformed.count} if malformed.count else {},
+    )
+
+
+def with_items(raw: RawData, listed: list[RawItem], counts: dict[str, int]) -> RawData:
+    """The same interactions beside a list of items; `counts` that are zero are left out."""
+    met = {rule: number for rule, number in counts.items() if number}
+    return RawData(raw.users, raw.items, raw.times, raw.ratings, tuple(listed), raw.counts | met)
+
+
+def sentence(parts: Iterable[object]) -> str:
+    """One sentence from an item's attributes: what is empty is passed over, lists are enumerated."""
+    texts = (" ".join(_flat(part).split()) for part in parts)
+    return " ".join(text if text.endswith((".", "!", "?")) else f"{text}." for text in texts if text)
+
+
+def _flat(part: object) -> str:
+    if part is None or (isinstance(part, float) and math.isnan(part)):
+        return ""
+    if isinstance(part, list | tuple):
+        return ", ".join(text for text in map(_flat, part) if text)
+    return str(part)
+
+
+def _rating(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError("a rating that is a number")
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError("a rating that is a finite number")
+    return number

@@ -1,0 +1,143 @@
+"""A world with planted taste: items with latent topics, and users who choose by topic, by style and by popularity.
+
+Every item belongs to one topic and, within it, to one style; a few are far more popular than the rest. A user likes
+three topics, one more than the next, and one style of each. The probability of the next item is known exactly
+(`World.probabilities`), so that one can say how well the best possible model would rank. All draws are vectorised over
+users, in blocks of fixed size, so that a million users fit in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+TOPIC_WEIGHTS = (0.6, 0.3, 0.1)
+"""How a user's taste is divided between its topics."""
+
+OWN_STYLE = 0.75
+"""How often taste chooses the user's own style of the topic; else any item of the topic, by popularity."""
+
+MIN_INTERACTIONS = 4
+"""Every user draws at least this many."""
+
+_LENGTH_SPREAD = 0.6  # standard deviation of the logarithm of the number of interactions
+_BLOCK = 2**15  # users drawn together; a part of the definition, because every block has its own generator
+_DAY = 86400
+
+
+@dataclass(frozen=True)
+class World:
+    """Latent truth about the items.
+
+    Attributes:
+        seed: Root of all draws.
+        topics: Number of topics, at least three.
+        styles: Number of styles of each topic.
+        taste: Share of a user's choices that follow its taste; the others follow popularity alone.
+        group: int64 [items], topic * styles + style of each item.
+        weight: float64 [items], popularity, adding up to 1.
+    """
+
+    seed: int
+    topics: int
+    styles: int
+    taste: float
+    group: NDArray[np.int64]
+    weight: NDArray[np.float64]
+
+    @classmethod
+    def make(cls, seed: int, items: int, topics: int, styles: int, taste: float, skew: float) -> World:
+        """Draw the items' topics, styles and popularity (rank ** -skew, ranks at random)."""
+        rng = np.random.default_rng([seed, 0])
+        # Every group gets its share of the items, as nearly equal as can be.
+        group = rng.permutation(np.arange(items, dtype=np.int64) % (topics * styles))
+        weight = (1.0 + rng.permutation(items)) ** -skew
+        return cls(seed, topics, styles, taste, group, weight / weight.sum())
+
+    @cached_property
+    def _by_group(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
+        """Items sorted by group, the running sum of their weights with a leading 0, and where each group starts."""
+        order = np.argsort(self.group, kind="stable")
+        running = np.concatenate(([0.0], np.cumsum(self.weight[order])))
+        starts = np.searchsorted(self.group[order], np.arange(self.topics * self.styles + 1))
+        return order, running, starts.astype(np.int64)
+
+    def likings(self, block: int, users: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Topics that each user of a block likes, most liked first, and its style in each: int64 [users, 3]."""
+        rng = np.random.default_rng([self.seed, 1, block])
+        # Distinct topics: the k-th is drawn from those that are left, numbered as if the earlier ones were not there.
+        topics = np.stack([rng.integers(self.topics - k, size=users) for k in range(len(TOPIC_WEIGHTS))], axis=1)
+        for k in range(1, topics.shape[1]):
+            for earlier in np.sort(topics[:, :k], axis=1).T:
+                topics[:, k] += topics[:, k] >= earlier
+        return topics, rng.integers(self.styles, size=topics.shape)
+
+    def probabilities(self, topics: NDArray[np.int64], styles: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Probability of every item in one draw of each user: float64 [users, items]. For small worlds only."""
+        _, running, starts = self._by_group
+        within_group = running[starts[self.group + 1]] - running[starts[self.group]]
+        topic = self.group // self.styles
+        within_topic = running[starts[(topic + 1) * self.styles]] - running[starts[topic * self.styles]]
+        chances = np.tile((1.0 - self.taste) * self.weight, (len(topics), 1))
+        for k, share in enumerate(TOPIC_WEIGHTS):
+            own = self.group == (topics[:, k] * self.styles + styles[:, k])[:, None]
+            chances += self.taste * share * OWN_STYLE * own * self.weight / within_group
+            chances += (
+                self.taste * share * (1.0 - OWN_STYLE) * (topic == topics[:, k, None]) * self.weight / within_topic
+            )
+        return chances
+
+    def interactions(
+        self, users: int, mean_length: float
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
+        """(users, items, times in seconds) of all interactions, user after user, in time order, each pair once."""
+        blocks = [
+            self._block(block, min(_BLOCK, users - first), mean_length)
+            for block, first in enumerate(range(0, users, _BLOCK))
+        ]
+        return (
+            np.concatenate([who + np.int32(n * _BLOCK) for n, (who, _, _) in enumerate(blocks)]),
+            np.concatenate([what for _, what, _ in blocks]),
+            np.concatenate([when for _, _, when in blocks]),
+        )
+
+    def _block(
+        self, block: int, users: int, mean_length: float
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int64]]:
+        topics, styles = self.likings(block, users)
+        rng = np.random.default_rng([self.seed, 2, block])
+        items = len(self.group)
+        centre = np.log(mean_length) - _LENGTH_SPREAD**2 / 2
+        lengths = np.rint(rng.lognormal(centre, _LENGTH_SPREAD, size=users)).astype(np.int64)
+        lengths = np.clip(lengths, MIN_INTERACTIONS, max(MIN_INTERACTIONS, items // 4))
+        # Some draws repeat an item: draw more than are needed, and keep the first distinct ones.
+        who = np.repeat(np.arange(users), 2 * lengths + MIN_INTERACTIONS)
+        start, end = self._ranges(rng, topics, styles, who)
+        order, running, _ = self._by_group
+        low, high = running[start], running[end]
+        place = np.searchsorted(running, low + rng.random(len(who)) * (high - low), side="right") - 1
+        what = order[np.clip(place, start, end - 1)]
+        _, first = np.unique(who * items + what, return_index=True)
+        kept = np.sort(first)
+        who, what = who[kept], what[kept]
+        position = np.arange(len(who)) - np.searchsorted(who, who)
+        wanted = position < lengths[who]
+        who, what, position = who[wanted], what[wanted], position[wanted]
+        when = position * _DAY + rng.integers(_DAY, size=len(who))
+        return who.astype(np.int32), what.astype(np.int32), when
+
+    def _ranges(
+        self, rng: np.random.Generator, topics: NDArray[np.int64], styles: NDArray[np.int64], who: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """For each draw the stretch of the items, sorted by group, that it chooses from."""
+        starts = self._by_group[2]
+        liked = np.searchsorted(np.cumsum(TOPIC_WEIGHTS)[:-1], rng.random(len(who)), side="right")
+        topic, style = topics[who, liked], styles[who, liked]
+        own = rng.random(len(who)) < OWN_STYLE
+        first = topic * self.styles + np.where(own, style, 0)
+        last = np.where(own, first + 1, (topic + 1) * self.styles)
+        by_taste = rng.random(len(who)) < self.taste
+        return np.where(by_taste, starts[first], 0), np.where(by_taste, starts[last], len(self.group))

@@ -1,0 +1,197 @@
+"""From plain columns to a prepared data set: filter, order by time, remove duplicates, and count all of it.
+
+The rules, in the order in which they apply: unknown items, low ratings, duplicates, k-core. Every interaction that is
+left out is counted under the name of the rule that took it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrec.data.split import MIN_EVALUATED
+from fedrec.data.types import Catalogue, DataReport, Dataset, DataSummary, Interactions
+from fedrec.datasets.base import DatasetConfig, Progress, RawData, RawItem, silent
+from fedrec.errors import DataError
+from fedrec.registry import datasets
+
+
+def load(config: DatasetConfig, progress: Progress = silent) -> Dataset:
+    """Read and prepare the data set that `config` names. Raises DataError."""
+    return prepare(datasets.get(config.name)(config).read(progress), config)
+
+
+def prepare(raw: RawData, config: DatasetConfig) -> Dataset:
+    """Turn the columns of a reader into a data set.
+
+    Users are ordered by their external id as text. Catalogue rows are in the order of the source's item list, or by
+    external id as text where there is none. Of several interactions of one user with one item the first in time stays.
+
+    Raises:
+        DataError: Nothing is left to train on, or a rating filter meets data without ratings.
+    """
+    _check(raw, config)
+    counts = dict(raw.counts)
+
+    def count(rule: str, number: int) -> None:
+        if number:
+            counts[rule] = counts.get(rule, 0) + number
+
+    listing = _listing(raw)
+    count("duplicate_item", listing.duplicates)
+    count("unrated_item", listing.unrated)
+    before = DataSummary(_distinct(raw.users.codes), _distinct(raw.items.codes), len(raw.users))
+
+    # Users by rank of their id, so that the order of the file does not name them.
+    user_order = sorted(range(len(raw.users.labels)), key=raw.users.labels.__getitem__)
+    rank = np.empty(len(user_order), dtype=np.int32)
+    rank[user_order] = np.arange(len(user_order), dtype=np.int32)
+    users, rows, times = rank[raw.users.codes], listing.row_of_code[raw.items.codes], raw.times
+
+    known = rows >= 0
+    count("unknown_item", int(np.count_nonzero(~known)))
+    keep = known
+    if config.min_rating is not None and raw.ratings is not None:
+        keep = known & (raw.ratings >= config.min_rating)
+        count("low_rating", int(np.count_nonzero(known & ~keep)))
+    if not keep.all():
+        users, rows, times = users[keep], rows[keep], None if times is None else times[keep]
+
+    # Both sorts are stable: interactions of one instant stay in the order of the file.
+    order = np.argsort(users, kind="stable") if times is None else np.lexsort((times, users))
+    users, rows = users[order], rows[order]
+
+    first = _first_of_pairs(users, rows, len(listing.item_ids))
+    count("duplicate", int(np.count_nonzero(~first)))
+    users, rows = users[first], rows[first]
+
+    left = len(users)
+    users, rows = _k_core(users, rows, config.k_core)
+    count("k_core", left - len(users))
+
+    lengths = np.bincount(users, minlength=len(user_order))
+    present = np.flatnonzero(lengths)
+    count("users_too_short", int(np.count_nonzero(lengths[present] < MIN_EVALUATED)))
+    rated = np.flatnonzero(np.bincount(rows, minlength=len(listing.item_ids))).astype(np.int32)
+    if len(rated) < 2:
+        raise _too_small(before, counts, len(rated))
+
+    catalogue, items, eligible = listing.catalogue, rows, rated
+    if config.items == "rated":
+        row_now = np.full(len(listing.item_ids), -1, dtype=np.int32)
+        row_now[rated] = np.arange(len(rated), dtype=np.int32)
+        catalogue, items, eligible = listing.subset(rated), row_now[rows], row_now[rated]
+    offsets = np.concatenate(([0], np.cumsum(lengths[present]))).astype(np.int64)
+    user_ids = tuple(raw.users.labels[user_order[user]] for user in present.tolist())
+    after = DataSummary(len(present), len(rated), len(items))
+    return Dataset(
+        name=config.name,
+        catalogue=catalogue,
+        interactions=Interactions(user_ids, offsets, items),
+        eligible=eligible,
+        report=DataReport(before, after, counts),
+    )
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """All known items; `row_of_code` maps the codes of the raw item column to rows, -1 where the item is unknown."""
+
+    item_ids: tuple[str, ...]
+    titles: tuple[str, ...]
+    sentences: tuple[str, ...]
+    row_of_code: NDArray[np.int32]
+    duplicates: int
+    unrated: int
+
+    @property
+    def catalogue(self) -> Catalogue:
+        return Catalogue(self.item_ids, self.titles, self.sentences)
+
+    def subset(self, rows: NDArray[np.int32]) -> Catalogue:
+        chosen = rows.tolist()
+        ids, titles, sentences = self.item_ids, self.titles, self.sentences
+        return Catalogue(
+            tuple(ids[row] for row in chosen),
+            tuple(titles[row] for row in chosen),
+            tuple(sentences[row] for row in chosen),
+        )
+
+
+def _listing(raw: RawData) -> _Listing:
+    labels = raw.items.labels
+    occurring = np.zeros(len(labels), dtype=bool)
+    occurring[raw.items.codes] = True
+    if raw.listed is None:
+        codes = sorted(np.flatnonzero(occurring).tolist(), key=labels.__getitem__)
+        row_of_code = np.full(len(labels), -1, dtype=np.int32)
+        row_of_code[codes] = np.arange(len(codes), dtype=np.int32)
+        ids = tuple(labels[code] for code in codes)
+        return _Listing(ids, ids, ("",) * len(ids), row_of_code, 0, 0)
+    row_of_id: dict[str, int] = {}
+    kept: list[RawItem] = []
+    for item in raw.listed:
+        if item.item_id not in row_of_id:
+            row_of_id[item.item_id] = len(kept)
+            kept.append(item)
+    row_of_code = np.array([row_of_id.get(label, -1) for label in labels], dtype=np.int32)
+    met = row_of_code[occurring]
+    return _Listing(
+        item_ids=tuple(item.item_id for item in kept),
+        titles=tuple(item.title or item.item_id for item in kept),
+        sentences=tuple(item.sentence for item in kept),
+        row_of_code=row_of_code,
+        duplicates=len(raw.listed) - len(kept),
+        unrated=len(kept) - int(np.count_nonzero(met >= 0)),
+    )
+
+
+def _distinct(codes: NDArray[np.int32]) -> int:
+    return int(np.count_nonzero(np.bincount(codes))) if len(codes) else 0
+
+
+def _first_of_pairs(users: NDArray[np.int32], rows: NDArray[np.int32], n_items: int) -> NDArray[np.bool_]:
+    """True where a (user, item) pair occurs for the first time; the columns are in time order within a user."""
+    pairs = users.astype(np.int64) * n_items + rows
+    order = np.argsort(pairs, kind="stable")
+    ordered = pairs[order]
+    first = np.ones(len(pairs), dtype=bool)
+    first[order[1:][ordered[1:] == ordered[:-1]]] = False
+    return first
+
+
+def _k_core(users: NDArray[np.int32], rows: NDArray[np.int32], k: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Remove users and items with fewer than k interactions until none is left."""
+    while k > 1 and len(users):
+        keep = (np.bincount(users)[users] >= k) & (np.bincount(rows)[rows] >= k)
+        if keep.all():
+            break
+        users, rows = users[keep], rows[keep]
+    return users, rows
+
+
+def _check(raw: RawData, config: DatasetConfig) -> None:
+    sizes = {"users": len(raw.users), "items": len(raw.items)}
+    sizes |= {name: len(c) for name, c in (("times", raw.times), ("ratings", raw.ratings)) if c is not None}
+    if len(set(sizes.values())) > 1:
+        raise DataError(f"dataset={config.name}: its reader gave columns of different lengths: {sizes}")
+    for name, column in (("times", raw.times), ("ratings", raw.ratings)):
+        if column is not None and not np.isfinite(column).all():
+            raise DataError(f"dataset={config.name}: its reader gave {name} that are not finite numbers")
+    if config.min_rating is not None and raw.ratings is None:
+        raise DataError(
+            f"dataset.min_rating={config.min_rating} was asked, but the interactions of dataset={config.name} carry no "
+            "ratings: name their rating column, or set dataset.min_rating=null"
+        )
+
+
+def _too_small(before: DataSummary, counts: dict[str, int], items: int) -> DataError:
+    lost = ", ".join(f"{rule} {number}" for rule, number in counts.items()) or "nothing"
+    return DataError(
+        f"the prepared data has {items} items with interactions, and at least 2 are needed: {before.interactions} "
+        f"interactions of {before.users} users with {before.items} items were read, left out or counted: {lost}. Lower "
+        "dataset.k_core or dataset.min_rating; where unknown_item is high, check that the ids of the interactions "
+        "are written as in the item list"
+    )

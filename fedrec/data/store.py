@@ -1,0 +1,184 @@
+"""Prepared interactions on disk: written once under the name of their content, opened as memory maps by every process.
+
+A store is a folder of plain `.npy` files and one `meta.json`. Opening it reads the offsets and no more: histories are
+paged in as they are touched, and external user ids are decoded only when somebody asks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrec.data.types import Interactions
+from fedrec.errors import StoreError
+
+FORMAT = 1
+_DTYPES = {"offsets": "<i8", "items": "<i4", "user_ids": "|u1", "user_id_offsets": "<i8"}
+_MEND = "delete the folder and prepare the data again"
+
+
+class UserIds(Sequence[str]):
+    """External user ids that stay encoded (UTF-8 bytes and offsets) until they are asked for."""
+
+    def __init__(self, encoded: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
+        self.encoded = encoded
+        self.offsets = offsets
+
+    @classmethod
+    def of(cls, user_ids: Sequence[str]) -> UserIds:
+        """Encode `user_ids`; what is encoded already is taken as it is."""
+        if isinstance(user_ids, UserIds):
+            return user_ids
+        encoded = [user_id.encode() for user_id in user_ids]
+        offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
+        np.cumsum([len(user_id) for user_id in encoded], out=offsets[1:])
+        return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        if isinstance(index, slice):
+            return tuple(self[position] for position in range(*index.indices(len(self))))
+        position = range(len(self))[index]
+        return self.encoded[self.offsets[position] : self.offsets[position + 1]].tobytes().decode()
+
+
+def content_digest(interactions: Interactions) -> str:
+    """32 hexadecimal digits that name offsets, items and user ids; equal on every machine."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, column in _columns(interactions).items():
+        digest.update(f"{name}:{len(column)};".encode())
+        digest.update(column.data)
+    return digest.hexdigest()
+
+
+def write_store(interactions: Interactions, cache_dir: Path) -> Path:
+    """Write `interactions` under `cache_dir` and return the folder, whose name is the content digest.
+
+    A sound store of the same content is left as it is, a damaged one is replaced. A folder appears whole or not at all.
+
+    Raises:
+        StoreError: The folder cannot be written.
+    """
+    digest = content_digest(interactions)
+    folder = cache_dir / "interactions" / digest
+    if folder.exists():
+        with contextlib.suppress(StoreError):
+            verify_store(folder)
+            return folder
+    scratch: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
+        columns = _columns(interactions)
+        for name, column in columns.items():
+            np.save(scratch / f"{name}.npy", column, allow_pickle=False)
+        lengths = {name: len(column) for name, column in columns.items()}
+        (scratch / "meta.json").write_text(json.dumps({"format": FORMAT, "digest": digest, "lengths": lengths}))
+        _put_in_place(scratch, folder)
+    except OSError as error:
+        raise StoreError(
+            f"cannot write prepared interactions to {folder} ({error}): set cache_dir to a writable folder with space"
+        ) from error
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+    open_store.cache_clear()
+    return folder
+
+
+@lru_cache(maxsize=8)
+def open_store(folder: Path) -> Interactions:
+    """Open a store for reading, as memory maps, once in a process.
+
+    Raises:
+        StoreError: The folder is not there, was written by another version, or is damaged (sizes are checked, and
+            `verify_store` checks the content too).
+    """
+    if not folder.is_dir():
+        raise StoreError(f"there are no prepared interactions in {folder}: prepare the data on this machine first")
+    meta = _meta(folder)
+    columns = {name: _open_column(folder, name, meta) for name in _DTYPES}
+    for name, values in (("offsets", "items"), ("user_id_offsets", "user_ids")):
+        bounds = columns[name]
+        if len(bounds) == 0 or bounds[0] != 0 or bounds[-1] != len(columns[values]) or (np.diff(bounds) < 0).any():
+            raise StoreError(f"{folder / name}.npy does not fit {values}.npy: it is damaged; {_MEND}")
+    if len(columns["offsets"]) != len(columns["user_id_offsets"]):
+        raise StoreError(f"{folder}: the number of user ids is not the number of users: it is damaged; {_MEND}")
+    return Interactions(UserIds(columns["user_ids"], columns["user_id_offsets"]), columns["offsets"], columns["items"])
+
+
+def verify_store(folder: Path) -> None:
+    """Read the whole store and compare it with its digest. Raises StoreError."""
+    found = content_digest(open_store.__wrapped__(folder))
+    expected = _meta(folder)["digest"]
+    if found != expected or folder.name != expected:
+        raise StoreError(f"{folder} is damaged: its content has digest {found}, {expected} was written; {_MEND}")
+
+
+def _columns(interactions: Interactions) -> dict[str, NDArray[Any]]:
+    user_ids = UserIds.of(interactions.user_ids)
+    columns = {
+        "offsets": interactions.offsets,
+        "items": interactions.items,
+        "user_ids": user_ids.encoded,
+        "user_id_offsets": user_ids.offsets,
+    }
+    return {name: np.ascontiguousarray(column, dtype=_DTYPES[name]) for name, column in columns.items()}
+
+
+def _put_in_place(scratch: Path, folder: Path) -> None:
+    for attempt in range(2):
+        try:
+            scratch.rename(folder)
+            return
+        except OSError:
+            # Either another process was faster with the same content, or a damaged store lies there.
+            if not folder.is_dir():
+                raise
+            with contextlib.suppress(StoreError):
+                verify_store(folder)
+                return
+            if attempt:
+                raise
+            shutil.rmtree(folder)
+
+
+def _meta(folder: Path) -> dict[str, Any]:
+    path = folder / "meta.json"
+    try:
+        meta = json.loads(path.read_text())
+        version, lengths = meta["format"], meta["lengths"]
+        if version == FORMAT:
+            return {"digest": str(meta["digest"]), "lengths": {name: int(lengths[name]) for name in _DTYPES}}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"cannot read {path} ({type(error).__name__}: {error}): it is damaged; {_MEND}") from error
+    raise StoreError(f"{path} has format {version!r}, this version of fedrec reads {FORMAT}; {_MEND}")
+
+
+def _open_column(folder: Path, name: str, meta: dict[str, Any]) -> NDArray[Any]:
+    path, dtype, length = folder / f"{name}.npy", np.dtype(_DTYPES[name]), meta["lengths"][name]
+    try:
+        column = np.asarray(np.load(path, mmap_mode="r" if length else None, allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise StoreError(f"cannot open {path} ({error}): it is missing or truncated; {_MEND}") from error
+    if column.dtype != dtype or column.shape != (length,):
+        raise StoreError(
+            f"{path} holds {column.dtype} {list(column.shape)}, expected {dtype} [{length}]: it is damaged; {_MEND}"
+        )
+    return column

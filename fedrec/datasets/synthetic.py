@@ -1,0 +1,128 @@
+"""The embedded data set: a made-up shop whose texts tell the topics, and users whose taste follows them.
+
+It needs no network and no licence, and it has planted structure (`fedrec.data.planted`), so that learning is visible.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import numpy as np
+from annotated_types import Ge, Gt, Le
+from numpy.typing import NDArray
+
+from fedrec.data.collect import sentence
+from fedrec.data.planted import World
+from fedrec.datasets.base import DatasetConfig, DatasetSource, IdColumn, Progress, RawData, RawItem
+from fedrec.registry import datasets
+
+_SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
+_TOPIC_WORDS, _STYLE_WORDS, _COMMON_WORDS = 16, 6, 40
+
+
+@dataclass(frozen=True)
+class SyntheticConfig(DatasetConfig):
+    """Configuration of `synthetic`.
+
+    Attributes:
+        n_users: Number of users.
+        n_items: Number of listed items.
+        interactions_per_user: Mean number of interactions of a user (they spread as a log-normal).
+        topics: Number of topics; the text of an item and the taste of a user follow them.
+        styles: Number of styles of each topic: a finer structure, of which the text tells less.
+        taste: Share of a user's choices that follow its taste; the others follow popularity alone.
+        skew: Exponent of popularity: the r-th most popular item has weight r ** -skew.
+        words: Words of an item's description.
+        noise: Share of these words, and of the brands, that say nothing about the item.
+        seed: Root of the data set's randomness, apart from the run's seed.
+    """
+
+    name: Literal["synthetic"]
+    n_users: Annotated[int, Ge(1), Le(10_000_000)]
+    n_items: Annotated[int, Ge(10), Le(10_000_000)]
+    interactions_per_user: Annotated[float, Ge(4)]
+    topics: Annotated[int, Ge(3), Le(1000)]
+    styles: Annotated[int, Ge(1), Le(10)]
+    taste: Annotated[float, Ge(0), Le(1)]
+    skew: Annotated[float, Ge(0), Le(3)]
+    words: Annotated[int, Gt(0), Le(100)]
+    noise: Annotated[float, Ge(0), Le(1)]
+    seed: Annotated[int, Ge(0)]
+
+    def __post_init__(self) -> None:
+        """Check that every style of every topic gets an item."""
+        if self.n_items < self.topics * self.styles:
+            raise ValueError(
+                f"n_items={self.n_items} is fewer than topics * styles = {self.topics * self.styles}: every style of every "
+                "topic needs an item"
+            )
+
+
+@datasets.register("synthetic")
+class Synthetic(DatasetSource):
+    """Draws the data set anew each time; the same configuration gives the same data on every machine."""
+
+    config_class = SyntheticConfig
+    config: SyntheticConfig
+
+    def read(self, progress: Progress) -> RawData:
+        """Draw everything."""
+        config = self.config
+        world = self.world()
+        listed = tuple(_describe(world, config))
+        users, items, times = world.interactions(config.n_users, config.interactions_per_user)
+        digits = len(str(config.n_users))
+        return RawData(
+            users=IdColumn(users, [f"u{user:0{digits}d}" for user in range(config.n_users)]),
+            items=IdColumn(items, [item.item_id for item in listed]),
+            times=times,
+            ratings=None,
+            listed=listed,
+        )
+
+    def world(self) -> World:
+        """The latent truth behind the data."""
+        config = self.config
+        return World.make(config.seed, config.n_items, config.topics, config.styles, config.taste, config.skew)
+
+
+def _describe(world: World, config: SyntheticConfig) -> list[RawItem]:
+    rng = np.random.default_rng([config.seed, 3])
+    items, groups = len(world.group), world.topics * world.styles
+    topic_words = world.topics * _TOPIC_WORDS
+    style_words = groups * _STYLE_WORDS
+    vocabulary = np.array(_vocabulary(rng, topic_words + style_words + _COMMON_WORDS))
+    topic = (world.group // world.styles)[:, None]
+    group = world.group[:, None]
+
+    # Half the words tell the topic, a quarter the style, a quarter nothing; then noise replaces some by any word.
+    kind = rng.random((items, config.words))
+    told = np.where(
+        kind < 0.5,
+        topic * _TOPIC_WORDS + rng.integers(_TOPIC_WORDS, size=kind.shape),
+        topic_words + group * _STYLE_WORDS + rng.integers(_STYLE_WORDS, size=kind.shape),
+    )
+    told = np.where(kind < 0.75, told, topic_words + style_words + rng.integers(_COMMON_WORDS, size=kind.shape))
+    told = np.where(rng.random(kind.shape) < config.noise, rng.integers(len(vocabulary), size=kind.shape), told)
+    brand_group = np.where(rng.random(items) < config.noise, rng.integers(groups, size=items), world.group)
+    brand = topic_words + brand_group * _STYLE_WORDS  # a style's first word is also the name of its brand
+    words: list[list[str]] = vocabulary[told].tolist()
+    brands: list[str] = vocabulary[brand].tolist()
+    digits = len(str(items))
+    described = []
+    for number, (item_words, item_brand) in enumerate(zip(words, brands, strict=True)):
+        title = " ".join(item_words[:2]).title()
+        text = sentence((f"{title} by {item_brand.title()}: {' '.join(item_words)}",))
+        described.append(RawItem(f"i{number:0{digits}d}", f"{title} {number}", text))
+    return described
+
+
+def _vocabulary(rng: np.random.Generator, size: int) -> list[str]:
+    """Distinct made-up words of three syllables."""
+    base = len(_SYLLABLES)
+    numbers: NDArray[np.int64] = rng.choice(base**3, size=size, replace=False)
+    return [
+        _SYLLABLES[number // base**2] + _SYLLABLES[number // base % base] + _SYLLABLES[number % base]
+        for number in numbers.tolist()
+    ]

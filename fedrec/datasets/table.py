@@ -1,0 +1,111 @@
+"""Any table of interactions, with an optional table of items: CSV, TSV, JSON lines or Parquet, columns by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import MinLen
+from pydantic import Strict
+
+from fedrec.data.collect import Malformed, Row, collect, id_text, sentence, with_items
+from fedrec.data.rows import TableFile, open_table, require_file
+from fedrec.datasets.base import DatasetConfig, DatasetSource, Progress, RawData, RawItem
+from fedrec.registry import datasets
+
+ColumnName = Annotated[str, MinLen(1)]
+
+
+@dataclass(frozen=True)
+class TableConfig(DatasetConfig):
+    """Configuration of `table`.
+
+    Attributes:
+        interactions: Absolute path of the table of interactions (.csv, .tsv, .jsonl, .parquet; text also as .gz).
+        user_column: Its column of user ids (of any type; read as text).
+        item_column: Its column of item ids.
+        time_column: Its column of times, numbers or ISO 8601 dates (null: the order in the file is the order in time).
+        rating_column: Its column of ratings (null: none).
+        item_table: Absolute path of the table of items (null: items have no text, every item that occurs is known).
+        item_id_column: Its column of item ids (null: as `item_column`).
+        title_column: Its column of titles (null: the id is the title).
+        text_columns: Its columns that make an item's sentence, in this order (null: all but the id).
+        separator: Between the fields of a line (null: a comma in .csv, a tab in .tsv and .txt).
+        encoding: Of the text files.
+    """
+
+    name: Literal["table"]
+    interactions: Annotated[Path, Strict(False)]
+    user_column: ColumnName
+    item_column: ColumnName
+    time_column: ColumnName | None
+    rating_column: ColumnName | None
+    item_table: Annotated[Path, Strict(False)] | None
+    item_id_column: ColumnName | None
+    title_column: ColumnName | None
+    text_columns: Annotated[tuple[ColumnName, ...], Strict(False)] | None
+    separator: str | None
+    encoding: str
+
+
+@datasets.register("table")
+class Table(DatasetSource):
+    """Reads tables of one's own."""
+
+    config_class = TableConfig
+    config: TableConfig
+
+    def read(self, progress: Progress) -> RawData:
+        """Read both tables. Raises DataError."""
+        config = self.config
+        table = self._open(config.interactions, "dataset.interactions")
+        bad, bad_items = Malformed(config.malformed), Malformed(config.malformed)
+        raw = collect(
+            table.place,
+            self._interactions(table, bad),
+            bad,
+            timed=config.time_column is not None,
+            rated=config.rating_column is not None,
+        )
+        if config.item_table is None:
+            return raw
+        listed = list(self._items(self._open(config.item_table, "dataset.item_table"), bad_items))
+        return with_items(raw, listed, {"malformed_item": bad_items.count})
+
+    def _open(self, path: Path, setting: str) -> TableFile:
+        return open_table(require_file(path, setting), self.config.separator, self.config.encoding)
+
+    def _interactions(self, table: TableFile, malformed: Malformed) -> Iterator[Row]:
+        config = self.config
+        wanted = {
+            "dataset.user_column": config.user_column,
+            "dataset.item_column": config.item_column,
+            "dataset.time_column": config.time_column,
+            "dataset.rating_column": config.rating_column,
+        }
+        table.require({setting: name for setting, name in wanted.items() if name is not None})
+        # A column that is not there is filled with the users': it is not looked at.
+        return table.rows([name or config.user_column for name in wanted.values()], malformed)
+
+    def _items(self, table: TableFile, malformed: Malformed) -> Iterator[RawItem]:
+        config = self.config
+        id_column = config.item_id_column or config.item_column
+        wanted = {"dataset.item_id_column": id_column}
+        if config.title_column is not None:
+            wanted["dataset.title_column"] = config.title_column
+        texts = config.text_columns
+        wanted |= {f"dataset.text_columns[{n}]": name for n, name in enumerate(texts or ())}
+        table.require(wanted)
+        if texts is None:
+            texts = tuple(name for name in table.columns if name != id_column)
+        for line, (item, title, *parts) in table.rows([id_column, config.title_column or id_column, *texts], malformed):
+            try:
+                item_id = id_text(item)
+            except ValueError as error:
+                malformed.met(f"{table.place} {line}", item, str(error))
+                continue
+            title = "" if title is None or config.title_column is None else " ".join(str(title).split())
+            # "Action|Comedy" is how MovieLens and many others write a list.
+            yield RawItem(item_id, title, sentence(p.split("|") if isinstance(p, str) else p for p in parts))

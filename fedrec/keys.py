@@ -1,0 +1,23 @@
+"""Users' opaque keys: how the server tells users apart without learning who they are."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrec.rng import derive
+
+
+def simulation_secret(seed: int) -> int:
+    """The secret root of a simulation: derived from the public seed, for nothing is secret there, and runs repeat."""
+    return derive(seed, "secret", "simulation")
+
+
+def opaque_keys(secret: int, user_ids: Iterable[str]) -> NDArray[np.uint64]:
+    """A stable key for each user (uint64 [users]) that says nothing about its id to who does not know `secret`."""
+    root = secret.to_bytes(8, "little")
+    digests = [hmac.digest(root, user.encode(), "sha256")[:8] for user in user_ids]
+    return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)

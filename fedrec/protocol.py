@@ -1,0 +1,166 @@
+"""What server and client tell each other: the setup of a run, and the scalars of each kind of packet.
+
+The setup is JSON made of names and numbers. A client checks it like any input from the network: members are looked
+up in the registry by name and their values validated against the member's own configuration class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fedrec import registry
+from fedrec.codecs.base import Codec
+from fedrec.errors import PacketError
+from fedrec.packet import Kind, PacketFormat
+from fedrec.tensors import Spec, Tensors, TensorSpec
+from fedrec.updates import DROPPED
+
+PROTOCOL_VERSION = 1
+
+MODEL_SCALARS = ("checkpoint_round",)
+"""With the model goes the last checkpointed round: older versions of private tensors need not be kept."""
+
+UPDATE_SCALARS = ("weight", "users", "examples", "loss", "cold_users", *DROPPED)
+"""With an update go sums over the node's users: weight, users in the sum, examples, weighted loss, users who trained
+for the first time, and users left out by reason."""
+
+
+@dataclass(frozen=True)
+class SimulatedData:
+    """Where a simulated node finds what a real device would own: absolute paths on a disk that all workers share."""
+
+    interactions: str
+    state_dir: str
+
+
+@dataclass(frozen=True)
+class PhaseSetup:
+    """One phase of training: its name and the embedding that is trained in it."""
+
+    name: str
+    embedding: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything a client must know about a run before its first round."""
+
+    protocol: int
+    run_id: str
+    seed: int
+    n_items: int
+    dim: int
+    catalogue: str
+    eligible: str
+    phases: tuple[PhaseSetup, ...]
+    backbone: Mapping[str, Any]
+    optim: Mapping[str, Any]
+    codec: Mapping[str, Any]
+    privacy: Mapping[str, Any]
+    ks: tuple[int, ...]
+    sampled_negatives: int
+    weight_cap: int
+    max_update_norm: float
+    engine: str
+    simulation: SimulatedData | None
+
+    def to_json(self) -> str:
+        """One line of JSON with sorted keys."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> Setup:
+        """Parse and check what came over the network. Raises PacketError (`malformed`) naming what is wrong."""
+        from pydantic import TypeAdapter, ValidationError
+
+        try:
+            setup = TypeAdapter(Setup).validate_json(text)
+        except ValidationError as error:
+            raise PacketError("malformed", f"the server's setup is not valid: {error}") from error
+        if setup.protocol != PROTOCOL_VERSION:
+            raise PacketError(
+                "malformed",
+                f"the server speaks protocol {setup.protocol}, this client {PROTOCOL_VERSION}: install the same fedrec",
+            )
+        return setup
+
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the metrics that clients sum, in the order in which they travel."""
+        plain = [f"{name}@{k}" for k in self.ks for name in ("hr", "ndcg", "recall")] + ["mrr"]
+        prefixes = ["", f"sampled{self.sampled_negatives}/"] if self.sampled_negatives else [""]
+        return tuple(prefix + name for prefix in prefixes for name in plain)
+
+    @cached_property
+    def _codec(self) -> Codec:
+        from fedrec.config.validate import member_config
+
+        config = member_config("codec", dict(self.codec))
+        codec: Codec = registry.codecs.get(config.name)(config)
+        return codec
+
+    def model_format(self, trainable: Spec) -> PacketFormat:
+        """Server to client, every round."""
+        return PacketFormat(Kind.MODEL, trainable, self._codec, len(MODEL_SCALARS))
+
+    def update_format(self, trainable: Spec) -> PacketFormat:
+        """Client to server, every round."""
+        return PacketFormat(Kind.UPDATE, trainable, self._codec, len(UPDATE_SCALARS))
+
+    def metrics_format(self) -> PacketFormat:
+        """Client to server after an evaluation: number of users, of those never trained, then the metric sums."""
+        return PacketFormat(Kind.METRICS, {}, self._codec, 2 + len(self.metric_names()))
+
+
+ELIGIBLE = "eligible"
+
+
+def eligible_spec(n_items: int) -> Spec:
+    """The public list of items that may be recommended, as it travels: one bit an item."""
+    return {ELIGIBLE: TensorSpec(((n_items + 7) // 8,), "uint8")}
+
+
+def pack_eligible(eligible: NDArray[np.integer[Any]], n_items: int) -> Tensors:
+    """Item rows as one bit an item."""
+    bits = np.zeros(n_items, dtype=np.bool_)
+    bits[eligible] = True
+    return {ELIGIBLE: torch.from_numpy(np.packbits(bits))}
+
+
+def unpack_eligible(packed: Tensors, n_items: int) -> NDArray[np.int64]:
+    """The inverse of `pack_eligible`: item rows, ascending."""
+    return np.flatnonzero(np.unpackbits(packed[ELIGIBLE].numpy(), count=n_items)).astype(np.int64)
+
+
+def frozen_format(frozen: Spec) -> PacketFormat:
+    """Server to client, once a phase: always exact, whatever the run's codec, for it is named by its content."""
+    from fedrec.codecs.float32 import Float32Codec, Float32Config
+
+    return PacketFormat(Kind.FROZEN, frozen, Float32Codec(Float32Config("float32")), 0)
+
+
+_CLIENT_PACKAGES = ("fedrec", "peft_embeddings", "strategies", "client_app")
+
+
+@lru_cache
+def code_digest() -> str:
+    """16 hexadecimal digits that name the code a client runs; the server refuses a node that runs other code.
+
+    A simulation worker may import a package of the same name from its working directory; this is how that is noticed.
+    """
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.blake2b(digest_size=8)
+    for package in _CLIENT_PACKAGES:
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,201 @@
+"""The paper's autoencoder, started as PCA and only ever improved.
+
+Source: FedPEFT (arXiv 2512.13734): 768-512-256-128-32 and its mirror, ReLU, mean squared reconstruction error; the
+latents are the base table. The width is that of the input as it comes.
+
+ReLU layers can carry a linear map exactly, because `relu(x) - relu(-x) = x`. So the first `2 dim` units of each hidden layer
+start as `+z` and `-z` of the `dim` principal scores z and hand them on, and the network starts as the best linear
+reduction there is (at d = 32: 64 of at least 128 units). All other units start at random (He et al., 2015) with
+nothing flowing from them into latents or output yet, but with a gradient: they are the capacity that training adds.
+A random start needs hundreds of epochs to come as far as PCA, and a weight penalty of 1e-2, as in published code,
+makes the latents collapse to a constant; here the state of least error is kept, which PCA's own bounds.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, MinLen
+from pydantic import Strict
+from torch import Tensor
+from torch.nn.functional import linear, relu
+
+from fedrec.errors import ConfigError
+from fedrec.registry import MemberConfig, reductions
+from fedrec.rng import generator
+from peft_embeddings.encoders.base import Progress, TextVectors
+from peft_embeddings.reductions.base import Reduced, Reduction
+from peft_embeddings.reductions.pca import Principal, dense_rows, principal_components
+
+_LOG = logging.getLogger(__name__)
+
+Layers: TypeAlias = list[tuple[Tensor, Tensor]]
+"""Weight [out, in] and bias [out] of each layer; ReLU after all but the last."""
+
+_CHUNK = 4096  # rows that are evaluated together
+_WARM_UP = 0.05  # share of the steps in which the rate rises, so that Adam's first, sign-like steps do not undo the start
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig(MemberConfig):
+    """Configuration of `autoencoder`.
+
+    Attributes:
+        hidden: Widths of the encoder's hidden layers, the decoder's in reverse; each at least twice `base_table.dim`.
+        epochs: Passes over the items (0: the start, which is PCA).
+        batch_size: Items in a step.
+        lr: Peak learning rate of Adam: it rises over the first steps, then falls to zero along a cosine.
+        weight_decay: Adam's weight penalty.
+    """
+
+    name: Literal["autoencoder"]
+    hidden: Annotated[tuple[Annotated[int, Ge(1)], ...], Strict(False), MinLen(1)]
+    epochs: Annotated[int, Ge(0)]
+    batch_size: Annotated[int, Ge(1)]
+    lr: Annotated[float, Gt(0)]
+    weight_decay: Annotated[float, Ge(0)]
+
+
+@reductions.register("autoencoder")
+class Autoencoder(Reduction):
+    """Latents of an autoencoder whose reconstruction error is never above PCA's."""
+
+    config_class = AutoencoderConfig
+    config: AutoencoderConfig
+
+    def reduce(self, vectors: TextVectors, dim: int, seed: int, progress: Progress) -> Reduced:
+        if min(self.config.hidden) < 2 * dim:
+            raise ConfigError(
+                [
+                    f"reduction.hidden={list(self.config.hidden)}: every hidden layer needs at least "
+                    f"2 * base_table.dim = {2 * dim} units, to start as PCA; widen it or set base_table.dim to "
+                    f"{min(self.config.hidden) // 2} or less"
+                ]
+            )
+        pca = principal_components(vectors, dim, progress)
+        data = _Scaled(vectors, pca)
+        rng = generator(seed, "autoencoder")
+        net = linear_start(pca, self.config.hidden, rng)
+        best, mse = self._train(net, data, rng, progress)
+        if mse >= pca.mse:
+            # Exact already, nothing trained, or nothing but rounding between them: the start itself is the answer.
+            if self.config.epochs and pca.mse > 0:
+                _LOG.warning(
+                    "the autoencoder did not get below PCA's reconstruction error %.3g, so PCA's vectors are used; "
+                    "a lower reduction.lr than %g may help",
+                    pca.mse,
+                    self.config.lr,
+                )
+            return Reduced(pca.scores.astype(np.float32), pca.mse)
+        with torch.no_grad():
+            latents = torch.cat([run(best.encoder, batch) for batch in data.chunks()])
+        return Reduced(np.asarray(latents.numpy() * data.scale, dtype=np.float32), mse)
+
+    def _train(self, net: Net, data: _Scaled, rng: torch.Generator, progress: Progress) -> tuple[Net, float]:
+        """The network of least error among the start and the ends of all epochs, and its error."""
+        config = self.config
+        parameters = [tensor.requires_grad_() for layer in net.encoder + net.decoder for tensor in layer]
+        optimiser = torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        steps = config.epochs * math.ceil(data.items / config.batch_size)
+        best, least = net.copy(), net.mse(data)
+        step = 0
+        for epoch in range(config.epochs):
+            for rows in torch.randperm(data.items, generator=rng).split(config.batch_size):
+                step += 1
+                rise = min(1.0, step / (_WARM_UP * steps))
+                optimiser.param_groups[0]["lr"] = config.lr * rise * 0.5 * (1 + math.cos(math.pi * step / steps))
+                batch = data.rows(rows)
+                loss = (run(net.decoder, run(net.encoder, batch)) - batch).square().mean()
+                optimiser.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+            mse = net.mse(data)
+            if mse < least:
+                best, least = net.copy(), mse
+            progress("autoencoder", epoch + 1, config.epochs)
+        return best, least
+
+
+class _Scaled:
+    """The vectors as the network sees them: centred, and of unit mean square, so that the rate fits vectors of any size."""
+
+    def __init__(self, vectors: TextVectors, pca: Principal) -> None:
+        self.vectors = vectors
+        self.items, self.width = vectors.shape
+        self.mean = torch.from_numpy(pca.mean.astype(np.float32))
+        square = pca.mse + float(np.square(pca.scores).sum()) / (self.items * self.width)
+        self.scale = math.sqrt(square) or 1.0
+
+    def rows(self, rows: slice | Tensor) -> Tensor:
+        """Scaled vectors of some items."""
+        chosen = dense_rows(self.vectors, rows if isinstance(rows, slice) else rows.numpy())
+        return (torch.from_numpy(chosen) - self.mean) / self.scale
+
+    def chunks(self) -> Iterator[Tensor]:
+        """All items in order, a bounded number at a time."""
+        for first in range(0, self.items, _CHUNK):
+            yield self.rows(slice(first, first + _CHUNK))
+
+
+@dataclass(frozen=True)
+class Net:
+    """Encoder [width, *hidden, dim] and decoder [dim, *reversed hidden, width]."""
+
+    encoder: Layers
+    decoder: Layers
+
+    def copy(self) -> Net:
+        """The same numbers in tensors of their own."""
+        encoder, decoder = ([(w.detach().clone(), b.detach().clone()) for w, b in part] for part in (self.encoder, self.decoder))
+        return Net(encoder, decoder)
+
+    @torch.no_grad()
+    def mse(self, data: _Scaled) -> float:
+        """Mean squared reconstruction error per number, in the vectors' own scale."""
+        total = sum(float((run(self.decoder, run(self.encoder, x)) - x).square().sum(dtype=torch.float64)) for x in data.chunks())
+        return total * data.scale**2 / (data.items * data.width)
+
+
+def run(layers: Layers, inputs: Tensor) -> Tensor:
+    """Apply layers to inputs [..., in], with ReLU between them."""
+    *hidden, (weight, bias) = layers
+    for inner, inner_bias in hidden:
+        inputs = relu(linear(inputs, inner, inner_bias))
+    return linear(inputs, weight, bias)
+
+
+def linear_start(pca: Principal, hidden: Sequence[int], rng: torch.Generator) -> Net:
+    """A network over centred vectors that computes exactly the principal scores and the reconstruction from them."""
+    components = torch.from_numpy(pca.components.astype(np.float32))
+    identity = torch.eye(len(components))
+    encoder = _carry(components, hidden, identity, rng)
+    decoder = _carry(identity, list(reversed(hidden)), components.T, rng)
+    return Net(encoder, decoder)
+
+
+def _carry(first: Tensor, hidden: Sequence[int], last: Tensor, rng: torch.Generator) -> Layers:
+    """Layers [in, *hidden, out] that compute `last @ first @ x` through pairs of units (+z, -z), with z = first @ x."""
+    dim, width = first.shape
+    pairs = 2 * dim
+
+    def random(out: int, into: int) -> Tensor:
+        return torch.randn(out, into, generator=rng) * math.sqrt(2 / into)
+
+    opening = random(hidden[0], width)
+    opening[:pairs] = torch.cat([first, -first])
+    weights = [opening]
+    for into, out in zip(hidden[:-1], hidden[1:], strict=True):
+        inner = random(out, into)
+        inner[:pairs] = 0
+        inner[:pairs, :pairs] = torch.eye(pairs)
+        weights.append(inner)
+    closing = torch.zeros(len(last), hidden[-1])
+    closing[:, :pairs] = torch.cat([last, -last], dim=1)
+    weights.append(closing)
+    return [(weight, torch.zeros(len(weight))) for weight in weights]

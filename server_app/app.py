@@ -1,0 +1,31 @@
+"""The ServerApp: from the run configuration's overrides to a run."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedrec.config.compose import compose
+from fedrec.config.paths import settle
+from server_app.run import run
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Compose the configuration once and carry out the run; an error ends the run as failed."""
+    log = logging.getLogger("fedrec")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        overrides = shlex.split(str(context.run_config["overrides"]))
+        run(settle(compose(overrides, base=None), None), overrides, grid)
+    finally:
+        log.removeHandler(handler)

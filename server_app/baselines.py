@@ -1,0 +1,23 @@
+"""Baselines beside a simulated run: they need everybody's interactions in one place, as only a simulation has them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fedrec.baselines import SampledRanking, baseline_metrics
+from fedrec.data.types import Dataset
+from fedrec.keys import opaque_keys, simulation_secret
+from fedrec.protocol import Setup
+from fedrec.rng import derive
+from peft_embeddings.base_table import BaseTable
+
+
+def simulated_baselines(
+    setup: Setup, dataset: Dataset, table: BaseTable, split: Literal["validation", "test"]
+) -> dict[str, dict[str, float]]:
+    """Random, popularity and content baselines on the same users, candidates and sampled negatives as the model."""
+    sampled = None
+    if setup.sampled_negatives:
+        keys = opaque_keys(simulation_secret(setup.seed), dataset.interactions.user_ids)
+        sampled = SampledRanking(setup.sampled_negatives, derive(setup.seed, "sampled", split), keys)
+    return baseline_metrics(dataset.interactions, dataset.eligible, table.vectors, split, setup.ks, sampled)

@@ -1,0 +1,223 @@
+"""One run on the server: data, base table, the strategy's rounds, the test, and what is written down."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import platform
+import secrets
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from flwr.serverapp import Grid
+
+from fedrec import __version__, registry
+from fedrec.config.describe import to_yaml
+from fedrec.config.schema import RunConfig
+from fedrec.data import report
+from fedrec.data.prepare import load
+from fedrec.data.store import write_store
+from fedrec.data.types import Dataset
+from fedrec.datasets.base import DatasetConfig
+from fedrec.protocol import (
+    PROTOCOL_VERSION,
+    PhaseSetup,
+    Setup,
+    SimulatedData,
+    code_digest,
+    pack_eligible,
+)
+from fedrec.tensors import content_digest
+from peft_embeddings.base_table import BaseTable, build_base_table
+from server_app.baselines import simulated_baselines
+from server_app.run_folder import SUMMARY, RunFolder
+from strategies.base import FederatedStrategy, ServerState
+from strategies.meter import Meter
+
+log = logging.getLogger("fedrec")
+
+
+class Watcher(Protocol):
+    """Shows a run to a person while it goes on."""
+
+    def stage(self, text: str) -> None:
+        """What happens now, before the first round or after the last."""
+
+    def update(self, record: dict[str, Any]) -> None:
+        """A round has ended."""
+
+
+class _Silent:
+    def stage(self, text: str) -> None:
+        pass
+
+    def update(self, record: dict[str, Any]) -> None:
+        pass
+
+
+class _Recorder:
+    """The strategy's observer: metrics and checkpoints into the run folder, rounds to the watcher and the log."""
+
+    def __init__(self, folder: RunFolder, watcher: Watcher) -> None:
+        self._folder = folder
+        self._watcher = watcher
+
+    def on_round(self, record: dict[str, Any]) -> None:
+        self._folder.add_metrics(record)
+        self._watcher.update(record)
+        validation = record.get("validation", {})
+        shown = "".join(f" {name}={value:.4f}" for name, value in validation.items() if "@10" in name)
+        number = f"{record['round']}/{record['rounds']}"
+        log.info("round %s %s loss=%.4f%s", number, record["phase"], record["loss"], shown)
+
+    def on_checkpoint(self, round: int, state: ServerState, meter: Meter) -> None:
+        self._folder.write_checkpoint(round, state, meter)
+
+
+def new_run_id(config: RunConfig) -> str:
+    """A name for a run's folder: when it started, what it trains, and four letters against collisions."""
+    what = f"{config.strategy.name}-{config.embedding.name}-{config.backbone.name}-{config.dataset.name}"
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{what}-{secrets.token_hex(2)}"
+
+
+def run(config: RunConfig, overrides: Sequence[str], grid: Grid, watcher: Watcher | None = None) -> dict[str, Any]:
+    """Carry out a run and return its summary (also in the run folder as `summary.json`).
+
+    `config` has its folders settled. Raises FedrecError for whatever the user can mend.
+    """
+    runs_dir, cache_dir = config.runs_dir, config.cache_dir
+    assert runs_dir is not None
+    assert cache_dir is not None
+    run_id = config.run_id or new_run_id(config)
+    config = dataclasses.replace(config, run_id=run_id)
+    folder = RunFolder(runs_dir / run_id)
+    handler = folder.log_handler()
+    log.addHandler(handler)
+    try:
+        return _run(config, overrides, grid, folder, cache_dir, watcher or _Silent())
+    except BaseException as error:
+        log.error("the run has failed: %s: %s", type(error).__name__, error)
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def _run(
+    config: RunConfig, overrides: Sequence[str], grid: Grid, folder: RunFolder, cache_dir: Path, watcher: Watcher
+) -> dict[str, Any]:
+    started = time.monotonic()
+    folder.write_text("config.yaml", to_yaml(config))
+    watcher.stage(f"reading {config.dataset.name}")
+    dataset = load(cast(DatasetConfig, config.dataset), _logged)
+    for line in report.as_lines(dataset.report):
+        log.info("%s", line)
+    store = write_store(dataset.interactions, cache_dir)
+    watcher.stage("base table from item text")
+    table = _base_table(config, dataset, cache_dir)
+    setup = _setup(config, dataset, SimulatedData(str(store), str(folder.state_dir)))
+    folder.write_json("manifest.json", _manifest(config, overrides, dataset, table, store))
+    baselines = {}
+    if config.evaluation.baselines:
+        watcher.stage("baselines")
+        baselines = simulated_baselines(setup, dataset, table, "test")
+    eligible = pack_eligible(dataset.eligible, len(dataset.catalogue))
+    strategy: FederatedStrategy = registry.strategies.get(config.strategy.name)(
+        config, setup, table.table, eligible, _Recorder(folder, watcher)
+    )
+    watcher.stage("waiting for nodes")
+    training = time.monotonic()
+    result = strategy.start(grid)
+    watcher.stage("test")
+    rounds = strategy.config.rounds
+    summary = {
+        "run": str(folder.path),
+        "rounds": rounds,
+        "seconds": time.monotonic() - started,
+        "training_seconds": time.monotonic() - training,
+        "test": strategy.evaluate(grid, rounds, "test"),
+        "validation": dict(result.evaluate_metrics_clientapp[rounds]),
+        "baselines": baselines,
+        "bytes_per_user": strategy.meter.per_user(),
+    }
+    folder.write_json(SUMMARY, summary)
+    return summary
+
+
+def _base_table(config: RunConfig, dataset: Dataset, cache_dir: Path) -> BaseTable:
+    table = build_base_table(
+        dataset.catalogue,
+        registry.encoders.get(config.encoder.name)(config.encoder),
+        registry.reductions.get(config.reduction.name)(config.reduction),
+        config.base_table.dim,
+        config.base_table.norm,
+        config.seed,
+        cache_dir,
+        _logged,
+    )
+    without = table.items_without_text
+    log.info("base table: %d x %d, %d items without text", *table.table.shape, without)
+    return table
+
+
+def _setup(config: RunConfig, dataset: Dataset, simulation: SimulatedData) -> Setup:
+    """What every client is told about this run."""
+    strategy: Any = config.strategy
+    phases = registry.strategies.get(strategy.name).phases(config)
+    return Setup(
+        protocol=PROTOCOL_VERSION,
+        run_id=str(config.run_id),
+        seed=config.seed,
+        n_items=len(dataset.catalogue),
+        dim=config.base_table.dim,
+        catalogue=dataset.catalogue.digest,
+        eligible=content_digest(pack_eligible(dataset.eligible, len(dataset.catalogue))),
+        phases=tuple(PhaseSetup(phase.name, dataclasses.asdict(phase.embedding)) for phase in phases),
+        backbone=dataclasses.asdict(config.backbone),
+        optim=dataclasses.asdict(config.optim),
+        codec=dataclasses.asdict(config.codec),
+        privacy=dataclasses.asdict(config.privacy),
+        ks=config.evaluation.ks,
+        sampled_negatives=config.evaluation.sampled_negatives,
+        weight_cap=strategy.weight_cap,
+        max_update_norm=strategy.max_update_norm,
+        engine="oracle",
+        simulation=simulation,
+    )
+
+
+def _manifest(
+    config: RunConfig, overrides: Sequence[str], dataset: Dataset, table: BaseTable, store: Path
+) -> dict[str, Any]:
+    """What a reader needs to know whether two runs can be compared, and to make one again."""
+    packages = ("flwr", "torch", "numpy", "scikit-learn")
+    return {
+        "fedrec": __version__,
+        "code": code_digest(),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in packages},
+        "threads": torch.get_num_threads(),
+        "overrides": list(overrides),
+        "seed": config.seed,
+        "data": {
+            "name": dataset.name,
+            "catalogue": dataset.catalogue.digest,
+            "interactions": store.name,
+            "eligible": len(dataset.eligible),
+            **report.as_dict(dataset.report),
+        },
+        "base_table": {
+            "digest": content_digest({"base": table.table}),
+            "reconstruction_mse": table.reconstruction_mse,
+            "items_without_text": table.items_without_text,
+        },
+    }
+
+
+def _logged(what: str, done: int, total: int) -> None:
+    if done == total:
+        log.info("%s: %d", what, total)

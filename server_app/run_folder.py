@@ -1,0 +1,88 @@
+"""The folder of a run: everything that a run leaves behind, readable without fedrec, and never a pickle.
+
+config.yaml       the resolved configuration
+manifest.json     versions, seed, digests of data, code and specification
+metrics.jsonl     one JSON object per round
+summary.json      the result, once the run has ended
+log.txt           what happened, as plain lines
+checkpoints/      round-000100.safetensors (global model) and .json (where it stands)
+state/            simulation only: what the simulated devices keep on their own disks
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from fedrec.errors import StoreError
+from fedrec.tensors import Tensors
+from strategies.base import ServerState
+from strategies.meter import Meter
+
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+
+
+class RunFolder:
+    """Writes the files of one run; every file appears whole or not at all, but for the two that grow line by line."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the folder of a new run. Raises StoreError if a run has been there, or it cannot be written."""
+        if (path / METRICS).exists():
+            raise StoreError(f"{path} already holds a run: choose another run_id, or remove the folder")
+        try:
+            for folder in (path, path / "checkpoints", path / "state"):
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"the run folder {path} cannot be made ({error.strerror}): set runs_dir=/another/folder"
+            ) from error
+        self.path = path
+
+    @property
+    def state_dir(self) -> Path:
+        """Where simulated devices keep their private tensors and what they were sent once."""
+        return self.path / "state"
+
+    def log_handler(self) -> logging.Handler:
+        """A handler that writes `log.txt`; the caller adds and removes it."""
+        handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+        formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ")
+        formatter.converter = time.gmtime
+        handler.setFormatter(formatter)
+        return handler
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a whole file atomically."""
+        temporary = self.path / f".{name}.part"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.path / name)
+
+    def write_json(self, name: str, values: dict[str, Any]) -> None:
+        """Write a JSON file atomically, indented for people."""
+        self.write_text(name, json.dumps(values, indent=2) + "\n")
+
+    def add_metrics(self, record: dict[str, Any]) -> None:
+        """Append one round's line, at once on disk for whoever follows the file."""
+        with (self.path / METRICS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def write_checkpoint(self, round: int, state: ServerState, meter: Meter) -> None:
+        """Keep the global model, the server optimiser and the byte meter after a round; the JSON file comes last."""
+        tensors: Tensors = {f"trainable.{name}": tensor for name, tensor in state.trainable.items()}
+        tensors |= {f"frozen.{name}": tensor for name, tensor in state.frozen.items()}
+        tensors |= {f"optimiser.{name}": tensor for name, tensor in state.optimiser.items()}
+        tensors |= {f"meter.{name}": torch.from_numpy(counts) for name, counts in meter.state().items()}
+        name = f"checkpoints/round-{round:06d}"
+        temporary = self.path / f"{name}.part"
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
+        temporary.replace(self.path / f"{name}.safetensors")
+        where = {"round": round, "phase": state.phase, "frozen_digest": state.frozen_digest}
+        temporary.write_text(json.dumps(where) + "\n", encoding="utf-8")
+        temporary.replace(self.path / f"{name}.json")

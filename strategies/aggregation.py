@@ -1,0 +1,97 @@
+"""The weighted average of the nodes' sums: checked reply by reply, folded as they come, independent of their order.
+
+Sums are kept in 64-bit fixed point. Integer addition is associative, so the result does not depend on which reply
+came first, and nothing but one model needs to be held. The scale is a function of public numbers (cap, norm limit,
+size of the cohort), chosen so that a sum of admissible replies cannot overflow.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from fedrec.errors import PacketError
+from fedrec.packet import Packet
+from fedrec.protocol import UPDATE_SCALARS
+from fedrec.tensors import DTYPES, Spec, Tensors
+
+_SLACK = 1.0 + 1e-4
+"""Room for the rounding of honest float32 sums."""
+
+
+class UpdateFold:
+    """Folds the updates of one round."""
+
+    def __init__(self, spec: Spec, cohort: int, weight_cap: int, max_update_norm: float) -> None:
+        self._spec = spec
+        self._weight_cap = weight_cap
+        self._max_norm = max_update_norm
+        self._scale = 2.0 ** (61 - math.ceil(math.log2(max(1.0, _SLACK * cohort * weight_cap * max_update_norm))))
+        self._sums = {name: torch.zeros(entry.shape, dtype=torch.int64) for name, entry in spec.items()}
+        self._scalars = dict.fromkeys(UPDATE_SCALARS, 0)
+
+    def add(self, packet: Packet, asked: int) -> None:
+        """Fold one node's reply, whole, or raise and leave everything as it was.
+
+        Args:
+            packet: The decoded update (names, shapes and types were checked against the specification).
+            asked: Users that the node was asked to train.
+
+        Raises:
+            PacketError: `non_finite` (NaN or infinity anywhere), `wrong_users` (more users than asked, or a fraction of
+                one), `wrong_weight` (more than the cap allows its users), `too_large` (norm above the limit).
+        """
+        scalars = dict(zip(UPDATE_SCALARS, packet.scalars, strict=True))
+        weight, users = scalars["weight"], scalars["users"]
+        if not all(math.isfinite(value) for value in packet.scalars):
+            raise PacketError("non_finite", f"the update's scalars are not all finite: {scalars}")
+        if not all(bool(tensor.isfinite().all()) for tensor in packet.tensors.values()):
+            raise PacketError("non_finite", "the update has NaN or infinite numbers")
+        if users != int(users) or not 0 <= users <= asked:
+            raise PacketError("wrong_users", f"{asked} users were asked to train, the node sums {users}")
+        if not 0 <= weight <= self._weight_cap * users:
+            raise PacketError("wrong_weight", f"weight {weight} of {users} users; the cap is {self._weight_cap} a user")
+        norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in packet.tensors.values()))
+        if norm > weight * self._max_norm * _SLACK:
+            raise PacketError(
+                "too_large", f"norm {norm:.3g} at weight {weight}; the limit a weight is {self._max_norm}"
+            )
+        for name, tensor in packet.tensors.items():
+            self._sums[name] += (tensor.double() * self._scale).round().to(torch.int64)
+        for name, value in scalars.items():
+            self._scalars[name] += round(value * 2**20)
+
+    def summary(self) -> dict[str, float | int]:
+        """Users, examples, mean loss, users new to training, and users that their nodes left out, by reason."""
+        weight = self.scalar("weight")
+        counts = {name: int(self.scalar(name)) for name in UPDATE_SCALARS if name not in ("weight", "loss")}
+        return {**counts, "loss": self.scalar("loss") / weight if weight else 0.0}
+
+    def scalar(self, name: str) -> float:
+        """The sum of one of the update's scalars over all replies."""
+        return self._scalars[name] / 2**20
+
+    def mean(self) -> Tensors | None:
+        """The weighted mean of the users' deltas, or None if nobody contributed."""
+        weight = self.scalar("weight")
+        if weight <= 0:
+            return None
+        return {
+            name: (total.double() / (self._scale * weight)).to(DTYPES[self._spec[name].dtype])
+            for name, total in self._sums.items()
+        }
+
+
+def check_sums(scalars: tuple[float, ...]) -> tuple[float, ...]:
+    """Sums of metrics as a node sent them: users, users never trained, then one sum for each metric.
+
+    Raises PacketError (`non_finite`, `wrong_metrics`) if a number is not finite, or no metric of that many users: every
+    metric of a user lies between 0 and 1.
+    """
+    if not all(math.isfinite(value) for value in scalars):
+        raise PacketError("non_finite", "the metrics are not all finite")
+    users = scalars[0]
+    if users != int(users) or not all(0 <= value <= users * _SLACK for value in scalars):
+        raise PacketError("wrong_metrics", f"these cannot be sums over {users} users: {scalars}")
+    return scalars

@@ -1,0 +1,34 @@
+"""Messages out, replies in as they come, until all are here or the deadline has passed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+_FIRST_POLL = 0.005
+_LONGEST_POLL = 0.5
+
+
+def exchange(grid: Grid, messages: Sequence[Message], timeout: float) -> Iterator[tuple[Message, Message]]:
+    """Send messages and yield (message, reply) as replies arrive, for at most `timeout` seconds.
+
+    A reply is matched by the message that it answers: an error reply may name another source than the node that was
+    asked. What has not come by the deadline is simply not yielded.
+    """
+    waiting = dict(zip(grid.push_messages(messages), messages, strict=True))
+    deadline = time.monotonic() + timeout
+    pause = _FIRST_POLL
+    while waiting:
+        before = len(waiting)
+        for reply in grid.pull_messages(list(waiting)):
+            sent = waiting.pop(reply.metadata.reply_to_message_id, None)
+            if sent is not None:
+                yield sent, reply
+        left = deadline - time.monotonic()
+        if not waiting or left <= 0:
+            return
+        pause = _FIRST_POLL if len(waiting) < before else min(pause * 1.5, _LONGEST_POLL)
+        time.sleep(min(pause, left))

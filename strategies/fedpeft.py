@@ -1,0 +1,62 @@
+"""`fedpeft`: warm-up of the full table, then the table is frozen and only a compressed correction travels.
+
+Source: FedPEFT (arXiv 2512.13734, AAAI 2026): (1) the server pre-trains the table from item text, (2) a few warm-up
+rounds train it federatedly, (3) it is frozen, the compressed part starts at exactly zero, and only it is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge
+from typing_extensions import override
+
+from fedrec.config.schema import RunConfig
+from fedrec.registry import strategies
+from peft_embeddings.full import FullConfig
+from strategies.base import FederatedStrategy, Phase, StrategyConfig
+
+
+@dataclass(frozen=True)
+class FedPeftConfig(StrategyConfig):
+    """Configuration of `fedpeft`.
+
+    Attributes:
+        warmup_rounds: Rounds, of all `rounds`, in which the full table is trained (the paper: fewer than 20).
+    """
+
+    name: Literal["fedpeft"]
+    warmup_rounds: Annotated[int, Ge(0)]
+
+
+@strategies.register("fedpeft")
+class FedPeftStrategy(FederatedStrategy):
+    """Warm-up of the full table, then compressed updates over the frozen one."""
+
+    config_class = FedPeftConfig
+
+    @classmethod
+    @override
+    def phases(cls, config: RunConfig) -> Sequence[Phase]:
+        strategy: Any = config.strategy
+        warmup = Phase("warmup", strategy.warmup_rounds, FullConfig("full"))
+        peft = Phase("peft", strategy.rounds - strategy.warmup_rounds, config.embedding)
+        return [phase for phase in (warmup, peft) if phase.rounds]
+
+    @classmethod
+    @override
+    def problems(cls, config: RunConfig) -> list[str]:
+        strategy: Any = config.strategy
+        found = []
+        if config.embedding.name == "full":
+            found.append(
+                "strategy=fedpeft sends a compressed part, embedding=full has none: take strategy=full, or lora"
+            )
+        if strategy.warmup_rounds >= strategy.rounds:
+            found.append(
+                f"strategy.warmup_rounds={strategy.warmup_rounds} must be below strategy.rounds={strategy.rounds}, or "
+                "no round is left to train the compressed part"
+            )
+        return found

@@ -1,0 +1,89 @@
+"""The byte meter: what each user would have moved as a device of its own, whatever the layout of the simulation.
+
+It counts encoded packets in both directions. A user chosen for a round downloads the model and uploads an update, and,
+the first time in a phase, downloads what is sent once. Evaluation has a ledger of its own: evaluating more often, or
+never, does not change what training is said to cost.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Counts = NDArray[np.int64]
+
+
+class Meter:
+    """Bytes per user (by its number in the directory), phase and direction."""
+
+    def __init__(self, phases: list[str]) -> None:
+        self._phases = phases
+        self._users = 0
+        self._up = [np.zeros(0, dtype=np.int64) for _ in phases]
+        self._down = [np.zeros(0, dtype=np.int64) for _ in phases]
+        self._one_time: _Counts = np.zeros(0, dtype=np.int64)
+        self._evaluation = 0
+        self._trained_in = np.zeros((len(phases), 0), dtype=np.bool_)
+        self._evaluated_in: set[int] = set()
+
+    def grow(self, users: int, enrolment: int) -> None:
+        """New users came, up to `users` in all; each moved `enrolment` bytes once (setup down, key up)."""
+        new = users - self._users
+        if new <= 0:
+            return
+        self._up = [np.pad(counts, (0, new)) for counts in self._up]
+        self._down = [np.pad(counts, (0, new)) for counts in self._down]
+        self._one_time = np.pad(self._one_time, (0, new), constant_values=enrolment)
+        self._trained_in = np.pad(self._trained_in, ((0, 0), (0, new)))
+        self._users = users
+
+    def downloaded(self, phase: int, users: NDArray[np.int64], model: int, frozen: int) -> dict[str, int]:
+        """Chosen `users` download a model packet of `model` bytes, and `frozen` bytes if they lack them; the sums."""
+        first = users[~self._trained_in[phase, users]]
+        self._down[phase][users] += model
+        self._one_time[first] += frozen
+        self._trained_in[phase, first] = True
+        return {"up": 0, "down": model * len(users), "one_time": frozen * len(first)}
+
+    def uploaded(self, phase: int, users: NDArray[np.int64], update: int) -> int:
+        """`users` upload an update packet of `update` bytes; the sum."""
+        self._up[phase][users] += update
+        return update * len(users)
+
+    def evaluated(self, phase: int, users: int, model: int, frozen: int, metrics: int) -> None:
+        """`users` users download the model (and once a phase what is frozen) to be ranked, and upload their metrics."""
+        self._evaluation += users * (model + metrics)
+        if phase not in self._evaluated_in:
+            self._evaluation += users * frozen
+            self._evaluated_in.add(phase)
+
+    def per_user(self) -> dict[str, Any]:
+        """Mean bytes per user over the whole run so far: by direction, once, in all; by phase; and for evaluation."""
+        users = max(1, self._users)
+        by_phase = {
+            name: {"up": float(up.sum()) / users, "down": float(down.sum()) / users}
+            for name, up, down in zip(self._phases, self._up, self._down, strict=True)
+        }
+        up = sum(phase["up"] for phase in by_phase.values())
+        down = sum(phase["down"] for phase in by_phase.values())
+        one_time = float(self._one_time.sum()) / users
+        return {
+            "up": up,
+            "down": down,
+            "one_time": one_time,
+            "total": up + down + one_time,
+            "by_phase": by_phase,
+            "evaluation": self._evaluation / users,
+        }
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Everything counted, as arrays, for a checkpoint."""
+        return {
+            "up": np.stack(self._up),
+            "down": np.stack(self._down),
+            "one_time": self._one_time,
+            "trained_in": self._trained_in,
+            "evaluation": np.array([self._evaluation, *sorted(self._evaluated_in)], dtype=np.int64),
+        }

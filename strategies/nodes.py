@@ -1,0 +1,187 @@
+"""The server's side of the conversation: who is here, what each node already holds, and who answers what."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+from numpy.typing import NDArray
+
+from fedrec.errors import FederationError, PacketError
+from fedrec.protocol import Setup, code_digest
+from strategies.directory import Directory
+from strategies.exchange import exchange
+from strategies.records import ENROLL, FROZEN, KEYS, MISSING, Field, pack, unpack
+
+log = logging.getLogger("fedrec")
+
+_ENROLL_TIMEOUT = 120.0
+_KEY_BYTES = 8
+_POLL = 0.1
+
+
+class Nodes:
+    """The nodes of a federation.
+
+    Attributes:
+        directory: The users, and the node each lives on.
+        once: What every node must hold by now, as packets by the digest of their content. A node gets those that it is
+            not known to hold along with the next message to it.
+        counts: What went wrong since it was last cleared, by name; the caller clears it every round.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self.directory = Directory()
+        self.once: dict[str, bytes] = {}
+        self.counts: Counter[str] = Counter()
+        self._setup = setup.to_json()
+        self._holds: dict[int, set[str]] = {}
+        self._refused: set[int] = set()
+        self._senders: dict[str, int] = {}
+
+    @property
+    def enrolment_bytes(self) -> int:
+        """What one user's device moves to join: the setup down, its key up."""
+        return len(self._setup.encode()) + _KEY_BYTES
+
+    def wait(self, grid: Grid, expected: int, timeout: float) -> None:
+        """Wait until `expected` nodes are connected, and enrol them. Raises FederationError if they do not come."""
+        deadline = time.monotonic() + timeout
+        while (connected := len(list(grid.get_node_ids()))) < expected:
+            if time.monotonic() > deadline:
+                raise FederationError(
+                    f"{connected} of {expected} nodes connected within {timeout:.0f} s: start the missing SuperNodes, "
+                    "or ask for fewer nodes"
+                )
+            time.sleep(_POLL)
+        self.enrol(grid)
+
+    def enrol(self, grid: Grid) -> None:
+        """Ask nodes seen for the first time who lives there, and forget those that have gone."""
+        connected = set(grid.get_node_ids())
+        for node in self.directory.nodes:
+            if node not in connected:
+                self._forget(node)
+        new = sorted(connected - set(self.directory.nodes) - self._refused)
+        messages = [Message(pack({"setup": self._setup}), node, ENROLL) for node in new]
+        joined: dict[int, NDArray[np.uint64]] = {}
+        for sent, reply in exchange(grid, messages, _ENROLL_TIMEOUT) if messages else ():
+            if (keys := self._keys(sent.metadata.dst_node_id, reply)) is not None:
+                joined[sent.metadata.dst_node_id] = keys
+        # In the order of their users' keys: a node's id is drawn anew in every run.
+        for node in sorted(joined, key=lambda node: int(joined[node].min())):
+            self.directory.join(node, joined[node])
+            self._holds[node] = set()
+        if not len(self.directory):
+            raise FederationError(
+                f"none of {len(connected)} nodes has joined with users ({dict(self.counts)}): see the log above for why"
+            )
+
+    def _keys(self, node: int, reply: Message) -> NDArray[np.uint64] | None:
+        if reply.has_error():
+            self.counts["enrol_failed"] += 1
+            log.warning("node %d could not be enrolled: %s", node, _last_line(reply))
+            return None
+        try:
+            content = unpack(reply.content)
+            code, keys = content.text("code"), content.array(KEYS)
+        except PacketError as error:
+            self.refuse(node, error)
+            return None
+        if code != code_digest():
+            self.counts["other_code"] += 1
+            self._refused.add(node)
+            log.warning(
+                "node %d runs other code (%s) than this server (%s): install the same fedrec on both; a simulation "
+                "started in a folder that holds other packages of the same names imports those",
+                node,
+                code,
+                code_digest(),
+            )
+            return None
+        if keys.dtype != np.uint64 or keys.ndim != 1:
+            came = f"{keys.dtype} {keys.shape}"
+            self.refuse(node, PacketError("malformed", f"user keys are a list of uint64, not {came}"))
+            return None
+        return keys.astype(np.uint64) if keys.size else None
+
+    def message(
+        self,
+        node: int,
+        message_type: str,
+        fields: Mapping[str, Field],
+        packets: Mapping[str, bytes],
+        arrays: Mapping[str, NDArray[np.generic]] | None = None,
+    ) -> Message:
+        """A message to a node, with what it does not yet hold."""
+        missing = {FROZEN + digest: packet for digest, packet in self.once.items() if digest not in self._holds[node]}
+        return Message(pack(fields, {**packets, **missing}, arrays), node, message_type)
+
+    def sender(self, reply: Message) -> int:
+        """The node that gave a reply which `collect` has yielded."""
+        return self._senders[reply.metadata.reply_to_message_id]
+
+    def refuse(self, node: int, error: PacketError) -> None:
+        """A reply is of no use; it is counted under the error's name, and the round goes on."""
+        self.counts[error.reason] += 1
+        log.warning("the reply of node %d is left out: %s", node, error)
+
+    def collect(self, grid: Grid, messages: Iterable[Message], timeout: float) -> Iterator[Message]:
+        """Send and yield the replies as they come; nodes that lack something are sent it and asked once more.
+
+        Errors and silence are counted (`failed`, `no_answer`, `frozen_missing`), never yielded.
+        """
+        deadline = time.monotonic() + timeout
+        first, again = list(messages), list[Message]()
+        silent = {message.metadata.dst_node_id for message in first}
+        self._senders.clear()
+        for attempt in (first, again):
+            for sent, reply in exchange(grid, attempt, max(0.0, deadline - time.monotonic())) if attempt else ():
+                node = sent.metadata.dst_node_id
+                silent.discard(node)
+                if reply.has_error():
+                    self.counts["failed"] += 1
+                    log.warning("node %d failed: %s", node, _last_line(reply))
+                elif (missing := _missing(reply)) is None:
+                    self._holds[node].update(self.once)
+                    self._senders[reply.metadata.reply_to_message_id] = node
+                    yield reply
+                elif attempt is first:
+                    self._holds[node].clear()
+                    content = RecordDict(dict(sent.content))
+                    _add_packets(content, self.once)
+                    again.append(Message(content, node, sent.metadata.message_type))
+                    log.info("node %d lacks %s and is sent it again", node, missing)
+                else:
+                    self.counts["frozen_missing"] += 1
+                    self._forget(node)
+        if silent:
+            self.counts["no_answer"] += len(silent)
+
+    def _forget(self, node: int) -> None:
+        self.directory.leave(node)
+        self._holds.pop(node, None)
+
+
+def _missing(reply: Message) -> str | None:
+    """What the node says it lacks, if that is its answer."""
+    try:
+        missing = unpack(reply.content).fields.get(MISSING)
+    except PacketError:
+        return None
+    return missing if isinstance(missing, str) else None
+
+
+def _last_line(reply: Message) -> str:
+    """What a failed reply says; of a stack trace, the error itself."""
+    return (reply.error.reason or f"error {reply.error.code}").strip().splitlines()[-1]
+
+
+def _add_packets(content: RecordDict, once: Mapping[str, bytes]) -> None:
+    extra = pack({}, {FROZEN + digest: packet for digest, packet in once.items()})
+    content.array_records["arrays"].update(extra.array_records["arrays"])

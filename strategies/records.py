@@ -1,0 +1,90 @@
+"""Between the runtime's records and our packets: every message and reply is a few flat arrays and a few scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
+
+from fedrec.errors import PacketError
+from fedrec.packet import to_array
+
+ENROLL = "query.enroll"
+TRAIN = "train"
+EVALUATE = "evaluate"
+
+MODEL = "model"
+SLOTS = "slots"
+UPDATE = "update"
+METRICS = "metrics"
+KEYS = "keys"
+FROZEN = "frozen."
+"""Prefix of the array that carries frozen tensors; their digest follows."""
+
+MISSING = "missing"
+"""Field of a reply that names what the node lacks: `setup`, or the digest of frozen tensors."""
+
+_ARRAYS = "arrays"
+_FIELDS = "fields"
+
+Field = int | float | str
+
+
+class Content(NamedTuple):
+    """A message's content: named arrays and named fields."""
+
+    arrays: Mapping[str, NDArray[np.generic]]
+    fields: Mapping[str, Field]
+
+    def packet(self, name: str) -> bytes:
+        """One packet's bytes. Raises PacketError (`malformed`) if the content has none of that name."""
+        array = self.array(name)
+        if array.dtype != np.uint8 or array.ndim != 1:
+            raise PacketError("malformed", f"{name!r} is a {array.ndim}-d array of {array.dtype}, not a packet's bytes")
+        return array.tobytes()
+
+    def array(self, name: str) -> NDArray[np.generic]:
+        """One array. Raises PacketError (`malformed`) if the content has none of that name."""
+        if name not in self.arrays:
+            raise PacketError("malformed", f"the message has no array {name!r}; it has {sorted(self.arrays)}")
+        return self.arrays[name]
+
+    def text(self, name: str) -> str:
+        """One text field. Raises PacketError (`malformed`) if it is missing or not text."""
+        value = self.fields.get(name)
+        if not isinstance(value, str):
+            raise PacketError("malformed", f"the message's field {name!r} should be text, it is {value!r}")
+        return value
+
+    def integer(self, name: str) -> int:
+        """One whole number. Raises PacketError (`malformed`) if it is missing or not one."""
+        value = self.fields.get(name)
+        if not isinstance(value, int):
+            raise PacketError("malformed", f"the message's field {name!r} should be a whole number, it is {value!r}")
+        return value
+
+
+def pack(
+    fields: Mapping[str, Field],
+    packets: Mapping[str, bytes] | None = None,
+    arrays: Mapping[str, NDArray[np.generic]] | None = None,
+) -> RecordDict:
+    """Records with the given fields, packets and arrays."""
+    flat = {name: Array(to_array(packet)) for name, packet in (packets or {}).items()}
+    flat |= {name: Array(np.ascontiguousarray(array)) for name, array in (arrays or {}).items()}
+    return RecordDict({_ARRAYS: ArrayRecord(flat), _FIELDS: ConfigRecord(dict(fields))})
+
+
+def unpack(content: RecordDict) -> Content:
+    """The content of a message. Raises PacketError (`malformed`) if it is not made as `pack` makes it."""
+    arrays, fields = content.get(_ARRAYS), content.get(_FIELDS)
+    if not isinstance(arrays, ArrayRecord) or not isinstance(fields, ConfigRecord):
+        raise PacketError("malformed", f"a message has the records {_ARRAYS!r} and {_FIELDS!r}; it has {list(content)}")
+    scalars = {name: value for name, value in fields.items() if isinstance(value, int | float | str)}
+    try:
+        return Content({name: array.numpy() for name, array in arrays.items()}, scalars)
+    except (TypeError, ValueError) as error:
+        raise PacketError("malformed", f"an array of the message cannot be read: {error}") from error

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fedrec.config.compose import compose
+from fedrec.config.describe import ABSENT, Change, changes, from_dict, load_member, to_dict, to_yaml
+from fedrec.config.validate import member_config
+from fedrec.errors import ConfigError
+
+BASE = Path("/somewhere")
+pytestmark = pytest.mark.usefixtures("tree")
+
+
+def test_there_and_back_through_json_and_yaml() -> None:
+    config = compose(["dataset.root=data", "evaluation.ks=[1,2,3]", "run_id='007'"], base=BASE)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert from_dict(yaml.safe_load(to_yaml(config))) == config
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    norm=st.floats(0, allow_infinity=False),
+    ks=st.lists(st.integers(1, 10**9), min_size=1, unique=True),
+    run_id=st.none() | st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]*", fullmatch=True),
+)
+def test_any_legal_values_come_back(norm: float, ks: list[int], run_id: str | None) -> None:
+    values = to_dict(compose([], base=BASE))
+    values["base_table"]["norm"], values["evaluation"]["ks"], values["run_id"] = norm, ks, run_id
+    config = from_dict(values)
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+    assert from_dict(yaml.safe_load(to_yaml(config))) == config
+
+
+def test_a_stored_configuration_is_checked_as_strictly() -> None:
+    values = to_dict(compose([], base=BASE))
+    values["embedding"]["rank"] = "4"
+    values["embedding"]["rnk"] = 4
+    values["dataset"]["root"] = 3
+    del values["seed"], values["optim"]["lr"], values["simulation"]
+    values["codec"] = {"name": "stand_on"}
+    values["backbone"] = {}
+    with pytest.raises(ConfigError) as caught:
+        from_dict(values)
+    assert list(caught.value.problems) == [
+        "embedding.rnk: there is no key embedding.rnk; did you mean embedding.rank?",
+        "embedding.rank: expected an integer >= 1, got the text '4'",
+        "backbone: expected the keys of a member, `name` among them, got the mapping {}",
+        "optim.lr: has no default and needs a value: give optim.lr=... (a number > 0 and <= 1)",
+        "dataset.root: expected a path or null, got the integer 3",
+        "codec=stand_on: there is no such codec; did you mean stand_in?",
+        "simulation: the section is missing",
+        "seed: has no default and needs a value: give seed=... (an integer >= 0)",
+    ]
+
+
+def test_a_stored_relative_path_is_refused() -> None:
+    values = to_dict(compose([], base=BASE))
+    values["runs_dir"] = "runs"
+    with pytest.raises(ConfigError, match=r"runs_dir: the relative path 'runs' means nothing in a running app"):
+        from_dict(values)
+
+
+def test_changes_are_those_of_the_overrides_and_of_what_their_choices_bring() -> None:
+    assert changes(["strategy=whole", "seed=3", "evaluation.every=10"], base=BASE) == [
+        Change("strategy", "two_phase", "whole"),
+        Change("strategy.warmup_rounds", 20, ABSENT),
+        Change("embedding", "low", "table"),
+        Change("embedding.rank", 4, ABSENT),
+        Change("embedding.init_std", 0.1, ABSENT),
+        Change("seed", 0, 3),
+    ]
+    assert changes([], base=BASE) == []
+
+
+def test_one_member_from_plain_data() -> None:
+    config = member_config("embedding", {"name": "low", "rank": 2, "init_std": 1})
+    assert config == load_member("embedding", "low", rank=2, init_std=1.0)
+    assert load_member("strategy", "whole").name == "whole"
+    assert load_member("dataset", "asked", root=Path("/x")).root == Path("/x")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"name": "low", "rank": 0, "init_std": 1}, "embedding.rank: expected an integer >= 1, got the integer 0"),
+        ({"name": "low", "rank": 1}, "embedding.init_std: has no default and needs a value"),
+        ({"name": "os"}, "embedding=os: there is no such embedding"),
+        ({"name": ["low"]}, "embedding: expected the keys of a member"),
+        ([1], "embedding: expected the keys of a member, `name` among them, got the list \\[1\\]"),
+    ],
+)
+def test_plain_data_that_is_no_member(values: object, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        member_config("embedding", values)
