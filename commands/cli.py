@@ -132,13 +132,19 @@ def train_command(overrides: Overrides = None, as_json: AsJson = False) -> None:
 
 
 @app.command("simulate", cls=OverridesCommand)
-def simulate_command(overrides: Overrides = None, as_json: AsJson = False) -> None:
+def simulate_command(
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+    verbose: Annotated[bool, typer.Option("--verbose", help="Show the whole log of the run.")] = False,
+) -> None:
     """Train on Flower's simulation runtime: `flwr run` with its own home, the right environment and exit status."""
     with _ending(as_json) as (console, end):
         config, same = _prepared(overrides or [])
+        from commands.report import show_summary
         from commands.simulate import simulate  # as above
 
-        end.update(simulate(config, same, console=console))
+        end.update(simulate(config, same, console=console, verbose=verbose))
+        show_summary(end, console)
 
 
 def _prepared(overrides: list[str]) -> tuple[RunConfig, list[str]]:

@@ -21,6 +21,7 @@ from rich.console import Console
 
 from commands.flower_app import assemble, run_config
 from commands.progress import RunProgress
+from commands.report import show_summary
 from commands.superlink import NAME, SuperLink
 from fedrec.config.paths import assign, portable, settle
 from fedrec.config.schema import RunConfig, SimulationConfig
@@ -38,8 +39,10 @@ _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 # What our own apps say (rounds are shown otherwise), and what is wrong; Flower's "INFO :" is for who looks for it.
 _WORTH_SHOWING = re.compile(r"INFO (?!:|round \d)|WARNING\b|ERROR\b|CRITICAL\b")
 _REASON = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception)\b")
-# Flower says these in every run, and nobody can do anything about them.
-_NOISE = re.compile(r"default simulated SuperNodes|Manually terminating ClientAppActor")
+# Flower says these in every run (the last two in every failed one), and they help nobody.
+_NOISE = re.compile(
+    r"default simulated SuperNodes|Manually terminating ClientAppActor|Simulation raised an exception|Exit Code: \d+$"
+)
 
 
 def simulate(
@@ -56,6 +59,7 @@ def simulate(
         console: Where progress is shown (default: standard error).
         verbose: Show the whole log of the run, and not only its warnings; it is in the run folder in any case.
     """
+    console = console or Console(stderr=True)
     config = settle(config, Path.cwd())
     run_id = config.run_id or new_run_id(config)
     config = dataclasses.replace(config, run_id=run_id)
@@ -63,7 +67,7 @@ def simulate(
     same = [text for text in portable(overrides, config) if text.partition("=")[0].strip() != "run_id"]
     with (
         _signals_as_exceptions(),
-        RunProgress(console or Console(stderr=True)) as progress,
+        RunProgress(console) as progress,
         (folder / LOG).open("a", encoding="utf-8") as log,
     ):
         progress.stage("starting Flower")
@@ -72,7 +76,9 @@ def simulate(
             progress.stage(f"run {run_id}")
             tail = _follow(superlink, run, folder, log, progress, verbose)
             _require_success(superlink, run, folder, tail)
-    return _summary(folder)
+    summary = _summary(folder)
+    show_summary(summary, console)
+    return summary
 
 
 def _make_folder(config: RunConfig) -> Path:
@@ -181,8 +187,8 @@ def _require_success(superlink: SuperLink, run: str, folder: Path, tail: list[st
         time.sleep(1.0)
     if status != "finished:completed":
         raise FederationError(
-            f"the run ended as {status!r}, expected 'finished:completed'. The end of its log "
-            f"(the whole is in {folder / LOG}):\n{reason(tail) or superlink.tail()}"
+            f"the run ended as {status!r}, expected 'finished:completed': {reason(tail) or superlink.tail()}\n"
+            f"its whole log is {folder / LOG}"
         )
 
 

@@ -220,17 +220,19 @@ class _Texts:
 
     def ranks(self, chunk: _Chunk, queries: Tensor) -> tuple[RankCounts, RankCounts]:
         """Ranks by the product with each user's query, among all candidates and among the sampled ones."""
-        positive_scores = (self.unit(chunk.positive) * queries).sum(1)
+        positive_scores = torch.einsum("uw,uw->u", self.unit(chunk.positive), queries)
         counter = RankCounter(
             torch.from_numpy(chunk.positive),
             positive_scores,
             torch.from_numpy(chunk.history.offsets),
             torch.from_numpy(chunk.history.items.astype(np.int64)),
         )
+        sampled = torch.zeros(chunk.negatives.shape, dtype=torch.float64)
         for start in range(0, len(self._eligible), ROWS_AT_ONCE):
             rows = self._eligible[start : start + ROWS_AT_ONCE]
-            counter.add(queries @ self.unit(rows).T, torch.from_numpy(rows))
-        sampled = torch.zeros(chunk.negatives.shape, dtype=torch.float64)
-        for column in range(chunk.negatives.shape[1]):
-            sampled[:, column] = (self.unit(chunk.negatives[:, column]) * queries).sum(1)
+            scores = queries @ self.unit(rows).T
+            counter.add(scores, torch.from_numpy(rows))
+            among = (rows[0] <= chunk.negatives) & (chunk.negatives <= rows[-1]) & chunk.valid.numpy()
+            owners, places = np.nonzero(among)
+            sampled[owners, places] = scores[owners, np.searchsorted(rows, chunk.negatives[owners, places])]
         return counter.counts(), sampled_rank_counts(positive_scores, sampled, chunk.valid)

@@ -173,7 +173,7 @@ def sampled_rank_counts(positive_scores: Tensor, negative_scores: Tensor, valid:
 def with_positive(
     offsets: NDArray[np.int64], excluded: NDArray[np.integer[Any]], positive: NDArray[np.integer[Any]]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Offsets and rows (int64) of what each user knows at a ranking: its earlier items, and behind them the positive."""
+    """Offsets and rows (int64) of what each user knows at a ranking: its earlier items, then the positive."""
     known = np.asarray(excluded[offsets[0] : offsets[-1]], dtype=np.int64)
     offsets = offsets - offsets[0]
     return offsets + np.arange(len(offsets)), np.insert(known, offsets[1:], positive)

@@ -32,7 +32,8 @@ from fedrec.protocol import (
     pack_eligible,
 )
 from fedrec.tensors import content_digest
-from peft_embeddings.base_table import BaseTable, build_base_table
+from peft_embeddings.base_table import BaseTable, build_base_table, text_vectors
+from peft_embeddings.encoders.base import TextEncoder
 from server_app.baselines import simulated_baselines
 from server_app.run_folder import SUMMARY, RunFolder
 from strategies.base import FederatedStrategy, ServerState
@@ -124,7 +125,8 @@ def _run(
     baselines = {}
     if config.evaluation.baselines:
         watcher.stage("baselines")
-        baselines = simulated_baselines(setup, dataset, table, "test")
+        vectors = text_vectors(dataset.catalogue, _encoder(config), cache_dir, _logged)
+        baselines = simulated_baselines(setup, dataset, vectors, "test")
     eligible = pack_eligible(dataset.eligible, len(dataset.catalogue))
     strategy: FederatedStrategy = registry.strategies.get(config.strategy.name)(
         config, setup, table.table, eligible, _Recorder(folder, watcher)
@@ -148,10 +150,15 @@ def _run(
     return summary
 
 
+def _encoder(config: RunConfig) -> TextEncoder:
+    made: TextEncoder = registry.encoders.get(config.encoder.name)(config.encoder)
+    return made
+
+
 def _base_table(config: RunConfig, dataset: Dataset, cache_dir: Path) -> BaseTable:
     table = build_base_table(
         dataset.catalogue,
-        registry.encoders.get(config.encoder.name)(config.encoder),
+        _encoder(config),
         registry.reductions.get(config.reduction.name)(config.reduction),
         config.base_table.dim,
         config.base_table.norm,
@@ -159,8 +166,7 @@ def _base_table(config: RunConfig, dataset: Dataset, cache_dir: Path) -> BaseTab
         cache_dir,
         _logged,
     )
-    without = table.items_without_text
-    log.info("base table: %d x %d, %d items without text", *table.table.shape, without)
+    log.info("base table: %d x %d, %d items without text", *table.table.shape, table.items_without_text)
     return table
 
 
@@ -211,7 +217,7 @@ def _manifest(
             **report.as_dict(dataset.report),
         },
         "base_table": {
-            "digest": content_digest({"base": table.table}),
+            "digest": table.digest,
             "reconstruction_mse": table.reconstruction_mse,
             "items_without_text": table.items_without_text,
         },

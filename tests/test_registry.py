@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -23,10 +24,9 @@ YAMLS = sorted(path.relative_to(registry.CONF) for path in registry.CONF.glob("*
 
 @pytest.mark.parametrize(("family", "name"), MEMBERS)
 def test_every_member_registers_a_frozen_configuration(family: str, name: str) -> None:
-    config_class = FAMILIES[family].get(name).config_class
-    assert is_dataclass(config_class)
+    config_class: Any = FAMILIES[family].get(name).config_class
     assert issubclass(config_class, MemberConfig)
-    assert config_class.__dataclass_params__.frozen  # type: ignore[attr-defined]
+    assert config_class.__dataclass_params__.frozen
 
 
 @pytest.mark.parametrize(("family", "name"), MEMBERS)
@@ -97,7 +97,7 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
         embeddings.get("zzzzzzzzz")
 
 
-BROUGHT = '''
+BROUGHT = """
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -119,7 +119,7 @@ class Brought:
 
 class Asking:
     config_class = Open
-'''
+"""
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_its_problems_are_reported_like_ours(overrides: list[str], problem: str)
 def test_a_brought_member_may_not_take_one_of_our_names(brought: Path) -> None:
     brought.write_text("[fedrec.embedding]\nlora = brought_members:Brought\n")
     registry._entry_points.cache_clear()
-    with pytest.raises(FedrecError, match=r"another package brings embedding \['lora'\], which fedrec has already"):
+    with pytest.raises(FedrecError, match=r"another package brings embedding \['lora'\], which fedrec has"):
         embeddings.names()
 
 

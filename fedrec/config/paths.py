@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 HOME_VARIABLE = "FEDREC_HOME"
 """The environment variable that names fedrec's own folder (default: `.fedrec` in the user's home)."""
+
+_BARE = re.compile(r"[A-Za-z/][A-Za-z0-9/._-]*")
+_WORDS = ("null", "true", "false", "nan", "inf")  # what Hydra's grammar reads as something else than text
 
 T = TypeVar("T", bound="DataclassInstance")
 
@@ -103,7 +107,7 @@ def _paths(section: Any, at: str) -> Iterator[tuple[str, Path]]:
 def assign(key: str, value: str | Path) -> str:
     """The override that gives a key this text, quoted only where Hydra's grammar needs it."""
     text = str(value)
-    if text and text.isascii() and all(character.isalnum() or character in "/._-" for character in text):
+    if _BARE.fullmatch(text) and text.lower() not in _WORDS:
         return f"{key}={text}"
     # Within quotes only these are special: a backslash before a quote (or at the end), the quote, and `${`.
     escaped = ""

@@ -175,7 +175,7 @@ def _open_column(folder: Path, name: str, meta: dict[str, Any]) -> NDArray[Any]:
     path, dtype, length = folder / f"{name}.npy", np.dtype(_DTYPES[name]), meta["lengths"][name]
     try:
         column = np.asarray(np.load(path, mmap_mode="r" if length else None, allow_pickle=False))
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy reads a damaged header with Python's tokeniser, which raises errors of its own
         raise StoreError(f"cannot open {path} ({error}): it is missing or truncated; {_MEND}") from error
     if column.dtype != dtype or column.shape != (length,):
         raise StoreError(

@@ -54,8 +54,8 @@ class SyntheticConfig(DatasetConfig):
         """Check that every style of every topic gets an item."""
         if self.n_items < self.topics * self.styles:
             raise ValueError(
-                f"n_items={self.n_items} is fewer than topics * styles = {self.topics * self.styles}: every style of every "
-                "topic needs an item"
+                f"n_items={self.n_items} is fewer than topics * styles = {self.topics * self.styles}: every style "
+                "of every topic needs an item"
             )
 
 

@@ -3,8 +3,8 @@
 Source: FedPEFT (arXiv 2512.13734): 768-512-256-128-32 and its mirror, ReLU, mean squared reconstruction error; the
 latents are the base table. The width is that of the input as it comes.
 
-ReLU layers can carry a linear map exactly, because `relu(x) - relu(-x) = x`. So the first `2 dim` units of each hidden layer
-start as `+z` and `-z` of the `dim` principal scores z and hand them on, and the network starts as the best linear
+ReLU layers can carry a linear map exactly, because `relu(x) - relu(-x) = x`. So the first `2 dim` units of each hidden
+layer start as `+z` and `-z` of the `dim` principal scores z and hand them on, and the network starts as the best linear
 reduction there is (at d = 32: 64 of at least 128 units). All other units start at random (He et al., 2015) with
 nothing flowing from them into latents or output yet, but with a gradient: they are the capacity that training adds.
 A random start needs hundreds of epochs to come as far as PCA, and a weight penalty of 1e-2, as in published code,
@@ -17,6 +17,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
@@ -25,6 +26,7 @@ from annotated_types import Ge, Gt, MinLen
 from pydantic import Strict
 from torch import Tensor
 from torch.nn.functional import linear, relu
+from typing_extensions import override
 
 from fedrec.errors import ConfigError
 from fedrec.registry import MemberConfig, reductions
@@ -39,7 +41,7 @@ Layers: TypeAlias = list[tuple[Tensor, Tensor]]
 """Weight [out, in] and bias [out] of each layer; ReLU after all but the last."""
 
 _CHUNK = 4096  # rows that are evaluated together
-_WARM_UP = 0.05  # share of the steps in which the rate rises, so that Adam's first, sign-like steps do not undo the start
+_WARM_UP = 0.05  # share of the steps in which the rate rises: Adam's first, sign-like steps would undo the start
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Autoencoder(Reduction):
     config_class = AutoencoderConfig
     config: AutoencoderConfig
 
+    @override
     def reduce(self, vectors: TextVectors, dim: int, seed: int, progress: Progress) -> Reduced:
         if min(self.config.hidden) < 2 * dim:
             raise ConfigError(
@@ -106,11 +109,12 @@ class Autoencoder(Reduction):
         best, least = net.copy(), net.mse(data)
         step = 0
         for epoch in range(config.epochs):
-            for rows in torch.randperm(data.items, generator=rng).split(config.batch_size):
+            order = torch.randperm(data.items, generator=rng)
+            for first in range(0, data.items, config.batch_size):
                 step += 1
                 rise = min(1.0, step / (_WARM_UP * steps))
                 optimiser.param_groups[0]["lr"] = config.lr * rise * 0.5 * (1 + math.cos(math.pi * step / steps))
-                batch = data.rows(rows)
+                batch = data.rows(order[first : first + config.batch_size])
                 loss = (run(net.decoder, run(net.encoder, batch)) - batch).square().mean()
                 optimiser.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -123,7 +127,7 @@ class Autoencoder(Reduction):
 
 
 class _Scaled:
-    """The vectors as the network sees them: centred, and of unit mean square, so that the rate fits vectors of any size."""
+    """The vectors as the network sees them: centred, of unit mean square, so that one rate fits vectors of any size."""
 
     def __init__(self, vectors: TextVectors, pca: Principal) -> None:
         self.vectors = vectors
@@ -152,14 +156,21 @@ class Net:
 
     def copy(self) -> Net:
         """The same numbers in tensors of their own."""
-        encoder, decoder = ([(w.detach().clone(), b.detach().clone()) for w, b in part] for part in (self.encoder, self.decoder))
-        return Net(encoder, decoder)
+        return Net(_copy(self.encoder), _copy(self.decoder))
 
     @torch.no_grad()
     def mse(self, data: _Scaled) -> float:
         """Mean squared reconstruction error per number, in the vectors' own scale."""
-        total = sum(float((run(self.decoder, run(self.encoder, x)) - x).square().sum(dtype=torch.float64)) for x in data.chunks())
-        return total * data.scale**2 / (data.items * data.width)
+        total = 0.0
+        for inputs in data.chunks():
+            errors = run(self.decoder, run(self.encoder, inputs)) - inputs
+            total += float(errors.square().sum(dtype=torch.float64))
+        mse: float = total * data.scale**2 / (data.items * data.width)
+        return mse
+
+
+def _copy(layers: Layers) -> Layers:
+    return [(weight.detach().clone(), bias.detach().clone()) for weight, bias in layers]
 
 
 def run(layers: Layers, inputs: Tensor) -> Tensor:
@@ -190,7 +201,7 @@ def _carry(first: Tensor, hidden: Sequence[int], last: Tensor, rng: torch.Genera
     opening = random(hidden[0], width)
     opening[:pairs] = torch.cat([first, -first])
     weights = [opening]
-    for into, out in zip(hidden[:-1], hidden[1:], strict=True):
+    for into, out in pairwise(hidden):
         inner = random(out, into)
         inner[:pairs] = 0
         inner[:pairs, :pairs] = torch.eye(pairs)

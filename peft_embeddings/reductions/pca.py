@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import override
 
 from fedrec.registry import MemberConfig, reductions
 from fedrec.rng import counter_normal
 from peft_embeddings.encoders.base import Progress, TextVectors
 from peft_embeddings.reductions.base import Reduced, Reduction, check_dim
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 Float = NDArray[np.float64]
 
@@ -55,6 +59,7 @@ class Pca(Reduction):
 
     config_class = PcaConfig
 
+    @override
     def reduce(self, vectors: TextVectors, dim: int, seed: int, progress: Progress) -> Reduced:
         found = principal_components(vectors, dim, progress)
         return Reduced(found.scores.astype(np.float32), found.mse)
@@ -66,7 +71,7 @@ def principal_components(vectors: TextVectors, dim: int, progress: Progress) -> 
     items, width = vectors.shape
     progress("principal components", 0, 1)
     mean, square = _moments(vectors)
-    if is_sparse(vectors) and min(items, width) > max(_SMALL, 4 * dim):
+    if not isinstance(vectors, np.ndarray) and min(items, width) > max(_SMALL, 4 * dim):
         components = _lanczos(vectors, mean, dim)
     elif items < width:
         components = _svd(vectors, mean, dim)
@@ -79,11 +84,6 @@ def principal_components(vectors: TextVectors, dim: int, progress: Progress) -> 
     progress("principal components", 1, 1)
     mse = max(square - float(np.square(scores).sum()), 0.0) / (items * width)
     return Principal(mean, components, scores, mse)
-
-
-def is_sparse(vectors: TextVectors) -> bool:
-    """Whether the vectors are a sparse matrix."""
-    return not isinstance(vectors, np.ndarray)
 
 
 def dense_rows(vectors: TextVectors, rows: slice | NDArray[np.int64]) -> NDArray[np.float32]:
@@ -105,8 +105,8 @@ def _chunks(vectors: TextVectors) -> Iterator[tuple[slice, Float]]:
 def _moments(vectors: TextVectors) -> tuple[Float, float]:
     """The mean [width], and the sum of squares of the centred vectors."""
     items, width = vectors.shape
-    if is_sparse(vectors):
-        mean = vectors.T @ np.ones(items) / items
+    if not isinstance(vectors, np.ndarray):
+        mean: Float = vectors.T @ np.ones(items) / items
         return mean, float(np.square(vectors.data, dtype=np.float64).sum()) - items * float(mean @ mean)
     mean = np.zeros(width)
     for _, chunk in _chunks(vectors):
@@ -116,7 +116,7 @@ def _moments(vectors: TextVectors) -> tuple[Float, float]:
 
 def _project(vectors: TextVectors, mean: Float, components: Float) -> Float:
     """Centred vectors times the components, [items, dim]."""
-    if is_sparse(vectors):
+    if not isinstance(vectors, np.ndarray):
         projected: Float = vectors @ components.T - mean @ components.T
         return projected
     scores = np.empty((vectors.shape[0], len(components)))
@@ -137,7 +137,7 @@ def _eigen(vectors: TextVectors, mean: Float, dim: int) -> Float:
     from scipy.linalg import eigh
 
     items, width = vectors.shape
-    if is_sparse(vectors):
+    if not isinstance(vectors, np.ndarray):
         double = vectors.astype(np.float64)
         scatter = (double.T @ double).toarray() - items * np.outer(mean, mean)
     else:
@@ -149,7 +149,7 @@ def _eigen(vectors: TextVectors, mean: Float, dim: int) -> Float:
     return components
 
 
-def _lanczos(vectors: TextVectors, mean: Float, dim: int) -> Float:
+def _lanczos(vectors: csr_array, mean: Float, dim: int) -> Float:
     """Components as eigenvectors of the scatter matrix, which is never formed: only multiplied with vectors."""
     from scipy.sparse.linalg import LinearOperator, eigsh
 

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from commands import report
 from commands.cli import app
 from fedrec import __version__
 from fedrec.config.describe import from_dict
@@ -29,6 +30,7 @@ def body(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[..., Any]],
     def put(command: str, function: Callable[..., Any]) -> None:
         module = types.ModuleType(f"commands.{command}")
         setattr(module, command, function)
+        monkeypatch.setattr(report, "show_summary", lambda *_: None)
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
     return put

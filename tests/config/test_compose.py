@@ -209,7 +209,14 @@ class TestPaths:
     @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1).filter(lambda text: "${" not in text))
     def test_an_assigned_text_is_read_back(self, text: str) -> None:
         override = OverridesParser.create().parse_override(assign("dataset.root", text))
-        assert str(override.value()) == text
+        assert override.value() == text
+
+    @pytest.mark.parametrize(
+        "text", ["7", "007", "1e5", "TRUE", "null", "NaN", "inf", "-inf", "1_0", "a\\", "\\'", "' '"]
+    )
+    def test_a_text_that_looks_like_something_else_stays_a_text(self, text: str) -> None:
+        override = OverridesParser.create().parse_override(assign("run_id", text))
+        assert override.value() == text
 
 
 @pytest.mark.usefixtures("tree")

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from fedrec.config.validate import member_config
 from fedrec.errors import ConfigError
 
 BASE = Path("/somewhere")
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("tree")
 
 
@@ -98,3 +101,12 @@ def test_one_member_from_plain_data() -> None:
 def test_plain_data_that_is_no_member(values: object, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         member_config("embedding", values)
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"), [("validate", "hydra omegaconf yaml torch"), ("describe", "hydra omegaconf torch")]
+)
+def test_what_a_client_imports_is_light(module: str, heavy: str) -> None:
+    code = f"import sys, fedrec.config.{module}; sys.exit(str(set('{heavy}'.split()) & set(sys.modules)))"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stderr
+    assert output == "set()\n"

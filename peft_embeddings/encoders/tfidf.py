@@ -1,0 +1,89 @@
+"""Bags of words: term frequency times inverse document frequency. Needs no model, so it is the embedded default.
+
+Source: Salton and Buckley (1988), as scikit-learn computes it (smoothed idf, rows of unit length).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Annotated, Literal
+
+import numpy as np
+from annotated_types import Ge
+from pydantic import Strict
+from typing_extensions import override
+
+from fedrec.errors import ConfigError, DataError
+from fedrec.registry import MemberConfig, encoders
+from peft_embeddings.encoders.base import Progress, TextEncoder, TextVectors
+
+
+@dataclass(frozen=True)
+class TfidfConfig(MemberConfig):
+    """Configuration of `tfidf`.
+
+    Attributes:
+        analyzer: `word`, or `char_wb` (characters inside words: for languages whose words change their endings).
+        ngrams: Shortest and longest run of words (or characters) that is a term.
+        min_df: A term counts if at least this many items have it.
+        max_features: Only the most frequent terms are kept (null: all).
+        sublinear: Whether a term that occurs t times in one item counts 1 + ln t instead of t.
+    """
+
+    name: Literal["tfidf"]
+    analyzer: Literal["word", "char_wb"]
+    ngrams: Annotated[tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]], Strict(False)]
+    min_df: Annotated[int, Ge(1)]
+    max_features: Annotated[int, Ge(1)] | None
+    sublinear: bool
+
+
+@encoders.register("tfidf")
+class TfidfEncoder(TextEncoder):
+    """Sparse vectors [items, terms]: memory follows the words in the texts, not items times terms."""
+
+    config_class = TfidfConfig
+    config: TfidfConfig
+
+    @override
+    def fingerprint(self) -> str:
+        return json.dumps([dataclasses.asdict(self.config), version("scikit-learn")])
+
+    @override
+    def encode(self, sentences: Sequence[str], progress: Progress) -> TextVectors:
+        from scipy.sparse import csr_array
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        config = self.config
+        if config.ngrams[0] > config.ngrams[1]:
+            raise ConfigError([f"encoder.ngrams={list(config.ngrams)}: expected [shortest, longest]"])
+        described = sum(1 for sentence in sentences if sentence.strip())
+        if config.min_df > described:
+            raise DataError(
+                f"encoder.min_df={config.min_df}: only {described} of {len(sentences)} items have any text, "
+                "so no term can be frequent enough; lower encoder.min_df"
+            )
+        vectorizer = TfidfVectorizer(
+            analyzer=config.analyzer,
+            ngram_range=config.ngrams,
+            min_df=config.min_df,
+            max_features=config.max_features,
+            sublinear_tf=config.sublinear,
+            dtype=np.float32,
+        )
+        progress("tf-idf", 0, len(sentences))
+        try:
+            vectors = csr_array(vectorizer.fit_transform(sentences))
+        except ValueError as error:
+            # scikit-learn's word for "no term is left": by then all of our own arguments are known to be right.
+            raise DataError(
+                f"encoder=tfidf: the {described} item texts have no term that at least {config.min_df} items share "
+                f"(scikit-learn: {error}); lower encoder.min_df, or set encoder.analyzer=char_wb if the texts are not "
+                "separated into words of two or more letters"
+            ) from error
+        progress("tf-idf", len(sentences), len(sentences))
+        return vectors
