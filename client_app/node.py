@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client_app.cohort import CohortEngine
 from client_app.engine import Engine, GlobalModel, Limits
 from client_app.evaluation import RankingProtocol, rank_users
 from client_app.frozen import FrozenStore
@@ -31,7 +32,7 @@ from fedrec.tensors import Tensors
 from peft_embeddings.base import ItemEmbedding
 from peft_embeddings.model import Model
 
-ENGINES: dict[str, type[Engine]] = {"oracle": OracleEngine}
+ENGINES: dict[str, type[Engine]] = {"cohort": CohortEngine, "oracle": OracleEngine}
 
 
 class MissingFrozenError(Exception):

@@ -29,6 +29,18 @@ class Cohort:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Items per user."""
+        return self.offsets[1:] - self.offsets[:-1]
+
+    def select(self, users: NDArray[np.int64]) -> Cohort:
+        """Some of the users, by position, in that order."""
+        lengths = self.lengths[users]
+        offsets = np.concatenate(([0], np.cumsum(lengths)))
+        source = np.arange(offsets[-1]) + np.repeat(self.offsets[users] - offsets[:-1], lengths)
+        return Cohort(self.keys[users], offsets, self.items[source])
+
     def part(self, start: int, end: int) -> Cohort:
         """The users `start` to `end` (exclusive), nothing copied but offsets."""
         first, last = self.offsets[start], self.offsets[end]

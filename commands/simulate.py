@@ -21,7 +21,6 @@ from rich.console import Console
 
 from commands.flower_app import assemble, run_config
 from commands.progress import RunProgress
-from commands.report import show_summary
 from commands.superlink import NAME, SuperLink
 from fedrec.config.paths import assign, portable, settle
 from fedrec.config.schema import RunConfig, SimulationConfig
@@ -76,9 +75,7 @@ def simulate(
             progress.stage(f"run {run_id}")
             tail = _follow(superlink, run, folder, log, progress, verbose)
             _require_success(superlink, run, folder, tail)
-    summary = _summary(folder)
-    show_summary(summary, console)
-    return summary
+    return _summary(folder)
 
 
 def _make_folder(config: RunConfig) -> Path:

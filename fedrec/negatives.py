@@ -48,9 +48,7 @@ class UnknownItems:
         """Known items as pairs (user `rows`, `positions` in `eligible`), in any order, repeated or not."""
         self._eligible = eligible
         stride = len(eligible) + 1  # p - i lies in [0, E], so a user's keys never reach the next user's
-        pairs = np.sort(rows * stride + positions)
-        if len(pairs):
-            pairs = pairs[np.concatenate(([True], pairs[1:] != pairs[:-1]))]
+        pairs = np.unique(rows * stride + positions)
         owners = pairs // stride
         known = np.bincount(owners, minlength=users).astype(np.int64)
         self._stride = stride

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedrec.tensors import Spec, Tensors, zeros
 
 DROPPED = ("non_finite", "too_large", "no_negatives")
@@ -46,7 +49,7 @@ class NodeUpdate:
         if math.sqrt(squared) > max_norm:
             self.dropped["too_large"] += 1
             return False
-        weight = user_weight(examples, weight_cap)
+        weight = float(user_weights(np.array([examples]), weight_cap)[0])
         for name, tensor in delta.items():
             self.total[name].add_(tensor, alpha=weight)
         self.weight += weight
@@ -56,6 +59,6 @@ class NodeUpdate:
         return True
 
 
-def user_weight(examples: int, cap: int) -> float:
-    """The public weight of a user in the average: its number of training interactions, capped."""
-    return float(min(examples, cap))
+def user_weights(examples: NDArray[np.int64], cap: int) -> NDArray[np.float64]:
+    """The public weight of users in the average: the number of their training interactions, capped."""
+    return np.minimum(examples, cap).astype(np.float64)

@@ -128,9 +128,9 @@ def _reduce(
     described = _described(vectors)
     if not len(described):
         raise DataError(
-            f"encoder={encoder.config.name}: it gives the texts of all {vectors.shape[0]} items of the catalogue the zero "
-            "vector, so there is nothing to make a base table from; choose another encoder or other settings of it "
-            "(tfidf: a lower encoder.min_df, a higher encoder.max_features)"
+            f"encoder={encoder.config.name}: it gives the texts of all {vectors.shape[0]} items the zero vector, so "
+            "there is nothing to make a base table from; choose another encoder or other settings of it (tfidf: a "
+            "lower encoder.min_df, a higher encoder.max_features)"
         )
     chosen = vectors if len(described) == vectors.shape[0] else vectors[described]
     reduced = reduction.reduce(chosen, dim, seed, progress)

@@ -34,8 +34,18 @@ class Model:
     def trainable(self) -> Spec:
         """What is trained and travels each round: `embedding.<table or dense>` and `backbone.<shared>`."""
         parts = {**self.embedding.tables, **self.embedding.dense}
-        embedding = {_EMBEDDING + name: spec for name, spec in parts.items()}
-        return embedding | {_BACKBONE + name: spec for name, spec in self.backbone.shared.items()}
+        embedding = {self.embedding_name(name): spec for name, spec in parts.items()}
+        return embedding | {self.backbone_name(name): spec for name, spec in self.backbone.shared.items()}
+
+    @staticmethod
+    def embedding_name(name: str) -> str:
+        """The name under which one of the embedding's tensors travels."""
+        return _EMBEDDING + name
+
+    @staticmethod
+    def backbone_name(name: str) -> str:
+        """The name under which one of the backbone's shared tensors travels."""
+        return _BACKBONE + name
 
     @property
     def frozen(self) -> Spec:
@@ -49,8 +59,8 @@ class Model:
         frozen = {name: made.pop(name) for name in self.embedding.frozen}
         if self.embedding.uses_base:
             frozen[BASE] = base
-        trainable = {_EMBEDDING + name: tensor for name, tensor in made.items()}
-        return trainable | {_BACKBONE + name: tensor for name, tensor in shared.items()}, frozen
+        trainable = {self.embedding_name(name): tensor for name, tensor in made.items()}
+        return trainable | {self.backbone_name(name): tensor for name, tensor in shared.items()}, frozen
 
     def shared(self, trainable: Tensors) -> Tensors:
         """The backbone's shared tensors among the trained ones."""
@@ -58,17 +68,21 @@ class Model:
 
     def tables(self, trainable: Tensors) -> Tensors:
         """The embedding's row-addressable tables among the trained ones."""
-        return {name: trainable[_EMBEDDING + name] for name in self.embedding.tables}
+        return {name: trainable[self.embedding_name(name)] for name in self.embedding.tables}
 
     def dense(self, trainable: Tensors) -> Tensors:
         """The embedding's dense tensors among the trained ones."""
-        return {name: trainable[_EMBEDDING + name] for name in self.embedding.dense}
+        return {name: trainable[self.embedding_name(name)] for name in self.embedding.dense}
+
+    def embed(self, rows: Tensors, dense: Tensors, frozen: Tensors, items: Tensor) -> Tensor:
+        """Vectors [..., items, dim] of item ids [..., items] from gathered rows, and from the base table if it is used."""
+        base_rows = frozen[BASE][items] if self.embedding.uses_base else None
+        return self.embedding.embed(rows, dense, frozen, base_rows)
 
     def item_vectors(self, trainable: Tensors, frozen: Tensors, items: Tensor) -> Tensor:
         """Vectors [..., dim] of item ids [...], read from whole tables that all users share."""
         flat = items.reshape(-1)
         rows = self.embedding.rows(flat, frozen)
         gathered = {name: table[rows[name]] for name, table in self.tables(trainable).items()}
-        base_rows = frozen[BASE][flat] if self.embedding.uses_base else None
-        vectors = self.embedding.embed(gathered, self.dense(trainable), frozen, base_rows)
+        vectors = self.embed(gathered, self.dense(trainable), frozen, flat)
         return vectors.reshape(*items.shape, self.embedding.dim)

@@ -191,7 +191,7 @@ def _setup(config: RunConfig, dataset: Dataset, simulation: SimulatedData) -> Se
         sampled_negatives=config.evaluation.sampled_negatives,
         weight_cap=strategy.weight_cap,
         max_update_norm=strategy.max_update_norm,
-        engine="oracle",
+        engine=config.engine,
         simulation=simulation,
     )
 

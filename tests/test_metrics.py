@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 from torch import Tensor
 
+import fedrec.metrics
 from fedrec.errors import FedrecError
 from fedrec.metrics import (
     RankCounter,
@@ -62,7 +63,7 @@ def by_enumeration(scores: list[float], positive: int, k: int) -> dict[str, floa
 def test_ranks_by_hand() -> None:
     scores = torch.tensor([[5.0, 4.0, 3.0, 4.0, 1.0, 9.0], [0.0, 0.0, 0.0, 0.0, 0.0, 0.0]])
     offsets, excluded = ragged([[5, 5], [0, 2]])  # the best item is known, and named twice
-    counts = rank_counts(scores, torch.tensor([3, 2]), offsets, excluded)  # a known positive is a candidate all the same
+    counts = rank_counts(scores, torch.tensor([3, 2]), offsets, excluded)  # a known positive is a candidate
     assert counts.greater.tolist() == [1, 0]
     assert counts.ties.tolist() == [1, 4]
     assert counts.candidates.tolist() == [5, 5]
@@ -129,7 +130,8 @@ def rankings(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, list[list[int]]]:
     columns = sorted(draw(st.sets(st.integers(0, 30), min_size=1, max_size=15)))
     users = draw(st.integers(1, 4))
     level = st.integers(-2, 2).map(float)
-    scores = draw(st.lists(st.lists(level, min_size=len(columns), max_size=len(columns)), min_size=users, max_size=users))
+    row = st.lists(level, min_size=len(columns), max_size=len(columns))
+    scores = draw(st.lists(row, min_size=users, max_size=users))
     positive = draw(st.lists(st.sampled_from(columns), min_size=users, max_size=users))
     histories = draw(st.lists(st.lists(st.integers(0, 35), max_size=12), min_size=users, max_size=users))
     return torch.tensor(scores), torch.tensor(columns), torch.tensor(positive), histories
@@ -158,6 +160,16 @@ def test_blocks_of_items_count_as_the_whole_and_as_a_slow_look(
         assert whole.greater[user] == sum(bool(score > own) for score in others)
         assert whole.ties[user] == sum(bool(score == own) for score in others)
         assert whole.candidates[user] == len(others) + 1
+
+
+@given(rankings())
+def test_the_accelerator_counts_as_the_processor(ranking: tuple[Tensor, Tensor, Tensor, list[list[int]]]) -> None:
+    scores, columns, positive, histories = ranking
+    on_processor = rank_counts(scores, positive, *ragged(histories), columns)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fedrec.metrics, "_count_in_numpy", fedrec.metrics._count_in_torch)
+        for one, other in zip(rank_counts(scores, positive, *ragged(histories), columns), on_processor, strict=True):
+            assert one.tolist() == other.tolist()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])

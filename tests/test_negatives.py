@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy.stats import chisquare
 
 from fedrec.errors import DataError
 from fedrec.negatives import NO_ITEM, NegativeSampler
@@ -19,6 +18,13 @@ Ragged = tuple[NDArray[np.int64], NDArray[np.int64]]
 def ragged(histories: list[list[int]]) -> Ragged:
     offsets = np.concatenate(([0], np.cumsum([len(history) for history in histories]))).astype(np.int64)
     return offsets, np.array([item for history in histories for item in history], dtype=np.int64)
+
+
+def looks_even(counts: NDArray[np.int64]) -> bool:
+    """Chi-square against equal counts, below the 99 % quantile for 6 or 9 degrees of freedom."""
+    expected = counts.sum() / len(counts)
+    quantile = {7: 16.81, 10: 21.67}[len(counts)]
+    return float(((counts - expected) ** 2 / expected).sum()) < quantile
 
 
 def unknown_by_hand(eligible: list[int], history: list[int]) -> list[int]:
@@ -91,7 +97,7 @@ def test_every_eligible_unknown_item_is_drawn_evenly_and_nothing_else() -> None:
     items, _ = NegativeSampler(eligible).draw(3, np.array([5], np.uint64), *ragged([history]), 0, 4000)
     values, counts = np.unique(items, return_counts=True)
     assert values.tolist() == left
-    assert chisquare(counts).pvalue > 0.01
+    assert looks_even(counts)
 
 
 def test_every_set_is_equally_likely() -> None:
@@ -102,7 +108,7 @@ def test_every_set_is_equally_likely() -> None:
     assert valid.all()
     pairs, counts = np.unique(np.sort(drawn, axis=1), axis=0, return_counts=True)
     assert len(pairs) == 10  # of the 5 unknown items, 2 at a time
-    assert chisquare(counts).pvalue > 0.01
+    assert looks_even(counts)
 
 
 def test_draws_do_not_depend_on_who_is_drawn_beside() -> None:
@@ -146,7 +152,8 @@ def test_draws_shared_by_a_user_are_one_row_each() -> None:
 
 
 def test_a_user_who_knows_everything_is_reported() -> None:
-    items, exhausted = NegativeSampler(np.arange(3)).draw(0, np.arange(2, dtype=np.uint64), *ragged([[0, 1, 2], [1]]), 0, 2)
+    keys = np.arange(2, dtype=np.uint64)
+    items, exhausted = NegativeSampler(np.arange(3)).draw(0, keys, *ragged([[0, 1, 2], [1]]), 0, 2)
     assert exhausted.tolist() == [True, False]
     assert (items[:3] == NO_ITEM).all()
     assert set(items[3].tolist()) <= {0, 2}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le, MinLen
 from pydantic import Strict
@@ -74,6 +74,8 @@ class RunConfig:
 
     Attributes:
         seed: Root of all public randomness (and, in simulation only, of the secret randomness).
+        engine: How clients train: all chosen users of a node at once (`cohort`), or one after the other (`oracle`, slow
+            and plain, the same result).
         checkpoint_every: Rounds between two checkpoints of the global model (0: only the last).
         run_id: Name of the run's folder (null: made from the time and the members' names).
         runs_dir: Absolute folder of all runs (null: the command's own default).
@@ -95,6 +97,7 @@ class RunConfig:
     evaluation: EvaluationConfig
     simulation: SimulationConfig
     seed: Annotated[int, Ge(0)]
+    engine: Literal["cohort", "oracle"]
     checkpoint_every: Annotated[int, Ge(0)]
     run_id: str | None
     runs_dir: Annotated[Path, Strict(False)] | None

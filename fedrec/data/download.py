@@ -18,7 +18,7 @@ MAX_BYTES = 256 * 2**20
 _CHUNK = 2**16
 
 
-def download(url: str, target: Path, md5: str, timeout: float, progress: Progress, max_bytes: int = MAX_BYTES) -> None:
+def download(url: str, target: Path, md5: str, timeout: float, progress: Progress) -> None:
     """Fetch `url` into the file `target`, which appears only when its checksum is right.
 
     Args:
@@ -27,7 +27,6 @@ def download(url: str, target: Path, md5: str, timeout: float, progress: Progres
         md5: Expected checksum, as the publisher gives it (it guards against damage, not against an adversary).
         timeout: Seconds without a byte after which it is given up.
         progress: Called with the bytes that came and the bytes that were announced.
-        max_bytes: Where it is given up.
 
     Raises:
         DataError: No network, a wrong answer, too many bytes, too few, a wrong checksum; it says how to fetch by hand.
@@ -39,7 +38,7 @@ def download(url: str, target: Path, md5: str, timeout: float, progress: Progres
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".download-") as scratch_dir:
             part = Path(scratch_dir) / target.name
-            found = _fetch(url, part, timeout, progress, max_bytes, by_hand)
+            found = _fetch(url, part, timeout, progress, by_hand)
             if found != md5:
                 raise DataError(f"{url}: the file that came has md5 {found}, expected {md5}: it is damaged. {by_hand}")
             part.replace(target)
@@ -48,15 +47,15 @@ def download(url: str, target: Path, md5: str, timeout: float, progress: Progres
         raise DataError(f"cannot fetch {url} to {target}: {reason}. {by_hand}") from error
 
 
-def _fetch(url: str, part: Path, timeout: float, progress: Progress, max_bytes: int, by_hand: str) -> str:
+def _fetch(url: str, part: Path, timeout: float, progress: Progress, by_hand: str) -> str:
     digest, done = hashlib.md5(usedforsecurity=False), 0
     with urllib.request.urlopen(url, timeout=timeout) as reply, part.open("wb") as file:
         length = reply.headers.get("Content-Length", "")
         total = int(length) if length.isdecimal() else 0
         while chunk := reply.read(_CHUNK):
             done += len(chunk)
-            if done > max_bytes:
-                raise DataError(f"{url} sends more than {max_bytes:,} bytes, more than expected. {by_hand}")
+            if done > MAX_BYTES:
+                raise DataError(f"{url} sends more than {MAX_BYTES:,} bytes, more than expected. {by_hand}")
             digest.update(chunk)
             file.write(chunk)
             progress(f"fetching {url}", done, total)

@@ -39,12 +39,15 @@ def as_table(report: DataReport, title: str) -> Table:
     """The report as a table for a terminal."""
     from rich.table import Table
 
-    table = Table(title=title, caption="\n".join(as_lines(report)[5:]) or None, caption_justify="left")
+    table = Table(title=title)
     table.add_column("")
     table.add_column("before", justify="right")
     table.add_column("after", justify="right")
     for row in _rows(report):
         table.add_row(*row)
+    table.add_section()
+    for rule, number in report.counts.items():
+        table.add_row(MEANING.get(rule, rule), f"{number:,}", "")
     return table
 
 

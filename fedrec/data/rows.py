@@ -14,6 +14,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,8 +55,11 @@ def require_file(path: Path, setting: str) -> Path:
     if not path.is_absolute():
         raise DataError(f"{setting}={path} is a relative path, write {setting}={path.absolute()}")
     if not path.is_file():
-        beside = sorted(p.name for p in path.parent.iterdir() if p.is_file()) if path.parent.is_dir() else []
-        hint = nearest(path.name, beside) if beside else f"there is no file in {path.parent}"
+        beside = [p.name for p in path.parent.iterdir() if p.is_file()] if path.parent.is_dir() else []
+        close = get_close_matches(path.name, beside, n=3, cutoff=0.5)
+        hint = (
+            f"did you mean {' or '.join(close)}?" if close else f"{path.parent} has {len(beside)} files, none like it"
+        )
         raise DataError(f"{setting}={path}: there is no such file; {hint}")
     return path
 

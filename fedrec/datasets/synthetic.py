@@ -61,7 +61,7 @@ class SyntheticConfig(DatasetConfig):
 
 @datasets.register("synthetic")
 class Synthetic(DatasetSource):
-    """Draws the data set anew each time; the same configuration gives the same data on every machine."""
+    """Draws the data set anew each time; the same configuration (and numpy) gives the same data."""
 
     config_class = SyntheticConfig
     config: SyntheticConfig

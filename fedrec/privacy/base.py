@@ -14,6 +14,9 @@ class PrivacyMechanism(ABC):
 
     config_class: ClassVar[type[MemberConfig]]
 
+    changes_updates: bool = True
+    """Whether `protect_update` does anything; if not, engines need not form each user's whole delta."""
+
     def __init__(self, config: Any) -> None:
         self.config = config
 

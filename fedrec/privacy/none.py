@@ -24,6 +24,7 @@ class NoPrivacy(PrivacyMechanism):
     """Both hooks return what they are given."""
 
     config_class = NoPrivacyConfig
+    changes_updates = False
 
     @override
     def protect_update(self, delta: Tensors, seed: int) -> Tensors:

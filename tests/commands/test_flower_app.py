@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -51,9 +53,6 @@ def test_the_app_directory_holds_sources_configuration_and_nothing_else(tmp_path
 
 
 def test_the_bundle_is_small_and_has_no_tests_and_no_commands(tmp_path: Path) -> None:
-    import io
-    import zipfile
-
     fab = build_fab_from_disk(assemble(tmp_path / "fedrec"))
     names = zipfile.ZipFile(io.BytesIO(fab)).namelist()
     assert {name.partition("/")[0] for name in names} == {*PACKAGES, "pyproject.toml", "LICENSE", ".info"}
@@ -62,5 +61,5 @@ def test_the_bundle_is_small_and_has_no_tests_and_no_commands(tmp_path: Path) ->
 
 def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flower_app, "_ROOT", tmp_path / "empty")
-    with pytest.raises(FederationError, match="'fedrec' is not at .*empty.*install fedrec anew"):
+    with pytest.raises(FederationError, match=r"'fedrec' is not at .*empty.*install fedrec anew"):
         assemble(tmp_path / "app")

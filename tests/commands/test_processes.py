@@ -17,7 +17,7 @@ ENV = dict(os.environ)
 ROOT = str(Path(commands.__file__).resolve().parent.parent)
 
 # A child that starts a grandchild in a session of its own, which ignores SIGTERM, as some of Ray's processes do.
-_STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
+_STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 _PARENT = f"""
 import subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", {_STUBBORN!r}], start_new_session=True)
@@ -88,9 +88,11 @@ time.sleep(600)
     command = subprocess.Popen(
         [sys.executable, "-c", script, str(base)], stdout=subprocess.PIPE, text=True, env={**ENV, "PYTHONPATH": ROOT}
     )
-    assert command.stdout is not None
-    pids = {int(word) for word in command.stdout.readline().split()}
-    assert len(alive(pids)) == 2
-    command.send_signal(signal.SIGKILL)
-    command.communicate()
+    try:
+        assert command.stdout is not None
+        pids = {int(word) for word in command.stdout.readline().split()}
+        assert len(alive(pids)) == 2
+    finally:
+        command.send_signal(signal.SIGKILL)
+        command.communicate()
     assert eventually(lambda: not alive(pids) and not base.exists())

@@ -123,7 +123,7 @@ class Server(HTTPServer):
 class Handler(BaseHTTPRequestHandler):
     server: Server
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self.send_response(self.server.status)
         if self.server.announced:
             self.send_header("Content-Length", str(len(self.server.body)))

@@ -16,6 +16,9 @@ Make = Callable[[Sequence[Sequence[int]]], Interactions]
 USERS = st.lists(st.lists(st.integers(0, 9), max_size=7), min_size=1, max_size=12)
 
 
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+
 def oracle(history: list[int], split: Split) -> tuple[list[int], int]:
     """(history for the split, held-out item or -1)."""
     if len(history) < 3:
@@ -28,7 +31,7 @@ def test_it_is_leave_one_out(users: list[list[int]], data: Any, interactions: Ma
     made = interactions(users)
     subset = np.array(data.draw(st.lists(st.integers(0, len(users) - 1))), dtype=np.int64)
     everybody = np.arange(len(users))
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         for chosen, argument in ((everybody, None), (subset, subset)):
             found = histories(made, split, argument)
             expected = [oracle(users[user], split) for user in chosen]

