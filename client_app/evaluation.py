@@ -57,6 +57,8 @@ def rank_users(
         private: The users' private tensors [users, ...].
         protocol: What is measured.
     """
+    # In float64 throughout, so that equal items get equal scores, whichever users and items are scored beside them.
+    model = _double(model)
     vectors = _eligible_vectors(model, protocol.eligible)
     per_chunk = max(1, _SCORES_AT_ONCE // max(1, min(_ITEMS_AT_ONCE, len(vectors))))
     parts = []
@@ -65,6 +67,13 @@ def rank_users(
         own = {name: tensor[start:end].double() for name, tensor in private.items()}
         parts.append(_rank_chunk(model, cohort.part(start, end), positives[start:end], own, vectors, protocol))
     return add_sums(parts)
+
+
+def _double(model: GlobalModel) -> GlobalModel:
+    def wide(tensors: Tensors) -> Tensors:
+        return {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+    return GlobalModel(model.model, wide(model.trainable), wide(model.frozen))
 
 
 def _eligible_vectors(model: GlobalModel, eligible: Tensor) -> Tensor:
@@ -80,12 +89,10 @@ def _rank_chunk(
     vectors: Tensor,
     protocol: RankingProtocol,
 ) -> dict[str, float]:
-    # In float64, so that equal items get equal scores, whichever users and items are scored beside them.
-    backbone = model.model.backbone
-    shared = {name: tensor.double() for name, tensor in model.model.shared(model.trainable).items()}
+    shared = model.model.shared(model.trainable)
 
     def score(item_vectors: Tensor) -> Tensor:
-        return backbone.score(shared, private, item_vectors.double(), ScoreContext(training=False))
+        return model.model.backbone.score(shared, private, item_vectors, ScoreContext(training=False))
 
     positive = torch.from_numpy(positives)
     positive_scores = score(model.item_vectors(model.trainable, positive[:, None]))[:, 0]

@@ -37,7 +37,7 @@ from fedrec.metrics import (
     sampled_rank_counts,
     with_positive,
 )
-from fedrec.negatives import NegativeSampler
+from fedrec.negatives import NegativeSampler, sorted_distinct
 
 USERS_AT_ONCE = 256
 ROWS_AT_ONCE = 8192
@@ -176,7 +176,7 @@ class _Popularity:
         # Off again: earlier items, and the positive itself. Each pair once, and only what was counted above.
         offsets, rows = chunk.known
         owners = np.repeat(np.arange(len(limit)), np.diff(offsets))
-        owners, rows = np.unique(np.stack([owners, rows]), axis=1)
+        owners, rows = np.divmod(sorted_distinct(owners * len(self.scores) + rows), len(self.scores))
         listed = self._sampler.contains(rows)
         owners, scores = owners[listed], self.scores[rows[listed]]
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedrec.errors import FedrecError
-from fedrec.negatives import NegativeSampler
+from fedrec.negatives import NegativeSampler, sorted_distinct
 from fedrec.rng import derive
 
 
@@ -103,7 +103,7 @@ class RankCounter:
         known, own = excluded[int(offsets[0]) : int(offsets[-1])].cpu().numpy(), positive.cpu().numpy()
         everyone = np.arange(users)
         owners = np.concatenate([np.repeat(everyone, np.diff(offsets.cpu().numpy())), everyone])
-        pairs = np.unique(np.concatenate([known, own]).astype(np.int64) * max(users, 1) + owners)
+        pairs = sorted_distinct(np.concatenate([known, own]).astype(np.int64) * max(users, 1) + owners)
         self._rows, self._owners = pairs // max(users, 1), pairs % max(users, 1)
         self._last = -1
         self._greater = np.zeros(users, dtype=np.int64)

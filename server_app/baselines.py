@@ -37,7 +37,9 @@ def _dense(vectors: TextVectors) -> NDArray[np.float32] | None:
         return vectors
     rows, width = vectors.shape
     if rows * width > _LARGEST:
-        log.warning("the content baselines are left out: %d x %d text vectors are too many to compare densely", rows, width)
+        log.warning(
+            "the content baselines are left out: %d x %d text vectors are too many to compare densely", rows, width
+        )
         return None
     dense: NDArray[np.float32] = vectors.toarray()
     return dense

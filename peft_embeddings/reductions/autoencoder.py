@@ -41,6 +41,7 @@ Layers: TypeAlias = list[tuple[Tensor, Tensor]]
 """Weight [out, in] and bias [out] of each layer; ReLU after all but the last."""
 
 _CHUNK = 4096  # rows that are evaluated together
+_EXACT = 1e-9  # share of the mean square below which an error is rounding
 _WARM_UP = 0.05  # share of the steps in which the rate rises: Adam's first, sign-like steps would undo the start
 
 
@@ -85,10 +86,9 @@ class Autoencoder(Reduction):
         data = _Scaled(vectors, pca)
         rng = generator(seed, "autoencoder")
         net = linear_start(pca, self.config.hidden, rng)
-        best, mse = self._train(net, data, rng, progress)
-        if mse >= pca.mse:
-            # Exact already, nothing trained, or nothing but rounding between them: the start itself is the answer.
-            if self.config.epochs and pca.mse > 0:
+        best, mse = self._train(net, data, pca.mse, rng, progress)
+        if best is None:
+            if self.config.epochs and pca.mse > _EXACT * data.scale**2:
                 _LOG.warning(
                     "the autoencoder did not get below PCA's reconstruction error %.3g, so PCA's vectors are used; "
                     "a lower reduction.lr than %g may help",
@@ -100,13 +100,15 @@ class Autoencoder(Reduction):
             latents = torch.cat([run(best.encoder, batch) for batch in data.chunks()])
         return Reduced(np.asarray(latents.numpy() * data.scale, dtype=np.float32), mse)
 
-    def _train(self, net: Net, data: _Scaled, rng: torch.Generator, progress: Progress) -> tuple[Net, float]:
-        """The network of least error among the start and the ends of all epochs, and its error."""
+    def _train(
+        self, net: Net, data: _Scaled, least: float, rng: torch.Generator, progress: Progress
+    ) -> tuple[Net | None, float]:
+        """The network of least error among the ends of all epochs, and its error; (None, `least`) if none is below that."""
         config = self.config
         parameters = [tensor.requires_grad_() for layer in net.encoder + net.decoder for tensor in layer]
         optimiser = torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
         steps = config.epochs * math.ceil(data.items / config.batch_size)
-        best, least = net.copy(), net.mse(data)
+        best = None
         step = 0
         for epoch in range(config.epochs):
             order = torch.randperm(data.items, generator=rng)

@@ -55,7 +55,9 @@ def test_vectors_are_float32_one_row_a_sentence(encoded: tuple[str, NDArray[np.f
     assert np.isfinite(vectors).all()
 
 
-def test_a_sentence_without_text_gets_the_zero_vector_and_no_other_does(encoded: tuple[str, NDArray[np.float32]]) -> None:
+def test_a_sentence_without_text_gets_the_zero_vector_and_no_other_does(
+    encoded: tuple[str, NDArray[np.float32]],
+) -> None:
     assert np.flatnonzero(~encoded[1].any(axis=1)).tolist() == EMPTY
 
 
@@ -99,7 +101,13 @@ def test_tfidf_stays_sparse() -> None:
 
 
 def test_tfidf_settings_change_the_fingerprint() -> None:
-    settings: list[dict[str, Any]] = [{}, {"min_df": 3}, {"ngrams": [1, 1]}, {"max_features": 7}, {"analyzer": "char_wb"}]
+    settings: list[dict[str, Any]] = [
+        {},
+        {"min_df": 3},
+        {"ngrams": [1, 1]},
+        {"max_features": 7},
+        {"analyzer": "char_wb"},
+    ]
     assert len({encoder("tfidf", **values).fingerprint() for values in settings}) == len(settings)
 
 
@@ -174,7 +182,9 @@ def test_a_relative_folder_is_an_error_that_shows_the_absolute_form(
 
 def test_a_hub_that_cannot_be_reached_is_an_error_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError, match=r"no-one/no-such-model: the model cannot be loaded .*hf download .*encoder=tfidf"):
+    with pytest.raises(
+        DataError, match=r"no-one/no-such-model: the model cannot be loaded .*hf download .*encoder=tfidf"
+    ):
         encode(encoder("sentence_transformer", model="no-one/no-such-model"))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,16 @@ from peft_embeddings.reductions.autoencoder import linear_start, run
 from peft_embeddings.reductions.base import Reduced, Reduction
 from peft_embeddings.reductions.pca import principal_components
 
-SMALL = {"hidden": [64, 48, 32], "epochs": 12, "batch_size": 32}
+SMALL = {"hidden": [64, 48, 32], "epochs": 12, "batch_size": 64}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Networks this small lose time with more, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def silent(what: str, done: int, total: int) -> None:
@@ -133,7 +142,9 @@ def test_the_sign_of_a_component_is_fixed() -> None:
     made = principal_components(curved(), 8, silent)
     assert (made.components[np.arange(8), np.abs(made.components).argmax(axis=1)] > 0).all()
     shuffled = np.random.default_rng(1).permutation(400)
-    np.testing.assert_allclose(principal_components(curved()[shuffled], 8, silent).scores, made.scores[shuffled], atol=1e-9)
+    np.testing.assert_allclose(
+        principal_components(curved()[shuffled], 8, silent).scores, made.scores[shuffled], atol=1e-9
+    )
 
 
 def test_vectors_of_lower_rank_than_dim_leave_empty_columns() -> None:
@@ -175,7 +186,10 @@ def test_the_shipped_layers_are_the_papers() -> None:
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_training_lowers_the_error_whatever_the_scale_of_the_vectors(scale: float) -> None:
     vectors = curved() * np.float32(scale)
-    assert reduce("autoencoder", vectors, 4, epochs=30).reconstruction_mse < 0.8 * reduce("pca", vectors, 4).reconstruction_mse
+    assert (
+        reduce("autoencoder", vectors, 4, epochs=30).reconstruction_mse
+        < 0.8 * reduce("pca", vectors, 4).reconstruction_mse
+    )
 
 
 def test_the_error_told_is_that_of_the_latents_given() -> None:
@@ -189,8 +203,8 @@ def test_the_error_told_is_that_of_the_latents_given() -> None:
 
 def test_without_training_the_latents_are_pcas() -> None:
     made, pca = reduce("autoencoder", curved(), 8, epochs=0), reduce("pca", curved(), 8)
-    assert made.reconstruction_mse <= pca.reconstruction_mse
-    np.testing.assert_allclose(made.vectors, pca.vectors, atol=2e-6)
+    assert made.reconstruction_mse == pca.reconstruction_mse
+    assert np.array_equal(made.vectors, pca.vectors)
 
 
 def test_a_rate_that_breaks_training_leaves_pca_and_says_so(caplog: pytest.LogCaptureFixture) -> None:
@@ -225,5 +239,7 @@ def test_identical_vectors_are_reduced_to_nothing() -> None:
 
 
 def test_layers_too_narrow_to_start_as_pca_are_an_error_with_the_way_out() -> None:
-    with pytest.raises(ConfigError, match=r"reduction\.hidden=\[64, 48, 32\]: .*34 units.*base_table\.dim to 16 or less"):
+    with pytest.raises(
+        ConfigError, match=r"reduction\.hidden=\[64, 48, 32\]: .*34 units.*base_table\.dim to 16 or less"
+    ):
         reduce("autoencoder", curved(), 17)

@@ -1,0 +1,88 @@
+"""Whole runs in one process: the real ServerApp and ClientApp over an in-process grid, on a small synthetic shop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Message
+from flwr.clientapp import ClientApp
+
+from client_app.app import app as client_app
+from commands.local_grid import LocalGrid
+from fedrec.config.compose import compose
+from fedrec.config.paths import settle
+from server_app.run import run
+
+SMALL = [
+    "dataset.n_users=60",
+    "dataset.n_items=100",
+    "dataset.interactions_per_user=10.0",
+    "dataset.topics=5",
+    "base_table.dim=8",
+    "embedding.rank=2",
+    "strategy.rounds=5",
+    "strategy.warmup_rounds=2",
+    "strategy.fraction=0.3",
+    "evaluation.every=2",
+    "optim.solve_epochs=3",
+]
+
+Client = Callable[[Message, Any], Message]
+
+
+class RecordingGrid(LocalGrid):
+    """Keeps every message that crosses, and may let a client misbehave."""
+
+    def __init__(self, client: ClientApp | Client, nodes: int) -> None:
+        super().__init__(client, nodes)  # type: ignore[arg-type]
+        self.sent: list[Message] = []
+        self.received: list[Message] = []
+
+    def push_messages(self, messages: Any) -> Any:
+        messages = list(messages)
+        self.sent += messages
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids: Any) -> Any:
+        replies = list(super().pull_messages(message_ids))
+        self.received += replies
+        return replies
+
+
+class Outcome:
+    """A finished run."""
+
+    def __init__(self, summary: dict[str, Any], grid: RecordingGrid) -> None:
+        self.summary = summary
+        self.grid = grid
+        self.folder = Path(summary["run"])
+        self.metrics = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def federate(tmp_path: Path) -> Callable[..., Outcome]:
+    """Carry out a run: `federate("key=value", ..., nodes=2, client=...)`; later overrides replace earlier ones."""
+    count = 0
+
+    def go(*overrides: str, nodes: int = 2, client: ClientApp | Client = client_app) -> Outcome:
+        nonlocal count
+        count += 1
+        chosen = {text.partition("=")[0]: text for text in [*SMALL, *overrides]}
+        if chosen.get("strategy") == "strategy=full":
+            chosen.pop("embedding.rank", None)
+            chosen.pop("strategy.warmup_rounds", None)
+        places = [
+            f"runs_dir={tmp_path}/runs-{count}",
+            f"cache_dir={tmp_path}/cache",
+            f"simulation.nodes={nodes}",
+            "run_id=r",
+        ]
+        texts = [*chosen.values(), *places]
+        grid = RecordingGrid(client, nodes)
+        return Outcome(run(settle(compose(texts, base=None), None), texts, grid), grid)
+
+    return go

@@ -1,0 +1,160 @@
+"""A reply that is wrong is left out and counted by name, and the round goes on without it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+
+from client_app.app import app as honest
+from fedrec.errors import FederationError
+from strategies import records
+from strategies.records import UPDATE, pack, unpack
+
+Federate = Callable[..., Any]
+
+
+def bent(
+    change: Callable[[bytes], RecordDict], partition: int = 1, round: int = 3
+) -> Callable[[Message, Context], Message]:
+    """A client that is honest but for one node's update in one round."""
+
+    def client(message: Message, context: Context) -> Message:
+        reply = honest(message, context)
+        if message.metadata.message_type != "train" or context.node_config["partition-id"] != partition:
+            return reply
+        if unpack(message.content).fields["round"] != round:
+            return reply
+        return Message(change(unpack(reply.content).packet(UPDATE)), reply_to=message)
+
+    return client
+
+
+def floats(packet: bytes, change: Callable[[np.ndarray, np.ndarray], None]) -> RecordDict:
+    """The packet with scalars and tensors changed, and its checksum made good again."""
+    import struct
+    import zlib
+
+    body = bytearray(packet[36:])
+    scalars = np.frombuffer(body, dtype=np.float64, count=8)
+    tensors = np.frombuffer(body, dtype=np.float32, offset=64)
+    change(scalars, tensors)
+    return pack({}, {UPDATE: packet[:32] + struct.pack("<I", zlib.crc32(body)) + bytes(body)})
+
+
+def set_nan(scalars: np.ndarray, tensors: np.ndarray) -> None:
+    tensors[3] = np.nan
+
+
+def set_weight(scalars: np.ndarray, tensors: np.ndarray) -> None:
+    scalars[0] = 1e15
+
+
+def set_users(scalars: np.ndarray, tensors: np.ndarray) -> None:
+    scalars[1] = 1000
+
+
+def set_huge(scalars: np.ndarray, tensors: np.ndarray) -> None:
+    tensors[:] = 1e20
+
+
+CHANGES: dict[str, tuple[str, Callable[[bytes], RecordDict]]] = {
+    "NaN": ("non_finite", lambda packet: floats(packet, set_nan)),
+    "huge weight": ("wrong_weight", lambda packet: floats(packet, set_weight)),
+    "more users than asked": ("wrong_users", lambda packet: floats(packet, set_users)),
+    "huge update": ("too_large", lambda packet: floats(packet, set_huge)),
+    "truncated": ("malformed", lambda packet: pack({}, {UPDATE: packet[:-7]})),
+    "empty": ("malformed", lambda packet: pack({}, {UPDATE: b""})),
+    "flipped bit": ("malformed", lambda packet: pack({}, {UPDATE: packet[:-1] + bytes([packet[-1] ^ 1])})),
+    "another specification": ("wrong_spec", lambda packet: pack({}, {UPDATE: packet[:12] + b"8 bytes." + packet[20:]})),
+    "replayed from round 2": ("wrong_spec", lambda packet: pack({}, {UPDATE: packet[:6] + b"\1" + packet[7:]})),
+    "another round": ("wrong_round", lambda packet: pack({}, {UPDATE: packet[:8] + b"\x02\0\0\0" + packet[12:]})),
+    "no update": ("malformed", lambda packet: pack({})),
+    "not a packet": ("malformed", lambda packet: pack({}, arrays={UPDATE: np.ones((2, 2))})),
+    "other records": ("malformed", lambda packet: RecordDict({"arrays": ConfigRecord({"a": 1})})),
+    "unreadable array": (
+        "malformed",
+        lambda packet: RecordDict(
+            {
+                "arrays": ArrayRecord({UPDATE: Array("O", (3,), "numpy.ndarray", b"not numpy")}),
+                "fields": ConfigRecord({}),
+            }
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_a_bad_reply_is_dropped_and_counted(federate: Federate, case: str) -> None:
+    reason, change = CHANGES[case]
+    outcome = federate(nodes=3, client=bent(change))
+    assert [record["dropped_replies"] for record in outcome.metrics] == [{}, {}, {reason: 1}, {}, {}]
+    third = outcome.metrics[2]
+    assert 0 < third["users"] < third["cohort"]
+    assert outcome.summary["test"]["users"] == 60
+
+
+def test_the_others_decide_the_round(federate: Federate) -> None:
+    """The model after a round with a bad reply is the average of the good ones, not of nothing, nor of the bad."""
+    good, bad = federate(nodes=3), federate(nodes=3, client=bent(CHANGES["NaN"][1], round=5))
+    silent = federate(nodes=3, client=bent(lambda packet: pack({}), round=5))
+    load = lambda outcome: (
+        torch.load
+        if False
+        else __import__("safetensors.torch").torch.load_file(outcome.folder / "checkpoints/round-000005.safetensors")
+    )
+    assert torch.equal(load(bad)["trainable.embedding.A"], load(silent)["trainable.embedding.A"])
+    assert not torch.equal(load(bad)["trainable.embedding.A"], load(good)["trainable.embedding.A"])
+
+
+def test_a_client_that_raises_is_counted_and_too_many_end_the_run(federate: Federate) -> None:
+    def failing(partitions: set[int]) -> Callable[[Message, Context], Message]:
+        def client(message: Message, context: Context) -> Message:
+            if message.metadata.message_type == "train" and context.node_config["partition-id"] in partitions:
+                raise RuntimeError("the disk is full")
+            return honest(message, context)
+
+        return client
+
+    outcome = federate(nodes=3, client=failing({1}))
+    assert all(record["dropped_replies"] == {"failed": 1} for record in outcome.metrics)
+    with pytest.raises(FederationError, match=r"round 1: 2 of 3 nodes failed .*strategy.max_failures=0.5"):
+        federate(nodes=3, client=failing({0, 2}))
+
+
+def test_a_node_that_lost_what_it_was_sent_is_sent_it_again(federate: Federate) -> None:
+    """A restarted device has forgotten the setup, or lost its disk: it says so, and takes part again."""
+
+    def forgetful(message: Message, context: Context) -> Message:
+        if message.metadata.message_type == "train" and context.node_config["partition-id"] == 1:
+            content = unpack(message.content)
+            if content.fields["round"] == 4 and not any(name.startswith(records.FROZEN) for name in content.arrays):
+                return Message(pack({records.MISSING: str(content.fields["frozen"])}), reply_to=message)
+        return honest(message, context)
+
+    plain, outcome = federate(nodes=3), federate(nodes=3, client=forgetful)
+    assert outcome.metrics[3]["dropped_replies"] == {}
+    assert outcome.summary["test"] == plain.summary["test"]
+
+
+def test_a_node_that_runs_other_code_is_refused(federate: Federate) -> None:
+    def other(message: Message, context: Context) -> Message:
+        reply = honest(message, context)
+        if message.metadata.message_type == "query.enroll" and context.node_config["partition-id"] == 1:
+            keys = unpack(reply.content).arrays[records.KEYS]
+            return Message(pack({"code": "0123456789abcdef"}, arrays={records.KEYS: keys}), reply_to=message)
+        return reply
+
+    outcome = federate(nodes=3, client=other)
+    assert outcome.metrics[0]["dropped_replies"] == {}
+    assert outcome.summary["test"]["users"] == 40
+
+    def all_other(message: Message, context: Context) -> Any:
+        return Message(pack({"code": "0"}, arrays={records.KEYS: np.arange(3, dtype=np.uint64)}), reply_to=message)
+
+    with pytest.raises(FederationError, match=r"none of 2 nodes has joined .*other_code"):
+        federate(nodes=2, client=all_other)

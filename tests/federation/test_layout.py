@@ -1,0 +1,59 @@
+"""Where users live changes nothing: any number of nodes gives the same model, metrics and bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+Federate = Callable[..., Any]
+
+
+def checkpoint(outcome: Any) -> dict[str, torch.Tensor]:
+    return load_file(outcome.folder / "checkpoints" / "round-000005.safetensors")
+
+
+def without_seconds(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
+
+
+@pytest.mark.parametrize("strategy", ["fedpeft", "full"])
+@pytest.mark.parametrize("engine", ["cohort", "oracle"])
+def test_1_2_7_and_one_node_per_user_agree(federate: Federate, strategy: str, engine: str) -> None:
+    overrides = [f"strategy={strategy}", f"engine={engine}", "evaluation.sampled_negatives=20"]
+    one = federate(*overrides, nodes=1)
+    for nodes in (2, 7, 60):
+        many = federate(*overrides, nodes=nodes)
+        for name, tensor in checkpoint(one).items():
+            if not name.startswith("meter."):
+                torch.testing.assert_close(checkpoint(many)[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
+        for before, after in zip(one.metrics, many.metrics, strict=True):
+            assert before.get("validation", {}) == pytest.approx(after.get("validation", {}), abs=1e-6)
+            assert before["loss"] == pytest.approx(after["loss"], abs=1e-5)
+            assert before["bytes_per_user"] == after["bytes_per_user"]
+            assert (before["users"], before["examples"], before["cohort"]) == (
+                after["users"],
+                after["examples"],
+                after["cohort"],
+            )
+        assert many.summary["test"] == pytest.approx(one.summary["test"], abs=1e-6)
+
+
+def test_both_engines_agree(federate: Federate) -> None:
+    fast, slow = federate("engine=cohort"), federate("engine=oracle")
+    for name, tensor in checkpoint(slow).items():
+        torch.testing.assert_close(checkpoint(fast)[name], tensor, atol=1e-4, rtol=1e-4, msg=name)
+
+
+def test_the_same_seed_gives_the_same_metrics_twice_and_another_seed_others(federate: Federate) -> None:
+    first, second, other = federate(), federate(), federate("seed=1")
+    assert without_seconds(first.metrics) == without_seconds(second.metrics)
+    assert without_seconds(first.metrics) != without_seconds(other.metrics)
+    assert first.summary["test"] == second.summary["test"]
+
+
+def test_more_nodes_than_users_leaves_the_empty_ones_out(federate: Federate) -> None:
+    assert federate(nodes=70).summary["test"]["users"] == 60

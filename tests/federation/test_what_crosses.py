@@ -1,0 +1,148 @@
+"""What crosses the network: only what the phase trains, never anything private, and exactly the bytes that are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message
+from safetensors.torch import load_file
+
+import client_app.node
+from fedrec.backbones.fedmf import FedMF
+from fedrec.tensors import Tensors
+from strategies.records import FROZEN, METRICS, MODEL, UPDATE, unpack
+
+Federate = Callable[..., Any]
+
+HEADER, DIM, ITEMS, RANK = 36, 8, 100, 2
+LORA = HEADER + 4 * (ITEMS * RANK + DIM * RANK)
+FULL = HEADER + 4 * ITEMS * DIM
+
+
+def packets(messages: list[Message], name: str) -> Iterator[tuple[str, bytes]]:
+    for message in messages:
+        for array, values in unpack(message.content).arrays.items():
+            if array.startswith(name):
+                yield array, values.tobytes()
+
+
+def of_type(messages: list[Message], kind: str, round_above: int = 0) -> list[Message]:
+    return [
+        m for m in messages if m.metadata.message_type == kind and int(unpack(m.content).fields["round"]) > round_above
+    ]
+
+
+def test_after_the_freeze_nothing_but_the_peft_tensors_travels(federate: Federate) -> None:
+    outcome = federate(nodes=3)
+    train = of_type(outcome.grid.sent, "train")
+    warmup = [m for m in train if unpack(m.content).fields["round"] <= 2]
+    peft = [m for m in train if unpack(m.content).fields["round"] > 2]
+    assert {len(packet) for _, packet in packets(warmup, MODEL)} == {FULL + 8}
+    assert {len(packet) for _, packet in packets(peft, MODEL)} == {LORA + 8}
+    replies = [reply for reply in outcome.grid.received if UPDATE in unpack(reply.content).arrays]
+    sizes = [len(packet) for _, packet in packets(replies, UPDATE)]
+    assert sizes == [FULL + 8 * 8] * len(warmup) + [LORA + 8 * 8] * len(peft)
+    # The frozen table reaches each node once, then never again, in any message.
+    frozen = [array for array, _ in packets(outcome.grid.sent, FROZEN)]
+    digests = sorted(set(frozen), key=frozen.index)
+    assert len(digests) == 2, "the list of eligible items, and the base table"
+    assert frozen.count(digests[0]) == frozen.count(digests[1]) == 3
+
+
+def test_full_sends_no_frozen_table(federate: Federate) -> None:
+    outcome = federate("strategy=full", nodes=3)
+    assert {len(packet) for _, packet in packets(of_type(outcome.grid.sent, "train"), MODEL)} == {FULL + 8}
+    assert len({array for array, _ in packets(outcome.grid.sent, FROZEN)}) == 1
+
+
+def test_the_frozen_table_stays_bit_identical_and_the_correction_starts_at_zero(
+    federate: Federate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, torch.Tensor, Tensors]] = []
+    train = client_app.node.Node.train
+
+    def spy(self: client_app.node.Node, phase: int, round: int, packet: bytes, slots: object, frozen: str) -> bytes:
+        model = self._global_model(phase, self.model_format(phase).decode(packet).tensors, frozen) if frozen else None
+        if model is not None:
+            items = torch.arange(ITEMS)
+            seen.append((frozen, model.item_vectors(model.trainable, items), dict(model.frozen)))
+        return train(self, phase, round, packet, slots, frozen)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(client_app.node.Node, "train", spy)
+    outcome = federate("checkpoint_every=1")
+    bases = {
+        round: load_file(outcome.folder / f"checkpoints/round-{round:06d}.safetensors").get("frozen.base")
+        for round in range(1, 6)
+    }
+    assert bases[1] is None
+    assert bases[2] is None
+    assert bases[3] is not None
+    assert all(torch.equal(bases[3], base) for base in (bases[4], bases[5]) if base is not None)
+    assert len({digest for digest, _, _ in seen}) == 1
+    assert all(torch.equal(frozen["base"], bases[3]) for _, _, frozen in seen)
+    assert torch.equal(seen[0][1], bases[3]), "the first vectors of the compressed phase are exactly the frozen ones"
+    assert not torch.equal(seen[-1][1], bases[3])
+    warm = load_file(outcome.folder / "checkpoints/round-000002.safetensors")["trainable.embedding.items"]
+    assert torch.equal(warm, bases[3]), "what is frozen is what the warm-up trained"
+
+
+def test_the_meter_counts_what_lone_devices_move(federate: Federate) -> None:
+    """One node per user: the packets of the real messages, added up by hand, are what the meter says."""
+    outcome = federate(nodes=60)
+    train = of_type(outcome.grid.sent, "train")
+    down = sum(len(packet) for _, packet in packets(train, MODEL))
+    up = sum(len(packet) for _, packet in packets(outcome.grid.received, UPDATE))
+    moved = outcome.summary["bytes_per_user"]
+    assert moved["down"] * 60 == pytest.approx(down)
+    assert moved["up"] * 60 == pytest.approx(up)
+    assert moved["total"] == pytest.approx(moved["up"] + moved["down"] + moved["one_time"])
+    enrolment = [message for message in outcome.grid.sent if message.metadata.message_type == "query.enroll"]
+    setup = len(str(unpack(enrolment[0].content).fields["setup"]).encode())
+    first = {array: packet for array, packet in packets(outcome.grid.sent, FROZEN)}
+    trained_compressed = {m.metadata.dst_node_id for m in train if unpack(m.content).fields["round"] > 2}
+    sizes = sorted(len(packet) for packet in first.values())
+    assert moved["one_time"] * 60 == pytest.approx(60 * (setup + 8 + sizes[0]) + len(trained_compressed) * sizes[1])
+    evaluations = of_type(outcome.grid.sent, "evaluate")
+    watched = sum(len(packet) for _, packet in packets(evaluations, MODEL))
+    watched += sum(len(packet) for _, packet in packets(outcome.grid.received, METRICS))
+    assert moved["evaluation"] * 60 == pytest.approx(watched + 60 * sizes[1])
+
+
+@pytest.mark.parametrize("nodes", [1, 60])
+def test_private_tensors_never_leave(federate: Federate, monkeypatch: pytest.MonkeyPatch, nodes: int) -> None:
+    """Marker values in every private tensor are in no byte that crosses, before or after training."""
+    markers = np.array([1234.5678, -8765.4321], dtype=np.float32)
+    init = FedMF.init_private
+
+    def marked(self: FedMF, seed: int, keys: np.ndarray) -> Tensors:
+        tensors = init(self, seed, keys)
+        tensors["user"][:, :2] = torch.from_numpy(markers)
+        return tensors
+
+    monkeypatch.setattr(FedMF, "init_private", marked)
+    # No step of learning: the markers stay what they are, and so would be found.
+    outcome = federate("optim.lr=1e-30", nodes=nodes)
+    crossed = [
+        values for m in [*outcome.grid.sent, *outcome.grid.received] for values in unpack(m.content).arrays.values()
+    ]
+    raw = [values.tobytes() for values in crossed]
+    assert len(raw) > 20
+    for marker in markers:
+        assert not any(marker.tobytes() in piece for piece in raw)
+    state = (outcome.folder / "state" / "users.sqlite").read_bytes() + b"".join(
+        path.read_bytes() for path in (outcome.folder / "state").glob("users.sqlite-wal")
+    )
+    assert markers[0].tobytes() in state, "the test would find them: they are in the users' own store"
+
+
+def test_user_ids_never_leave(federate: Federate) -> None:
+    outcome = federate(nodes=60)
+    fields = [str(unpack(m.content).fields) for m in [*outcome.grid.sent, *outcome.grid.received]]
+    keys = [unpack(m.content).arrays["keys"] for m in outcome.grid.received if "keys" in unpack(m.content).arrays]
+    assert len(keys) == 60
+    assert all(values.dtype == np.uint64 for values in keys)
+    assert not any("user_0" in text or "u0" in text for text in fields)

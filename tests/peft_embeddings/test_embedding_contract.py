@@ -1,0 +1,160 @@
+"""The contract of item embeddings, over every member of the family by itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fedrec.config.describe import load_member
+from fedrec.registry import embeddings
+from fedrec.rng import generator
+from fedrec.tensors import Tensors, matches
+from peft_embeddings.base import ItemEmbedding
+
+N_ITEMS, DIM, USERS = 40, 8, 3
+
+
+@pytest.fixture(params=embeddings.names())
+def embedding(request: pytest.FixtureRequest) -> ItemEmbedding:
+    made: ItemEmbedding = embeddings.get(request.param)(load_member("embedding", request.param), N_ITEMS, DIM)
+    return made
+
+
+@pytest.fixture
+def base() -> Tensor:
+    return torch.randn(N_ITEMS, DIM, generator=generator(0, "base"))
+
+
+def init(embedding: ItemEmbedding, base: Tensor, seed: int = 0) -> Tensors:
+    return embedding.init(base, generator(seed, "init"))
+
+
+def perturbed(embedding: ItemEmbedding, tensors: Tensors, user: int) -> Tensors:
+    """Trainable tensors as they may be after some training of one user: no longer at a start that may be zero."""
+    rng = generator(user, "perturbed")
+    trained = [*embedding.tables, *embedding.dense]
+    return {name: tensors[name] + 0.1 * torch.randn(tensors[name].shape, generator=rng) for name in trained}
+
+
+def gathered(embedding: ItemEmbedding, tensors: Tensors, frozen: Tensors, items: Tensor) -> tuple[Tensors, Tensors]:
+    """The rows of each table that items [i] read, [i, r, width], and the dense tensors."""
+    rows = embedding.rows(items, frozen)
+    return {name: tensors[name][rows[name]] for name in embedding.tables}, {name: tensors[name] for name in embedding.dense}
+
+
+def vectors(embedding: ItemEmbedding, tensors: Tensors, frozen: Tensors, base: Tensor, items: Tensor) -> Tensor:
+    rows, dense = gathered(embedding, tensors, frozen, items)
+    return embedding.embed(rows, dense, frozen, base[items] if embedding.uses_base else None)
+
+
+def frozen_of(embedding: ItemEmbedding, tensors: Tensors) -> Tensors:
+    return {name: tensors[name] for name in embedding.frozen}
+
+
+def test_specifications_and_initial_tensors_agree(embedding: ItemEmbedding, base: Tensor) -> None:
+    kinds = [embedding.tables, embedding.dense, embedding.frozen]
+    spec = {name: entry for kind in kinds for name, entry in kind.items()}
+    assert len(spec) == sum(len(kind) for kind in kinds), "a name stands for two tensors"
+    made = init(embedding, base)
+    assert made.keys() == spec.keys()
+    for name, tensor in made.items():
+        assert matches(spec[name], tensor), f"{name}: {tuple(tensor.shape)} {tensor.dtype}, the spec says {spec[name]}"
+        assert not tensor.is_floating_point() or tensor.isfinite().all()
+        assert not tensor.requires_grad
+    for name in [*embedding.tables, *embedding.dense]:
+        assert made[name].is_floating_point(), f"{name} is trained, so it has to be of a floating type"
+
+
+def test_init_is_a_function_of_base_and_generator_alone(embedding: ItemEmbedding, base: Tensor) -> None:
+    before, as_it_was = torch.get_rng_state(), base.clone()
+    first, second = init(embedding, base, seed=5), init(embedding, base, seed=5)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert torch.equal(torch.get_rng_state(), before), "the global generator was used"
+    for tensor in first.values():
+        if tensor.is_floating_point():
+            tensor.add_(1)
+    assert torch.equal(base, as_it_was), "an initial tensor shares its memory with the base"
+
+
+def test_the_first_vectors_are_the_base_to_the_bit(embedding: ItemEmbedding, base: Tensor) -> None:
+    if not embedding.uses_base:
+        pytest.skip(f"{type(embedding).__name__} replaces the base table")
+    tensors = init(embedding, base)
+    items = torch.arange(N_ITEMS)
+    assert torch.equal(vectors(embedding, tensors, frozen_of(embedding, tensors), base, items), base)
+
+
+def test_rows_are_in_range_and_a_function_of_the_item(embedding: ItemEmbedding, base: Tensor) -> None:
+    frozen = frozen_of(embedding, init(embedding, base))
+    items = torch.arange(N_ITEMS)
+    rows = embedding.rows(items, frozen)
+    assert rows.keys() == embedding.tables.keys()
+    for name, chosen in rows.items():
+        assert chosen.dtype == torch.int64
+        assert chosen.shape[:-1] == items.shape
+        assert chosen.min() >= 0
+        assert chosen.max() < embedding.tables[name].rows
+    shape = (2, 3, 5)
+    some = torch.randint(N_ITEMS, shape, generator=generator(1))
+    for name, chosen in embedding.rows(some, frozen).items():
+        assert torch.equal(chosen, rows[name][some])
+
+
+def test_vectors_have_the_dimension_and_type_of_the_base(embedding: ItemEmbedding, base: Tensor) -> None:
+    tensors = init(embedding, base)
+    items = torch.tensor([3, 3, 0, N_ITEMS - 1])
+    made = vectors(embedding, tensors, frozen_of(embedding, tensors), base, items)
+    assert made.shape == (4, DIM)
+    assert made.dtype == torch.float32
+    assert torch.equal(made[0], made[1])
+    assert vectors(embedding, tensors, frozen_of(embedding, tensors), base, items[:0]).shape == (0, DIM)
+
+
+def test_a_cohort_is_embedded_as_its_users_are(embedding: ItemEmbedding, base: Tensor) -> None:
+    """With a leading user dimension every user has private copies of rows and dense tensors, and other items."""
+    start = init(embedding, base)
+    frozen = frozen_of(embedding, start)
+    items = torch.stack([torch.randperm(N_ITEMS, generator=generator(user, "items"))[:6] for user in range(USERS)])
+    alone, rows, dense = [], [], []
+    for user in range(USERS):
+        tensors = perturbed(embedding, start, user)
+        alone.append(vectors(embedding, tensors, frozen, base, items[user]))
+        of_user = gathered(embedding, tensors, frozen, items[user])
+        rows.append(of_user[0])
+        dense.append(of_user[1])
+    stacked_rows = {name: torch.stack([of[name] for of in rows]) for name in embedding.tables}
+    stacked_dense = {name: torch.stack([of[name] for of in dense]) for name in embedding.dense}
+    base_rows = base[items] if embedding.uses_base else None
+    together = embedding.embed(stacked_rows, stacked_dense, frozen, base_rows)
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-5, atol=1e-6)
+
+
+def test_dense_tensors_without_a_user_dimension_serve_a_cohort(embedding: ItemEmbedding, base: Tensor) -> None:
+    start = init(embedding, base)
+    frozen = frozen_of(embedding, start)
+    tensors = perturbed(embedding, start, 0)
+    items = torch.arange(12).reshape(USERS, 4)
+    rows, dense = gathered(embedding, tensors, frozen, items)
+    together = embedding.embed(rows, dense, frozen, base[items] if embedding.uses_base else None)
+    torch.testing.assert_close(together.reshape(12, DIM), vectors(embedding, tensors, frozen, base, items.reshape(12)))
+
+
+def test_the_gradient_reaches_every_trainable_tensor(embedding: ItemEmbedding, base: Tensor) -> None:
+    start = init(embedding, base)
+    tensors = {name: tensor.requires_grad_() for name, tensor in perturbed(embedding, start, 0).items()}
+    made = vectors(embedding, tensors, frozen_of(embedding, start), base, torch.arange(N_ITEMS))
+    (made * torch.randn(made.shape, generator=generator(2))).sum().backward()  # type: ignore[no-untyped-call]
+    for name, tensor in tensors.items():
+        assert tensor.grad is not None, f"no gradient reaches {name}"
+        assert tensor.grad.isfinite().all()
+        assert tensor.grad.any(), f"the gradient of {name} is zero"
+
+
+def test_the_gradient_at_the_start_moves_something(embedding: ItemEmbedding, base: Tensor) -> None:
+    """A correction that starts at zero output must not start at a point that it cannot leave."""
+    start = init(embedding, base)
+    trained = {name: start[name].requires_grad_() for name in [*embedding.tables, *embedding.dense]}
+    made = vectors(embedding, trained, frozen_of(embedding, start), base, torch.arange(N_ITEMS))
+    (made * torch.randn(made.shape, generator=generator(3))).sum().backward()  # type: ignore[no-untyped-call]
+    assert any(tensor.grad is not None and tensor.grad.any() for tensor in trained.values())

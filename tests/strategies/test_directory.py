@@ -1,0 +1,86 @@
+"""Who is chosen depends on the users, not on where they live."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedrec.errors import FederationError
+from strategies.directory import Directory, round_half_up
+
+KEYS = np.random.default_rng(0).integers(0, 2**64, 200, dtype=np.uint64)
+
+
+def spread(keys: np.ndarray, nodes: int) -> Directory:
+    directory = Directory()
+    for node in range(nodes):
+        directory.join(1000 - node, keys[node::nodes])
+    return directory
+
+
+def chosen(directory: Directory, round: int, fraction: float = 0.1) -> set[int]:
+    return set(directory.keys[directory.cohort(7, round, fraction)].tolist())
+
+
+@pytest.mark.parametrize("nodes", [2, 7, 200])
+def test_the_cohort_does_not_depend_on_the_layout(nodes: int) -> None:
+    one, many = spread(KEYS, 1), spread(KEYS, nodes)
+    for round in range(5):
+        assert chosen(one, round) == chosen(many, round)
+
+
+def test_cohorts_differ_by_round_and_reach_everyone() -> None:
+    directory = spread(KEYS, 3)
+    seen = set()
+    for round in range(100):
+        now = chosen(directory, round)
+        assert len(now) == 20
+        seen |= now
+    assert len(seen) == 200
+
+
+@given(fraction=st.floats(0.001, 1.0), users=st.integers(1, 50))
+def test_the_cohort_has_the_asked_size_and_at_least_one_user(fraction: float, users: int) -> None:
+    cohort = spread(KEYS[:users], 1).cohort(0, 1, fraction)
+    assert len(np.unique(cohort)) == max(1, round_half_up(fraction * users))
+
+
+def test_shares_name_each_user_once_by_its_slot_on_its_node() -> None:
+    directory = spread(KEYS, 4)
+    shares = directory.shares(directory.cohort(7, 1, 0.5))
+    assert sum(len(share.users) for share in shares.values()) == 100
+    for node, share in shares.items():
+        np.testing.assert_array_equal(KEYS[1000 - node :: 4][share.slots], directory.keys[share.users])
+        assert (np.diff(share.slots) > 0).all()
+
+
+def test_a_user_keeps_its_number_when_its_node_comes_back_under_another_id() -> None:
+    directory = Directory()
+    directory.join(1, KEYS[:3])
+    directory.join(2, KEYS[3:5])
+    directory.leave(1)
+    assert len(directory.cohort(0, 1, 1.0)) == 2
+    directory.join(9, KEYS[[2, 0, 1, 10]])
+    assert len(directory) == 6
+    np.testing.assert_array_equal(directory.keys[:5], KEYS[:5])
+    share = directory.shares(np.arange(6))[9]
+    np.testing.assert_array_equal(directory.keys[share.users], KEYS[[2, 0, 1, 10]][share.slots])
+
+
+def test_a_node_that_joins_again_replaces_its_users() -> None:
+    directory = Directory()
+    directory.join(1, KEYS[:3])
+    directory.join(1, KEYS[1:3])
+    assert directory.nodes == [1]
+    assert len(directory.cohort(0, 1, 1.0)) == 2
+
+
+def test_a_user_on_two_nodes_is_refused() -> None:
+    directory = Directory()
+    directory.join(1, KEYS[:3])
+    with pytest.raises(FederationError, match="names 1 users who live on another node"):
+        directory.join(2, KEYS[2:4])
+    with pytest.raises(FederationError, match="names a user twice"):
+        directory.join(3, KEYS[[4, 4]])

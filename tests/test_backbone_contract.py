@@ -1,0 +1,139 @@
+"""The contract of backbones, over every member of the family by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fedrec.backbones.base import Backbone, ScoreContext
+from fedrec.config.describe import load_member
+from fedrec.registry import backbones
+from fedrec.rng import generator
+from fedrec.tensors import Tensors, matches
+
+DIM, ITEMS = 8, 6
+KEYS = np.array([3, 2**64 - 1, 0, 17, 2**40], dtype=np.uint64)
+RANKING = ScoreContext(training=False)
+
+
+@pytest.fixture(params=backbones.names())
+def backbone(request: pytest.FixtureRequest) -> Backbone:
+    made: Backbone = backbones.get(request.param)(load_member("backbone", request.param), DIM)
+    return made
+
+
+def items(*leading: int) -> Tensor:
+    return torch.randn(*leading, ITEMS, DIM, generator=generator(0, "items", *leading))
+
+
+def shared_tensors(backbone: Backbone, seed: int = 0) -> Tensors:
+    return backbone.init_shared(generator(seed, "shared"))
+
+
+def of_user(tensors: Tensors, user: int) -> Tensors:
+    return {name: tensor[user] for name, tensor in tensors.items()}
+
+
+def test_specifications_and_initial_tensors_agree(backbone: Backbone) -> None:
+    assert not backbone.shared.keys() & backbone.private.keys()
+    shared = shared_tensors(backbone)
+    assert shared.keys() == backbone.shared.keys()
+    for name, tensor in shared.items():
+        assert matches(backbone.shared[name], tensor)
+        assert tensor.isfinite().all()
+    private = backbone.init_private(0, KEYS)
+    assert private.keys() == backbone.private.keys()
+    for name, tensor in private.items():
+        assert len(tensor) == len(KEYS)
+        assert matches(backbone.private[name], tensor[0])
+        assert tensor.isfinite().all()
+
+
+def test_no_users_have_no_private_tensors(backbone: Backbone) -> None:
+    for name, tensor in backbone.init_private(0, KEYS[:0]).items():
+        assert tuple(tensor.shape) == (0, *backbone.private[name].shape)
+
+
+def test_a_users_start_is_a_function_of_seed_and_key_alone(backbone: Backbone) -> None:
+    before = torch.get_rng_state()
+    together = backbone.init_private(7, KEYS)
+    order = [4, 0, 2]
+    beside_others = backbone.init_private(7, KEYS[order])
+    for place, user in enumerate(order):
+        alone = backbone.init_private(7, KEYS[user : user + 1])
+        for name, tensor in together.items():
+            assert torch.equal(alone[name][0], tensor[user])
+            assert torch.equal(beside_others[name][place], tensor[user])
+    assert torch.equal(torch.get_rng_state(), before), "the global generator was used"
+
+
+def test_users_and_seeds_start_apart(backbone: Backbone) -> None:
+    """Two users alike would stay alike in all but their data; a tensor that starts constant (a bias) is no such case."""
+    first, other_seed = backbone.init_private(1, KEYS), backbone.init_private(2, KEYS)
+    drawn = [name for name, tensor in first.items() if tensor[0].unique().numel() > 1]
+    assert not first or drawn, "no private tensor is drawn, so all users start alike"
+    for name in drawn:
+        assert len({tuple(row.flatten().tolist()) for row in first[name]}) == len(KEYS)
+        assert not torch.equal(first[name], other_seed[name])
+
+
+def test_the_shared_start_is_a_function_of_the_generator(backbone: Backbone) -> None:
+    before = torch.get_rng_state()
+    first, second = shared_tensors(backbone, 1), shared_tensors(backbone, 1)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert torch.equal(torch.get_rng_state(), before), "the global generator was used"
+
+
+def test_a_cohort_is_scored_as_its_users_are(backbone: Backbone) -> None:
+    private = backbone.init_private(0, KEYS)
+    shared = shared_tensors(backbone)
+    vectors = items(len(KEYS))
+    together = backbone.score(shared, private, vectors, RANKING)
+    assert together.shape == (len(KEYS), ITEMS)
+    alone = [backbone.score(shared, of_user(private, user), vectors[user], RANKING) for user in range(len(KEYS))]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-5, atol=1e-6)
+
+
+def test_users_may_have_private_copies_of_the_shared_tensors(backbone: Backbone) -> None:
+    private = backbone.init_private(0, KEYS)
+    copies = [shared_tensors(backbone, user) for user in range(len(KEYS))]
+    stacked = {name: torch.stack([copy[name] for copy in copies]) for name in backbone.shared}
+    vectors = items(len(KEYS))
+    together = backbone.score(stacked, private, vectors, RANKING)
+    alone = [backbone.score(copies[user], of_user(private, user), vectors[user], RANKING) for user in range(len(KEYS))]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-5, atol=1e-6)
+
+
+def test_an_items_score_does_not_depend_on_the_items_beside_it(backbone: Backbone) -> None:
+    private = of_user(backbone.init_private(0, KEYS), 0)
+    shared = shared_tensors(backbone)
+    vectors = items()
+    scores = backbone.score(shared, private, vectors, RANKING)
+    order = torch.randperm(ITEMS, generator=generator(3))
+    torch.testing.assert_close(backbone.score(shared, private, vectors[order], RANKING), scores[order])
+    torch.testing.assert_close(backbone.score(shared, private, vectors[:1], RANKING), scores[:1])
+    assert backbone.score(shared, private, vectors[:0], RANKING).shape == (0,)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_gradient_reaches_items_and_every_tensor_of_the_user(backbone: Backbone, training: bool) -> None:
+    private = {name: tensor.requires_grad_() for name, tensor in backbone.init_private(0, KEYS).items()}
+    shared = {name: tensor.requires_grad_() for name, tensor in shared_tensors(backbone).items()}
+    vectors = items(len(KEYS)).requires_grad_()
+    scores = backbone.score(shared, private, vectors, ScoreContext(training=training))
+    (scores * torch.randn(scores.shape, generator=generator(4))).sum().backward()  # type: ignore[no-untyped-call]
+    for name, tensor in {**private, **shared, "item vectors": vectors}.items():
+        assert tensor.grad is not None, f"no gradient reaches {name}"
+        assert tensor.grad.isfinite().all()
+        assert tensor.grad.any(), f"the gradient of {name} is zero"
+
+
+def test_one_users_score_moves_nothing_of_another(backbone: Backbone) -> None:
+    private = {name: tensor.requires_grad_() for name, tensor in backbone.init_private(0, KEYS).items()}
+    scores = backbone.score(shared_tensors(backbone), private, items(len(KEYS)), RANKING)
+    scores[1].sum().backward()  # type: ignore[no-untyped-call]
+    for tensor in private.values():
+        assert tensor.grad is not None
+        assert not tensor.grad[[0, 2, 3, 4]].any()
