@@ -40,8 +40,8 @@ def _place(context: Context) -> Place:
         return Place(int(config["partition-id"]), int(config["num-partitions"]))
     except KeyError as error:
         raise FedrecError(
-            f"the node's configuration has no {error.args[0]!r}; it has {sorted(config)}: a simulated node gets its part "
-            "of the users from partition-id and num-partitions"
+            f"the node's configuration has no {error.args[0]!r}; it has {sorted(config)}: a simulated node gets its "
+            "part of the users from partition-id and num-partitions"
         ) from error
 
 

@@ -28,8 +28,9 @@ from fedrec.rng import derive
 from fedrec.tensors import Tensors
 from fedrec.updates import NodeUpdate, user_weights
 
-_PAIRS_AT_ONCE = 200_000
-"""Bounds memory: pairs of user and training item that are trained at once. A single user is never cut."""
+_PAIRS_AT_ONCE = 16_384
+"""Pairs of user and training item that are trained at once: bounds memory, and what is in use fits the processor's
+cache. A single user is never cut."""
 
 
 class CohortEngine(Engine):
@@ -42,7 +43,7 @@ class CohortEngine(Engine):
         update = NodeUpdate(total={name: torch.zeros_like(tensor) for name, tensor in model.trainable.items()})
         after = {name: tensor.clone() for name, tensor in private.items()}
         taken = np.zeros(len(cohort), dtype=np.bool_)
-        able = np.flatnonzero(self.sampler.unknown(cohort.offsets, cohort.items).counts)
+        able = self._able(cohort)
         update.dropped["no_negatives"] = len(cohort) - len(able)
         for users in self._chunks(cohort, able):
             training = LocalTraining(self, model, cohort.select(users), _rows(private, users), seed)
@@ -57,13 +58,19 @@ class CohortEngine(Engine):
     def solve(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Tensors:
         after = {name: tensor.clone() for name, tensor in private.items()}
         steps = self.recipe.solve_steps()
-        able = np.flatnonzero(self.sampler.unknown(cohort.offsets, cohort.items).counts) if steps else []
-        for users in self._chunks(cohort, np.asarray(able, dtype=np.int64)):
+        if not steps:
+            return after
+        able = self._able(cohort)
+        for users in self._chunks(cohort, able):
             training = LocalTraining(self, model, cohort.select(users), _rows(private, users), seed)
             training.run(steps)
             for name, tensor in training.private.items():
                 after[name][users] = tensor
         return after
+
+    def _able(self, cohort: Cohort) -> NDArray[np.int64]:
+        """The users who have a negative to learn from."""
+        return np.flatnonzero(self.sampler.unknown(cohort.offsets, cohort.items).counts)
 
     def _chunks(self, cohort: Cohort, users: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         """The users in chunks of about `pairs_at_once` pairs."""
@@ -159,8 +166,8 @@ class LocalTraining:
         for name, table in self._model.model.tables(self._model.trainable).items():
             rows = torch.stack([step[name] for step in read])
             users = self._segments.owner[None, :, None, None]
-            pairs, place = np.unique((users * len(table) + rows).numpy(), return_inverse=True)
-            pairs, place = torch.from_numpy(pairs), torch.from_numpy(place).reshape(rows.shape)
+            distinct, inverse = np.unique((users * len(table) + rows).numpy(), return_inverse=True)
+            pairs, place = torch.from_numpy(distinct), torch.from_numpy(inverse).reshape(rows.shape)
             row = pairs % len(table)
             self._copies[name] = _Copies(table[row], row, pairs // len(table), list(place))
         self._dense = {name: _repeated(tensor, len(self._cohort)) for name, tensor in self._dense.items()}

@@ -33,8 +33,11 @@ class FrozenStore:
             return
         handle, temporary = tempfile.mkstemp(dir=self._folder, suffix=".part")
         os.close(handle)
-        save_file(tensors, temporary)
-        Path(temporary).replace(path)
+        try:
+            save_file(tensors, temporary)
+            Path(temporary).replace(path)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
         _load.cache_clear()
 
     def get(self, digest: str) -> Tensors | None:

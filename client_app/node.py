@@ -124,13 +124,18 @@ class Node:
         )
 
     def model_format(self, phase: int) -> PacketFormat:
-        """Format of the model packets of a phase."""
-        return self.setup.model_format(self.models[phase].trainable)
+        """Format of the model packets of a phase. Raises PacketError (`malformed`) if the run has no such phase."""
+        return self.setup.model_format(self._model(phase).trainable)
+
+    def _model(self, phase: int) -> Model:
+        if not 0 <= phase < len(self.models):
+            raise PacketError("malformed", f"phase {phase} is none of the run's {len(self.models)}")
+        return self.models[phase]
 
     def keep_frozen(self, phase: int, digest: str, packet: bytes) -> None:
         """Check frozen tensors that came with a message of a phase, and keep them."""
         is_list = digest == self.setup.eligible
-        spec = eligible_spec(self.setup.n_items) if is_list else self.models[phase].frozen
+        spec = eligible_spec(self.setup.n_items) if is_list else self._model(phase).frozen
         self.frozen_store.put(frozen_format(spec).decode(packet).tensors, digest)
 
     def train(self, phase: int, round: int, packet: bytes, slots: NDArray[np.int64], frozen: str) -> bytes:

@@ -41,9 +41,9 @@ class Segments:
         within = np.arange(len(cohort.items)) - np.repeat(cohort.offsets[:-1], lengths)
         place = np.repeat(first * length, lengths) + within
         owner = np.repeat(np.arange(len(cohort)), counts)
-        mask = np.zeros(len(owner) * length)
-        mask[place] = 1.0
-        mask = mask.reshape(len(owner), length)
+        flat = np.zeros(len(owner) * length)
+        flat[place] = 1.0
+        mask = flat.reshape(len(owner), length)
         share = mask.sum(1) / lengths[owner]
         return Segments(
             torch.from_numpy(owner),

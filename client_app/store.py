@@ -36,7 +36,10 @@ class PrivateStore:
         self._run = run_id
         self._spec = spec
         self._width = sum(entry.nbytes for entry in spec.values())
-        state_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            state_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"the state-dir {state_dir} cannot be made ({error}): give a folder on a disk") from error
         with self._connect() as connection:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(_SCHEMA)
@@ -78,8 +81,12 @@ class PrivateStore:
 
     def save(self, round: int, keys: NDArray[np.uint64], tensors: Tensors, checkpoint_round: int) -> None:
         """Write the users' tensors [users, ...] after `round`, and drop versions that nothing can ask for."""
-        rows = [tensors[name].detach().cpu().reshape(len(keys), -1).contiguous() for name in sorted(tensors)]
-        packed = np.concatenate([row.numpy().view(np.uint8) for row in rows], axis=1)
+        packed = np.zeros((len(keys), self._width), dtype=np.uint8)
+        at = 0
+        for name in sorted(self._spec):
+            row = tensors[name].detach().cpu().reshape(len(keys), self._spec[name].size).contiguous()
+            packed[:, at : at + self._spec[name].nbytes] = row.numpy().view(np.uint8)
+            at += self._spec[name].nbytes
         users = [int(key) for key in keys.astype(np.int64)]
         with self._connect() as connection:
             connection.executemany(
@@ -106,8 +113,9 @@ class PrivateStore:
         at = 0
         for name in sorted(self._spec):
             entry = self._spec[name]
-            flat = torch.frombuffer(bytearray(blob[at : at + entry.nbytes]), dtype=DTYPES[entry.dtype])
-            values[name][position] = flat.reshape(entry.shape)
+            if entry.nbytes:
+                flat = torch.frombuffer(bytearray(blob[at : at + entry.nbytes]), dtype=DTYPES[entry.dtype])
+                values[name][position] = flat.reshape(entry.shape)
             at += entry.nbytes
 
 

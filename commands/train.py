@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from client_app.app import app as client_app
@@ -17,6 +18,8 @@ from server_app.run import run
 
 def train(config: RunConfig, overrides: Sequence[str], *, console: Console) -> dict[str, Any]:
     """Carry out a run on an in-process grid and return its summary; `config` has its folders settled."""
+    # Many small operations: a second thread spends its time waiting for the first.
+    torch.set_num_threads(1)
     grid = LocalGrid(client_app, config.simulation.nodes)
     with RunProgress(console) as progress:
         summary = run(config, overrides, grid, progress)

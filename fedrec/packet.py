@@ -5,7 +5,7 @@ specification both sides know. Nothing in it is executed or names a class. What 
 and that is what the byte meter counts.
 
 Layout (little-endian): magic 4s, version u16, kind u8, phase u8, round u32, digest of specification and codec 8s,
-number of scalars u16, 2 bytes of padding, payload length u64, CRC-32 of everything after the header u32.
+number of scalars u16, reserved u16 (zero), payload length u64, CRC-32 of everything after the header u32.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import numpy as np
 
 from fedrec.codecs.base import Codec
 from fedrec.errors import PacketError
-from fedrec.tensors import Spec, Tensors, spec_digest
+from fedrec.tensors import Spec, Tensors, matches, spec_digest
 
 _MAGIC = b"FRPK"
 _VERSION = 1
-_HEADER = struct.Struct("<4sHBBI8sH2xQI")
+_HEADER = struct.Struct("<4sHBBI8sHHQI")
 
 
 class Kind(IntEnum):
@@ -63,13 +63,23 @@ class PacketFormat(NamedTuple):
         return _HEADER.size + 8 * self.scalars + self.codec.size(self.spec)
 
     def encode(self, phase: int, round: int, tensors: Tensors, scalars: Sequence[float] = (), seed: int = 0) -> bytes:
-        """The packet's bytes. `seed` feeds the codec's stochastic rounding, if it has any."""
+        """The packet's bytes. `seed` feeds the codec's stochastic rounding, if it has any.
+
+        Raises:
+            ValueError: Scalars or tensors are not those of the format: nothing is cast or left out without a word.
+        """
         if len(scalars) != self.scalars:
             raise ValueError(f"a {self.kind.name} packet has {self.scalars} scalars, not {len(scalars)}")
+        if tensors.keys() != self.spec.keys():
+            raise ValueError(f"a {self.kind.name} packet has tensors {sorted(self.spec)}, not {sorted(tensors)}")
+        for name, tensor in tensors.items():
+            if not matches(self.spec[name], tensor):
+                came = f"{list(tensor.shape)} {tensor.dtype}"
+                raise ValueError(f"{name!r} is {came}, expected {list(self.spec[name].shape)} {self.spec[name].dtype}")
         payload = self.codec.encode(tensors, self.spec, seed)
         body = struct.pack(f"<{len(scalars)}d", *scalars) + payload
         header = _HEADER.pack(
-            _MAGIC, _VERSION, self.kind, phase, round, self.digest(), len(scalars), len(payload), zlib.crc32(body)
+            _MAGIC, _VERSION, self.kind, phase, round, self.digest(), len(scalars), 0, len(payload), zlib.crc32(body)
         )
         return header + body
 
@@ -83,8 +93,8 @@ class PacketFormat(NamedTuple):
         view = memoryview(data)
         if len(view) < _HEADER.size:
             raise PacketError("malformed", f"a packet has at least {_HEADER.size} bytes, {len(view)} came")
-        magic, version, kind, sent_phase, sent_round, digest, scalars, length, crc = _HEADER.unpack_from(view)
-        if magic != _MAGIC or version != _VERSION:
+        magic, version, kind, sent_phase, sent_round, digest, scalars, zero, length, crc = _HEADER.unpack_from(view)
+        if magic != _MAGIC or version != _VERSION or zero:
             raise PacketError("malformed", f"not a packet of version {_VERSION}: it starts with {magic!r}, {version}")
         if kind != self.kind or digest != self.digest() or scalars != self.scalars:
             raise PacketError(

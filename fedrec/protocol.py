@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from numpy.typing import NDArray
 
 from fedrec import registry
@@ -27,6 +28,9 @@ from fedrec.tensors import Spec, Tensors, TensorSpec
 from fedrec.updates import DROPPED
 
 PROTOCOL_VERSION = 1
+
+_CHECKED: Mapping[str, Any] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+_MOST = 2**31 - 1
 
 MODEL_SCALARS = ("checkpoint_round",)
 """With the model goes the last checkpointed round: older versions of private tensors need not be kept."""
@@ -40,6 +44,8 @@ for the first time, and users left out by reason."""
 class SimulatedData:
     """Where a simulated node finds what a real device would own: absolute paths on a disk that all workers share."""
 
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _CHECKED
+
     interactions: str
     state_dir: str
 
@@ -47,6 +53,8 @@ class SimulatedData:
 @dataclass(frozen=True)
 class PhaseSetup:
     """One phase of training: its name and the embedding that is trained in it."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _CHECKED
 
     name: str
     embedding: Mapping[str, Any]
@@ -56,22 +64,24 @@ class PhaseSetup:
 class Setup:
     """Everything a client must know about a run before its first round."""
 
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _CHECKED
+
     protocol: int
     run_id: str
-    seed: int
-    n_items: int
-    dim: int
+    seed: Annotated[int, Ge(0)]
+    n_items: Annotated[int, Ge(1), Le(_MOST)]
+    dim: Annotated[int, Ge(1), Le(_MOST)]
     catalogue: str
     eligible: str
-    phases: tuple[PhaseSetup, ...]
+    phases: Annotated[tuple[PhaseSetup, ...], MinLen(1), MaxLen(256)]
     backbone: Mapping[str, Any]
     optim: Mapping[str, Any]
     codec: Mapping[str, Any]
     privacy: Mapping[str, Any]
-    ks: tuple[int, ...]
-    sampled_negatives: int
-    weight_cap: int
-    max_update_norm: float
+    ks: Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)]
+    sampled_negatives: Annotated[int, Ge(0), Le(_MOST)]
+    weight_cap: Annotated[int, Ge(1)]
+    max_update_norm: Annotated[float, Gt(0)]
     engine: str
     simulation: SimulatedData | None
 

@@ -10,6 +10,7 @@ The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSL
 from __future__ import annotations
 
 import hashlib
+from operator import index
 
 import numpy as np
 import torch
@@ -22,8 +23,15 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 
 def derive(root: int, *path: str | int) -> int:
     """The 64-bit seed at `path` of the tree that grows from `root`: other paths are independent of it."""
-    label = "/".join([str(root), *(f"{type(step).__name__}:{step}" for step in path)])
+    label = "/".join([str(index(root)), *map(_label, path)])
     return int.from_bytes(hashlib.blake2b(label.encode(), digest_size=8).digest(), "little")
+
+
+def _label(step: str | int) -> str:
+    """A step of a path so that no two paths are written alike; an integer of numpy is the same step as Python's."""
+    if isinstance(step, str):
+        return "str:" + step.replace("\\", "\\\\").replace("/", "\\/")
+    return f"int:{index(step)}"
 
 
 def generator(root: int, *path: str | int) -> torch.Generator:

@@ -75,7 +75,7 @@ class Model:
         return {name: trainable[self.embedding_name(name)] for name in self.embedding.dense}
 
     def embed(self, rows: Tensors, dense: Tensors, frozen: Tensors, items: Tensor) -> Tensor:
-        """Vectors [..., items, dim] of item ids [..., items] from gathered rows, and from the base table if it is used."""
+        """Vectors [..., items, dim] of item ids [..., items] from gathered rows, and from the base table if used."""
         base_rows = frozen[BASE][items] if self.embedding.uses_base else None
         return self.embedding.embed(rows, dense, frozen, base_rows)
 

@@ -34,9 +34,9 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         """Open the folder of a new run. Raises StoreError if a run has been there, or it cannot be written."""
-        if (path / METRICS).exists():
-            raise StoreError(f"{path} already holds a run: choose another run_id, or remove the folder")
         try:
+            if (path / METRICS).exists() or any((path / "state").glob("*")):
+                raise StoreError(f"{path} already holds a run: choose another run_id, or remove the folder")
             for folder in (path, path / "checkpoints", path / "state"):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

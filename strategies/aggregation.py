@@ -8,6 +8,7 @@ size of the cohort), chosen so that a sum of admissible replies cannot overflow.
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import torch
 
@@ -15,6 +16,7 @@ from fedrec.errors import PacketError
 from fedrec.packet import Packet
 from fedrec.protocol import UPDATE_SCALARS
 from fedrec.tensors import DTYPES, Spec, Tensors
+from fedrec.updates import DROPPED
 
 _SLACK = 1.0 + 1e-4
 """Room for the rounding of honest float32 sums."""
@@ -39,8 +41,9 @@ class UpdateFold:
             asked: Users that the node was asked to train.
 
         Raises:
-            PacketError: `non_finite` (NaN or infinity anywhere), `wrong_users` (more users than asked, or a fraction of
-                one), `wrong_weight` (more than the cap allows its users), `too_large` (norm above the limit).
+            PacketError: `non_finite` (NaN or infinity anywhere), `wrong_users` (counts that are no whole numbers, or of
+                more users than asked), `wrong_weight` (more than the cap allows its users), `too_large` (norm above
+                the limit).
         """
         scalars = dict(zip(UPDATE_SCALARS, packet.scalars, strict=True))
         weight, users = scalars["weight"], scalars["users"]
@@ -48,8 +51,11 @@ class UpdateFold:
             raise PacketError("non_finite", f"the update's scalars are not all finite: {scalars}")
         if not all(bool(tensor.isfinite().all()) for tensor in packet.tensors.values()):
             raise PacketError("non_finite", "the update has NaN or infinite numbers")
-        if users != int(users) or not 0 <= users <= asked:
-            raise PacketError("wrong_users", f"{asked} users were asked to train, the node sums {users}")
+        counts = {name: value for name, value in scalars.items() if name not in ("weight", "loss")}
+        if any(value < 0 or value != int(value) for value in counts.values()):
+            raise PacketError("wrong_users", f"counts must be whole numbers: {counts}")
+        if users + sum(scalars[name] for name in DROPPED) > asked or scalars["cold_users"] > asked:
+            raise PacketError("wrong_users", f"{asked} users were asked to train, the node counts {counts}")
         if not 0 <= weight <= self._weight_cap * users:
             raise PacketError("wrong_weight", f"weight {weight} of {users} users; the cap is {self._weight_cap} a user")
         norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in packet.tensors.values()))
@@ -60,7 +66,7 @@ class UpdateFold:
         for name, tensor in packet.tensors.items():
             self._sums[name] += (tensor.double() * self._scale).round().to(torch.int64)
         for name, value in scalars.items():
-            self._scalars[name] += round(value * 2**20)
+            self._scalars[name] += round(Fraction(value) * 2**20)
 
     def summary(self) -> dict[str, float | int]:
         """Users, examples, mean loss, users new to training, and users that their nodes left out, by reason."""

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from fedrec.errors import FederationError
+
 _FIRST_POLL = 0.005
 _LONGEST_POLL = 0.5
 
@@ -16,9 +18,17 @@ def exchange(grid: Grid, messages: Sequence[Message], timeout: float) -> Iterato
     """Send messages and yield (message, reply) as replies arrive, for at most `timeout` seconds.
 
     A reply is matched by the message that it answers: an error reply may name another source than the node that was
-    asked. What has not come by the deadline is simply not yielded.
+    asked. What has not come by the deadline, or could not be sent, is simply not yielded.
+
+    Raises FederationError if the runtime takes none of the messages, as it does with too large ones.
     """
-    waiting = dict(zip(grid.push_messages(messages), messages, strict=True))
+    names = list(grid.push_messages(messages))
+    if len(names) != len(messages):
+        raise FederationError(
+            f"the runtime took {len(names)} of {len(messages)} messages: they are larger than it allows (see its log "
+            "above); send less, with a compressed embedding or without a warm-up"
+        )
+    waiting = {name: message for name, message in zip(names, messages, strict=True) if name}
     deadline = time.monotonic() + timeout
     pause = _FIRST_POLL
     while waiting:

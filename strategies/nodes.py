@@ -64,6 +64,7 @@ class Nodes:
     def enrol(self, grid: Grid) -> None:
         """Ask nodes seen for the first time who lives there, and forget those that have gone."""
         connected = set(grid.get_node_ids())
+        self._refused &= connected
         for node in self.directory.nodes:
             if node not in connected:
                 self._forget(node)
@@ -75,7 +76,13 @@ class Nodes:
                 joined[sent.metadata.dst_node_id] = keys
         # In the order of their users' keys: a node's id is drawn anew in every run.
         for node in sorted(joined, key=lambda node: int(joined[node].min())):
-            self.directory.join(node, joined[node])
+            try:
+                self.directory.join(node, joined[node])
+            except FederationError as error:
+                # It is asked again next round: a node that came back may find itself still here under its former id.
+                self.counts["double_users"] += 1
+                log.warning("node %d is left out: %s", node, error)
+                continue
             self._holds[node] = set()
         if not len(self.directory):
             raise FederationError(
@@ -108,7 +115,10 @@ class Nodes:
             came = f"{keys.dtype} {keys.shape}"
             self.refuse(node, PacketError("malformed", f"user keys are a list of uint64, not {came}"))
             return None
-        return keys.astype(np.uint64) if keys.size else None
+        if not keys.size:
+            self._refused.add(node)  # nobody lives there: it need not be asked in every round
+            return None
+        return keys.astype(np.uint64)
 
     def message(
         self,
@@ -179,7 +189,8 @@ def _missing(reply: Message) -> str | None:
 
 def _last_line(reply: Message) -> str:
     """What a failed reply says; of a stack trace, the error itself."""
-    return (reply.error.reason or f"error {reply.error.code}").strip().splitlines()[-1]
+    lines = (reply.error.reason or "").strip().splitlines()
+    return lines[-1] if lines else f"error {reply.error.code}"
 
 
 def _add_packets(content: RecordDict, once: Mapping[str, bytes]) -> None:

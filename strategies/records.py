@@ -86,5 +86,5 @@ def unpack(content: RecordDict) -> Content:
     scalars = {name: value for name, value in fields.items() if isinstance(value, int | float | str)}
     try:
         return Content({name: array.numpy() for name, array in arrays.items()}, scalars)
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # numpy hands hostile bytes to Python's tokeniser and to zipfile: any error may come
         raise PacketError("malformed", f"an array of the message cannot be read: {error}") from error

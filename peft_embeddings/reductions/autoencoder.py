@@ -103,7 +103,7 @@ class Autoencoder(Reduction):
     def _train(
         self, net: Net, data: _Scaled, least: float, rng: torch.Generator, progress: Progress
     ) -> tuple[Net | None, float]:
-        """The network of least error among the ends of all epochs, and its error; (None, `least`) if none is below that."""
+        """The network of least error among the ends of all epochs, and that error; (None, `least`) if none is lower."""
         config = self.config
         parameters = [tensor.requires_grad_() for layer in net.encoder + net.decoder for tensor in layer]
         optimiser = torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)

@@ -1,4 +1,4 @@
-"""What crosses the network: only what the phase trains, never anything private, and exactly the bytes that are counted."""
+"""What crosses the network: what the phase trains, nothing private, and exactly the bytes that are counted."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_the_meter_counts_what_lone_devices_move(federate: Federate) -> None:
     assert moved["total"] == pytest.approx(moved["up"] + moved["down"] + moved["one_time"])
     enrolment = [message for message in outcome.grid.sent if message.metadata.message_type == "query.enroll"]
     setup = len(str(unpack(enrolment[0].content).fields["setup"]).encode())
-    first = {array: packet for array, packet in packets(outcome.grid.sent, FROZEN)}
+    first = dict(packets(outcome.grid.sent, FROZEN))
     trained_compressed = {m.metadata.dst_node_id for m in train if unpack(m.content).fields["round"] > 2}
     sizes = sorted(len(packet) for packet in first.values())
     assert moved["one_time"] * 60 == pytest.approx(60 * (setup + 8 + sizes[0]) + len(trained_compressed) * sizes[1])

@@ -55,9 +55,7 @@ def test_vectors_are_float32_one_row_a_sentence(encoded: tuple[str, NDArray[np.f
     assert np.isfinite(vectors).all()
 
 
-def test_a_sentence_without_text_gets_the_zero_vector_and_no_other_does(
-    encoded: tuple[str, NDArray[np.float32]],
-) -> None:
+def test_a_sentence_without_text_and_no_other_gets_the_zero_vector(encoded: tuple[str, NDArray[np.float32]]) -> None:
     assert np.flatnonzero(~encoded[1].any(axis=1)).tolist() == EMPTY
 
 
@@ -101,14 +99,14 @@ def test_tfidf_stays_sparse() -> None:
 
 
 def test_tfidf_settings_change_the_fingerprint() -> None:
-    settings: list[dict[str, Any]] = [
+    changes: list[dict[str, Any]] = [
         {},
         {"min_df": 3},
         {"ngrams": [1, 1]},
         {"max_features": 7},
         {"analyzer": "char_wb"},
     ]
-    assert len({encoder("tfidf", **values).fingerprint() for values in settings}) == len(settings)
+    assert len({encoder("tfidf", **values).fingerprint() for values in changes}) == len(changes)
 
 
 def test_tfidf_says_which_setting_leaves_no_term() -> None:
@@ -182,13 +180,11 @@ def test_a_relative_folder_is_an_error_that_shows_the_absolute_form(
 
 def test_a_hub_that_cannot_be_reached_is_an_error_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        DataError, match=r"no-one/no-such-model: the model cannot be loaded .*hf download .*encoder=tfidf"
-    ):
+    with pytest.raises(DataError, match=r"no-such-model: the model cannot be loaded .*hf download .*encoder=tfidf"):
         encode(encoder("sentence_transformer", model="no-one/no-such-model"))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without CUDA")
-def test_cuda_that_is_not_there_is_an_error() -> None:
+def test_cuda_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"encoder\.device=cuda"):
         encode(encoder("sentence_transformer", device="cuda"))

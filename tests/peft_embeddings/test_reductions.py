@@ -81,7 +81,7 @@ def oracle(vectors: NDArray[np.float32], dim: int) -> tuple[NDArray[np.float64],
 @pytest.mark.parametrize("make", [curved, lambda: words(300, 700)], ids=["dense", "sparse"])
 def test_reduced_vectors_are_float32_and_a_function_of_input_and_seed(name: str, make: Any) -> None:
     vectors = make()
-    before, global_numpy = torch.get_rng_state(), np.random.get_state()[1]  # noqa: NPY002
+    before, global_numpy = torch.get_rng_state(), str(np.random.get_state())  # noqa: NPY002
     first, second = (reduce(name, vectors, 8, seed=3) for _ in range(2))
     assert first.vectors.shape == (vectors.shape[0], 8)
     assert first.vectors.dtype == np.float32
@@ -89,7 +89,7 @@ def test_reduced_vectors_are_float32_and_a_function_of_input_and_seed(name: str,
     assert np.array_equal(first.vectors, second.vectors)
     assert first.reconstruction_mse == second.reconstruction_mse
     assert torch.equal(torch.get_rng_state(), before), "the global generator was used"
-    assert np.array_equal(np.random.get_state()[1], global_numpy), "NumPy's global generator was used"  # noqa: NPY002
+    assert str(np.random.get_state()) == global_numpy, "NumPy's global generator was used"  # noqa: NPY002
 
 
 @pytest.mark.parametrize("name", reductions.names())
@@ -121,7 +121,7 @@ def test_pca_is_scikit_learns(items: int, width: int, data: st.DataObject) -> No
     assert made.mse == pytest.approx(mse, rel=1e-8, abs=1e-12)
 
 
-@pytest.mark.parametrize(("items", "width"), [(900, 700), (700, 900), (900, 100), (100, 900)])
+@pytest.mark.parametrize(("items", "width"), [(600, 530), (530, 600), (600, 100), (100, 600)])
 def test_sparse_pca_is_dense_pca(items: int, width: int) -> None:
     sparse = words(items, width)
     made = principal_components(sparse, 12, silent)
@@ -142,9 +142,8 @@ def test_the_sign_of_a_component_is_fixed() -> None:
     made = principal_components(curved(), 8, silent)
     assert (made.components[np.arange(8), np.abs(made.components).argmax(axis=1)] > 0).all()
     shuffled = np.random.default_rng(1).permutation(400)
-    np.testing.assert_allclose(
-        principal_components(curved()[shuffled], 8, silent).scores, made.scores[shuffled], atol=1e-9
-    )
+    again = principal_components(curved()[shuffled], 8, silent)
+    np.testing.assert_allclose(again.scores, made.scores[shuffled], atol=1e-9)
 
 
 def test_vectors_of_lower_rank_than_dim_leave_empty_columns() -> None:
@@ -186,14 +185,12 @@ def test_the_shipped_layers_are_the_papers() -> None:
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_training_lowers_the_error_whatever_the_scale_of_the_vectors(scale: float) -> None:
     vectors = curved() * np.float32(scale)
-    assert (
-        reduce("autoencoder", vectors, 4, epochs=30).reconstruction_mse
-        < 0.8 * reduce("pca", vectors, 4).reconstruction_mse
-    )
+    start = reduce("pca", vectors, 4).reconstruction_mse
+    assert reduce("autoencoder", vectors, 4, epochs=30).reconstruction_mse < 0.8 * start
 
 
 def test_the_error_told_is_that_of_the_latents_given() -> None:
-    """The best linear map back from the latents cannot be told apart by us, but it is far from a constant's error."""
+    """The decoder is nonlinear, so it beats the best linear map back from the latents, which beats a constant."""
     vectors = curved()
     made = reduce("autoencoder", vectors, 4, epochs=30)
     design = np.hstack([made.vectors, np.ones((len(vectors), 1), dtype=np.float32)])
@@ -239,7 +236,5 @@ def test_identical_vectors_are_reduced_to_nothing() -> None:
 
 
 def test_layers_too_narrow_to_start_as_pca_are_an_error_with_the_way_out() -> None:
-    with pytest.raises(
-        ConfigError, match=r"reduction\.hidden=\[64, 48, 32\]: .*34 units.*base_table\.dim to 16 or less"
-    ):
+    with pytest.raises(ConfigError, match=r"reduction\.hidden=\[64, 48, 32\]: .*34 units.*dim to 16 or less"):
         reduce("autoencoder", curved(), 17)

@@ -1,0 +1,122 @@
+"""What was sent once is kept whole, or counts as missing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from client_app import frozen
+from client_app.frozen import FrozenStore
+from fedrec.errors import PacketError
+from fedrec.tensors import Tensors, content_digest
+
+TENSORS: Tensors = {"base": torch.arange(12.0).reshape(4, 3), "codes": torch.tensor([1, 2], dtype=torch.uint8)}
+DIGEST = content_digest(TENSORS)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FrozenStore:
+    frozen._load.cache_clear()
+    return FrozenStore(tmp_path)
+
+
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "frozen" / f"{DIGEST}.safetensors"
+
+
+def restart() -> None:
+    """A new process has read nothing yet."""
+    frozen._load.cache_clear()
+
+
+def assert_kept(store: FrozenStore) -> None:
+    kept = store.get(DIGEST)
+    assert kept is not None
+    assert content_digest(kept) == DIGEST
+    assert kept["codes"].dtype == torch.uint8
+
+
+def test_what_was_put_is_there_also_after_a_restart(store: FrozenStore, tmp_path: Path) -> None:
+    assert store.get(DIGEST) is None
+    store.put(TENSORS, DIGEST)
+    assert_kept(store)
+    restart()
+    assert_kept(FrozenStore(tmp_path))
+    assert [path.name for path in (tmp_path / "frozen").iterdir()] == [f"{DIGEST}.safetensors"]
+
+
+def test_nodes_of_one_worker_share_the_tensors(store: FrozenStore, tmp_path: Path) -> None:
+    store.put(TENSORS, DIGEST)
+    assert store.get(DIGEST) is FrozenStore(tmp_path).get(DIGEST)
+
+
+@pytest.mark.parametrize("digest", ["0" * 32, "", "../outside", "/tmp/outside", DIGEST.upper(), DIGEST[:-1]])
+def test_content_of_another_name_is_refused_and_nothing_written(
+    store: FrozenStore, tmp_path: Path, digest: str
+) -> None:
+    with pytest.raises(PacketError, match="have another content") as caught:
+        store.put(TENSORS, digest)
+    assert caught.value.reason == "malformed"
+    assert not list((tmp_path / "frozen").iterdir())
+    assert store.get(digest) is None
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "one bit", "noise", "another's", "text"])
+def test_a_damaged_file_counts_as_missing_and_is_replaced(store: FrozenStore, tmp_path: Path, damage: str) -> None:
+    store.put(TENSORS, DIGEST)
+    path = file(tmp_path)
+    good = path.read_bytes()
+    store.put({"x": torch.ones(2)}, other := content_digest({"x": torch.ones(2)}))
+    bent = bytearray(good)
+    bent[-1] ^= 1
+    path.write_bytes(
+        {
+            "truncated": good[:-5],
+            "empty": b"",
+            "one bit": bytes(bent),
+            "noise": bytes(range(256)) * 3,
+            "another's": (path.parent / f"{other}.safetensors").read_bytes(),
+            "text": b"{" * 50,
+        }[damage]
+    )
+    restart()
+    assert store.get(DIGEST) is None
+    store.put(TENSORS, DIGEST)
+    assert path.read_bytes() == good
+    assert_kept(store)
+
+
+def test_a_sound_file_is_not_written_again(store: FrozenStore, tmp_path: Path) -> None:
+    store.put(TENSORS, DIGEST)
+    before = file(tmp_path).stat()
+    restart()
+    store.put(TENSORS, DIGEST)
+    assert file(tmp_path).stat().st_ino == before.st_ino
+
+
+def test_a_file_that_vanished_is_asked_for_again(store: FrozenStore, tmp_path: Path) -> None:
+    store.put(TENSORS, DIGEST)
+    assert_kept(store)
+    file(tmp_path).unlink()
+    assert store.get(DIGEST) is None
+
+
+def test_a_write_that_breaks_off_leaves_no_file_of_that_name(
+    store: FrozenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name appears with the whole content or not at all, whatever lay there before stays."""
+
+    def half(tensors: Tensors, path: str) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(frozen, "save_file", half)
+        with pytest.raises(OSError, match="No space left"):
+            store.put(TENSORS, DIGEST)
+    assert store.get(DIGEST) is None
+    assert not list((tmp_path / "frozen").iterdir()), "nothing half-written is left behind"
+    store.put(TENSORS, DIGEST)
+    assert_kept(store)

@@ -1,0 +1,241 @@
+"""The users' private store keeps versions, survives what happens to disks and processes, and says what is wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from client_app.store import PrivateStore
+from fedrec.errors import StoreError
+from fedrec.tensors import Spec, Tensors, TensorSpec
+
+SPEC: Spec = {"user": TensorSpec((3,)), "head": TensorSpec((2, 2)), "seen": TensorSpec((), "int64")}
+KEYS = np.array([5, 2**64 - 1, 2**63, 0], dtype=np.uint64)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tensors(value: float, users: int = len(KEYS)) -> Tensors:
+    number = torch.arange(users, dtype=torch.float32) + value
+    return {
+        "user": number[:, None].repeat(1, 3),
+        "head": -number[:, None, None].repeat(1, 2, 2),
+        "seen": (number * 10).long(),
+    }
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> PrivateStore:
+    return PrivateStore(tmp_path, "r", SPEC)
+
+
+def values(store: PrivateStore, before: int, keys: np.ndarray = KEYS) -> list[float | None]:
+    loaded, found = store.load(keys, before)
+    return [float(row[0]) if here else None for row, here in zip(loaded["user"], found, strict=True)]
+
+
+def versions(store: PrivateStore) -> list[int]:
+    """The rounds of which the first user has a version."""
+    rounds = [number for number in range(30) if values(store, number + 1, KEYS[:1]) != values(store, number, KEYS[:1])]
+    return rounds
+
+
+def test_what_was_saved_is_loaded_in_any_order(store: PrivateStore) -> None:
+    store.save(1, KEYS, tensors(0.0), 0)
+    order = np.array([2, 0, 3])
+    loaded, found = store.load(KEYS[order], before=2)
+    assert found.all()
+    for name, tensor in tensors(0.0).items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor[order])
+    loaded["user"] += 1
+    assert values(store, 2) == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_unknown_users_are_zero_and_said_to_be_unknown(store: PrivateStore) -> None:
+    store.save(1, KEYS[:1], tensors(7.0, 1), 0)
+    loaded, found = store.load(KEYS, before=2)
+    assert found.tolist() == [True, False, False, False]
+    assert not loaded["user"][1:].any()
+    assert store.load(KEYS[:0], before=2)[1].shape == (0,)
+
+
+def test_a_version_is_for_rounds_after_it(store: PrivateStore) -> None:
+    for round in (2, 4):
+        store.save(round, KEYS, tensors(float(round)), 0)
+    seen = [values(store, before)[0] for before in (1, 2, 3, 4, 5, 100)]
+    assert seen == [None, None, 2.0, 2.0, 4.0, 4.0]
+
+
+def test_a_round_done_again_replaces_its_version(store: PrivateStore) -> None:
+    store.save(1, KEYS, tensors(0.0), 0)
+    store.save(1, KEYS, tensors(50.0), 0)
+    assert values(store, 2)[0] == 50.0
+
+
+def test_versions_before_the_last_checkpoint_are_pruned_but_for_the_newest(store: PrivateStore) -> None:
+    for round in range(1, 8):
+        store.save(round, KEYS, tensors(float(round)), checkpoint_round=0)
+    assert versions(store) == [1, 2, 3, 4, 5, 6, 7]
+    store.save(8, KEYS, tensors(8.0), checkpoint_round=5)
+    assert versions(store) == [5, 6, 7, 8], "a run that goes on from round 5 needs that of 5"
+    store.save(9, KEYS[1:], tensors(9.0, 3), checkpoint_round=9)
+    assert versions(store) == [5, 6, 7, 8], "a user who did not train keeps its own"
+    store.save(20, KEYS, tensors(20.0), checkpoint_round=15)
+    assert versions(store) == [8, 20], "none of round 15: the newest before it"
+
+
+def test_a_rollback_forgets_what_came_later(store: PrivateStore) -> None:
+    for round in (1, 3, 5):
+        store.save(round, KEYS, tensors(float(round)), 0)
+    store.rollback(3)
+    assert values(store, 100)[0] == 3.0
+    store.rollback(0)
+    assert values(store, 100) == [None] * 4
+
+
+def test_two_runs_in_one_file_are_apart(store: PrivateStore, tmp_path: Path) -> None:
+    other = PrivateStore(tmp_path, "other", SPEC)
+    store.save(1, KEYS, tensors(1.0), 0)
+    other.save(1, KEYS, tensors(2.0), 0)
+    other.save(5, KEYS, tensors(3.0), checkpoint_round=5)
+    assert values(store, 9)[0] == 1.0
+    other.rollback(0)
+    assert values(other, 9) == [None] * 4
+    assert values(store, 9)[0] == 1.0
+
+
+def test_a_new_process_goes_on(store: PrivateStore, tmp_path: Path) -> None:
+    store.save(1, KEYS, tensors(1.0), 0)
+    assert values(PrivateStore(tmp_path, "r", SPEC), 2) == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_more_users_than_one_query_takes(store: PrivateStore) -> None:
+    keys = np.random.default_rng(0).integers(0, 2**64, 1234, dtype=np.uint64)
+    store.save(1, keys, tensors(0.0, 1234), 0)
+    assert values(store, 2, keys[::-1].copy()) == [float(number) for number in reversed(range(1234))]
+
+
+def test_saving_nobody_is_nothing(store: PrivateStore) -> None:
+    """All chosen users of a node may have been dropped."""
+    store.save(1, KEYS[:0], tensors(0.0, 0), 0)
+    assert values(store, 2) == [None] * 4
+
+
+def test_users_without_private_tensors(tmp_path: Path) -> None:
+    store = PrivateStore(tmp_path, "r", {})
+    store.save(1, KEYS[:2], {}, 0)
+    assert store.load(KEYS, 2)[1].tolist() == [True, True, False, False]
+    empty = PrivateStore(tmp_path, "empty", {"none": TensorSpec((0,)), "user": TensorSpec((1,))})
+    empty.save(1, KEYS, {"none": torch.zeros(4, 0), "user": torch.ones(4, 1)}, 0)
+    assert values(empty, 2) == [1.0] * 4
+
+
+def test_another_width_is_named(store: PrivateStore, tmp_path: Path) -> None:
+    store.save(1, KEYS, tensors(1.0), 0)
+    wider = PrivateStore(tmp_path, "r", {**SPEC, "user": TensorSpec((4,))})
+    with pytest.raises(StoreError, match=r"holds 36 bytes for a user of run r, the backbone needs 40: .*another"):
+        wider.load(KEYS, 2)
+
+
+@pytest.mark.parametrize("damage", ["noise", "truncated", "half a page", "text"])
+def test_a_damaged_file_is_said_to_be_damaged(tmp_path: Path, damage: str) -> None:
+    store = PrivateStore(tmp_path, "r", SPEC)
+    keys = np.arange(2000, dtype=np.uint64)
+    store.save(1, keys, tensors(0.0, 2000), 0)
+    path = tmp_path / "users.sqlite"
+    for log in tmp_path.glob("users.sqlite-*"):
+        log.unlink()
+    good = path.read_bytes()
+    assert len(good) > 3 * 4096
+    noise = np.random.default_rng(0).bytes(len(good))
+    path.write_bytes(
+        {"noise": noise, "truncated": good[: len(good) // 2], "half a page": good[:2000], "text": b"hello" * 999}[
+            damage
+        ]
+    )
+    with pytest.raises(StoreError, match=r"users.sqlite cannot be used .*move it away and its users start anew"):
+        PrivateStore(tmp_path, "r", SPEC).load(keys, 2)
+    for name in tmp_path.glob("users.sqlite*"):
+        name.unlink()
+    assert not PrivateStore(tmp_path, "r", SPEC).load(keys, 2)[1].any()
+
+
+def test_a_state_dir_that_cannot_be_is_a_store_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(StoreError, match="cannot be made"):
+            PrivateStore(place, "r", SPEC)
+    (tmp_path / "users.sqlite").mkdir()
+    with pytest.raises(StoreError, match="cannot be used"):
+        PrivateStore(tmp_path, "r", SPEC)
+
+
+WRITER = """
+import sys
+import numpy as np, torch
+from pathlib import Path
+from client_app.store import PrivateStore
+from fedrec.tensors import TensorSpec
+
+folder, first, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+print("ready", flush=True)
+sys.stdin.readline()
+store = PrivateStore(Path(folder), "r", {"user": TensorSpec((64,))})
+keys = np.arange(first, first + 500, dtype=np.uint64)
+for round in range(1, rounds + 1):
+    store.save(round, keys, {"user": torch.full((500, 64), float(round))}, checkpoint_round=round)
+    print(round, flush=True)
+"""
+WIDE: Spec = {"user": TensorSpec((64,))}
+
+
+def writer(folder: Path, first: int, rounds: int) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(folder), str(first), str(rounds)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def go(process: subprocess.Popen[str]) -> None:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+
+def test_two_processes_write_at_once_and_one_is_killed(tmp_path: Path) -> None:
+    """Both are the first to open the store; a kill in the midst of a write leaves the last whole round."""
+    steady, doomed = writer(tmp_path, 0, 15), writer(tmp_path, 10_000, 10**9)
+    go(steady)
+    go(doomed)
+    assert doomed.stdout is not None
+    for _ in range(5):
+        doomed.stdout.readline()
+    time.sleep(0.003)
+    doomed.send_signal(signal.SIGKILL)
+    told = [line for line in doomed.communicate()[0].split() if line]
+    assert steady.communicate(timeout=30)[0].split() == [str(round) for round in range(1, 16)]
+    assert steady.returncode == 0
+    store = PrivateStore(tmp_path, "r", WIDE)
+    mine, found = store.load(np.arange(500, dtype=np.uint64), 10**6)
+    assert found.all()
+    assert mine["user"].unique().tolist() == [15.0]
+    theirs, found = store.load(np.arange(10_000, 10_500, dtype=np.uint64), 10**6)
+    assert found.all()
+    rounds = theirs["user"].unique().tolist()
+    assert len(rounds) == 1, "a round is written for all of its users or for none"
+    assert rounds[0] >= max([5, *map(int, told)]), "what was said to be written is there"
+    store.save(10**5, np.arange(10_000, 10_500, dtype=np.uint64), {"user": torch.zeros(500, 64)}, 0)

@@ -1,0 +1,274 @@
+"""What a client believes of what it is told about a run: names and numbers, checked, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from client_app.node import Node, Place
+from fedrec import protocol
+from fedrec.errors import ConfigError, FedrecError, PacketError
+from fedrec.packet import Kind
+from fedrec.protocol import (
+    ELIGIBLE,
+    MODEL_SCALARS,
+    UPDATE_SCALARS,
+    PhaseSetup,
+    Setup,
+    SimulatedData,
+    code_digest,
+    eligible_spec,
+    frozen_format,
+    pack_eligible,
+    unpack_eligible,
+)
+from fedrec.tensors import TensorSpec, matches
+from fedrec.updates import NodeUpdate
+
+SETUP = Setup(
+    protocol=protocol.PROTOCOL_VERSION,
+    run_id="r",
+    seed=7,
+    n_items=20,
+    dim=4,
+    catalogue="c" * 32,
+    eligible="e" * 32,
+    phases=(
+        PhaseSetup("warmup", {"name": "full"}),
+        PhaseSetup("peft", {"name": "lora", "rank": 2, "init_std": 0.1, "scaling": 1.0}),
+    ),
+    backbone={"name": "fedmf", "init_std": 0.1},
+    optim={
+        "name": "paper",
+        "loss": "bpr",
+        "lr": 0.01,
+        "local_epochs": 1,
+        "negatives": 1,
+        "solve_epochs": 0,
+    },
+    codec={"name": "float32"},
+    privacy={"name": "none"},
+    ks=(5, 10),
+    sampled_negatives=0,
+    weight_cap=200,
+    max_update_norm=10.0,
+    engine="cohort",
+    simulation=SimulatedData("/data", "/state"),
+)
+VALUES: dict[str, Any] = json.loads(SETUP.to_json())
+
+
+def reading(**changes: Any) -> Setup:
+    return Setup.from_json(json.dumps({**VALUES, **changes}))
+
+
+def test_there_and_back() -> None:
+    assert Setup.from_json(SETUP.to_json()) == SETUP
+    without = dataclasses.replace(SETUP, simulation=None)
+    assert Setup.from_json(without.to_json()) == without
+    assert "\n" not in SETUP.to_json()
+    assert reading().to_json() == SETUP.to_json()
+
+
+WRONG: dict[str, dict[str, Any]] = {
+    "text for a number": {"seed": "7"},
+    "a number for a text": {"run_id": 7},
+    "a yes for a number": {"n_items": True},
+    "a fraction for a whole number": {"dim": 4.5},
+    "no items": {"n_items": 0},
+    "more items than there can be": {"n_items": 10**15},
+    "no dimension": {"dim": 0},
+    "negative seed": {"seed": -1},
+    "no phase": {"phases": []},
+    "too many phases": {"phases": [VALUES["phases"][0]] * 257},
+    "a phase with an unknown key": {"phases": [{"name": "p", "embedding": {}, "class": "os.system"}]},
+    "a phase that is a list": {"phases": [["p", {}]]},
+    "a cut-off below one": {"ks": [0]},
+    "no cut-off": {"ks": []},
+    "NaN": {"max_update_norm": float("nan")},
+    "infinity": {"max_update_norm": float("inf")},
+    "a cap of nothing": {"weight_cap": 0},
+    "fewer than no negatives": {"sampled_negatives": -1},
+    "an unknown key": {"plugin": "os.system"},
+    "an unknown key in the simulation": {"simulation": {**VALUES["simulation"], "x": 1}},
+    "a member that is no section": {"backbone": "fedmf"},
+    "null": {"optim": None},
+    "another protocol": {"protocol": protocol.PROTOCOL_VERSION + 1},
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_setup_is_malformed(case: str) -> None:
+    with pytest.raises(PacketError) as caught:
+        reading(**WRONG[case])
+    assert caught.value.reason == "malformed"
+    key = next(iter(WRONG[case]))
+    assert key in str(caught.value), "the message names what is wrong"
+
+
+@pytest.mark.parametrize("key", sorted(VALUES))
+def test_every_key_is_needed(key: str) -> None:
+    with pytest.raises(PacketError, match=key):
+        Setup.from_json(json.dumps({name: value for name, value in VALUES.items() if name != key}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "null",
+        "[]",
+        "{",
+        "[" * 100_000,
+        '{"seed":' + "9" * 100_000 + "}",
+        '"' + "x" * 5_000_000 + '"',
+        "\ud800",
+        "{\0",
+    ],
+    ids=lambda text: text[:10].encode(errors="replace").hex(),
+)
+def test_what_is_no_setup_at_all(text: str) -> None:
+    with pytest.raises(PacketError):
+        Setup.from_json(text)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(key=st.sampled_from(sorted(VALUES)), value=JSON)
+def test_any_value_is_taken_or_refused_by_name(key: str, value: Any) -> None:
+    text = json.dumps({**VALUES, key: value})
+    try:
+        taken = Setup.from_json(text)
+    except PacketError:
+        return
+    assert Setup.from_json(taken.to_json()).to_json() == taken.to_json()
+
+
+@pytest.fixture
+def imported() -> Iterator[set[str]]:
+    """What a test has imported since it began."""
+    before, new = set(sys.modules), set[str]()
+    yield new
+    new |= set(sys.modules) - before
+    assert not {name for name in new if name.split(".")[0] in {"this", "antigravity", "turtle", "wsgiref"}}
+
+
+MEMBERS: dict[str, dict[str, Any]] = {
+    "a module": {"name": "this"},
+    "a class path": {"name": "wsgiref.simple_server.WSGIServer"},
+    "a path": {"name": "../../antigravity"},
+    "a target": {"name": "fedmf", "init_std": 0.1, "_target_": "turtle.Turtle"},
+    "no name": {"init_std": 0.1},
+    "a name that is no text": {"name": ["fedmf"]},
+    "a wrong type": {"name": "fedmf", "init_std": "0.1"},
+    "a value out of range": {"name": "fedmf", "init_std": -1.0},
+    "NaN": {"name": "fedmf", "init_std": float("nan")},
+    "a missing value": {"name": "fedmf"},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("case", [case for case in MEMBERS if case != "NaN"])
+@pytest.mark.parametrize("family", ["backbone", "optim", "privacy", "codec", "embedding"])
+@pytest.mark.usefixtures("imported")
+def test_a_hostile_member_is_a_configuration_error_and_nothing_is_imported(family: str, case: str) -> None:
+    values = MEMBERS[case]
+    phases = [{"name": "p", "embedding": values}]
+    setup = reading(**({"phases": phases} if family == "embedding" else {family: values}))
+    node = Node(setup, Place(0, 1))
+    object.__setattr__(node, "sampler", None)  # the engine needs it only to draw
+    with pytest.raises((ConfigError, PacketError)):
+        {
+            "backbone": lambda: node.models,
+            "embedding": lambda: node.models,
+            "codec": lambda: node.setup.metrics_format(),
+            "optim": lambda: node.engine,
+            "privacy": lambda: node.engine,
+        }[family]()
+
+
+def test_a_member_with_nan_is_refused() -> None:
+    with pytest.raises(FedrecError):
+        assert Node(reading(backbone=MEMBERS["NaN"]), Place(0, 1)).models
+
+
+def test_an_unknown_engine_is_malformed_and_names_the_known_ones() -> None:
+    node = Node(reading(engine="os.system"), Place(0, 1))
+    object.__setattr__(node, "sampler", None)
+    with pytest.raises(PacketError, match=r"'os.system' is not one of \['cohort', 'oracle'\]"):
+        assert node.engine
+
+
+def test_a_phase_that_the_run_has_not_is_malformed() -> None:
+    node = Node(SETUP, Place(0, 1))
+    assert node.model_format(1).spec.keys() == {"embedding.A", "embedding.B"}
+    for phase in (-1, 2, 10**30):
+        with pytest.raises(PacketError, match="is none of the run's 2"):
+            node.model_format(phase)
+
+
+def test_formats_and_names() -> None:
+    spec = {"t": TensorSpec((2,))}
+    assert (SETUP.model_format(spec).kind, SETUP.model_format(spec).scalars) == (Kind.MODEL, len(MODEL_SCALARS))
+    assert SETUP.update_format(spec).scalars == len(UPDATE_SCALARS) == len(NodeUpdate.empty(spec).scalars())
+    plain = ("hr@5", "ndcg@5", "recall@5", "hr@10", "ndcg@10", "recall@10", "mrr")
+    assert SETUP.metric_names() == plain
+    sampled = dataclasses.replace(SETUP, sampled_negatives=100)
+    assert sampled.metric_names() == (*plain, *(f"sampled100/{name}" for name in plain))
+    assert sampled.metrics_format().scalars == 2 + 2 * len(plain)
+    assert frozen_format(spec).kind is Kind.FROZEN
+
+
+@given(st.integers(1, 70).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1)))))
+def test_the_list_of_eligible_items_there_and_back(listed: tuple[int, set[int]]) -> None:
+    n_items, items = listed
+    eligible = np.array(sorted(items), dtype=np.int32)
+    packed = pack_eligible(eligible, n_items)
+    assert matches(eligible_spec(n_items)[ELIGIBLE], packed[ELIGIBLE])
+    assert packed[ELIGIBLE].numel() == -(-n_items // 8), "one bit an item"
+    back = unpack_eligible(packed, n_items)
+    assert back.dtype == np.int64
+    np.testing.assert_array_equal(back, eligible)
+
+
+def test_the_code_digest_changes_with_any_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = Path(protocol.__file__).parent.parent
+    for package in ("fedrec", "peft_embeddings", "strategies", "client_app", "server_app"):
+        shutil.copytree(root / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(protocol, "__file__", str(tmp_path / "fedrec" / "protocol.py"))
+
+    def digest() -> str:
+        return code_digest.__wrapped__()
+
+    first = digest()
+    assert first == code_digest(), "the same code in another folder is the same code"
+    assert len(first) == 16
+    seen = {first}
+    for name in ("client_app/node.py", "fedrec/rng.py", "strategies/records.py", "peft_embeddings/lora.py"):
+        (tmp_path / name).write_text((tmp_path / name).read_text() + "\n")
+        seen.add(digest())
+    (tmp_path / "fedrec/backbones/new.py").write_text("")
+    seen.add(digest())
+    (tmp_path / "fedrec/backbones/new.py").rename(tmp_path / "fedrec/backbones/newer.py")
+    seen.add(digest())
+    assert len(seen) == 7
+    last = digest()
+    (tmp_path / "server_app/run.py").write_text("")
+    (tmp_path / "fedrec/notes.txt").write_text("not code")
+    assert digest() == last, "what no client runs does not matter"
