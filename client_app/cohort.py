@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
+from client_app.distinct import distinct
 from client_app.engine import Engine, GlobalModel, Trained
 from client_app.segments import Segments
 from client_app.users import Cohort
@@ -125,6 +126,7 @@ class LocalTraining:
         self._shared = model.model.shared(model.trainable)
         self._copies: dict[str, _Copies] = {}
         self._own = False
+        self._table: Tensor | None = None
 
     def run(self, steps: Sequence[LocalStep]) -> None:
         """Take the steps, all users at once."""
@@ -166,10 +168,11 @@ class LocalTraining:
         for name, table in self._model.model.tables(self._model.trainable).items():
             rows = torch.stack([step[name] for step in read])
             users = self._segments.owner[None, :, None, None]
-            distinct, inverse = np.unique((users * len(table) + rows).numpy(), return_inverse=True)
-            pairs, place = torch.from_numpy(distinct), torch.from_numpy(inverse).reshape(rows.shape)
-            row = pairs % len(table)
-            self._copies[name] = _Copies(table[row], row, pairs // len(table), list(place))
+            pairs = (users * len(table) + rows).flatten().numpy()
+            found, place = distinct(pairs, len(self._cohort) * len(table))
+            owner, row = (torch.from_numpy(part) for part in np.divmod(found, len(table)))
+            reads = torch.from_numpy(place).reshape(rows.shape)
+            self._copies[name] = _Copies(table.index_select(0, row), row, owner, list(reads))
         self._dense = {name: _repeated(tensor, len(self._cohort)) for name, tensor in self._dense.items()}
         self._shared = {name: _repeated(tensor, len(self._cohort)) for name, tensor in self._shared.items()}
 
@@ -194,10 +197,19 @@ class LocalTraining:
     def _vectors(self, step: int, items: Tensor) -> Tensor:
         """Item vectors [segments, items, dim] from the users' own copies; shared ones if no step trains them."""
         if not self._own:
-            return self._model.item_vectors(self._model.trainable, items)
-        rows = {name: copies.values[copies.reads[step]] for name, copies in self._copies.items()}
+            return self._read(items)
+        rows = {name: _gather(copies.values, copies.reads[step]) for name, copies in self._copies.items()}
         dense = {name: tensor[self._segments.owner] for name, tensor in self._dense.items()}
         return self._model.model.embed(rows, dense, self._model.frozen, items)
+
+    def _read(self, items: Tensor) -> Tensor:
+        """Vectors of the model as it was received, each worked out once where the items are read often."""
+        model = self._model
+        if model.model.embedding.n_items > items.numel():
+            return model.item_vectors(model.trainable, items)
+        if self._table is None:
+            self._table = model.item_vectors(model.trainable, torch.arange(model.model.embedding.n_items))
+        return _gather(self._table, items)
 
     def fold_into(self, update: NodeUpdate) -> NDArray[np.bool_]:
         """Add the users' weighted deltas to the node's update; who was taken (bool [users]), the others are counted."""
@@ -213,7 +225,7 @@ class LocalTraining:
         whole = {name: tensor - trainable[name] for name, tensor in self._whole_by_name()}
         squared = torch.zeros(users, dtype=torch.float64)
         for copies, delta in rows.values():
-            squared.index_add_(0, copies.users, delta.square().sum(1).double())
+            squared.index_add_(0, copies.users, torch.linalg.vecdot(delta, delta).double())
         for delta in whole.values():
             squared += delta.reshape(users, -1).double().square().sum(1)
         finite = squared.isfinite() & self.loss.isfinite()
@@ -222,9 +234,10 @@ class LocalTraining:
         update.dropped["too_large"] += int((finite & ~good).sum())
         weight = torch.from_numpy(user_weights(self._cohort.lengths, limits.weight_cap)) * good
         for name, (copies, delta) in rows.items():
-            kept = good[copies.users]
-            weighted = delta * weight[copies.users].to(delta.dtype)[:, None]
-            update.total[name].index_add_(0, copies.rows[kept], weighted[kept])
+            if not good.all():  # what was dropped may be NaN, and zero times NaN is not zero
+                delta[~good[copies.users]] = 0
+            delta *= weight.to(delta.dtype)[copies.users, None]
+            update.total[name].index_add_(0, copies.rows, delta)
         for name, delta in whole.items():
             update.total[name] += torch.tensordot(weight[good].to(delta.dtype), delta[good], dims=1)
         update.weight += float(weight.sum())
@@ -255,6 +268,11 @@ class LocalTraining:
         model = self._model.model
         dense = [(model.embedding_name(name), tensor) for name, tensor in self._dense.items()]
         return dense + [(model.backbone_name(name), tensor) for name, tensor in self._shared.items()]
+
+
+def _gather(values: Tensor, places: Tensor) -> Tensor:
+    """`values[places]`, whose gradient is cheaper to take."""
+    return values.index_select(0, places.flatten()).reshape(*places.shape, values.shape[1])
 
 
 def _repeated(tensor: Tensor, users: int) -> Tensor:

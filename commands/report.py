@@ -27,7 +27,7 @@ def show_summary(summary: Mapping[str, Any], console: Console) -> None:
     users = int(summary["test"]["users"])
     seconds = duration(summary["seconds"])
     console.print(f"{summary['rounds']} rounds in {seconds}; {users:,} users ranked, {cold:,} of them never trained")
-    console.print(f"run folder: {summary['run']}", soft_wrap=True, highlight=False)
+    console.print(f"run folder: {summary['run']}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _protocols(test: Mapping[str, Any]) -> list[tuple[str, str]]:

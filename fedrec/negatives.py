@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.errors import DataError
-from fedrec.rng import counter_integers
+from fedrec.rng import counter_bits, counter_integers
 
 NO_ITEM = -1
 """Stands where there is no negative to give; never a row of a table."""
@@ -97,8 +97,9 @@ class UnknownItems:
             owners, within = owners[able], within[able]
         if len(owners) and per_row:
             column = owners[:, None]
+            of_user = counter_bits(seed, keys, step)
             numbers = counter_integers(
-                seed, self.counts[column], keys[column], step, within[:, None], np.arange(per_row)[None, :]
+                of_user[column], self.counts[column], within[:, None], np.arange(per_row)[None, :]
             )
             drawn[able] = self.items(column, numbers)
         return Negatives(drawn, exhausted)

@@ -10,6 +10,7 @@ The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSL
 from __future__ import annotations
 
 import hashlib
+from typing import TypeAlias
 from operator import index
 
 import numpy as np
@@ -19,6 +20,10 @@ from numpy.typing import ArrayLike, NDArray
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
+
+
+Seed: TypeAlias = "int | NDArray[np.uint64]"
+"""The seed of counter-based draws: a number, or one for each point (bits that were drawn before)."""
 
 
 def derive(root: int, *path: str | int) -> int:
@@ -47,22 +52,26 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(31))
 
 
-def counter_bits(seed: int, *coordinates: ArrayLike) -> NDArray[np.uint64]:
-    """64 random bits for every point of the broadcast integer `coordinates`; a pure function of seed and point."""
-    state: NDArray[np.uint64] = np.array([seed], dtype=np.uint64)
+def counter_bits(seed: Seed, *coordinates: ArrayLike) -> NDArray[np.uint64]:
+    """64 random bits for every point of the broadcast integer `coordinates`; a pure function of seed and point.
+
+    Bits may stand in the place of the seed: `counter_bits(counter_bits(seed, a), b)` is `counter_bits(seed, a, b)`, so
+    that a coordinate which many points share is mixed once for all of them.
+    """
+    state: NDArray[np.uint64] = seed if isinstance(seed, np.ndarray) else np.array([seed], dtype=np.uint64)
     for coordinate in coordinates:
         point = np.asarray(coordinate).astype(np.uint64)
         state = _mix((state + _GOLDEN) ^ _mix(np.atleast_1d(point) + _GOLDEN))
     return state
 
 
-def counter_uniform(seed: int, *coordinates: ArrayLike) -> NDArray[np.float64]:
+def counter_uniform(seed: Seed, *coordinates: ArrayLike) -> NDArray[np.float64]:
     """Uniform draws in [0, 1) with 53 random bits, one for every point of the broadcast coordinates."""
     uniform: NDArray[np.float64] = (counter_bits(seed, *coordinates) >> np.uint64(11)).astype(np.float64) * 2.0**-53
     return uniform
 
 
-def counter_integers(seed: int, bound: ArrayLike, *coordinates: ArrayLike) -> NDArray[np.int64]:
+def counter_integers(seed: Seed, bound: ArrayLike, *coordinates: ArrayLike) -> NDArray[np.int64]:
     """Uniform integers in [0, bound); `bound` broadcasts with the coordinates (the bias is below bound / 2**53)."""
     integers: NDArray[np.int64] = (counter_uniform(seed, *coordinates) * np.asarray(bound)).astype(np.int64)
     return integers

@@ -1,7 +1,8 @@
-"""Low-rank correction of a frozen table (P-LoRA): `e_i + s B a_i`.
+"""Low-rank correction of a frozen table (P-LoRA): `e_i + s a_i B`.
 
-Source: FedPEFT (arXiv 2512.13734), after LoRA (Hu et al., ICLR 2022): `A` is [n_items, rank], `B` is [dim, rank], and
-`B = 0` at the start, so that the first vectors are exactly those of the frozen table.
+Source: FedPEFT (arXiv 2512.13734), after LoRA (Hu et al., ICLR 2022): `A` is [n_items, rank], and `B = 0` at the start,
+so that the first vectors are exactly those of the frozen table. `B` is [rank, dim], the transpose of the paper's: the
+product of row vectors with it is several times faster.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class LoraConfig(MemberConfig):
 
 @embeddings.register("lora")
 class LoraEmbedding(ItemEmbedding):
-    """`e_i + s B a_i` over a frozen base table."""
+    """`e_i + s a_i B` over a frozen base table."""
 
     config_class = LoraConfig
     config: LoraConfig
@@ -52,7 +53,7 @@ class LoraEmbedding(ItemEmbedding):
     @property
     @override
     def dense(self) -> Mapping[str, TensorSpec]:
-        return {"B": TensorSpec((self.dim, self.config.rank))}
+        return {"B": TensorSpec((self.config.rank, self.dim))}
 
     @override
     def init(self, base: Tensor, rng: torch.Generator) -> Tensors:
@@ -66,5 +67,4 @@ class LoraEmbedding(ItemEmbedding):
     @override
     def embed(self, rows: Tensors, dense: Tensors, frozen: Tensors, base_rows: Tensor | None) -> Tensor:
         assert base_rows is not None, "lora corrects a base table"
-        correction = rows["A"].squeeze(-2) @ dense["B"].transpose(-1, -2)
-        return base_rows + self.config.scaling * correction
+        return torch.add(base_rows, rows["A"].squeeze(-2) @ dense["B"], alpha=self.config.scaling)

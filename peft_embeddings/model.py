@@ -76,7 +76,9 @@ class Model:
 
     def embed(self, rows: Tensors, dense: Tensors, frozen: Tensors, items: Tensor) -> Tensor:
         """Vectors [..., items, dim] of item ids [..., items] from gathered rows, and from the base table if used."""
-        base_rows = frozen[BASE][items] if self.embedding.uses_base else None
+        base_rows = None
+        if self.embedding.uses_base:
+            base_rows = frozen[BASE].index_select(0, items.flatten()).reshape(*items.shape, self.embedding.dim)
         return self.embedding.embed(rows, dense, frozen, base_rows)
 
     def item_vectors(self, trainable: Tensors, frozen: Tensors, items: Tensor) -> Tensor:

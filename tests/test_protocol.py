@@ -235,6 +235,7 @@ def test_formats_and_names() -> None:
     assert frozen_format(spec).kind is Kind.FROZEN
 
 
+@settings(deadline=None)
 @given(st.integers(1, 70).flatmap(lambda n: st.tuples(st.just(n), st.sets(st.integers(0, n - 1)))))
 def test_the_list_of_eligible_items_there_and_back(listed: tuple[int, set[int]]) -> None:
     n_items, items = listed

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrec.keys import opaque_keys, simulation_secret
@@ -48,6 +48,7 @@ def by_hand(seed: int, *coordinates: int) -> int:
     return seed
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 2**64 - 1), coordinates=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=4))
 def test_equals_a_calculation_by_hand(seed: int, coordinates: list[int]) -> None:
     assert counter_bits(seed, *coordinates).tolist() == [by_hand(seed, *coordinates)]
@@ -117,6 +118,7 @@ def test_normal_moments() -> None:
     assert abs((rows[:-1] * rows[1:]).mean()) < 5 / math.sqrt(n), "neighbouring users are not alike"
 
 
+@settings(deadline=None)
 @given(bound=st.integers(1, 2**45), seed=st.integers(0, 2**64 - 1))
 def test_integers_stay_below_their_bound(bound: int, seed: int) -> None:
     drawn = counter_integers(seed, bound, np.arange(20))
@@ -125,6 +127,7 @@ def test_integers_stay_below_their_bound(bound: int, seed: int) -> None:
     assert (drawn < bound).all()
 
 
+@settings(deadline=None)
 @given(bound=st.integers(1, 2**45))
 def test_the_largest_uniform_stays_below_the_bound(bound: int) -> None:
     assert int(np.float64(1 - 2.0**-53) * bound) < bound

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrec.protocol import UPDATE_SCALARS
@@ -21,6 +21,7 @@ def delta(value: float) -> Tensors:
     return {name: torch.full(entry.shape, value) for name, entry in SPEC.items()}
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.floats(-4, 4, width=32), st.integers(1, 30), st.floats(0, 5)),

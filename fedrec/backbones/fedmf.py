@@ -49,4 +49,5 @@ class FedMF(Backbone):
 
     @override
     def score(self, shared: Tensors, private: Tensors, item_vectors: Tensor, context: ScoreContext) -> Tensor:
-        return (item_vectors @ private["user"].unsqueeze(-1)).squeeze(-1)
+        # The user as a row: batches of row times matrix are several times faster than of matrix times column.
+        return (private["user"].unsqueeze(-2) @ item_vectors.transpose(-1, -2)).squeeze(-2)

@@ -43,8 +43,7 @@ def values(store: PrivateStore, before: int, keys: np.ndarray = KEYS) -> list[fl
 
 def versions(store: PrivateStore) -> list[int]:
     """The rounds of which the first user has a version."""
-    rounds = [number for number in range(30) if values(store, number + 1, KEYS[:1]) != values(store, number, KEYS[:1])]
-    return rounds
+    return [number for number in range(30) if values(store, number + 1, KEYS[:1]) != values(store, number, KEYS[:1])]
 
 
 def test_what_was_saved_is_loaded_in_any_order(store: PrivateStore) -> None:

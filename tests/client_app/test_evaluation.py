@@ -1,0 +1,198 @@
+"""Ranking on the client against an oracle that looks at one user and one candidate at a time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from client_app import evaluation
+from client_app.engine import GlobalModel
+from client_app.evaluation import RankingProtocol, rank_users
+from client_app.users import Cohort
+from fedrec.backbones.base import ScoreContext
+from fedrec.config.describe import load_member
+from fedrec.errors import FedrecError
+from fedrec.metrics import sampled_negatives
+from fedrec.negatives import NegativeSampler
+from fedrec.registry import backbones, embeddings
+from fedrec.rng import generator
+from fedrec.tensors import Tensors
+from peft_embeddings.model import Model
+
+DIM, ITEMS = 4, 30
+ELIGIBLE = np.array([item for item in range(ITEMS) if item % 7], dtype=np.int64)
+KS = (1, 5, 10)
+
+
+def global_model(embedding: str = "lora", backbone: str = "fedmf", scale: float = 1.0) -> GlobalModel:
+    head = backbones.get(backbone)(load_member("backbone", backbone), DIM)
+    model = Model(embeddings.get(embedding)(load_member("embedding", embedding), ITEMS, DIM), head)
+    rng = generator(1, "model")
+    trainable, frozen = model.init(torch.randn(ITEMS, DIM, generator=rng), head.init_shared(rng), rng)
+    moved = {
+        name: (tensor + 0.3 * torch.randn(tensor.shape, generator=rng)) * scale for name, tensor in trainable.items()
+    }
+    return GlobalModel(model, moved, {name: tensor * scale for name, tensor in frozen.items()})
+
+
+def users(lengths: Sequence[int], seed: int = 0) -> tuple[Cohort, NDArray[np.int64], Tensors]:
+    """Histories, held-out items (one in seven of them is not eligible), and private tensors."""
+    rng = np.random.default_rng(seed)
+    drawn = [rng.permutation(ITEMS)[: length + 1] for length in lengths]
+    items = np.concatenate([row[:-1] for row in drawn]).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    keys = rng.integers(0, 2**64, len(lengths), dtype=np.uint64)
+    positives = np.array([row[-1] for row in drawn], dtype=np.int64)
+    private = global_model().model.backbone.init_private(3, keys)
+    return Cohort(keys, offsets, items), positives, {name: tensor * 20 for name, tensor in private.items()}
+
+
+def protocol(sampled: int = 0, eligible: NDArray[np.int64] = ELIGIBLE) -> RankingProtocol:
+    return RankingProtocol(KS, NegativeSampler(eligible), sampled, seed=11)
+
+
+def by_hand(scores: dict[int, float], positive: int, prefix: str = "") -> dict[str, float]:
+    """One user's metrics as the mean over all orders of its ties."""
+    higher = sum(score > scores[positive] for score in scores.values())
+    ties = sum(score == scores[positive] for score in scores.values())
+    ranks = range(higher + 1, higher + ties + 1)
+    metrics = {"mrr": sum(1 / rank for rank in ranks) / ties}
+    for k in KS:
+        metrics[f"hr@{k}"] = metrics[f"recall@{k}"] = sum(rank <= k for rank in ranks) / ties
+        metrics[f"ndcg@{k}"] = sum(1 / math.log2(rank + 1) for rank in ranks if rank <= k) / ties
+    return {prefix + name: value for name, value in metrics.items()}
+
+
+def oracle(
+    model: GlobalModel, cohort: Cohort, positives: NDArray[np.int64], private: Tensors, sampled: int
+) -> dict[str, float]:
+    sums: dict[str, float] = {"users": float(len(cohort))}
+    negatives, valid = sampled_negatives(
+        11, cohort.keys, max(sampled, 1), NegativeSampler(ELIGIBLE), positives, cohort.offsets, cohort.items
+    )
+    for user, positive in enumerate(positives.tolist()):
+        own = {name: tensor[user] for name, tensor in private.items()}
+        seen = set(cohort.part(user, user + 1).items.tolist())
+
+        def score(item: int, own: Tensors = own) -> float:
+            vector = model.item_vectors(model.trainable, torch.tensor([item])).double()
+            wide = {name: tensor.double() for name, tensor in own.items()}
+            shared = {name: tensor.double() for name, tensor in model.model.shared(model.trainable).items()}
+            return float(model.model.backbone.score(shared, wide, vector, ScoreContext(training=False))[0].float())
+
+        candidates = (set(ELIGIBLE.tolist()) - seen) | {positive}
+        metrics = by_hand({item: score(item) for item in candidates}, positive)
+        if sampled:
+            among = [*negatives[user][valid[user]].tolist(), positive]
+            assert set(among) <= candidates
+            metrics |= by_hand({item: score(item) for item in among}, positive, f"sampled{sampled}/")
+        for name, value in metrics.items():
+            sums[name] = sums.get(name, 0.0) + value
+    return sums
+
+
+@pytest.mark.parametrize("embedding", embeddings.names())
+@pytest.mark.parametrize("backbone", backbones.names())
+@pytest.mark.parametrize("sampled", [0, 8, 100])
+def test_equals_the_oracle(embedding: str, backbone: str, sampled: int) -> None:
+    model = global_model(embedding, backbone)
+    cohort, positives, _ = users([3, 1, 12, 25, 7, 0])
+    private = {name: tensor * 20 for name, tensor in model.model.backbone.init_private(3, cohort.keys).items()}
+    found = rank_users(model, cohort, positives, private, protocol(sampled))
+    assert found == pytest.approx(oracle(model, cohort, positives, private, sampled), abs=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(0, 28), min_size=1, max_size=9),
+    scores=st.integers(1, 60),
+    block=st.integers(1, 40),
+    seed=st.integers(0, 1000),
+)
+def test_chunks_of_users_and_items_change_nothing(lengths: list[int], scores: int, block: int, seed: int) -> None:
+    model = global_model()
+    cohort, positives, private = users(lengths, seed)
+    whole = rank_users(model, cohort, positives, private, protocol(6))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation, "_SCORES_AT_ONCE", scores)
+        patch.setattr(evaluation, "_ITEMS_AT_ONCE", block)
+        assert rank_users(model, cohort, positives, private, protocol(6)) == pytest.approx(whole, abs=1e-12)
+
+
+def test_nodes_sums_add_up() -> None:
+    model = global_model()
+    cohort, positives, private = users([3, 1, 12, 25, 7])
+    whole = rank_users(model, cohort, positives, private, protocol(6))
+    parts: dict[str, float] = {}
+    for start, end in ((0, 2), (2, 5)):
+        own = {name: tensor[start:end] for name, tensor in private.items()}
+        for name, value in rank_users(model, cohort.part(start, end), positives[start:end], own, protocol(6)).items():
+            parts[name] = parts.get(name, 0.0) + value
+    assert parts == pytest.approx(whole, abs=1e-12)
+
+
+@pytest.mark.parametrize("sampled", [0, 8])
+def test_a_model_that_knows_nothing_gets_k_of_its_candidates(sampled: int) -> None:
+    model = global_model(scale=0.0)
+    cohort, positives, private = users([3, 1, 12])
+    found = rank_users(model, cohort, positives, private, protocol(sampled))
+    candidates = [
+        len((set(ELIGIBLE.tolist()) - set(cohort.part(u, u + 1).items.tolist())) | {int(positives[u])})
+        for u in range(3)
+    ]
+    for k in KS:
+        assert found[f"hr@{k}"] == pytest.approx(sum(min(1.0, k / count) for count in candidates))
+        if sampled:
+            assert found[f"sampled8/hr@{k}"] == pytest.approx(3 * min(1.0, k / 9))
+    assert found["mrr"] == pytest.approx(sum(sum(1 / r for r in range(1, n + 1)) / n for n in candidates))
+
+
+def test_a_perfect_model_gets_everything() -> None:
+    model = global_model("full")
+    cohort, positives, _ = users([3, 1, 12])
+    table = torch.zeros(ITEMS, DIM)
+    table[positives[1]] = 1.0
+    perfect = GlobalModel(model.model, {"embedding.items": table}, {})
+    one = {"user": torch.ones(1, DIM)}
+    found = rank_users(perfect, cohort.part(1, 2), positives[1:2], one, protocol(8))
+    assert all(value == 1.0 for value in found.values())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e200])
+@pytest.mark.parametrize("where", ["private", "trained", "frozen"])
+def test_a_diverged_model_has_no_rank(bad: float, where: str) -> None:
+    model = global_model()
+    cohort, positives, private = users([3, 1, 12])
+    group: Any = {"private": private, "trained": model.trainable, "frozen": model.frozen}[where]
+    name = next(iter(group))
+    group[name] = group[name].double()
+    group[name][1] = bad
+    with pytest.raises(FedrecError, match="the model has diverged"):
+        rank_users(model, cohort, positives, private, protocol())
+
+
+def test_nothing_that_was_given_is_changed() -> None:
+    model = global_model()
+    cohort, positives, private = users([3, 1, 12])
+    groups = (model.trainable, model.frozen, private)
+    before = [{name: tensor.clone() for name, tensor in group.items()} for group in groups]
+    state = torch.get_rng_state()
+    rank_users(model, cohort, positives, private, protocol(8))
+    for group, kept in zip(groups, before, strict=True):
+        assert all(torch.equal(tensor, kept[name]) for name, tensor in group.items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_nobody_to_rank() -> None:
+    cohort, positives, private = users([3])
+    nobody = cohort.part(0, 0)
+    none = {name: tensor[:0] for name, tensor in private.items()}
+    assert rank_users(global_model(), nobody, positives[:0], none, protocol(8)) == {}

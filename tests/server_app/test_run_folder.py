@@ -1,0 +1,154 @@
+"""A run's folder: whole files, one run each, and nothing in it that executes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fedrec.errors import StoreError
+from server_app import run_folder
+from server_app.run_folder import METRICS, RunFolder
+from strategies.base import ServerState
+from strategies.meter import Meter
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "runs" / "r")
+
+
+def state() -> ServerState:
+    table = torch.arange(12.0).reshape(3, 4)
+    return ServerState(
+        1, {"embedding.A": table.T, "b": torch.tensor(2.0)}, {"base": table[:2]}, "abc", {"m": torch.ones(2)}
+    )
+
+
+def meter() -> Meter:
+    made = Meter(["warmup", "peft"])
+    made.grow(3, 10)
+    made.downloaded(1, np.array([0, 2]), 100, 7)
+    made.uploaded(1, np.array([2]), 50)
+    made.evaluated(1, 3, 100, 7, 8)
+    return made
+
+
+def everything(folder: RunFolder) -> set[str]:
+    return {str(path.relative_to(folder.path)) for path in folder.path.rglob("*") if path.is_file()}
+
+
+def test_a_new_folder_is_made_with_its_parents(folder: RunFolder) -> None:
+    assert (folder.path / "checkpoints").is_dir()
+    assert folder.state_dir.is_dir()
+    assert everything(folder) == set()
+
+
+def test_files_are_written_whole(folder: RunFolder) -> None:
+    folder.write_text("config.yaml", "seed: 0\n# größer\n")
+    folder.write_json("manifest.json", {"b": 1, "a": [1.5, None]})
+    folder.write_json("manifest.json", {"b": 2})
+    assert (folder.path / "config.yaml").read_text(encoding="utf-8") == "seed: 0\n# größer\n"
+    assert json.loads((folder.path / "manifest.json").read_text()) == {"b": 2}
+    assert everything(folder) == {"config.yaml", "manifest.json"}
+
+
+def test_a_write_that_breaks_off_leaves_what_was_there(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.write_json("summary.json", {"old": 1})
+    folder.write_checkpoint(5, state(), meter())
+    before = {name: (folder.path / name).read_bytes() for name in everything(folder)}
+
+    def refuse(self: Path, target: Path) -> Path:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", refuse)
+        with pytest.raises(OSError, match="Input/output"):
+            folder.write_json("summary.json", {"new": 2})
+        with pytest.raises(OSError, match="Input/output"):
+            folder.write_checkpoint(5, state(), meter())
+    assert {name: (folder.path / name).read_bytes() for name in before} == before
+
+
+def test_a_folder_is_for_one_run(folder: RunFolder) -> None:
+    RunFolder(folder.path)
+    folder.write_text("config.yaml", "a run that failed before it began\n")
+    RunFolder(folder.path)
+    folder.add_metrics({"round": 1})
+    with pytest.raises(StoreError, match="already holds a run: choose another run_id"):
+        RunFolder(folder.path)
+
+
+def test_private_tensors_of_an_earlier_run_are_never_taken_over(folder: RunFolder) -> None:
+    """A run may have ended in its first round, with users' tensors written and no metrics yet."""
+    (folder.state_dir / "users.sqlite").write_bytes(b"")
+    with pytest.raises(StoreError, match="already holds a run"):
+        RunFolder(folder.path)
+
+
+def test_a_folder_that_cannot_be_made_names_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="set runs_dir="):
+        RunFolder(tmp_path / "file" / "r")
+
+
+def test_metrics_grow_by_whole_lines(folder: RunFolder) -> None:
+    for round in (1, 2, 3):
+        folder.add_metrics({"round": round, "validation": {"hr@10": 0.5}})
+        lines = (folder.path / METRICS).read_text().splitlines()
+        assert [json.loads(line)["round"] for line in lines] == list(range(1, round + 1))
+
+
+def test_the_log_is_plain_lines_in_utc(folder: RunFolder) -> None:
+    handler = folder.log_handler()
+    handler.emit(logging.makeLogRecord({"msg": "round %d", "args": (3,), "levelname": "INFO", "created": 0.0}))
+    handler.close()
+    assert (folder.path / "log.txt").read_text() == "1970-01-01T00:00:00Z INFO round 3\n"
+
+
+def test_a_checkpoint_holds_the_model_the_optimiser_and_the_meter(folder: RunFolder) -> None:
+    folder.write_checkpoint(100, state(), meter())
+    assert everything(folder) == {"checkpoints/round-000100.safetensors", "checkpoints/round-000100.json"}
+    tensors = load_file(folder.path / "checkpoints/round-000100.safetensors")
+    expected = state()
+    assert torch.equal(tensors["trainable.embedding.A"], expected.trainable["embedding.A"])
+    assert torch.equal(tensors["trainable.b"], torch.tensor(2.0))
+    assert torch.equal(tensors["frozen.base"], expected.frozen["base"])
+    assert torch.equal(tensors["optimiser.m"], torch.ones(2))
+    counted = meter().state()
+    assert {name for name in tensors if name.startswith("meter.")} == {f"meter.{name}" for name in counted}
+    for name, counts in counted.items():
+        np.testing.assert_array_equal(tensors[f"meter.{name}"].numpy(), counts)
+    where = json.loads((folder.path / "checkpoints/round-000100.json").read_text())
+    assert where == {"round": 100, "phase": 1, "frozen_digest": "abc"}
+
+
+def test_the_json_of_a_checkpoint_comes_last(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever finds it finds the tensors."""
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_folder, "save_file", fail)
+    with pytest.raises(OSError, match="No space"):
+        folder.write_checkpoint(1, state(), meter())
+    assert not list((folder.path / "checkpoints").glob("*.json"))
+    assert not list((folder.path / "checkpoints").glob("*.safetensors"))
+
+
+def test_there_is_no_pickle_in_it(folder: RunFolder) -> None:
+    folder.write_checkpoint(1, state(), meter())
+    folder.write_json("summary.json", {"a": 1})
+    for name in everything(folder):
+        content = (folder.path / name).read_bytes()
+        assert not content.startswith((b"\x80", b"PK")), f"{name} is a pickle, or an archive that may hold one"
+        if name.endswith(".safetensors"):
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            assert len(content) == 8 + int.from_bytes(content[:8], "little") + max(
+                entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"
+            )

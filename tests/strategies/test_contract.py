@@ -1,0 +1,554 @@
+"""The contract of strategies, over every member of the family; and the conversation with nodes of every kind."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
+from flwr.serverapp import Grid
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from commands.local_grid import LocalGrid
+from fedrec.config.compose import compose
+from fedrec.config.schema import RunConfig
+from fedrec.errors import ConfigError, FederationError, PacketError
+from fedrec.packet import Kind, Packet
+from fedrec.protocol import (
+    PROTOCOL_VERSION,
+    UPDATE_SCALARS,
+    PhaseSetup,
+    Setup,
+    code_digest,
+    eligible_spec,
+    pack_eligible,
+)
+from fedrec.registry import MemberConfig, embeddings, strategies
+from fedrec.rng import generator
+from fedrec.tensors import Tensors, TensorSpec, content_digest, matches
+from strategies import nodes as nodes_module
+from strategies.aggregation import UpdateFold
+from strategies.base import FederatedStrategy, StrategyConfig
+from strategies.exchange import exchange
+from strategies.nodes import Nodes
+from strategies.records import FROZEN, KEYS, MISSING, pack, unpack
+
+ITEMS, DIM = 20, 4
+BASE = Path("/somewhere")
+MEMBERS = strategies.names()
+
+
+def composed(*overrides: str) -> RunConfig:
+    return compose([f"base_table.dim={DIM}", *overrides], base=BASE)
+
+
+def member(name: str) -> type[FederatedStrategy]:
+    found: type[FederatedStrategy] = strategies.get(name)
+    return found
+
+
+def setup_of(config: RunConfig) -> Setup:
+    plan = member(config.strategy.name).phases(config)
+    return Setup(
+        protocol=PROTOCOL_VERSION,
+        run_id="r",
+        seed=config.seed,
+        n_items=ITEMS,
+        dim=DIM,
+        catalogue="c",
+        eligible=content_digest(pack_eligible(np.arange(ITEMS), ITEMS)),
+        phases=tuple(PhaseSetup(phase.name, dataclasses.asdict(phase.embedding)) for phase in plan),
+        backbone=dataclasses.asdict(config.backbone),
+        optim=dataclasses.asdict(config.optim),
+        codec=dataclasses.asdict(config.codec),
+        privacy=dataclasses.asdict(config.privacy),
+        ks=config.evaluation.ks,
+        sampled_negatives=0,
+        weight_cap=10,
+        max_update_norm=100.0,
+        engine="cohort",
+        simulation=None,
+    )
+
+
+class Silent:
+    def on_round(self, record: dict[str, Any]) -> None: ...
+
+    def on_checkpoint(self, *_: Any) -> None: ...
+
+
+def made(config: RunConfig) -> tuple[FederatedStrategy, torch.Tensor]:
+    base = torch.randn(ITEMS, DIM, generator=generator(0, "base"))
+    eligible = pack_eligible(np.arange(ITEMS), ITEMS)
+    return member(config.strategy.name)(config, setup_of(config), base, eligible, Silent()), base
+
+
+# Members -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_member_is_a_federated_strategy_with_the_common_keys(name: str) -> None:
+    assert issubclass(member(name), FederatedStrategy)
+    assert issubclass(member(name).config_class, StrategyConfig)
+    assert member(name).problems(composed(f"strategy={name}")) == [], "its defaults can run"
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("rounds", [21, 100, 1000])
+def test_the_phases_rounds_add_up(name: str, rounds: int) -> None:
+    config = composed(f"strategy={name}", f"strategy.rounds={rounds}")
+    plan = member(name).phases(config)
+    assert sum(phase.rounds for phase in plan) == rounds
+    assert all(phase.rounds > 0 for phase in plan)
+    assert len({phase.name for phase in plan}) == len(plan), "the meter and the seeds tell phases apart by their names"
+    assert 1 <= len(plan) <= 256
+    for phase in plan:
+        assert isinstance(phase.embedding, MemberConfig)
+        assert phase.embedding.name in embeddings.names()
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("embedding", embeddings.names())
+def test_an_embedding_fits_or_compose_says_why_not(name: str, embedding: str) -> None:
+    overrides = [f"strategy={name}", f"embedding={embedding}"]
+    try:
+        config = composed(*overrides)
+    except ConfigError as error:
+        problems = list(error.problems)
+    else:
+        problems = []
+        strategy, base = made(config)
+        assert strategy.plan[-1].embedding.name == embedding, "what was chosen is what is trained"
+    if problems:
+        assert all(f"strategy={name}" in problem and "embedding" in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["strategy=fedpeft", "embedding=full"], "strategy=fedpeft sends a compressed part"),
+        (["strategy=full", "embedding=lora"], "strategy=full trains the whole table"),
+        (["strategy=fedpeft", "strategy.rounds=20"], "strategy.warmup_rounds=20 must be below strategy.rounds=20"),
+    ],
+)
+def test_known_problems_come_through_compose(overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        composed(*overrides)
+    assert len(caught.value.problems) == 1
+    assert said in caught.value.problems[0]
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_values_out_of_range_are_all_named_at_once(name: str) -> None:
+    bad = ["rounds=0", "fraction=0", "fraction=1.5", "weight_cap=0", "max_failures=2", "round_timeout=0"]
+    for text in bad:
+        with pytest.raises(ConfigError, match=rf"strategy\.{text.partition('=')[0]}"):
+            composed(f"strategy={name}", f"strategy.{text}")
+    with pytest.raises(ConfigError) as caught:
+        composed(f"strategy={name}", "strategy.rounds=0", "strategy.weight_cap=0", "strategy.round_timeout=-1")
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_strategy_starts_from_the_base_table(name: str) -> None:
+    strategy, base = made(composed(f"strategy={name}"))
+    model, state = strategy._models[0], strategy.state
+    assert torch.equal(model.item_vectors(state.trainable, state.frozen, torch.arange(ITEMS)), base)
+    assert all(matches(model.trainable[key], tensor) for key, tensor in state.trainable.items())
+    assert state.trainable.keys() == model.trainable.keys()
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_new_phase_starts_where_the_last_one_ended(name: str) -> None:
+    strategy, _ = made(composed(f"strategy={name}"))
+    items, first = torch.arange(ITEMS), 1
+    for number, phase in enumerate(strategy.plan):
+        strategy._advance(first)
+        assert strategy.state.phase == number
+        state, model = strategy.state, strategy._models[number]
+        rng = generator(number, "moved")
+        moved: Tensors = {k: t + torch.randn(t.shape, generator=rng) for k, t in state.trainable.items()}
+        strategy.state = dataclasses.replace(state, trainable=moved)
+        reached = model.item_vectors(moved, state.frozen, items)
+        for round in range(first + 1, first + phase.rounds):
+            strategy._advance(round)
+            assert strategy.state.phase == number, "within a phase nothing is changed"
+        first += phase.rounds
+        if number + 1 < len(strategy.plan):
+            strategy._advance(first)
+            after = strategy.state
+            now = strategy._models[after.phase].item_vectors(after.trainable, after.frozen, items)
+            assert torch.equal(now, reached), "the compressed part starts at exactly zero"
+            assert after.optimiser == {}
+            assert set(strategy._nodes.once) == {strategy.setup.eligible, after.frozen_digest} - {""}
+            assert after.frozen_digest == (content_digest(after.frozen) if after.frozen else "")
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_a_setup_survives_the_way_to_a_client(name: str) -> None:
+    setup = setup_of(composed(f"strategy={name}"))
+    assert Setup.from_json(setup.to_json()) == setup
+
+
+# Records -------------------------------------------------------------------------------------------------------------
+
+
+def record_of(data: bytes, stype: str = "numpy.ndarray", dtype: str = "uint8") -> RecordDict:
+    arrays = ArrayRecord({"update": Array(dtype, (3,), stype, data)})
+    return RecordDict({"arrays": arrays, "fields": ConfigRecord({})})
+
+
+def npy(header: str) -> bytes:
+    return b"\x93NUMPY\x01\x00\x76\x00" + header.encode().ljust(117) + b"\n"
+
+
+HOSTILE = {
+    "nothing": b"",
+    "an archive": b"PK\x03\x04" + bytes(40),
+    "a pickle": b"\x80\x04K\x01.",
+    "an unclosed header": npy("{'descr': '|u1', 'fortran_order': False, 'shape': (-1,"),
+    "code in the header": npy("__import__('os')"),
+    "more than any memory": npy("{'descr': '|u1', 'fortran_order': False, 'shape': (10**15,), }"),
+    "a length of 10 TB": npy("{'descr': '|u1', 'fortran_order': False, 'shape': (10000000000000,), }"),
+    "objects": npy("{'descr': '|O', 'fortran_order': False, 'shape': (1,), }"),
+    "a shape of nonsense": npy("{'descr': '|u1', 'fortran_order': False, 'shape': ('a',), }"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_an_array_that_cannot_be_read_is_malformed_and_nothing_else(case: str) -> None:
+    with pytest.raises(PacketError) as caught:
+        unpack(record_of(HOSTILE[case]))
+    assert caught.value.reason == "malformed"
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.binary(max_size=60), stype=st.sampled_from(["numpy.ndarray", "torch.Tensor", ""]))
+def test_any_array_bytes_are_read_or_malformed(data: bytes, stype: str) -> None:
+    with pytest.raises(PacketError):
+        unpack(record_of(data, stype)).packet("update")
+
+
+def test_fields_have_their_type_or_are_malformed() -> None:
+    content = unpack(pack({"text": "a", "number": 3, "real": 0.5}, {"p": b"abc"}, {"a": np.ones((2, 2))}))
+    assert (content.text("text"), content.integer("number"), content.packet("p")) == ("a", 3, b"abc")
+    for wrong in (
+        lambda: content.text("number"),
+        lambda: content.text("missing"),
+        lambda: content.integer("text"),
+        lambda: content.integer("real"),
+        lambda: content.packet("a"),
+        lambda: content.packet("missing"),
+        lambda: content.array("missing"),
+        lambda: unpack(RecordDict()),
+        lambda: unpack(RecordDict({"arrays": ConfigRecord({}), "fields": ArrayRecord({})})),
+    ):
+        with pytest.raises(PacketError):
+            wrong()
+
+
+# Folding -------------------------------------------------------------------------------------------------------------
+
+
+def update(**scalars: float) -> Packet:
+    values = {**dict.fromkeys(UPDATE_SCALARS, 0.0), "weight": 1.0, "users": 1.0, "examples": 1.0, **scalars}
+    return Packet(Kind.UPDATE, 0, 1, tuple(values.values()), {"t": torch.ones(2)})
+
+
+@pytest.mark.parametrize("name", [name for name in UPDATE_SCALARS if name not in ("weight", "loss")])
+@pytest.mark.parametrize("value", [-1.0, 0.5])
+def test_a_count_is_a_whole_number(name: str, value: float) -> None:
+    fold = UpdateFold({"t": TensorSpec((2,))}, 10, 5, 100.0)
+    with pytest.raises(PacketError) as caught:
+        fold.add(update(**{name: value}), asked=3)
+    assert caught.value.reason == "wrong_users"
+    assert fold.mean() is None
+
+
+def test_users_and_those_left_out_are_no_more_than_were_asked() -> None:
+    fold = UpdateFold({"t": TensorSpec((2,))}, 10, 5, 100.0)
+    for scalars in ({"too_large": 3.0}, {"cold_users": 4.0}, {"users": 4.0}, {"non_finite": 1e300}):
+        with pytest.raises(PacketError, match="3 users were asked"):
+            fold.add(update(**scalars), asked=3)
+    fold.add(update(too_large=2.0, cold_users=3.0), asked=3)
+    assert fold.summary()["too_large"] == 2
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.tuples(*[st.floats() for _ in UPDATE_SCALARS]), st.floats(width=32))
+def test_any_reply_is_folded_or_refused_by_name(scalars: tuple[float, ...], value: float) -> None:
+    fold = UpdateFold({"t": TensorSpec((2,))}, 10, 5, 100.0)
+    try:
+        fold.add(Packet(Kind.UPDATE, 0, 1, scalars, {"t": torch.full((2,), value)}), asked=3)
+    except PacketError:
+        assert fold.summary()["users"] == 0
+    else:
+        assert 0 <= fold.summary()["users"] <= 3
+
+
+@pytest.mark.parametrize("loss", [1e305, -1e305, 5e-324])
+def test_an_enormous_loss_does_not_end_the_run(loss: float) -> None:
+    fold = UpdateFold({"t": TensorSpec((2,))}, 10, 5, 100.0)
+    fold.add(update(loss=loss), asked=1)
+    assert fold.summary()["loss"] == pytest.approx(loss, abs=1e-6)
+
+
+# The conversation ----------------------------------------------------------------------------------------------------
+
+Answer = Callable[[Message], Message | None]
+
+
+class ScriptedGrid(Grid):
+    """Nodes that answer as a test says: a reply, or None for silence; `refused` nodes cannot be sent to."""
+
+    def __init__(self, answers: dict[int, Answer], refused: Iterable[int] = ()) -> None:
+        LocalGrid(lambda message, context: message, 0)  # type: ignore[arg-type, return-value]
+        self.answers = answers
+        self.refused = set(refused)
+        self.sent: list[Message] = []
+        self._ready: dict[str, Message] = {}
+
+    def set_run(self, run: Any) -> None: ...
+
+    @property
+    def run(self) -> Any:
+        raise NotImplementedError
+
+    def create_message(self, *_: Any, **__: Any) -> Message:
+        raise NotImplementedError
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.answers)
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids: list[Any] = []
+        for message in messages:
+            if message.metadata.dst_node_id in self.refused:
+                ids.append(None)
+                continue
+            name = f"m{len(self.sent)}"
+            message.metadata.__dict__["_message_id"] = name
+            self.sent.append(message)
+            ids.append(name)
+            if (reply := self.answers[message.metadata.dst_node_id](message)) is not None:
+                self._ready[name] = reply
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        asked = list(message_ids)
+        assert all(isinstance(name, str) for name in asked)
+        return [self._ready.pop(name) for name in asked if name in self._ready]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        raise NotImplementedError
+
+
+def person(*keys: int, code: str | None = None, then: Answer | None = None) -> Answer:
+    """A node with users of these keys, which answers anything but an enrolment as `then` says."""
+
+    def answer(message: Message) -> Message | None:
+        if message.metadata.message_type == "query.enroll":
+            arrays = {KEYS: np.array(keys, dtype=np.uint64)}
+            return Message(pack({"code": code or code_digest()}, arrays=arrays), reply_to=message)
+        return then(message) if then else Message(pack({"ok": 1}), reply_to=message)
+
+    return answer
+
+
+def failing(reason: str | None) -> Answer:
+    return lambda message: Message(Error(2, reason), reply_to=message)
+
+
+def server() -> Nodes:
+    return Nodes(setup_of(composed()))
+
+
+def asked(nodes: Nodes, grid: ScriptedGrid, timeout: float = 0.05) -> list[int]:
+    """Ask all nodes something; those that answered."""
+    messages = [nodes.message(node, "train", {}, {}) for node in nodes.directory.nodes]
+    return [nodes.sender(reply) for reply in nodes.collect(grid, messages, timeout)]
+
+
+def test_silence_errors_and_answers_are_told_apart() -> None:
+    grid = ScriptedGrid(
+        {
+            1: person(10),
+            2: person(20, then=failing("ValueError: a\nb")),
+            3: person(30, then=failing(" \n ")),
+            4: person(40, then=lambda _: None),
+            5: person(50, then=failing(None)),
+        }
+    )
+    nodes = server()
+    nodes.enrol(grid)
+    assert asked(nodes, grid) == [1]
+    assert nodes.counts == {"failed": 3, "no_answer": 1}
+
+
+def test_a_message_that_the_runtime_does_not_take_is_no_answer() -> None:
+    grid = ScriptedGrid({1: person(10), 2: person(20)})
+    nodes = server()
+    nodes.enrol(grid)
+    grid.refused = {2}
+    assert asked(nodes, grid) == [1]
+    assert nodes.counts == {"no_answer": 1}
+
+
+def test_messages_that_are_too_large_for_the_runtime_end_the_run_with_a_reason() -> None:
+    class Small(ScriptedGrid):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            return []
+
+    grid = Small({1: person(10)})
+    with pytest.raises(FederationError, match="took 0 of 1 messages: they are larger than it allows"):
+        list(exchange(grid, [Message(RecordDict(), 1, "train")], 1.0))
+    assert list(exchange(grid, [], 1.0)) == []
+
+
+def test_a_node_without_users_is_asked_once() -> None:
+    grid = ScriptedGrid({1: person(10), 2: person()})
+    nodes = server()
+    for _ in range(3):
+        nodes.enrol(grid)
+    assert [message.metadata.dst_node_id for message in grid.sent] == [1, 2]
+    assert nodes.directory.nodes == [1]
+    assert not nodes.counts
+
+
+def test_a_node_that_comes_back_before_its_former_self_is_gone_waits_and_joins() -> None:
+    """The runtime keeps a killed node for a minute; meanwhile its users cannot be on two nodes, and the run goes on."""
+    grid = ScriptedGrid({1: person(10, 11), 2: person(20)})
+    nodes = server()
+    nodes.enrol(grid)
+    grid.answers[3] = person(11, 10)
+    nodes.enrol(grid)
+    assert nodes.counts == {"double_users": 1}
+    assert nodes.directory.nodes == [1, 2]
+    del grid.answers[1]
+    nodes.enrol(grid)
+    assert nodes.directory.nodes == [2, 3]
+    assert len(nodes.directory) == 3
+    assert sorted(asked(nodes, grid)) == [2, 3]
+
+
+def test_a_node_that_names_a_user_twice_is_left_out() -> None:
+    grid = ScriptedGrid({1: person(10, 10), 2: person(20)})
+    nodes = server()
+    nodes.enrol(grid)
+    assert nodes.directory.nodes == [2]
+    assert nodes.counts == {"double_users": 1}
+
+
+BAD_ENROLMENTS: dict[str, tuple[Answer, str]] = {
+    "an error": (failing("no disk"), "enrol_failed"),
+    "other code": (person(10, code="0"), "other_code"),
+    "keys that are numbers of another type": (
+        lambda m: Message(pack({"code": code_digest()}, arrays={KEYS: np.ones(3)}), reply_to=m),
+        "malformed",
+    ),
+    "keys in a table": (
+        lambda m: Message(pack({"code": code_digest()}, arrays={KEYS: np.ones((2, 2), np.uint64)}), reply_to=m),
+        "malformed",
+    ),
+    "no keys": (lambda m: Message(pack({"code": code_digest()}), reply_to=m), "malformed"),
+    "other records": (lambda m: Message(RecordDict(), reply_to=m), "malformed"),
+    "hostile bytes": (lambda m: Message(record_of(b"PK\x03\x04"), reply_to=m), "malformed"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ENROLMENTS)
+def test_a_node_that_cannot_join_is_counted_and_the_others_go_on(case: str) -> None:
+    answer, reason = BAD_ENROLMENTS[case]
+    nodes = server()
+    nodes.enrol(ScriptedGrid({1: answer, 2: person(20)}))
+    assert nodes.directory.nodes == [2]
+    assert nodes.counts == {reason: 1}
+    with pytest.raises(FederationError, match=rf"none of 1 nodes has joined with users .*{reason}"):
+        server().enrol(ScriptedGrid({1: answer}))
+
+
+def test_a_silent_node_does_not_hold_up_the_enrolment_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes_module, "_ENROLL_TIMEOUT", 0.05)
+    nodes = server()
+    nodes.enrol(ScriptedGrid({1: lambda _: None, 2: person(20)}))
+    assert nodes.directory.nodes == [2]
+
+
+def test_nodes_that_never_come() -> None:
+    with pytest.raises(FederationError, match="1 of 3 nodes connected within 0 s"):
+        server().wait(ScriptedGrid({1: person(10)}), 3, timeout=0.0)
+
+
+def test_what_is_sent_once_is_sent_once_and_again_to_who_lost_it() -> None:
+    lost = [True]
+
+    def forgetful(message: Message) -> Message:
+        has = FROZEN + "d" in unpack(message.content).arrays
+        answer = {"ok": 1} if has or not lost[0] else {MISSING: "d"}
+        return Message(pack(answer), reply_to=message)
+
+    grid = ScriptedGrid({1: person(10, then=forgetful), 2: person(20)})
+    nodes = server()
+    nodes.enrol(grid)
+    nodes.once = {"d": b"content"}
+    carried = []
+    for _ in range(3):
+        grid.sent.clear()
+        assert sorted(asked(nodes, grid)) == [1, 2]
+        carried.append([FROZEN + "d" in unpack(message.content).arrays for message in grid.sent])
+    # The third message of the later rounds is the second try of the node that has lost it.
+    assert carried == [[True, True], [False, False, True], [False, False, True]]
+    assert not nodes.counts
+
+
+def test_a_node_that_lacks_it_even_then_is_forgotten_and_enrolled_anew() -> None:
+    grid = ScriptedGrid({1: person(10, then=lambda m: Message(pack({MISSING: "d"}), reply_to=m)), 2: person(20)})
+    nodes = server()
+    nodes.enrol(grid)
+    assert asked(nodes, grid) == [2]
+    assert nodes.counts == {"frozen_missing": 1}
+    assert nodes.directory.nodes == [2]
+    nodes.enrol(grid)
+    assert nodes.directory.nodes == [2, 1]
+
+
+def test_a_reply_to_nothing_that_was_asked_is_not_yielded() -> None:
+    class Replaying(ScriptedGrid):
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+            replies = list(super().pull_messages(message_ids))
+            return [*replies, *replies]
+
+    grid = Replaying({1: person(10), 2: person(20)})
+    nodes = server()
+    nodes.enrol(grid)
+    assert asked(nodes, grid) == [1, 2], "a replayed reply is used once"
+
+
+def test_the_client_app_refuses_a_setup_that_it_does_not_understand() -> None:
+    from client_app.app import app
+
+    grid = LocalGrid(app, 1)
+    content = pack({"setup": '{"protocol": 1, "backbone": "os.system"}'})
+    ((_, reply),) = exchange(grid, [Message(content, next(iter(grid.get_node_ids())), "query.enroll")], 1.0)
+    assert reply.has_error()
+    assert "the server's setup is not valid" in str(reply.error.reason)
+    assert not grid._contexts[2].state, "and keeps nothing of it"
+
+
+def test_an_answer_is_asked_of_an_enrolled_node_only() -> None:
+    from client_app.app import app
+
+    message = ScriptedGrid({}) and Message(pack({"phase": 0}), 2, "train")
+    context = Context(1, 2, {"partition-id": 0, "num-partitions": 1}, RecordDict(), {})
+    message.metadata.__dict__["_message_id"] = "m"
+    assert unpack(app(message, context).content).fields == {MISSING: "setup"}
+
+
+def test_the_public_list_is_one_bit_an_item() -> None:
+    assert eligible_spec(ITEMS)["eligible"].nbytes == 3

@@ -1,0 +1,204 @@
+"""The contract of recipes, over every member of the family by itself, and the local optimisers against torch's own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fedrec.config.describe import load_member
+from fedrec.optim.base import Adam, LocalOptimiser, LocalStep, Recipe, Sgd
+from fedrec.optim.local import LocalState
+from fedrec.optim.losses import LOSSES, bce, bpr
+from fedrec.optim.paper import PaperRecipe
+from fedrec.registry import optims
+from fedrec.rng import generator
+from fedrec.tensors import Tensors, content_digest, spec_digest, spec_of
+
+
+@pytest.fixture(params=optims.names())
+def recipe(request: pytest.FixtureRequest) -> Recipe:
+    made: Recipe = optims.get(request.param)(load_member("optim", request.param))
+    return made
+
+
+def scores(*leading: int, pairs: int = 6, q: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
+    rng = generator(seed, "scores")
+    drawn = torch.randn(*leading, pairs, 1 + q, generator=rng, dtype=torch.float64)
+    return drawn[..., 0], drawn[..., 1:]
+
+
+def model() -> Tensors:
+    rng = generator(0, "model")
+    return {"embedding.A": torch.randn(5, 2, generator=rng), "embedding.B": torch.randn(3, 2, generator=rng)}
+
+
+def test_steps_are_declared(recipe: Recipe) -> None:
+    steps = recipe.local_steps()
+    assert steps, "a user who is chosen does something"
+    assert recipe.negatives >= 1
+    for step in [*steps, *recipe.solve_steps()]:
+        assert isinstance(step, LocalStep)
+        assert step.private or step.shared, "a step that moves nothing"
+        assert isinstance(step.optimiser, Adam | Sgd)
+        assert step.optimiser.lr > 0
+    assert any(step.shared for step in steps), "or no user would send anything"
+    assert list(recipe.local_steps()) == list(steps), "a declaration, not an iterator that is used up"
+
+
+def test_solving_never_moves_shared_tensors(recipe: Recipe) -> None:
+    assert all(step.private and not step.shared for step in recipe.solve_steps())
+
+
+def test_padding_changes_nothing(recipe: Recipe) -> None:
+    """Whatever stands in the padding, the loss and every gradient are those of the real pairs."""
+    positive, negative = scores()
+    mask = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0], dtype=torch.float64)
+    real = mask.bool()
+    alone = [tensor[real].clone().requires_grad_() for tensor in (positive, negative)]
+    expected = recipe.loss(alone[0], alone[1], mask[real])
+    grads = torch.autograd.grad(expected, alone)
+    for filling in (0.0, 30.0, -30.0):
+        padded = [tensor.clone() for tensor in (positive, negative)]
+        for tensor in padded:
+            tensor[~real] = filling
+            tensor.requires_grad_()
+        loss = recipe.loss(padded[0], padded[1], mask)
+        torch.testing.assert_close(loss, expected)
+        for grad, true_grad in zip(torch.autograd.grad(loss, padded), grads, strict=True):
+            torch.testing.assert_close(grad[real], true_grad)
+            assert not grad[~real].any()
+
+
+def test_a_cohorts_losses_are_its_users_losses(recipe: Recipe) -> None:
+    positive, negative = scores(4)
+    mask = torch.ones(4, 6, dtype=torch.float64)
+    mask[1, 3:] = 0.0
+    together = recipe.loss(positive, negative, mask)
+    assert together.shape == (4,)
+    for user in range(4):
+        torch.testing.assert_close(together[user], recipe.loss(positive[user], negative[user], mask[user]))
+
+
+def test_the_loss_falls_when_positives_rise_over_negatives(recipe: Recipe) -> None:
+    positive, negative = scores()
+    mask = torch.ones(6, dtype=torch.float64)
+    values = [float(recipe.loss(positive + shift, negative - shift, mask)) for shift in (-3.0, 0.0, 3.0, 60.0, 1e4)]
+    assert values == sorted(values, reverse=True)
+    assert all(math.isfinite(value) for value in values)
+    assert math.isfinite(float(recipe.loss(positive - 1e4, negative + 1e4, mask)))
+
+
+def test_the_server_moves_along_the_mean_and_changes_nothing_given(recipe: Recipe) -> None:
+    before, mean = model(), {name: torch.full_like(tensor, 0.5) for name, tensor in model().items()}
+    state: Tensors = {}
+    for _ in range(3):
+        digests = content_digest(before), content_digest(mean), content_digest(state)
+        after, next_state = recipe.server_update(before, mean, state)
+        assert (content_digest(before), content_digest(mean), content_digest(state)) == digests
+        assert spec_digest(spec_of(after)) == spec_digest(spec_of(before))
+        assert all(bool(((after[name] - before[name]) * mean[name] >= 0).all()) for name in before)
+        assert any(not torch.equal(after[name], before[name]) for name in before)
+        spec_of(next_state)  # of types that a checkpoint can hold
+        before, state = after, next_state
+
+
+def test_no_news_moves_nothing(recipe: Recipe) -> None:
+    zero = {name: torch.zeros_like(tensor) for name, tensor in model().items()}
+    after, _ = recipe.server_update(model(), zero, {})
+    for name, tensor in model().items():
+        torch.testing.assert_close(after[name], tensor)
+
+
+# The paper's recipe --------------------------------------------------------------------------------------------------
+
+
+def paper(**values: Any) -> PaperRecipe:
+    return PaperRecipe(load_member("optim", "paper", **values))
+
+
+def test_paper_is_federated_averaging() -> None:
+    mean = {name: torch.full_like(tensor, 0.25) for name, tensor in model().items()}
+    after, state = paper().server_update(model(), mean, {})
+    assert state == {}
+    assert all(torch.equal(after[name], tensor + 0.25) for name, tensor in model().items())
+
+
+def test_paper_steps_follow_the_configuration() -> None:
+    recipe = paper(local_epochs=3, solve_epochs=0, lr=0.5, negatives=4)
+    assert list(recipe.local_steps()) == [LocalStep(private=True, shared=True, optimiser=Adam(0.5))] * 3
+    assert list(recipe.solve_steps()) == []
+    assert recipe.negatives == 4
+
+
+# Losses --------------------------------------------------------------------------------------------------------------
+
+
+def test_losses_by_hand() -> None:
+    positive, negative = torch.tensor([1.0, -2.0]), torch.tensor([[0.0, 3.0], [1.0, -1.0]])
+    mask = torch.tensor([1.0, 1.0])
+
+    def log_sigmoid(value: float) -> float:
+        return -math.log1p(math.exp(-value))
+
+    pairs = [(1.0, [0.0, 3.0]), (-2.0, [1.0, -1.0])]
+    by_hand = -sum(log_sigmoid(p - n) for p, row in pairs for n in row) / 4
+    assert float(bpr(positive, negative, mask)) == pytest.approx(by_hand)
+    by_hand = -sum(log_sigmoid(p) + sum(log_sigmoid(-n) for n in row) for p, row in pairs) / 6
+    assert float(bce(positive, negative, mask)) == pytest.approx(by_hand)
+    assert float(bpr(positive, negative, torch.tensor([1.0, 0.0]))) == pytest.approx(
+        -(log_sigmoid(1.0) + log_sigmoid(-2.0)) / 2
+    )
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_one_copy_of_a_pair_more_in_every_user_changes_no_loss(name: str) -> None:
+    positive, negative = scores()
+    mask = torch.ones(6, dtype=torch.float64)
+    twice = LOSSES[name](positive.repeat(2), negative.repeat(2, 1), mask.repeat(2))
+    torch.testing.assert_close(twice, LOSSES[name](positive, negative, mask))
+
+
+# Local optimisers ----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rule=st.sampled_from([Sgd(0.1), Adam(0.01), Adam(0.5, 0.5, 0.9, 1e-3)]),
+    steps=st.integers(1, 6),
+    seed=st.integers(0, 1000),
+)
+def test_equals_the_frameworks_own(rule: LocalOptimiser, steps: int, seed: int) -> None:
+    rng = generator(seed, "optimiser")
+    mine = torch.randn(4, 3, generator=rng, dtype=torch.float64)
+    theirs = mine.clone().requires_grad_()
+    state = LocalState(rule)
+    if isinstance(rule, Adam):
+        other: torch.optim.Optimizer = torch.optim.Adam([theirs], rule.lr, (rule.beta1, rule.beta2), rule.eps)
+    else:
+        other = torch.optim.SGD([theirs], rule.lr)
+    for _ in range(steps):
+        gradient = torch.randn(4, 3, generator=rng, dtype=torch.float64)
+        kept = gradient.clone()
+        state.step(mine, gradient)
+        assert torch.equal(gradient, kept)
+        theirs.grad = gradient
+        other.step()
+        torch.testing.assert_close(mine, theirs.detach(), atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("rule", [Sgd(0.1), Adam(0.01)], ids=["sgd", "adam"])
+def test_a_row_without_gradient_does_not_move(rule: LocalOptimiser) -> None:
+    """The reason why an engine may leave out the rows that a user never touches."""
+    tensor = torch.ones(2, 3)
+    state = LocalState(rule)
+    for _ in range(3):
+        state.step(tensor, torch.tensor([[0.0, 0.0, 0.0], [1.0, -1.0, 0.0]]))
+    assert torch.equal(tensor[0], torch.ones(3))
+    assert tensor[1, 2] == 1.0
+    assert tensor[1, 0] < 1.0 < tensor[1, 1]
