@@ -4,8 +4,8 @@
     python benchmarks/results_table.py --check                    exit 1 if README.md has another table
     python benchmarks/results_table.py --add NAME runs/<id>       keep a finished run as NAME, then write the table
 
-A kept run is one JSON file, never edited: `{"name": .., "overrides": [..], "summary": <summary.json of the run>}`. Paths
-of the machine that ran it are cut to their last part, for they mean nothing elsewhere.
+A kept run is one JSON file, never edited: `{"name": .., "overrides": [..], "summary": <summary.json of the run>}`.
+Absolute paths are cut to their last two parts, for the rest means nothing elsewhere.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def block(results: Sequence[Result]) -> str:
     if not results:
         return "No runs are kept in `benchmarks/results/` yet.\n"
     rows = "".join(_row(result) for result in results)
-    commands = "".join(f"fedrec train {' '.join(map(_quoted, result['overrides']))}  # {result['name']}\n" for result in results)
+    commands = "".join(
+        f"fedrec train {' '.join(map(_quoted, result['overrides']))}  # {result['name']}\n" for result in results
+    )
     return f"{_HEAD}{rows}\nEach line again, with the data in the place named by its path:\n\n```sh\n{commands}```\n"
 
 

@@ -13,7 +13,6 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import suppress
 
 _PATIENCE = 3.0
 
@@ -26,11 +25,21 @@ def main() -> None:
             return
         groups.add(int(line))
     for signum in (signal.SIGTERM, signal.SIGKILL):
-        for group in groups:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(group, signum)
-        time.sleep(_PATIENCE)
+        groups = {group for group in groups if _signal(group, signum)}
+        deadline = time.monotonic() + _PATIENCE
+        while groups and time.monotonic() < deadline:
+            time.sleep(0.1)
+            groups = {group for group in groups if _signal(group, 0)}
     shutil.rmtree(sys.argv[1], ignore_errors=True)
+
+
+def _signal(group: int, signum: int) -> bool:
+    """Whether there was somebody to signal."""
+    try:
+        os.killpg(group, signum)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
 
 
 if __name__ == "__main__":

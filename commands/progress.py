@@ -12,6 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
 
+from fedrec.data.report import as_table
+from fedrec.data.types import DataReport
+
 _QUIET = 10.0  # seconds between two plain lines that have nothing special to say
 _WINDOW = 20  # rounds that the estimate of the remaining time is made from
 
@@ -55,9 +58,22 @@ class RunProgress:
     def stage(self, text: str) -> None:
         """Say what happens while there is no round to show."""
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, description=text, detail="")
+            self._bar.update(self._task, description=text, detail="", completed=0, total=None)
         else:
             self._print(text)
+
+    def work(self, what: str, done: int, total: int) -> None:
+        """Say how far something long has come, before the first round; in a log now and then."""
+        text = f"{what}: {done:,} of {total:,}"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, description=what, detail=text, completed=done, total=total)
+        elif done >= total or time.monotonic() - self._shown >= _QUIET:
+            self._shown = time.monotonic()
+            self._print(text)
+
+    def data(self, report: DataReport, name: str) -> None:
+        """Show the size of the data, before and after its preparation."""
+        self._console.print(as_table(report, f"Data: {name}"))
 
     def note(self, text: str) -> None:
         """A line that stays: a warning of the run, or its log."""

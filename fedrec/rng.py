@@ -10,8 +10,8 @@ The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSL
 from __future__ import annotations
 
 import hashlib
-from typing import TypeAlias
 from operator import index
+from typing import TypeAlias
 
 import numpy as np
 import torch

@@ -21,7 +21,7 @@ from fedrec.config.schema import RunConfig
 from fedrec.data import report
 from fedrec.data.prepare import load
 from fedrec.data.store import write_store
-from fedrec.data.types import Dataset
+from fedrec.data.types import DataReport, Dataset
 from fedrec.datasets.base import DatasetConfig
 from fedrec.protocol import (
     PROTOCOL_VERSION,
@@ -41,12 +41,21 @@ from strategies.meter import Meter
 
 log = logging.getLogger("fedrec")
 
+_LOG_EVERY = 10.0
+"""Seconds between two lines in the log about the same long work."""
+
 
 class Watcher(Protocol):
     """Shows a run to a person while it goes on."""
 
     def stage(self, text: str) -> None:
         """What happens now, before the first round or after the last."""
+
+    def work(self, what: str, done: int, total: int) -> None:
+        """How far something long has come."""
+
+    def data(self, report: DataReport, name: str) -> None:
+        """The size of the data, before and after its preparation."""
 
     def update(self, record: dict[str, Any]) -> None:
         """A round has ended."""
@@ -56,8 +65,28 @@ class _Silent:
     def stage(self, text: str) -> None:
         pass
 
+    def work(self, what: str, done: int, total: int) -> None:
+        pass
+
+    def data(self, report: DataReport, name: str) -> None:
+        pass
+
     def update(self, record: dict[str, Any]) -> None:
         pass
+
+
+class _Progress:
+    """Tells the watcher how far something long has come, and the log now and then."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self._watcher = watcher
+        self._logged = time.monotonic()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        self._watcher.work(what, done, total)
+        if done >= total or time.monotonic() - self._logged >= _LOG_EVERY:
+            self._logged = time.monotonic()
+            log.info("%s: %d of %d", what, done, total)
 
 
 class _Recorder:
@@ -114,18 +143,20 @@ def _run(
     started = time.monotonic()
     folder.write_text("config.yaml", to_yaml(config))
     watcher.stage(f"reading {config.dataset.name}")
-    dataset = load(cast(DatasetConfig, config.dataset), _logged)
+    progress = _Progress(watcher)
+    dataset = load(cast(DatasetConfig, config.dataset), progress)
+    watcher.data(dataset.report, dataset.name)
     for line in report.as_lines(dataset.report):
         log.info("%s", line)
     store = write_store(dataset.interactions, cache_dir)
     watcher.stage("base table from item text")
-    table = _base_table(config, dataset, cache_dir)
+    table = _base_table(config, dataset, cache_dir, progress)
     setup = _setup(config, dataset, SimulatedData(str(store), str(folder.state_dir)))
     folder.write_json("manifest.json", _manifest(config, overrides, dataset, table, store))
     baselines = {}
     if config.evaluation.baselines:
         watcher.stage("baselines")
-        vectors = text_vectors(dataset.catalogue, _encoder(config), cache_dir, _logged)
+        vectors = text_vectors(dataset.catalogue, _encoder(config), cache_dir, progress)
         baselines = simulated_baselines(setup, dataset, vectors, "test")
     eligible = pack_eligible(dataset.eligible, len(dataset.catalogue))
     strategy: FederatedStrategy = registry.strategies.get(config.strategy.name)(
@@ -155,7 +186,7 @@ def _encoder(config: RunConfig) -> TextEncoder:
     return made
 
 
-def _base_table(config: RunConfig, dataset: Dataset, cache_dir: Path) -> BaseTable:
+def _base_table(config: RunConfig, dataset: Dataset, cache_dir: Path, progress: _Progress) -> BaseTable:
     table = build_base_table(
         dataset.catalogue,
         _encoder(config),
@@ -164,7 +195,7 @@ def _base_table(config: RunConfig, dataset: Dataset, cache_dir: Path) -> BaseTab
         config.base_table.norm,
         config.seed,
         cache_dir,
-        _logged,
+        progress,
     )
     log.info("base table: %d x %d, %d items without text", *table.table.shape, table.items_without_text)
     return table
@@ -222,8 +253,3 @@ def _manifest(
             "items_without_text": table.items_without_text,
         },
     }
-
-
-def _logged(what: str, done: int, total: int) -> None:
-    if done == total:
-        log.info("%s: %d", what, total)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
-from flwr.app import Message, RecordDict
+from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
@@ -163,9 +163,7 @@ class Nodes:
                     yield reply
                 elif attempt is first:
                     self._holds[node].clear()
-                    content = RecordDict(dict(sent.content))
-                    _add_packets(content, self.once)
-                    again.append(Message(content, node, sent.metadata.message_type))
+                    again.append(Message(_with_packets(sent.content, self.once), node, sent.metadata.message_type))
                     log.info("node %d lacks %s and is sent it again", node, missing)
                 else:
                     self.counts["frozen_missing"] += 1
@@ -193,6 +191,8 @@ def _last_line(reply: Message) -> str:
     return lines[-1] if lines else f"error {reply.error.code}"
 
 
-def _add_packets(content: RecordDict, once: Mapping[str, bytes]) -> None:
+def _with_packets(content: RecordDict, once: Mapping[str, bytes]) -> RecordDict:
+    """A message's content and these packets; the message that was sent stays as it is."""
     extra = pack({}, {FROZEN + digest: packet for digest, packet in once.items()})
-    content.array_records["arrays"].update(extra.array_records["arrays"])
+    arrays = {name: dict(content.array_records[name]) | dict(record) for name, record in extra.array_records.items()}
+    return RecordDict({**content, **{name: ArrayRecord(record) for name, record in arrays.items()}})

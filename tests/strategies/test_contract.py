@@ -123,7 +123,7 @@ def test_an_embedding_fits_or_compose_says_why_not(name: str, embedding: str) ->
         problems = list(error.problems)
     else:
         problems = []
-        strategy, base = made(config)
+        strategy, _ = made(config)
         assert strategy.plan[-1].embedding.name == embedding, "what was chosen is what is trained"
     if problems:
         assert all(f"strategy={name}" in problem and "embedding" in problem for problem in problems)

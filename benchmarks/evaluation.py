@@ -1,0 +1,82 @@
+"""Full ranking: every user's held-out item against the whole catalogue, seconds and peak memory.
+
+All users of MovieLens 1M, and users of a synthetic catalogue of up to a million items. Scores are in float64, seen items
+are excluded, ties take their expected rank, as in any run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import case, ml_1m, options, rates, spread, synthetic, timed, write
+from benchmarks.task import load
+from client_app.evaluation import RankingProtocol, rank_users
+from client_app.users import Cohort
+from fedrec.data import split
+from fedrec.data.store import open_store
+from fedrec.rng import counter_bits
+
+
+def rank(data: dict[str, Any], embedding: str, users: int, repeats: int, threads: int) -> dict[str, Any]:
+    """Rank the validation items of the first `users` users who have one."""
+    torch.set_num_threads(threads)
+    task = load(data, embedding)
+    interactions = open_store(Path(data["store"]))
+    chosen = np.flatnonzero(split.evaluated(interactions))[:users]
+    histories = split.histories(interactions, "validation", chosen)
+    positives = split.targets(interactions, "validation", chosen).astype(np.int64)
+    cohort = Cohort(counter_bits(0, chosen), histories.offsets, histories.items.astype(np.int64))
+    private = task.private(cohort)
+    protocol = RankingProtocol((5, 10, 20), task.sampler, 0, 0)
+    seconds = timed(lambda: rank_users(task.model, cohort, positives, private, protocol), repeats, int(repeats > 1))
+    scores = len(cohort) * len(task.eligible)
+    return {
+        "embedding": embedding,
+        "users": len(cohort),
+        "items": len(task.eligible),
+        "threads": threads,
+        "seconds": spread(seconds),
+        "users_per_second": rates(len(cohort), seconds),
+        "scores_per_second": rates(scores, seconds),
+        "product_alone": _product_alone(len(task.eligible), threads),
+    }
+
+
+def _product_alone(items: int, threads: int) -> dict[str, Any]:
+    """Scores a second of nothing but the matrix product in float64, written to memory: what ranking cannot beat."""
+    torch.set_num_threads(threads)
+    block = min(items, 16_384)
+    users, table = torch.randn(200, 32, dtype=torch.float64), torch.randn(block, 32, dtype=torch.float64)
+    return rates(200 * block, timed(lambda: users @ table.T, 5))
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    opts = options(
+        "evaluation", __doc__, arguments, lambda parser: parser.add_argument("--synthetic", action="store_true")
+    )
+    full = opts.full
+    movies = synthetic(opts.cache, 2_000, 1_000, 30.0) if opts.extra.synthetic else ml_1m(opts.data, opts.cache)
+    cases = [
+        case("benchmarks.evaluation:rank", threads=threads, data=movies, embedding=name, users=everybody, repeats=times)
+        for name in ("full", "lora")
+        for threads in ((1, 2) if full else (1,))
+        for everybody, times in (((6_040, 5),) if full else ((50, 2),))
+    ]
+    sizes = ((10_000, 1_000), (100_000, 1_000), (1_000_000, 1_000)) if full else ((300, 20),)
+    catalogues = []
+    for items, users in sizes:
+        data = synthetic(opts.cache, 10_000 if full else 200, items, 20.0 if full else 8.0)
+        catalogues.append(
+            case("benchmarks.evaluation:rank", threads=1, data=data, embedding="lora", users=users, repeats=3)
+        )
+    configuration = {"backbone": "fedmf", "dim": 32, "precision": "float64", "candidates": "all eligible items"}
+    return write(opts, "evaluation", configuration, {"all_users": cases, "catalogues": catalogues})
+
+
+if __name__ == "__main__":
+    main()

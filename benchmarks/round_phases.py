@@ -1,0 +1,116 @@
+"""Where the time of a round goes: on the in-process grid and through Flower's simulation.
+
+The parts are sample, encode, send (packing and unpacking records), read (histories), train, store (the users' private
+tensors), decode, aggregate, write. What remains of a round's wall time through Flower, after the server's own parts and
+those of its slowest worker, is the runtime's. Its floor, a round of empty messages, is measured in the same run.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import Options, case, ml_1m, options, spread, synthetic, table_overrides, write
+from benchmarks.federation import simulation
+from benchmarks.flower import rounds_of, run_app
+
+_EMPTY = Path(__file__).resolve().parent / "empty_flower_app"
+_SMALL_USERS = 300
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    opts = options(
+        "round_phases", __doc__, arguments, lambda parser: parser.add_argument("--synthetic", action="store_true")
+    )
+    full = opts.full
+    workers = max(1, os.cpu_count() or 1) if full else 1
+    users = 604 if full else 60
+    data = synthetic(opts.cache, _SMALL_USERS, 200, 12.0) if opts.extra.synthetic else ml_1m(opts.data, opts.cache)
+    inside = [
+        case(
+            "benchmarks.federation:in_process",
+            threads=1,
+            data=data,
+            embedding=embedding,
+            users_per_round=users,
+            rounds=20 if full else 2,
+            nodes=workers,
+            phases=phases,
+        )
+        for embedding in ("full", "lora")
+        for phases in (False, True)
+    ]
+    floor = empty(workers, workers, 50 if full else 3)
+    counts = (users, 2_416, 6_040) if full else (users,)
+    through = [federation(opts, count, 40 if full else 4, workers) for count in counts]
+    parts = federation(opts, users, 40 if full else 4, workers, phases=True)
+    starts = [federation(opts, users, 3, workers) for _ in range(3 if full else 1)]
+    figures: dict[str, Any] = {
+        "in_process": inside,
+        "floor": floor,
+        "simulation": through,
+        "simulation_parts": parts,
+        "starts": starts,
+        "ratios": _ratios(floor, through),
+    }
+    if full:
+        figures["long_run"] = federation(opts, users, 1_000, workers, every=50, warm_up=20)
+    configuration = {
+        "data": "synthetic" if opts.extra.synthetic else "ml_1m",
+        "embedding": "lora of rank 4 (P-LoRA) unless it says otherwise",
+        "backbone": "fedmf",
+        "dim": 32,
+        "nodes": workers,
+        "workers": workers,
+    }
+    return write(opts, "round_phases", configuration, figures)
+
+
+def empty(nodes: int, workers: int, rounds: int) -> dict[str, Any]:
+    """Rounds of empty messages: the runtime's own floor."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "rounds.jsonl"
+        values = {"num-server-rounds": rounds, "out": str(out)}
+        found = {"nodes": nodes, "workers": workers, **run_app(_EMPTY, values, nodes, workers, watched=out)}
+        if "failed" not in found:
+            ways, seconds = rounds_of(out, lambda line: line["way"]), rounds_of(out, lambda line: line["seconds"])
+            for way in ("push_and_pull", "send_and_receive"):
+                mine = [value for name, value in zip(ways, seconds, strict=True) if name == way]
+                found[way] = spread(mine[1:])
+        return found
+
+
+def federation(
+    opts: Options, users: int, rounds: int, workers: int, *, every: int = 0, warm_up: int = 0, phases: bool = False
+) -> dict[str, Any]:
+    """P-LoRA through Flower's simulation, as many nodes as workers."""
+    if opts.extra.synthetic:
+        everybody = _SMALL_USERS
+        dataset = ["dataset=synthetic", f"dataset.n_users={everybody}", "dataset.n_items=200"]
+    else:
+        everybody, dataset = 6_040, table_overrides(opts.data)
+    overrides = [
+        *dataset,
+        f"strategy.fraction={min(1.0, users / everybody)!r}",
+        f"strategy.warmup_rounds={warm_up}",
+        f"evaluation.every={every}",
+        "evaluation.baselines=false",
+    ]
+    return simulation(overrides, opts.cache, rounds, workers, workers, phases=phases)
+
+
+def _ratios(floor: dict[str, Any], through: list[dict[str, Any]]) -> dict[str, float]:
+    """Median round over the median of the floor, by users a round."""
+    if "push_and_pull" not in floor:
+        return {}
+    least = floor["push_and_pull"]["median"]
+    return {
+        str(entry["users_per_round"]): entry["seconds"]["median"] / least for entry in through if "seconds" in entry
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""The documents are true: figures come from kept runs, commands compose, examples run, names and links exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from fedrec.config.compose import compose
+from fedrec.data.report import MEANING
+from fedrec.registry import FAMILIES
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+README, CONTRIBUTING, DATA = (
+    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", "docs/data.md")
+)
+_SPEC = importlib.util.spec_from_file_location("results_table", ROOT / "benchmarks" / "results_table.py")
+assert _SPEC is not None
+assert _SPEC.loader is not None
+results_table: ModuleType = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(results_table)
+
+SMALL = [
+    "dataset.n_users=40",
+    "dataset.n_items=60",
+    "dataset.interactions_per_user=8",
+    "dataset.topics=5",
+    "base_table.dim=8",
+    "strategy.rounds=2",
+    "strategy.warmup_rounds=1",
+    "evaluation.every=1",
+    "evaluation.ks=[10]",
+]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of a language."""
+    return re.findall(rf"^ *```{language}\n(.*?)^ *```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def first_cells(text: str) -> set[str]:
+    """Every name in backquotes in the first column of a document's tables."""
+    return {
+        name for row in re.findall(r"^\| (.*?) \|", text, flags=re.MULTILINE) for name in re.findall(r"`(.*?)`", row)
+    }
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_readmes_results_are_those_of_the_kept_runs() -> None:
+    made = results_table.spliced(README, results_table.block(results_table.load()))
+    assert made == README, "run `python benchmarks/results_table.py`"
+
+
+def test_kept_runs_are_as_the_table_needs_them_and_name_no_place() -> None:
+    for result in results_table.load():
+        assert result.keys() == {"name", "overrides", "summary"}
+        assert {"rounds", "test", "baselines", "bytes_per_user"} <= result["summary"].keys()
+        assert "/" not in result["summary"].get("run", "")
+        assert not [text for text in result["overrides"] if re.search(r"=['\"]?/", text)]
+        compose(result["overrides"], base=ROOT)
+
+
+def test_a_run_is_kept_without_its_places_and_becomes_a_line(tmp_path: Path) -> None:
+    metrics = {"hr@10": 0.5, "ndcg@10": 0.25}
+    summary = {
+        "run": str(tmp_path),
+        "rounds": 7,
+        "test": metrics,
+        "baselines": {"random": {"hr@10": 0.01, "ndcg@10": 0.0049}},
+        "bytes_per_user": {"up": 1234.5, "down": 1000000.0, "one_time": 3.0},
+    }
+    overrides = ["seed=1", "dataset.root=/some/where/ml-100k", "runs_dir=/some", "run_id=x", "evaluation.ks=[5,10]"]
+    (tmp_path / "summary.json").write_text(json.dumps(summary))
+    (tmp_path / "manifest.json").write_text(json.dumps({"overrides": overrides}))
+    kept = results_table.kept("A run", tmp_path)
+    assert kept["overrides"] == ["seed=1", "dataset.root=where/ml-100k", "evaluation.ks=[5,10]"]
+    assert kept["summary"] == {**summary, "run": tmp_path.name}
+    text = results_table.block([kept])
+    assert "| A run | 7 | **0.250** | 0.500 | random 0.005 | 1,234 | 1,000,000 | 3 |\n" in text
+    assert 'fedrec train seed=1 dataset.root=where/ml-100k "evaluation.ks=[5,10]"  # A run\n' in text
+    readme = f"a\n{results_table.BEGIN}\nold\n{results_table.END}\nb\n"
+    assert results_table.spliced(readme, text) == f"a\n{results_table.BEGIN}\n{text}{results_table.END}\nb\n"
+
+
+# ---- commands, names, links ------------------------------------------------------------------------------------------
+
+COMMANDS = sorted(
+    {
+        line
+        for path in DOCUMENTS
+        for block in blocks(path.read_text(encoding="utf-8"), "sh")
+        for line in block.splitlines()
+        if re.match(r"(fedrec (train|simulate|config)|flwr run)\b", line)
+    }
+)
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "embedding=scale" not in line])
+def test_every_command_shown_is_a_legal_configuration(line: str, tmp_path: Path) -> None:
+    words = shlex.split(line, comments=True)
+    if words[0] == "flwr":
+        given = [word.partition("=")[2].strip("'") for word in words if word.startswith("overrides=")]
+        overrides = shlex.split(given[0]) if given else []
+    else:
+        overrides = [word for word in words[2:] if not word.startswith("--")]
+    compose(overrides, base=tmp_path)
+
+
+def test_the_two_commands_of_the_readme() -> None:
+    lines = "".join(blocks(README, "sh")).splitlines()
+    assert "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt . && .venv/bin/fedrec simulate" in lines
+    # The checks run the first line of the README that holds '.[test]'.
+    assert next(line for line in README.splitlines() if "'.[test]'" in line) == (
+        ".venv/bin/pip install -c constraints.txt '.[test]' && .venv/bin/pytest"
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_member_is_named(family: str) -> None:
+    row = re.search(rf"^\| `{family}` \| (.*?) \|", README, flags=re.MULTILINE)
+    assert row is not None
+    assert set(re.findall(r"`(\w+)`", row[1])) == set(FAMILIES[family].names())
+    assert re.search(
+        rf"^\| `{family}` \| `{FAMILIES[family].package.replace('.', '/')}/` \|", CONTRIBUTING, re.MULTILINE
+    )
+
+
+def test_every_data_set_and_every_rule_of_preparation_is_described() -> None:
+    described = first_cells(DATA)
+    assert set(FAMILIES["dataset"].names()) <= described
+    assert set(MEANING) <= described
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_links_and_named_files_exist(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\((?!https?://)([^)#]+)", text):
+        assert (path.parent / target).exists(), target
+    for name in re.findall(r"`((?:fedrec|peft_embeddings|strategies|client_app|server_app|tests|conf)/[\w/.]+)`", text):
+        assert (ROOT / name).exists() or name in EXAMPLE, name
+
+
+# ---- the worked example ----------------------------------------------------------------------------------------------
+
+EXAMPLE = dict(re.findall(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)^```$", CONTRIBUTING, flags=re.DOTALL | re.MULTILINE))
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project with the files of the example in it."""
+    copy = tmp_path_factory.mktemp("extended")
+    for package in ("fedrec", "peft_embeddings", "strategies", "client_app", "server_app", "commands", "conf", "tests"):
+        shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copyfile(ROOT / "pyproject.toml", copy / "pyproject.toml")
+    assert EXAMPLE.keys() == {"peft_embeddings/scale.py", "conf/embedding/scale.yaml"}
+    for name, content in EXAMPLE.items():
+        (copy / name).write_text(content, encoding="utf-8")
+    return copy
+
+
+def python(copy: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(copy), "FEDREC_HOME": str(copy / "home"), "PYTHONDONTWRITEBYTECODE": "1"}
+    env.pop("PYTEST_ADDOPTS", None)
+    return subprocess.run([sys.executable, *arguments], cwd=copy, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_the_example_fulfils_the_contract_of_its_family(extended: Path) -> None:
+    files = [
+        "tests/peft_embeddings/test_embedding_contract.py",
+        "tests/test_registry.py",
+        "tests/client_app/test_engines.py::test_equals_the_oracle_in_float64",
+        "tests/strategies/test_contract.py",
+    ]
+    done = python(extended, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "scale", *files)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Properties of the embedding, two of the registry, each recipe with each backbone, the strategies with it.
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 15
+
+
+def test_the_example_trains_and_the_readme_shows_what_a_metrics_line_holds(extended: Path) -> None:
+    done = python(extended, "-m", "commands.cli", "train", "embedding=scale", *SMALL, "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    folder = Path(summary["run"])
+    line = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    assert line["phase"] == "peft"
+    header_and_scalars = 36 + 8
+    sent = line["bytes"]["down"] / line["cohort"]
+    assert sent == header_and_scalars + 4 * (60 + 8), "one number an item, and one a dimension"
+
+    (shown,) = (json.loads(block) for block in blocks(README, "json"))
+    assert shape(shown) == shape(line)
+    named = first_cells(README)
+    assert line.keys() <= named
+    files = {f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir()}
+    assert files <= named
+    paragraph = README[README.index("`summary.json` holds") :].split("\n\n")[0]
+    assert set(re.findall(r"`(\w+)`", paragraph)) == summary.keys()
+
+
+def shape(value: Any) -> Any:
+    """The keys of nested objects."""
+    return {key: shape(inner) for key, inner in value.items()} if isinstance(value, dict) else None
