@@ -27,6 +27,9 @@ RESULTS = Path(__file__).resolve().parent / "results" / "speed"
 PACKAGES = ("flwr", "ray", "torch", "numpy", "scikit-learn")
 FORMAT = 1
 
+INLINE = False
+"""Run cases in this process instead: quick, for tests; their peak memory then says nothing."""
+
 _MARK = "benchmark-result:"
 
 
@@ -168,6 +171,9 @@ def case(function: str, *, threads: int | None = None, timeout: float = 3600.0, 
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
     if threads is not None:
         arguments["threads"] = threads
+    if INLINE:
+        return _measured(function, arguments)
+    if threads is not None:
         env |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     command = [sys.executable, "-m", "benchmarks.common", function, json.dumps(arguments)]
     try:
@@ -185,12 +191,15 @@ def case(function: str, *, threads: int | None = None, timeout: float = 3600.0, 
 
 def _serve() -> None:
     """The other side of `case`."""
-    module, _, name = sys.argv[1].partition(":")
-    function = getattr(importlib.import_module(module), name)
+    print(_MARK + json.dumps(_measured(sys.argv[1], json.loads(sys.argv[2]))))
+
+
+def _measured(function: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    module, _, name = function.partition(":")
+    work = getattr(importlib.import_module(module), name)
     before = peak_memory()
-    result = function(**json.loads(sys.argv[2]))
-    result |= {"peak_bytes": peak_memory(), "imported_bytes": before}
-    print(_MARK + json.dumps(result))
+    result: dict[str, Any] = work(**arguments)
+    return {**result, "peak_bytes": peak_memory(), "imported_bytes": before}
 
 
 def ml_1m(data: Path, cache: Path) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def ours(data: dict[str, Any], users: int, repeats: int, threads: int) -> dict[s
 
 
 def theirs(python: Path, data: dict[str, Any], users: int, rounds: int, threads: int) -> dict[str, Any]:
-    """pfl's simulated backend on the same users."""
+    """The simulated backend of pfl: the same users."""
     task = load(data, "full")
     cohort = task.cohort(users)
     with tempfile.TemporaryDirectory() as folder:

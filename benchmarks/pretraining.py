@@ -24,9 +24,7 @@ from peft_embeddings.encoders.base import TextEncoder
 _SYNTHETIC = ["dataset=synthetic", "dataset.n_users=40", "dataset.n_items=200", "dataset.interactions_per_user=6.0"]
 
 
-def reduce(
-    overrides: list[str], reduction: str, dim: int, repeats: int, threads: int, cache: str
-) -> dict[str, Any]:
+def reduce(overrides: list[str], reduction: str, dim: int, repeats: int, threads: int, cache: str) -> dict[str, Any]:
     """Seconds to encode the catalogue (first call), to read the cached vectors, and to reduce them."""
     torch.set_num_threads(threads)
     config = compose([*overrides, f"reduction={reduction}", f"base_table.dim={dim}"], base=None)

@@ -1,0 +1,261 @@
+"""The figures in docs/performance.md, filled in from the result files, so that they cannot drift.
+
+    python -m benchmarks.page           write the blocks
+    python -m benchmarks.page --check   exit 1 if a block says something else than the results
+
+A block stands between `<!-- speed:<name> -->` and `<!-- speed:end -->`. Values are medians, with the least and the most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import RESULTS, ROOT
+
+PAGE = ROOT / "docs" / "performance.md"
+_BLOCK = re.compile(r"(<!-- speed:(?!end)([a-z-]+) -->\n)(.*?)(<!-- speed:end -->)", re.DOTALL)
+_MISSING = "*Not measured yet: `python -m benchmarks.{name} --sizes full`.*\n"
+
+
+def _number(value: float) -> str:
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def _range(spread: dict[str, float] | None) -> str:
+    if not spread:
+        return "-"
+    return f"{_number(spread['median'])} (({_number(spread['min'])} to {_number(spread['max'])})"
+
+
+def _gib(entry: dict[str, Any]) -> str:
+    return f"{entry['peak_bytes'] / 2**30:.2f} GiB" if "peak_bytes" in entry else "-"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)]) + "\n"
+
+
+def _ratios(ratios: dict[str, float]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')}: {_number(value)}" for name, value in ratios.items())
+
+
+def _where(results: dict[str, Any]) -> str:
+    """Versions and cores of each result file."""
+    rows = []
+    for name, result in sorted(results.items()):
+        found = result["environment"]
+        packages = ", ".join(f"{package} {number}" for package, number in found["packages"].items())
+        cores, memory = found["cores"], f"{found['memory_gib']:.0f} GiB"
+        rows.append(
+            [name, result["sizes"], cores, memory, found["load_before"], f"Python {found['python']}, {packages}"]
+        )
+    return _table(["result", "sizes", "cores", "memory", "load before", "versions"], rows)
+
+
+def _engine(results: dict[str, Any]) -> str:
+    figures = results["engine"]["figures"]
+    rows = [
+        [
+            entry["engine"],
+            entry["embedding"],
+            f"{entry['cohort']:,}",
+            entry["threads"],
+            "default" if entry.get("pairs_at_once") is None else f"{entry['pairs_at_once']:,}",
+            entry.get("failed") or _range(entry.get("updates_per_second")),
+            _gib(entry),
+        ]
+        for entry in figures["cases"]
+    ]
+    head = ["engine", "embedding", "cohort", "threads", "pairs at once", "client updates/s", "peak memory"]
+    ratios = [f"- {name}: {_ratios(values)}" for name, values in figures["ratios"].items()]
+    same = [
+        f"- {entry['embedding']}: vmap {entry['vmap']:.1e}, oracle {entry['oracle']:.1e}"
+        for entry in figures["same_numbers"]
+        if "vmap" in entry
+    ]
+    return (
+        _table(head, rows)
+        + "\nRatios of medians, one thread, in the same run:\n\n"
+        + "\n".join(ratios)
+        + "\n\nLargest difference of any number from the cohort engine, in float64:\n\n"
+        + "\n".join(same)
+        + "\n"
+    )
+
+
+def _engine_parts(results: dict[str, Any]) -> str:
+    entries = [entry for entry in results["engine"]["figures"]["parts"] if "share" in entry]
+    parts = sorted({part for entry in entries for part in entry["share"]}, key=lambda p: -entries[0]["share"].get(p, 0))
+    rows = [
+        [e["embedding"], e["threads"], *(f"{100 * e['share'].get(part, 0.0):.0f} %" for part in parts)] for e in entries
+    ]
+    return _table(["embedding", "threads", *parts], rows)
+
+
+def _stock(results: dict[str, Any]) -> str:
+    figures = results["stock_flower"]["figures"]
+    rows = [
+        ["stock Flower", f"{entry['nodes']:,}", f"{entry['users_per_round']:,}", _or(entry, "updates_per_second")]
+        for entry in figures["stock"]
+    ]
+    rows += [
+        ["fedrec", f"{entry['nodes']:,}", f"{entry.get('users_per_round', 0):,}", _or(entry, "updates_per_second")]
+        for entry in figures["fedrec"]
+    ]
+    ratios = ", ".join(f"{_number(value)} at {int(n):,} nodes" for n, value in figures["fedrec_over_stock"].items())
+    return _table(["", "nodes", "users a round", "client updates/s"], rows) + f"\nfedrec over stock Flower: {ratios}.\n"
+
+
+def _or(entry: dict[str, Any], name: str) -> str:
+    return str(entry["failed"]) if "failed" in entry else _range(entry.get(name))
+
+
+def _pfl(results: dict[str, Any]) -> str:
+    figures = results["pfl_task"]["figures"]
+    rows = [["pfl-research", e.get("threads", "-"), _or(e, "updates_per_second")] for e in figures["pfl"]]
+    rows += [["cohort engine", e.get("threads", "-"), _or(e, "updates_per_second")] for e in figures["fedrec"]]
+    return _table(["", "threads", "client updates/s (SGD)"], rows)
+
+
+def _rounds(results: dict[str, Any]) -> str:
+    figures = results["round_phases"]["figures"]
+    floor = figures["floor"]
+    rows = [["empty round, quick polls", "-", _range(floor.get("push_and_pull")), "-"]]
+    rows += [["empty round, `send_and_receive`", "-", _range(floor.get("send_and_receive")), "-"]]
+    for entry in figures["simulation"]:
+        users = f"{entry.get('users_per_round', 0):,}"
+        rows.append(["fedrec through Flower", users, _or(entry, "seconds"), _range(entry.get("updates_per_second"))])
+    for entry in figures["in_process"]:
+        if "part_seconds" not in entry and "users_per_round" in entry:
+            label = f"fedrec in one process, {entry['embedding']}"
+            users = f"{entry['users_per_round']:,}"
+            rows.append([label, users, _range(entry["seconds"]), _range(entry["updates_per_second"])])
+    text = _table(["", "users a round", "seconds a round", "client updates/s"], rows)
+    ratios = ", ".join(f"{_number(v)} at {int(n):,} users" for n, v in figures["ratios"].items())
+    text += f"\nMedian round over the median empty round: {ratios}.\n\n"
+    starts = [
+        [n + 1, _seconds(e, "superlink_seconds"), _seconds(e, "first_round_seconds"), _seconds(e, "run_seconds")]
+        for n, e in enumerate(figures["starts"])
+    ]
+    head = ["start", "SuperLink up (s)", "`flwr run` to the first finished round (s)", "to the end of the run (s)"]
+    text += _table(head, starts)
+    if (long := figures.get("long_run")) and "run_seconds" in long:
+        text += (
+            f"\n{long['rounds']:,} rounds of P-LoRA of {long['users_per_round']:,} users, validation every 50: "
+            f"{long['run_seconds']:.0f} s from `flwr run` to the end; a round {_range(long['seconds'])} s, one with "
+            f"validation {_range(long.get('seconds_with_validation'))} s.\n"
+        )
+    return text
+
+
+def _seconds(entry: dict[str, Any], name: str) -> str:
+    return "-" if entry.get(name) is None else f"{entry[name]:.1f}"
+
+
+def _scaling(results: dict[str, Any]) -> str:
+    figures = results["scaling"]["figures"]
+    text = ""
+    for axis in ("users", "items", "history", "cohort"):
+        rows = [[f"{e[axis]:,}", _or(e, "seconds"), _gib(e)] for e in figures[axis]]
+        if rows:
+            text += _table([axis, "seconds a round", "peak memory"], rows) + "\n"
+    rows = []
+    for name in ("few", "many"):
+        for embedding, e in figures["target"][name].items():
+            shape = f"{e['users']:,} x {e['items']:,}, {e['cohort']:,} a round"
+            rows.append([shape, embedding, _or(e, "seconds"), _gib(e)])
+    ratios = ", ".join(f"{_number(value)} ({name})" for name, value in figures["target"]["ratio"].items())
+    head = ["users x items", "embedding", "seconds a round", "peak memory"]
+    return text + _table(head, rows) + f"\nThe same cohort from many users over from few: {ratios}.\n"
+
+
+def _evaluation(results: dict[str, Any]) -> str:
+    figures = results["evaluation"]["figures"]
+    rows = [
+        [
+            e.get("embedding", "-"),
+            f"{e.get('users', 0):,}",
+            f"{e.get('items', 0):,}",
+            e.get("threads", "-"),
+            _or(e, "seconds"),
+            _range(e.get("scores_per_second")),
+            _range(e.get("product_alone")),
+            _gib(e),
+        ]
+        for e in [*figures["all_users"], *figures["catalogues"]]
+    ]
+    head = ["embedding", "users", "items", "threads", "seconds", "scores/s", "product alone, scores/s", "peak memory"]
+    return _table(head, rows)
+
+
+def _pretraining(results: dict[str, Any]) -> str:
+    rows = [
+        [
+            e["vectors"],
+            e.get("reduction", "-"),
+            f"{e.get('items', 0):,} x {e.get('width', 0):,}",
+            _or(e, "seconds"),
+            f"{e.get('reconstruction_mse', float('nan')):.4g}",
+            _gib(e),
+        ]
+        for e in results["pretraining"]["figures"]["cases"]
+    ]
+    return _table(["vectors", "reduction", "shape", "seconds", "reconstruction MSE", "peak memory"], rows)
+
+
+BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "where": ("engine", _where),
+    "engine": ("engine", _engine),
+    "engine-parts": ("engine", _engine_parts),
+    "stock-flower": ("stock_flower", _stock),
+    "pfl": ("pfl_task", _pfl),
+    "rounds": ("round_phases", _rounds),
+    "scaling": ("scaling", _scaling),
+    "evaluation": ("evaluation", _evaluation),
+    "pretraining": ("pretraining", _pretraining),
+}
+
+
+def fill(text: str, results: dict[str, Any]) -> str:
+    """The page with every block as the results have it. Raises KeyError for a block of no known name."""
+
+    def block(found: re.Match[str]) -> str:
+        needed, make = BLOCKS[found[2]]
+        body = make(results) if needed in results else _MISSING.format(name=needed)
+        return f"{found[1]}\n{body}\n{found[4]}"
+
+    return _BLOCK.sub(block, text)
+
+
+def load(folder: Path = RESULTS) -> dict[str, Any]:
+    """The result files by name."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    parsed = parser.parse_args(arguments)
+    before = parsed.page.read_text(encoding="utf-8")
+    after = fill(before, load(parsed.results))
+    if parsed.check:
+        if before != after:
+            print(f"{parsed.page.name} differs from the results: python -m benchmarks.page", file=sys.stderr)
+        return int(before != after)
+    parsed.page.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

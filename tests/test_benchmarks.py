@@ -1,0 +1,133 @@
+"""Every benchmark runs at a tiny size and writes a valid result; page and plots are made from those results."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # benchmarks are not installed
+    sys.path.append(str(ROOT))
+
+from benchmarks import common, page  # noqa: E402
+from benchmarks.phases import clocked  # noqa: E402
+
+IN_PROCESS = ("engine", "scaling", "evaluation", "pretraining")
+THROUGH_FLOWER = ("round_phases", "stock_flower")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def run(name: str, out: Path, cache: Path, *more: str) -> dict[str, Any]:
+    if name != "scaling":
+        more = ("--synthetic", *more)
+    arguments = ["--sizes", "small", "--out", str(out / f"{name}.json"), "--cache", str(cache), *more]
+    importlib.import_module(f"benchmarks.{name}").main(arguments)
+    result: dict[str, Any] = json.loads((out / f"{name}.json").read_text())
+    return result
+
+
+def numbers(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        return [number for part in value.values() for number in numbers(part)]
+    if isinstance(value, list):
+        return [number for part in value for number in numbers(part)]
+    return [float(value)] if isinstance(value, int | float) else []
+
+
+def check(result: dict[str, Any], name: str) -> None:
+    assert result["benchmark"] == name
+    assert result["environment"]["cores"] >= 1
+    assert {"torch", "numpy", "flwr"} <= result["environment"]["packages"].keys()
+    text = json.dumps(result)
+    assert '"failed"' not in text, text
+    assert str(Path.home()) not in text
+    assert numbers(result["figures"])
+    assert all(math.isfinite(number) for number in numbers(result["figures"]))
+
+
+@pytest.fixture
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, "INLINE", True)
+
+
+@pytest.mark.usefixtures("inline")
+@pytest.mark.parametrize("name", IN_PROCESS)
+def test_a_benchmark_runs_and_writes_a_valid_result(name: str, tmp_path: Path, cache: Path) -> None:
+    result = run(name, tmp_path, cache)
+    check(result, name)
+    filled = page.fill((ROOT / "docs" / "performance.md").read_text(), {name: result})
+    assert "Not measured yet" in filled
+    assert f"benchmarks.{name} " not in filled.split("<!-- speed:where -->")[1]
+    if name == "engine":
+        for entry in result["figures"]["same_numbers"]:
+            assert entry["vmap"] < 1e-9
+            assert entry["oracle"] < 1e-9
+        assert all(not entry["not_found"] for entry in result["figures"]["parts"])
+
+
+def test_a_case_has_a_process_and_a_peak_of_its_own(cache: Path) -> None:
+    found = common.case("benchmarks.task:make_synthetic", threads=None, cache=str(cache), users=50, items=40, history=6)
+    assert found["items"] == 40
+    assert found["peak_bytes"] >= found["imported_bytes"] > 2**20
+    assert "failed" in common.case("benchmarks.task:no_such_function")
+
+
+def test_the_clock_gives_every_second_to_the_innermost_and_leaves_the_code_as_it_was() -> None:
+    from fedrec import negatives
+
+    before = negatives.NegativeSampler.unknown
+    targets = [
+        ("outer", "fedrec.negatives", "NegativeSampler.draw"),
+        ("inner", "fedrec.negatives", "NegativeSampler.unknown"),
+        ("gone", "fedrec.negatives", "no.such.thing"),
+    ]
+    with clocked(targets) as clock:
+        sampler = negatives.NegativeSampler(np.arange(10))
+        sampler.draw(0, np.zeros(1, np.uint64), np.array([0, 2]), np.array([1, 2]), 0, 1)
+    assert clock.calls == {"outer": 1, "inner": 1}
+    assert all(spent > 0 for spent in clock.seconds.values())
+    assert clock.not_found == ["gone: fedrec.negatives.no.such.thing"]
+    assert negatives.NegativeSampler.unknown is before
+
+
+def test_the_page_says_what_the_results_say() -> None:
+    assert page.main(["--check"]) == 0
+
+
+def test_plots_are_drawn_from_results(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    from benchmarks import plot
+
+    monkeypatch.setattr(common, "INLINE", True)
+    run("scaling", tmp_path, cache)
+    images = plot.main(["--results", str(tmp_path), "--images", str(tmp_path / "img")])
+    assert [image.name for image in images] == ["speed-scaling.png"]
+    assert images[0].stat().st_size > 1000
+
+
+@pytest.mark.runtime
+@pytest.mark.parametrize("name", THROUGH_FLOWER)
+def test_a_benchmark_runs_through_flower(name: str, tmp_path: Path, cache: Path) -> None:
+    check(run(name, tmp_path, cache), name)
+
+
+def test_benchmarks_say_what_they_measure() -> None:
+    for name in (*IN_PROCESS, *THROUGH_FLOWER, "pfl_task"):
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--help"]
+        assert shutil.which(sys.executable)
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert "--sizes" in done.stdout
+        break  # the others parse the same options; one process is enough
