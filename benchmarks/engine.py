@@ -151,9 +151,9 @@ def _ratios(cases: list[dict[str, Any]], base: int) -> dict[str, Any]:
     for embedding in EMBEDDINGS:
         speeds: dict[str, float] = {}
         for entry in cases:
-            if entry["embedding"] == embedding and entry["cohort"] == base and entry["threads"] == 1:
-                if entry.get("pairs_at_once") is None and "updates_per_second" in entry:
-                    speeds.setdefault(entry["engine"], entry["updates_per_second"]["median"])
+            same = entry["embedding"] == embedding and entry["cohort"] == base and entry["threads"] == 1
+            if same and entry.get("pairs_at_once") is None and "updates_per_second" in entry:
+                speeds.setdefault(entry["engine"], entry["updates_per_second"]["median"])
         found[embedding] = {
             f"cohort_over_{other}": speeds["cohort"] / speeds[other]
             for other in ("oracle", "vmap")

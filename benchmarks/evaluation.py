@@ -1,7 +1,7 @@
 """Full ranking: every user's held-out item against the whole catalogue, seconds and peak memory.
 
-All users of MovieLens 1M, and users of a synthetic catalogue of up to a million items. Scores are in float64, seen items
-are excluded, ties take their expected rank, as in any run.
+All users of MovieLens 1M, and users of a synthetic catalogue of up to a million items. Scores are in float64, seen
+items are excluded, ties take their expected rank, as in any run.
 """
 
 from __future__ import annotations

@@ -109,7 +109,12 @@ def _strategy(
     return cast(FederatedStrategy, made), watch, folder
 
 
-_INJECTED = '\n\nfrom fedrec.phase_clock import install as _install\n\n_install({folder!r}, {role!r}, ("", {module!r}, {name!r}))\n'
+_INJECTED = """
+
+from fedrec.phase_clock import install as _install
+
+_install({folder!r}, {role!r}, ("", {module!r}, {name!r}))
+"""
 
 
 def simulation(

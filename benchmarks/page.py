@@ -3,7 +3,7 @@
     python -m benchmarks.page           write the blocks
     python -m benchmarks.page --check   exit 1 if a block says something else than the results
 
-A block stands between `<!-- speed:<name> -->` and `<!-- speed:end -->`. Values are medians, with the least and the most.
+A block stands between `<!-- speed:<name> -->` and `<!-- speed:end -->`. Values are medians, with least and most.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _number(value: float) -> str:
 def _range(spread: dict[str, float] | None) -> str:
     if not spread:
         return "-"
-    return f"{_number(spread['median'])} (({_number(spread['min'])} to {_number(spread['max'])})"
+    return f"{_number(spread['median'])} ({_number(spread['min'])} to {_number(spread['max'])})"
 
 
 def _gib(entry: dict[str, Any]) -> str:

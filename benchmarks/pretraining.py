@@ -22,6 +22,7 @@ from peft_embeddings.base_table import text_vectors
 from peft_embeddings.encoders.base import TextEncoder
 
 _SYNTHETIC = ["dataset=synthetic", "dataset.n_users=40", "dataset.n_items=200", "dataset.interactions_per_user=6.0"]
+_QUICK = "reduction.epochs=2"
 
 
 def reduce(overrides: list[str], reduction: str, dim: int, repeats: int, threads: int, cache: str) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             **case(
                 "benchmarks.pretraining:reduce",
                 threads=threads,
-                overrides=[*data, *chosen],
+                overrides=[*data, *chosen, *([] if full or reduction == "pca" else [_QUICK])],
                 reduction=reduction,
                 dim=dim,
                 repeats=3 if full else 1,

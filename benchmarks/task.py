@@ -95,7 +95,7 @@ def load(
     cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in frozen.items()}
     return Task(
         open_store(Path(data["store"])),
-        np.load(data["eligible"], mmap_mode="r"),
+        np.load(data["eligible"]),
         GlobalModel(model, moved, cast),
         registry.optims.get(optim)(load_member("optim", optim)),
     )

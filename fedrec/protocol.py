@@ -89,6 +89,10 @@ class Setup:
         """One line of JSON with sorted keys."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
 
+    def device_json(self) -> str:
+        """What a real device would be told: where a simulated node finds its data is no part of it."""
+        return dataclasses.replace(self, simulation=None).to_json()
+
     @staticmethod
     def from_json(text: str) -> Setup:
         """Parse and check what came over the network. Raises PacketError (`malformed`) naming what is wrong."""

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fedrec.data.types import Catalogue
 from fedrec.errors import DataError, FedrecError, StoreError
+from fedrec.rng import generator
 from fedrec.tensors import content_digest
 from peft_embeddings.encoders.base import Progress, TextEncoder, TextVectors
 from peft_embeddings.reductions.base import Reduction

@@ -126,6 +126,8 @@ def run(config: RunConfig, overrides: Sequence[str], grid: Grid, watcher: Watche
     config = dataclasses.replace(config, run_id=run_id)
     folder = RunFolder(runs_dir / run_id)
     handler = folder.log_handler()
+    level = log.level
+    log.setLevel(logging.INFO)
     log.addHandler(handler)
     try:
         return _run(config, overrides, grid, folder, cache_dir, watcher or _Silent())
@@ -134,6 +136,7 @@ def run(config: RunConfig, overrides: Sequence[str], grid: Grid, watcher: Watche
         raise
     finally:
         log.removeHandler(handler)
+        log.setLevel(level)
         handler.close()
 
 
@@ -178,6 +181,9 @@ def _run(
         "bytes_per_user": strategy.meter.per_user(),
     }
     folder.write_json(SUMMARY, summary)
+    shown = " ".join(f"{name}={value:.4f}" for name, value in summary["test"].items() if "@" in name)
+    log.info("test: %s", shown)
+    log.info("run folder: %s", folder.path)
     return summary
 
 

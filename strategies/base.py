@@ -23,6 +23,7 @@ from torch import Tensor
 from fedrec import registry
 from fedrec.config.schema import RunConfig
 from fedrec.errors import FederationError, PacketError
+from fedrec.keys import simulation_secret
 from fedrec.protocol import Setup, frozen_format
 from fedrec.registry import MemberConfig
 from fedrec.rng import derive, generator
@@ -197,8 +198,9 @@ class FederatedStrategy(Strategy):
         """Rank every user's held-out item of `split` (validation or test) with the model after `round`."""
         messages = self.configure_evaluate(round, ArrayRecord(), ConfigRecord({"split": split}), grid)
         metrics = self.aggregate_evaluate(round, self._nodes.collect(grid, messages, self.config.round_timeout))
+        self._give_up_if_too_many_failed(round, len(self._nodes.directory.nodes))
         if metrics is None:
-            raise FederationError(f"no user was evaluated after round {round}: {dict(self._nodes.counts)}")
+            raise FederationError(f"no user was evaluated after round {round}: none has three interactions or more")
         return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
 
     def _advance(self, round: int) -> None:
@@ -253,11 +255,11 @@ class FederatedStrategy(Strategy):
         mean = fold.mean()
         if mean is not None:
             users = int(fold.scalar("users"))
-            seed = derive(self.setup.seed, "privacy", server_round)
-            mean = self._privacy.protect_mean(mean, users, seed)
+            noise = derive(simulation_secret(self.setup.seed), "privacy", server_round)
+            mean = self._privacy.protect_mean(mean, users, noise)
             trainable, optimiser = self._recipe.server_update(self.state.trainable, mean, self.state.optimiser)
             self.state = replace(self.state, trainable=trainable, optimiser=optimiser)
-        self._give_up_if_too_many_failed(server_round)
+        self._give_up_if_too_many_failed(server_round, len(self._shares))
         return None, MetricRecord({**fold.summary()})
 
     def configure_evaluate(
@@ -321,8 +323,8 @@ class FederatedStrategy(Strategy):
         self._observer.on_checkpoint(round, self.state, self.meter)
         self._checkpoint_round = round
 
-    def _give_up_if_too_many_failed(self, round: int) -> None:
-        failed, asked = sum(self._nodes.counts.values()), len(self._shares)
+    def _give_up_if_too_many_failed(self, round: int, asked: int) -> None:
+        failed = sum(self._nodes.counts.values())
         if failed > self.config.max_failures * asked:
             raise FederationError(
                 f"round {round}: {failed} of {asked} nodes failed ({dict(self._nodes.counts)}), more than "

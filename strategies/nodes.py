@@ -32,6 +32,7 @@ class Nodes:
         directory: The users, and the node each lives on.
         once: What every node must hold by now, as packets by the digest of their content. A node gets those that it is
             not known to hold along with the next message to it.
+        enrolment_bytes: What one user's device moves to join: the setup down, its key up.
         counts: What went wrong since it was last cleared, by name; the caller clears it every round.
     """
 
@@ -40,14 +41,10 @@ class Nodes:
         self.once: dict[str, bytes] = {}
         self.counts: Counter[str] = Counter()
         self._setup = setup.to_json()
+        self.enrolment_bytes = len(setup.device_json().encode()) + _KEY_BYTES
         self._holds: dict[int, set[str]] = {}
         self._refused: set[int] = set()
         self._senders: dict[str, int] = {}
-
-    @property
-    def enrolment_bytes(self) -> int:
-        """What one user's device moves to join: the setup down, its key up."""
-        return len(self._setup.encode()) + _KEY_BYTES
 
     def wait(self, grid: Grid, expected: int, timeout: float) -> None:
         """Wait until `expected` nodes are connected, and enrol them. Raises FederationError if they do not come."""
@@ -56,7 +53,7 @@ class Nodes:
             if time.monotonic() > deadline:
                 raise FederationError(
                     f"{connected} of {expected} nodes connected within {timeout:.0f} s: start the missing SuperNodes, "
-                    "or ask for fewer nodes"
+                    "or make simulation.nodes the number there are"
                 )
             time.sleep(_POLL)
         self.enrol(grid)

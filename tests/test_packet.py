@@ -48,7 +48,7 @@ def refusal(data: bytes, fmt: PacketFormat = FORMAT, **expected: Any) -> str:
     return caught.value.reason
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     spec=SPECS,
     scalars=SCALARS,
@@ -148,7 +148,7 @@ def test_a_late_or_replayed_packet_is_of_the_wrong_round(expected: dict[str, int
     assert FORMAT.decode(PACKET).round == 7
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(data=st.binary(max_size=200), start=st.sampled_from([0, 6, 20, 36, 60]))
 def test_random_bytes_are_refused(data: bytes, start: int) -> None:
     for junk in (data, PACKET[:start] + data):

@@ -86,6 +86,7 @@ def test_the_digest_of_a_content() -> None:
         {"x": content["x"]},
         {},
         {"x": torch.tensor([0.0])},
+        {"x": torch.tensor([0], dtype=torch.int32)},  # the same bytes, of another type
         {"x": torch.tensor([-0.0])},
     ]
     assert len({first, *map(content_digest, others)}) == 1 + len(others)

@@ -20,12 +20,14 @@ class BaseTableConfig:
     """The pre-trained item table.
 
     Attributes:
+        start: Made from the items' `text`, or `random`: normal numbers, for a catalogue without text.
         dim: Numbers in an item vector.
-        norm: Root mean square length of the table's rows after scaling.
+        norm: Root mean square length of the rows (of the items that have text) after scaling.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
 
+    start: Literal["text", "random"]
     dim: Annotated[int, Ge(1)]
     norm: Annotated[float, Ge(0)]
 

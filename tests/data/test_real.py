@@ -50,5 +50,5 @@ def test_ml_1m_through_table(real: Path, config: Any) -> None:
 def test_amazon_industrial_through_table(real: Path, config: Any) -> None:
     folder = real / "amazon-industrial"
     values = {"interactions": folder / "interactions.csv", "item_table": folder / "items.csv"}
-    assert sizes(load(config("table", **values))) == (3270, 3540, 3540, 21_636)
-    assert sizes(load(config("table", **values, items="listed"))) == (3270, 3686, 3540, 21_636)
+    assert sizes(load(config("table", **values))) == (3270, 3686, 3540, 21_636)
+    assert sizes(load(config("table", **values, items="rated"))) == (3270, 3540, 3540, 21_636)

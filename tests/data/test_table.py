@@ -63,17 +63,17 @@ def test_items_are_described_by_their_table(tmp_path: Path, config: Any) -> None
         "10,Lamp,Acme,\n10,Again,Acme,\n99,Never,Acme,\n"
     )
     values = COLUMNS | {"interactions": path, "item_table": tmp_path / "items.csv", "title_column": "name"}
-    dataset = load(config("table", **values))
+    dataset = load(config("table", **values, items="rated"))
     assert dataset.catalogue.item_ids == ("30", "7", "10")
     assert dataset.catalogue.titles == ('Sofa, "big"', "7", "Lamp")
     assert dataset.catalogue.sentences == ('Sofa, "big".', "Acme. red, blue.", "Lamp. Acme.")
     assert dataset.report.counts["duplicate_item"] == 1
     assert dataset.report.counts["unrated_item"] == 1
-    chosen = load(config("table", **values, text_columns=["tags", "name"], items="listed"))
+    chosen = load(config("table", **values, text_columns=["tags", "name"]))
     assert chosen.catalogue.sentences == ('Sofa, "big".', "red, blue.", "Lamp.", "Never.")
     assert chosen.eligible.tolist() == [0, 1, 2]
     without = load(config("table", **(values | {"title_column": None}), text_columns=[]))
-    assert without.catalogue.titles == ("30", "7", "10")
+    assert without.catalogue.titles == ("30", "7", "10", "99")
     assert without.catalogue.sentences == ("", "", "")
 
 

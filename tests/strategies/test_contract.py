@@ -280,7 +280,7 @@ def test_users_and_those_left_out_are_no_more_than_were_asked() -> None:
     assert fold.summary()["too_large"] == 2
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.tuples(*[st.floats() for _ in UPDATE_SCALARS]), st.floats(width=32))
 def test_any_reply_is_folded_or_refused_by_name(scalars: tuple[float, ...], value: float) -> None:
     fold = UpdateFold({"t": TensorSpec((2,))}, 10, 5, 100.0)
