@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import tempfile
 import time
@@ -146,7 +147,7 @@ def simulation(
                     file.write(_INJECTED.format(folder=clocks, role=role, module=module, name=name))
         given = [*overrides, f"strategy.rounds={rounds}", f"simulation.nodes={nodes}", "run_id=benchmark"]
         given += [f"runs_dir={folder / 'runs'}", f"cache_dir={cache}"]
-        values = {"overrides": " ".join(given)}
+        values = {"overrides": shlex.join(given)}
         found: dict[str, Any] = {"rounds": rounds, "nodes": nodes, "workers": workers}
         found |= run_app(app, values, nodes, workers, watched=run / METRICS)
         if (run / METRICS).exists():

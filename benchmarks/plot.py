@@ -23,7 +23,8 @@ from benchmarks.common import RESULTS, ROOT
 
 IMAGES = ROOT / "docs" / "img"
 _COLOURS = {"full": "#4477aa", "lora": "#ee6677"}
-_PARTS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377", "#777777", "#bbbbbb", "#332288", "#882255")
+_PARTS = ("#4477aa", "#66ccee", "#228833", "#ccbb44", "#ee6677", "#aa3377", "#777777", "#bbbbbb", "#332288", "#dd7733")
+_LEAST = 0.02  # share of the longest bar below which a part is drawn with the others
 _GREY = "#777777"
 
 
@@ -59,6 +60,9 @@ def engines(results: dict[str, Any]) -> Figure | None:
     for entry in results.get("pfl_task", {}).get("figures", {}).get("pfl", []):
         if "updates_per_second" in entry and entry["threads"] == 1:
             rows.append(("pfl-research (SGD), full", entry["updates_per_second"], _GREY))
+    for entry in results.get("pfl_task", {}).get("figures", {}).get("fedrec", []):
+        if "updates_per_second" in entry and entry["threads"] == 1:
+            rows.append(("cohort engine (SGD), full", entry["updates_per_second"], _COLOURS["full"]))
     for entry in results.get("stock_flower", {}).get("figures", {}).get("stock", []):
         if "updates_per_second" in entry:
             rows.append((f"stock Flower, {entry['nodes']:,} nodes, full", entry["updates_per_second"], _GREY))
@@ -87,6 +91,11 @@ def _stack(axes: Axes, labels: Sequence[str], entries: Sequence[dict[str, float]
     parts = sorted(
         {part for entry in entries for part in entry}, key=lambda part: -sum(e.get(part, 0) for e in entries)
     )
+    longest = max(sum(entry.values()) for entry in entries)
+    small = [p for p in parts if p != "other" and all(e.get(p, 0.0) < _LEAST * longest for e in entries)]
+    if len(small) > 1:
+        rest = [{**e, "other": e.get("other", 0.0) + sum(e.get(p, 0.0) for p in small)} for e in entries]
+        entries, parts = rest, [part for part in parts if part not in (*small, "other")] + ["other"]
     left = [0.0] * len(entries)
     for number, part in enumerate(parts):
         widths = [scale * max(0.0, entry.get(part, 0.0)) for entry in entries]
@@ -129,7 +138,7 @@ def round_parts(results: dict[str, Any]) -> Figure | None:
     floor = figures["floor"].get("push_and_pull")
     if floor:
         axes.axvline(1000 * floor["median"], color="#333333", ls="--", lw=1)
-        axes.text(1000 * floor["median"], len(entries) - 0.45, " floor: an empty round", fontsize=8)
+        axes.text(1000 * floor["median"], -0.5, " an empty round", fontsize=8, va="top")
     axes.set_xlabel("milliseconds a round (server and its slowest worker)")
     return figure
 
@@ -161,7 +170,7 @@ def scaling(results: dict[str, Any]) -> Figure | None:
         top = max(axes.get_ylim()[1] for axes in row)
         low = min(axes.get_ylim()[0] for axes in row)
         for axes in row:
-            axes.set_ylim(low, top)
+            axes.set_ylim(low, 1.1 * top)
     return figure
 
 

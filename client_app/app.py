@@ -68,8 +68,8 @@ def train(message: Message, context: Context) -> Message:
 
     def work(node: Node, content: Content) -> bytes:
         slots = content.array(records.SLOTS).astype(np.int64)
-        if slots.ndim != 1 or (slots < 0).any() or (slots >= len(node.users)).any():
-            raise PacketError("malformed", f"slots that are not among this node's {len(node.users)} users")
+        if slots.ndim != 1 or (slots < 0).any() or (slots >= len(node.users)).any() or (np.diff(slots) <= 0).any():
+            raise PacketError("malformed", f"slots that are not, in order, among this node's {len(node.users)} users")
         return node.train(
             content.integer("phase"),
             content.integer("round"),
@@ -98,6 +98,8 @@ def evaluate(message: Message, context: Context) -> Message:
 def _answer(message: Message, context: Context, name: str, work: Callable[[Node, Content], bytes]) -> Message:
     """Keep what came frozen, do the work, and answer; a node that lacks something names it instead."""
     content = unpack(message.content)
+    if _SETUP in content.fields:
+        context.state[_SETUP] = ConfigRecord({"json": content.text(_SETUP)})
     node = _known_node(context)
     if node is None:
         return Message(pack({records.MISSING: _SETUP}), reply_to=message)

@@ -9,6 +9,7 @@ training (`client_app.oracle`). A single user is a cohort of one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from client_app.distinct import distinct
-from client_app.engine import Engine, GlobalModel, Trained
+from client_app.engine import Engine, GlobalModel, Trained, all_finite
 from client_app.segments import Segments
 from client_app.users import Cohort
 from fedrec.backbones.base import ScoreContext
@@ -228,7 +229,7 @@ class LocalTraining:
             squared.index_add_(0, copies.users, torch.linalg.vecdot(delta, delta).double())
         for delta in whole.values():
             squared += delta.reshape(users, -1).double().square().sum(1)
-        finite = squared.isfinite() & self.loss.isfinite()
+        finite = squared.isfinite() & self.loss.isfinite() & all_finite(self.private)
         good = finite & (squared <= limits.max_update_norm**2)
         update.dropped["non_finite"] += int((~finite).sum())
         update.dropped["too_large"] += int((finite & ~good).sum())
@@ -250,6 +251,7 @@ class LocalTraining:
         """As the oracle does it: a mechanism may change every number of a user's delta, so each is formed whole."""
         trainable, limits = self._model.trainable, self._engine.limits
         good = np.zeros(len(self._cohort), dtype=np.bool_)
+        sane = all_finite(self.private)
         for user, key in enumerate(self._cohort.keys):
             delta = {name: tensor[user] - trainable[name] for name, tensor in self._whole_by_name()}
             for name, copies in self._copies_by_name():
@@ -257,7 +259,8 @@ class LocalTraining:
                 delta[name] = torch.zeros_like(trainable[name])
                 delta[name][copies.rows[mine]] = copies.values[mine] - trainable[name][copies.rows[mine]]
             delta = self._engine.privacy.protect_update(delta, derive(self._seed, "privacy", int(key)))
-            examples, loss = int(self._cohort.lengths[user]), float(self.loss[user])
+            examples = int(self._cohort.lengths[user])
+            loss = float(self.loss[user]) if sane[user] else math.nan
             good[user] = update.add(delta, examples, loss, limits.weight_cap, limits.max_update_norm)
         return good
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -46,6 +47,12 @@ class Trained(NamedTuple):
     update: NodeUpdate
     private: Tensors
     taken: NDArray[np.bool_]
+
+
+def all_finite(private: Tensors) -> Tensor:
+    """Bool [users]: whose private tensors [users, ...] are finite in every number."""
+    checks = [tensor.isfinite().flatten(1).all(1) for tensor in private.values()]
+    return torch.stack(checks).all(0)
 
 
 class Engine(ABC):

@@ -60,7 +60,8 @@ def rank_users(
     # In float64 throughout, so that equal items get equal scores, whichever users and items are scored beside them.
     model = _double(model)
     vectors = _eligible_vectors(model, protocol.eligible)
-    per_chunk = max(1, _SCORES_AT_ONCE // max(1, min(_ITEMS_AT_ONCE, len(vectors))))
+    sampled_numbers = protocol.sampled_negatives * vectors.shape[1]
+    per_chunk = max(1, _SCORES_AT_ONCE // max(1, min(_ITEMS_AT_ONCE, len(vectors)), sampled_numbers))
     parts = []
     for start in range(0, len(cohort), per_chunk):
         end = min(start + per_chunk, len(cohort))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,12 +15,19 @@ from fedrec.errors import PacketError
 from fedrec.tensors import Tensors, content_digest
 
 
+@dataclass(frozen=True)
 class FrozenStore:
     """Files `<state_dir>/frozen/<digest>.safetensors`; a damaged one counts as missing, and is asked for again."""
 
-    def __init__(self, state_dir: Path) -> None:
-        self._folder = state_dir / "frozen"
+    state_dir: Path
+
+    def __post_init__(self) -> None:
+        """Make the folder."""
         self._folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def _folder(self) -> Path:
+        return self.state_dir / "frozen"
 
     def _path(self, digest: str) -> Path:
         return self._folder / f"{digest}.safetensors"

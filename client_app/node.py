@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from client_app.cohort import CohortEngine
-from client_app.engine import Engine, GlobalModel, Limits
+from client_app.engine import Engine, GlobalModel, Limits, all_finite
 from client_app.evaluation import RankingProtocol, rank_users
 from client_app.frozen import FrozenStore
 from client_app.oracle import OracleEngine
@@ -103,10 +103,7 @@ class Node:
     @cached_property
     def sampler(self) -> NegativeSampler:
         """Draws from the public list of items that may be negatives and be recommended."""
-        held = self.frozen_store.get(self.setup.eligible)
-        if held is None:
-            raise MissingFrozenError(self.setup.eligible)
-        return NegativeSampler(unpack_eligible(held, self.setup.n_items))
+        return _sampler(self.setup.eligible, self.setup.n_items, self.frozen_store)
 
     @cached_property
     def engine(self) -> Engine:
@@ -147,7 +144,7 @@ class Node:
         trained = self.engine.train(model, cohort, private, derive(self.secret, "train", round))
         kept = {name: tensor[trained.taken] for name, tensor in trained.private.items()}
         self.private_store.save(round, cohort.keys[trained.taken], kept, checkpoint_round=int(received.scalars[0]))
-        trained.update.cold = int((~found).sum())
+        trained.update.cold = int((~found & trained.taken).sum())
         return self.setup.update_format(self.models[phase].trainable).encode(
             phase, round, trained.update.total, trained.update.scalars(), seed=derive(self.secret, "codec", round)
         )
@@ -158,11 +155,17 @@ class Node:
         model = self._global_model(phase, received.tensors, frozen)
         cohort, positives = self.users.held_out(self.users.evaluated, of)
         private, found = self._private(cohort.keys, before=round + 1)
-        solved = self.engine.solve(model, cohort, private, derive(self.secret, "solve", of, round))
+        private = self.engine.solve(model, cohort, private, derive(self.secret, "solve", of, round))
+        # A user whose own tensors have diverged is left out and counted; the others are ranked all the same.
+        sane = np.flatnonzero(all_finite(private).numpy())
+        diverged = len(cohort) - len(sane)
+        cohort, positives, found = cohort.select(sane), positives[sane], found[sane]
+        private = {name: tensor[torch.from_numpy(sane)] for name, tensor in private.items()}
         setup = self.setup
         protocol = RankingProtocol(setup.ks, self.sampler, setup.sampled_negatives, derive(setup.seed, "sampled", of))
-        sums = rank_users(model, cohort, positives, solved, protocol)
-        scalars = [float(len(cohort)), float((~found).sum()), *(sums.get(name, 0.0) for name in setup.metric_names())]
+        sums = rank_users(model, cohort, positives, private, protocol)
+        counts = (len(cohort), int((~found).sum()), diverged)
+        scalars = [*map(float, counts), *(sums.get(name, 0.0) for name in setup.metric_names())]
         return setup.metrics_format().encode(phase, round, {}, scalars)
 
     def _global_model(self, phase: int, trainable: Tensors, frozen: str) -> GlobalModel:
@@ -178,3 +181,12 @@ class Node:
         for name, tensor in private.items():
             tensor[torch.from_numpy(~found)] = new[name]
         return private, found
+
+
+@lru_cache(maxsize=4)
+def _sampler(digest: str, n_items: int, store: FrozenStore) -> NegativeSampler:
+    """One for all nodes of a run that share this worker; its content is named by its digest."""
+    held = store.get(digest)
+    if held is None:
+        raise MissingFrozenError(digest)
+    return NegativeSampler(unpack_eligible(held, n_items))

@@ -5,6 +5,7 @@ It is slow and plainly right, and so the oracle that any faster engine is tested
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,6 +41,8 @@ class OracleEngine(Engine):
             delta = {name: trainable[name].detach() - model.trainable[name] for name in trainable}
             delta = self.privacy.protect_update(delta, derive(seed, "privacy", int(one.keys[0])))
             limits = self.limits
+            if not all(bool(tensor.isfinite().all()) for tensor in own.values()):
+                loss = math.nan
             if update.add(delta, len(one.items), loss, limits.weight_cap, limits.max_update_norm):
                 taken[user] = True
                 for name, tensor in own.items():

@@ -40,6 +40,11 @@ UPDATE_SCALARS = ("weight", "users", "examples", "loss", "cold_users", *DROPPED)
 for the first time, and users left out by reason."""
 
 
+METRICS_COUNTS = ("users", "cold_users", "diverged_users")
+"""Before the sums of metrics go the users who were ranked, those of them who never trained, and users who were left out
+because their own tensors are not finite."""
+
+
 @dataclass(frozen=True)
 class SimulatedData:
     """Where a simulated node finds what a real device would own: absolute paths on a disk that all workers share."""
@@ -132,8 +137,8 @@ class Setup:
         return PacketFormat(Kind.UPDATE, trainable, self._codec, len(UPDATE_SCALARS))
 
     def metrics_format(self) -> PacketFormat:
-        """Client to server after an evaluation: number of users, of those never trained, then the metric sums."""
-        return PacketFormat(Kind.METRICS, {}, self._codec, 2 + len(self.metric_names()))
+        """Client to server after an evaluation: `METRICS_COUNTS`, then the sums of the metrics."""
+        return PacketFormat(Kind.METRICS, {}, self._codec, len(METRICS_COUNTS) + len(self.metric_names()))
 
 
 ELIGIBLE = "eligible"

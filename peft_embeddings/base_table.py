@@ -45,7 +45,8 @@ class BaseTable:
         table: float32 [items, dim]; the row of an item without text is zero, which is the mean of the others.
         digest: Names the exact content of `table`.
         key: Names everything that the reduced vectors were made from (not `norm`, which only scales them).
-        reconstruction_mse: Mean squared error, per number, of the text vectors rebuilt from the reduced ones.
+        reconstruction_mse: Mean squared error, per number, of the text vectors rebuilt from the reduced ones; None
+            for a random table.
         items_without_text: Items whose text is empty, or has no word that the encoder knows.
         cached: Whether the reduced vectors were stored already.
     """
@@ -53,7 +54,7 @@ class BaseTable:
     table: Tensor
     digest: str
     key: str
-    reconstruction_mse: float
+    reconstruction_mse: float | None
     items_without_text: int
     cached: bool
 
@@ -87,7 +88,8 @@ def build_base_table(
     if not any(sentence.strip() for sentence in catalogue.sentences):
         raise DataError(
             f"none of the catalogue's {len(catalogue)} items has any text, and the base table is made from text; bring "
-            "item text with the data set (dataset=table: a dataset.item_table that has dataset.text_columns)"
+            "item text with the data set (dataset=table: a dataset.item_table that has dataset.text_columns), or take "
+            "base_table.start=random"
         )
     vectors_key = _vectors_key(catalogue, encoder)
     table_key = _key("table", _VERSION, vectors_key, dataclasses.asdict(reduction.config), dim, seed)
@@ -107,6 +109,19 @@ def build_base_table(
         reconstruction_mse=float(made["mse"][0]),
         items_without_text=len(catalogue) - len(described),
         cached=cached,
+    )
+
+
+def random_base_table(n_items: int, dim: int, norm: float, seed: int) -> BaseTable:
+    """A table of normal numbers, rows of root mean square length `norm`: where no text says anything of items."""
+    table = torch.randn(n_items, dim, generator=generator(seed, "base_table")) * (norm / dim**0.5)
+    return BaseTable(
+        table=table,
+        digest=content_digest({"base": table}),
+        key=_key("random", _VERSION, n_items, dim, seed),
+        reconstruction_mse=None,
+        items_without_text=n_items,
+        cached=False,
     )
 
 

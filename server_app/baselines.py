@@ -22,9 +22,12 @@ _LARGEST = 2**30
 
 
 def simulated_baselines(
-    setup: Setup, dataset: Dataset, vectors: TextVectors, split: HeldOut
+    setup: Setup, dataset: Dataset, vectors: TextVectors | None, split: HeldOut
 ) -> dict[str, dict[str, float]]:
-    """Random, popularity and content baselines on the same users, candidates and sampled negatives as the model."""
+    """Random, popularity and content baselines on the same users, candidates and sampled negatives as the model.
+
+    Without text vectors there are no content baselines.
+    """
     sampled = None
     if setup.sampled_negatives:
         keys = opaque_keys(simulation_secret(setup.seed), dataset.interactions.user_ids)
@@ -32,8 +35,8 @@ def simulated_baselines(
     return baseline_metrics(dataset.interactions, dataset.eligible, _dense(vectors), split, setup.ks, sampled)
 
 
-def _dense(vectors: TextVectors) -> NDArray[np.float32] | None:
-    if isinstance(vectors, np.ndarray):
+def _dense(vectors: TextVectors | None) -> NDArray[np.float32] | None:
+    if vectors is None or isinstance(vectors, np.ndarray):
         return vectors
     rows, width = vectors.shape
     if rows * width > _LARGEST:

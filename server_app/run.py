@@ -32,7 +32,7 @@ from fedrec.protocol import (
     pack_eligible,
 )
 from fedrec.tensors import content_digest
-from peft_embeddings.base_table import BaseTable, build_base_table, text_vectors
+from peft_embeddings.base_table import BaseTable, build_base_table, random_base_table, text_vectors
 from peft_embeddings.encoders.base import TextEncoder
 from server_app.baselines import simulated_baselines
 from server_app.run_folder import SUMMARY, RunFolder
@@ -159,7 +159,9 @@ def _run(
     baselines = {}
     if config.evaluation.baselines:
         watcher.stage("baselines")
-        vectors = text_vectors(dataset.catalogue, _encoder(config), cache_dir, progress)
+        vectors = None
+        if config.base_table.start == "text":
+            vectors = text_vectors(dataset.catalogue, _encoder(config), cache_dir, progress)
         baselines = simulated_baselines(setup, dataset, vectors, "test")
     eligible = pack_eligible(dataset.eligible, len(dataset.catalogue))
     strategy: FederatedStrategy = registry.strategies.get(config.strategy.name)(
@@ -168,16 +170,19 @@ def _run(
     watcher.stage("waiting for nodes")
     training = time.monotonic()
     result = strategy.start(grid)
+    training_seconds = time.monotonic() - training
     watcher.stage("test")
     rounds = strategy.config.rounds
+    test = strategy.evaluate(grid, rounds, "test")
     summary = {
         "run": str(folder.path),
         "rounds": rounds,
         "seconds": time.monotonic() - started,
-        "training_seconds": time.monotonic() - training,
-        "test": strategy.evaluate(grid, rounds, "test"),
+        "training_seconds": training_seconds,
+        "test": test,
         "validation": dict(result.evaluate_metrics_clientapp[rounds]),
         "baselines": baselines,
+        "dropped_replies": strategy.dropped_replies,
         "bytes_per_user": strategy.meter.per_user(),
     }
     folder.write_json(SUMMARY, summary)
@@ -193,12 +198,15 @@ def _encoder(config: RunConfig) -> TextEncoder:
 
 
 def _base_table(config: RunConfig, dataset: Dataset, cache_dir: Path, progress: _Progress) -> BaseTable:
+    start = config.base_table
+    if start.start == "random":
+        return random_base_table(len(dataset.catalogue), start.dim, start.norm, config.seed)
     table = build_base_table(
         dataset.catalogue,
         _encoder(config),
         registry.reductions.get(config.reduction.name)(config.reduction),
-        config.base_table.dim,
-        config.base_table.norm,
+        start.dim,
+        start.norm,
         config.seed,
         cache_dir,
         progress,

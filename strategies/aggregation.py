@@ -14,7 +14,7 @@ import torch
 
 from fedrec.errors import PacketError
 from fedrec.packet import Packet
-from fedrec.protocol import UPDATE_SCALARS
+from fedrec.protocol import METRICS_COUNTS, UPDATE_SCALARS
 from fedrec.tensors import DTYPES, Spec, Tensors
 from fedrec.updates import DROPPED
 
@@ -89,15 +89,16 @@ class UpdateFold:
         }
 
 
-def check_sums(scalars: tuple[float, ...]) -> tuple[float, ...]:
-    """Sums of metrics as a node sent them: users, users never trained, then one sum for each metric.
+def check_sums(scalars: tuple[float, ...], residents: int) -> tuple[float, ...]:
+    """Sums of metrics as a node with `residents` users sent them: `METRICS_COUNTS`, then one sum for each metric.
 
-    Raises PacketError (`non_finite`, `wrong_metrics`) if a number is not finite, or no metric of that many users: every
-    metric of a user lies between 0 and 1.
+    Raises PacketError (`non_finite`, `wrong_metrics`) if a number is not finite, or cannot be what it says: no more
+    users than live there, and every metric of a user lies between 0 and 1.
     """
     if not all(math.isfinite(value) for value in scalars):
         raise PacketError("non_finite", "the metrics are not all finite")
-    users = scalars[0]
-    if users != int(users) or not all(0 <= value <= users * _SLACK for value in scalars):
-        raise PacketError("wrong_metrics", f"these cannot be sums over {users} users: {scalars}")
+    (users, cold, diverged), sums = scalars[: len(METRICS_COUNTS)], scalars[len(METRICS_COUNTS) :]
+    whole = all(count == int(count) and count >= 0 for count in (users, cold, diverged))
+    if not whole or users + diverged > residents or cold > users or not all(0 <= x <= users * _SLACK for x in sums):
+        raise PacketError("wrong_metrics", f"these cannot be the sums of a node with {residents} users: {scalars}")
     return scalars

@@ -53,8 +53,8 @@ class StrategyConfig(MemberConfig):
 
     rounds: Annotated[int, Ge(1)]
     fraction: Annotated[float, Gt(0), Le(1)]
-    weight_cap: Annotated[int, Ge(1)]
-    max_update_norm: Annotated[float, Gt(0)]
+    weight_cap: Annotated[int, Ge(1), Le(1_000_000)]
+    max_update_norm: Annotated[float, Gt(0), Le(1e6)]
     max_failures: Annotated[float, Ge(0), Le(1)]
     round_timeout: Annotated[float, Gt(0)]
 
@@ -174,7 +174,7 @@ class FederatedStrategy(Strategy):
                 result.evaluate_metrics_clientapp[round] = MetricRecord(record["validation"])
             if self._due(round, self._run.checkpoint_every):
                 self._checkpoint(round)
-            record["dropped_replies"] = dict(self._nodes.counts)
+            record["dropped_replies"] = self.dropped_replies
             record["bytes"] = self._bytes
             record["bytes_per_user"] = self.meter.per_user()
             record["seconds"] = time.monotonic() - started
@@ -194,13 +194,21 @@ class FederatedStrategy(Strategy):
             "dropped_users": {name: count for name, count in dropped.items() if count},
         }
 
+    @property
+    def dropped_replies(self) -> dict[str, int]:
+        """Replies that were of no use, by reason, since the last round began."""
+        return dict(self._nodes.counts)
+
     def evaluate(self, grid: Grid, round: int, split: str) -> dict[str, float]:
         """Rank every user's held-out item of `split` (validation or test) with the model after `round`."""
         messages = self.configure_evaluate(round, ArrayRecord(), ConfigRecord({"split": split}), grid)
         metrics = self.aggregate_evaluate(round, self._nodes.collect(grid, messages, self.config.round_timeout))
         self._give_up_if_too_many_failed(round, len(self._nodes.directory.nodes))
         if metrics is None:
-            raise FederationError(f"no user was evaluated after round {round}: none has three interactions or more")
+            raise FederationError(
+                f"no user could be ranked after round {round}: none has three interactions or more, or the model has "
+                "diverged (then lower optim.lr)"
+            )
         return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
 
     def _advance(self, round: int) -> None:
@@ -278,17 +286,18 @@ class FederatedStrategy(Strategy):
         for reply in replies:
             try:
                 packet = records.unpack(reply.content).packet(records.METRICS)
-                sums.append(check_sums(fmt.decode(packet, phase=self.state.phase, round=server_round).scalars))
+                scalars = fmt.decode(packet, phase=self.state.phase, round=server_round).scalars
+                sums.append(check_sums(scalars, self._nodes.directory.users_of(self._nodes.sender(reply))))
             except PacketError as error:
                 self._nodes.refuse(self._nodes.sender(reply), error)
         # Sorted before they are added, so that the sum does not depend on which reply came first.
-        users, cold, *totals = (sum(column) for column in zip(*sorted(sums), strict=True)) if sums else (0.0, 0.0)
+        users, cold, diverged, *totals = map(sum, zip(*sorted(sums), strict=True)) if sums else (0.0, 0.0, 0.0)
         if not users:
             return None
         model = self.setup.model_format(self._models[self.state.phase].trainable)
         self.meter.evaluated(self.state.phase, int(users), model.size(), self._frozen_bytes(), fmt.size())
         means = {name: total / users for name, total in zip(names, totals, strict=True)}
-        return MetricRecord({**means, "users": int(users), "cold_users": int(cold)})
+        return MetricRecord({**means, "users": int(users), "cold_users": int(cold), "diverged_users": int(diverged)})
 
     def summary(self) -> None:
         """Nothing: the run's own report says it all."""
@@ -308,7 +317,9 @@ class FederatedStrategy(Strategy):
     def _model_packet(self, round: int) -> bytes:
         fmt = self.setup.model_format(self._models[self.state.phase].trainable)
         seed = derive(self.setup.seed, "codec", round)
-        return fmt.encode(self.state.phase, round, self.state.trainable, [float(self._checkpoint_round)], seed)
+        # Without checkpoints there is nothing to go back to, and no older private tensors need be kept.
+        kept = self._checkpoint_round if self._run.checkpoint_every else round - 1
+        return fmt.encode(self.state.phase, round, self.state.trainable, [float(kept)], seed)
 
     def _fields(self, round: int) -> dict[str, records.Field]:
         return {"phase": self.state.phase, "round": round, "frozen": self.state.frozen_digest}

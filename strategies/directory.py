@@ -24,52 +24,63 @@ class Directory:
     """Users are numbered in the order in which they were first seen; a number is never given again."""
 
     def __init__(self) -> None:
-        self.keys: NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
+        self._numbers: dict[int, int] = {}
+        # Room for more users than there are, so that many small nodes can join at a cost of their own size.
+        self._keys: NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
         self._place: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
         self._slot: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
         self._places: dict[int, int] = {}
-        self._here: list[int] = []
+        self._users_of: dict[int, int] = {}
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self._numbers)
+
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        """uint64 [users], by number."""
+        return self._keys[: len(self)]
 
     @property
     def nodes(self) -> list[int]:
-        """Ids of the nodes that are known, in the order in which they joined."""
-        return list(self._here)
+        """Ids of the nodes that are here, in the order in which they joined."""
+        return list(self._users_of)
+
+    def users_of(self, node: int) -> int:
+        """Number of users who live on a node that is here."""
+        return self._users_of[node]
 
     def join(self, node: int, keys: NDArray[np.uint64]) -> None:
-        """A node tells the keys of its users; users who were on another node have moved to this one.
+        """A node tells the keys of its users; users who were away have come back, perhaps on another node.
 
         Raises FederationError if a key occurs twice, or lives on another node that is still here.
         """
         if len(np.unique(keys)) != len(keys):
             raise FederationError(f"node {node} names a user twice: every user of a node needs an id of its own")
         self.leave(node)
-        order = np.argsort(self.keys)
-        at = np.searchsorted(self.keys, keys, sorter=order)
-        known = np.zeros(len(keys), dtype=np.bool_)
-        inside = at < len(self.keys)
-        known[inside] = self.keys[order[at[inside]]] == keys[inside]
-        numbers = order[at[known]]
-        if elsewhere := int((self._place[numbers] != _AWAY).sum()):
+        named = keys.tolist()
+        known = np.array([self._numbers[key] for key in named if key in self._numbers], dtype=np.int64)
+        if elsewhere := int((self._place[known] != _AWAY).sum()):
             raise FederationError(
                 f"node {node} names {elsewhere} users who live on another node too: give each site its own users (or "
                 "its own secret, if different people share an id)"
             )
-        place = self._places.setdefault(node, len(self._places))
-        slots = np.arange(len(keys), dtype=np.int32)
-        self._place[numbers], self._slot[numbers] = place, slots[known]
-        fresh = ~known
-        self.keys = np.concatenate([self.keys, keys[fresh]])
-        self._place = np.concatenate([self._place, np.full(int(fresh.sum()), place, dtype=np.int32)])
-        self._slot = np.concatenate([self._slot, slots[fresh]])
-        self._here.append(node)
+        numbers = np.array([self._numbers.setdefault(key, len(self._numbers)) for key in named], dtype=np.int64)
+        self._make_room(len(self._numbers))
+        self._keys[numbers] = keys
+        self._place[numbers] = self._places.setdefault(node, len(self._places))
+        self._slot[numbers] = np.arange(len(keys))
+        self._users_of[node] = len(keys)
+
+    def _make_room(self, users: int) -> None:
+        if users > len(self._keys):
+            more = max(users, 2 * len(self._keys)) - len(self._keys)
+            self._keys = np.pad(self._keys, (0, more))
+            self._place = np.pad(self._place, (0, more), constant_values=_AWAY)
+            self._slot = np.pad(self._slot, (0, more))
 
     def leave(self, node: int) -> None:
         """A node is gone; its users stay known, and away until some node names them again."""
-        if node in self._here:
-            self._here.remove(node)
+        if self._users_of.pop(node, None) is not None:
             self._place[self._place == self._places[node]] = _AWAY
 
     def cohort(self, seed: int, round: int, fraction: float) -> NDArray[np.int64]:
@@ -79,8 +90,11 @@ class Directory:
         """
         here = np.flatnonzero(self._place != _AWAY)
         size = max(1, round_half_up(fraction * len(here)))
-        ticket = counter_bits(derive(seed, "cohort"), round, self.keys[here])
-        return np.sort(here[np.lexsort((self.keys[here], ticket))[:size]]) if len(here) else here
+        if size >= len(here):
+            return here
+        # Different keys never draw the same number: the last step of the mixing can be undone.
+        drawn = counter_bits(derive(seed, "cohort"), round, self._keys[here])
+        return np.sort(here[np.argpartition(drawn, size - 1)[:size]])
 
     def shares(self, users: NDArray[np.int64]) -> dict[int, Share]:
         """The users by node, nodes in the order in which they joined, slots ascending."""
@@ -88,7 +102,7 @@ class Directory:
         users = users[order]
         places, starts = np.unique(self._place[users], return_index=True)
         by_place = dict(zip(places.tolist(), np.split(users, starts[1:]), strict=True))
-        here = {node: by_place.get(self._places[node]) for node in self._here}
+        here = {node: by_place.get(self._places[node]) for node in self._users_of}
         return {node: Share(mine, self._slot[mine]) for node, mine in here.items() if mine is not None}
 
 

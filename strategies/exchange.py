@@ -12,6 +12,7 @@ from fedrec.errors import FederationError
 
 _FIRST_POLL = 0.005
 _LONGEST_POLL = 0.5
+_GRACE = 30.0
 
 
 def exchange(grid: Grid, messages: Sequence[Message], timeout: float) -> Iterator[tuple[Message, Message]]:
@@ -22,6 +23,8 @@ def exchange(grid: Grid, messages: Sequence[Message], timeout: float) -> Iterato
 
     Raises FederationError if the runtime takes none of the messages, as it does with too large ones.
     """
+    for message in messages:
+        message.metadata.ttl = timeout + _GRACE  # a node that comes back later must not train on a round long past
     names = list(grid.push_messages(messages))
     if len(names) != len(messages):
         raise FederationError(

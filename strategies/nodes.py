@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
@@ -160,13 +160,26 @@ class Nodes:
                     yield reply
                 elif attempt is first:
                     self._holds[node].clear()
-                    again.append(Message(_with_packets(sent.content, self.once), node, sent.metadata.message_type))
+                    again.append(Message(self._completed(sent.content), node, sent.metadata.message_type))
                     log.info("node %d lacks %s and is sent it again", node, missing)
                 else:
                     self.counts["frozen_missing"] += 1
                     self._forget(node)
         if silent:
             self.counts["no_answer"] += len(silent)
+
+    def _completed(self, content: RecordDict) -> RecordDict:
+        """A message's content with the setup and all that is sent once; the message that was sent stays as it is."""
+        extra = pack({"setup": self._setup}, {FROZEN + digest: packet for digest, packet in self.once.items()})
+        arrays = {
+            name: ArrayRecord(dict(content.array_records[name]) | dict(record))
+            for name, record in extra.array_records.items()
+        }
+        fields = {
+            name: ConfigRecord(dict(content.config_records[name]) | dict(record))
+            for name, record in extra.config_records.items()
+        }
+        return RecordDict({**arrays, **fields})
 
     def _forget(self, node: int) -> None:
         self.directory.leave(node)
@@ -186,10 +199,3 @@ def _last_line(reply: Message) -> str:
     """What a failed reply says; of a stack trace, the error itself."""
     lines = (reply.error.reason or "").strip().splitlines()
     return lines[-1] if lines else f"error {reply.error.code}"
-
-
-def _with_packets(content: RecordDict, once: Mapping[str, bytes]) -> RecordDict:
-    """A message's content and these packets; the message that was sent stays as it is."""
-    extra = pack({}, {FROZEN + digest: packet for digest, packet in once.items()})
-    arrays = {name: dict(content.array_records[name]) | dict(record) for name, record in extra.array_records.items()}
-    return RecordDict({**content, **{name: ArrayRecord(record) for name, record in arrays.items()}})

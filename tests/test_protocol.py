@@ -231,7 +231,7 @@ def test_formats_and_names() -> None:
     assert SETUP.metric_names() == plain
     sampled = dataclasses.replace(SETUP, sampled_negatives=100)
     assert sampled.metric_names() == (*plain, *(f"sampled100/{name}" for name in plain))
-    assert sampled.metrics_format().scalars == 2 + 2 * len(plain)
+    assert sampled.metrics_format().scalars == 3 + 2 * len(plain)
     assert frozen_format(spec).kind is Kind.FROZEN
 
 

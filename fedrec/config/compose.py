@@ -204,6 +204,9 @@ def _apply(tree: DictConfig, typed: _Typed, validator: Validator) -> Any:
                 validator.add(key, f"the {section} is chosen by its group; write {section}={value}")
             elif key in legal:
                 OmegaConf.update(tree, key, value, merge=False, force_add=True)
+            elif section in FAMILIES and not any(name.startswith(f"{section}.") for name in legal):
+                if section not in typed.undecided:
+                    validator.add(key, f"there is no key {key}: {section}={tree[section].name} has no values to set")
             elif section not in typed.undecided:
                 validator.add(key, unknown_key(key, legal))
         return OmegaConf.to_container(tree, resolve=True)

@@ -85,8 +85,6 @@ def unknown_key(key: str, legal: Sequence[str]) -> str:
         return f"{key} is a section, not a value; its keys are {', '.join(below)}"
     if key in {name.rpartition(".")[0] for name in legal if "." in name}:
         return f"{key} is a section, not a value"
-    if section in legal:
-        return f"there is no key {key}: {section} has no values to set"
     within = [name for name in legal if section and name.rpartition(".")[0] == section]
     close = _closest(leaf, {name: (name.rpartition(".")[2],) for name in within})
     if not close:

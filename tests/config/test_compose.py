@@ -85,8 +85,11 @@ CASES = [
     ("sede=1", "there is no key sede; did you mean seed?"),
     ("seed.x=1", "there is no key seed.x; did you mean seed?"),
     ("embedding/rank=1", "there is no key embedding/rank; did you mean embedding.rank?"),
-    ("base_table.zzz=1", "there is no key base_table.zzz; legal are base_table.dim, base_table.norm"),
-    ("base_table=1", "base_table is a section, not a value; its keys are base_table.dim, base_table.norm"),
+    ("base_table.zzz=1", "there is no key base_table.zzz; legal are base_table.start, base_table.dim, base_table.norm"),
+    (
+        "base_table=1",
+        "base_table is a section, not a value; its keys are base_table.start, base_table.dim, base_table.norm",
+    ),
     ("embedding.name=table", "the embedding is chosen by its group; write embedding=table"),
     ("seed=1,2", "expected one value: start one run for each value of a sweep"),
     ("embedding=low,table", "expected one value: start one run for each value of a sweep"),

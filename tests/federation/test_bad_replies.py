@@ -12,7 +12,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from safetensors.torch import load_file
 
 from client_app.app import app as honest
+from fedrec.backbones.fedmf import FedMF
 from fedrec.errors import FederationError
+from fedrec.tensors import Tensors
 from strategies import records
 from strategies.records import UPDATE, pack, unpack
 
@@ -139,6 +141,37 @@ def test_a_node_that_lost_what_it_was_sent_is_sent_it_again(federate: Federate) 
     plain, outcome = federate(nodes=3), federate(nodes=3, client=forgetful)
     assert outcome.metrics[3]["dropped_replies"] == {}
     assert outcome.summary["test"] == plain.summary["test"]
+
+
+def test_a_node_that_forgot_the_run_is_told_again(federate: Federate) -> None:
+    def restarted(message: Message, context: Context) -> Message:
+        first = not any(name.startswith(records.FROZEN) for name in unpack(message.content).arrays)
+        if message.metadata.message_type == "train" and unpack(message.content).fields["round"] == 4 and first:
+            context.state = RecordDict()
+        return honest(message, context)
+
+    plain, outcome = federate(nodes=3), federate(nodes=3, client=restarted)
+    assert outcome.metrics[3]["dropped_replies"] == {}
+    assert outcome.summary["test"] == plain.summary["test"]
+
+
+def test_a_user_who_diverged_is_left_out_and_costs_nobody_else(
+    federate: Federate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init = FedMF.init_private
+
+    def one_broken(self: FedMF, seed: int, keys: np.ndarray) -> Tensors:
+        tensors = init(self, seed, keys)
+        tensors["user"][torch.from_numpy(keys == broken_key)] = float("inf")
+        return tensors
+
+    broken_key = int(federate(nodes=1).grid.received[0].content["arrays"]["keys"].numpy()[17])
+    monkeypatch.setattr(FedMF, "init_private", one_broken)
+    outcome = federate("strategy.fraction=1.0", nodes=2)
+    assert outcome.summary["test"]["users"] == 59
+    assert outcome.summary["test"]["diverged_users"] == 1
+    assert outcome.summary["dropped_replies"] == {}
+    assert [record["dropped_users"] for record in outcome.metrics] == [{"non_finite": 1}] * 5
 
 
 def test_a_node_that_runs_other_code_is_refused(federate: Federate) -> None:

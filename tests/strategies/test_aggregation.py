@@ -114,14 +114,17 @@ def test_nobody_contributed() -> None:
 @pytest.mark.parametrize(
     ("sums", "reason"),
     [
-        ((2.0, 0.0, 3.0), "wrong_metrics"),
-        ((2.5, 0.0), "wrong_metrics"),
-        ((1.0, 0.0, -0.1), "wrong_metrics"),
-        ((1.0, float("nan")), "non_finite"),
+        ((2.0, 0.0, 0.0, 3.0), "wrong_metrics"),
+        ((2.5, 0.0, 0.0, 1.0), "wrong_metrics"),
+        ((1.0, 0.0, 0.0, -0.1), "wrong_metrics"),
+        ((6.0, 0.0, 0.0, 1.0), "wrong_metrics"),
+        ((3.0, 0.0, 3.0, 1.0), "wrong_metrics"),
+        ((3.0, 4.0, 0.0, 1.0), "wrong_metrics"),
+        ((1.0, 0.0, 0.0, float("nan")), "non_finite"),
     ],
 )
 def test_impossible_metrics_are_refused(sums: tuple[float, ...], reason: str) -> None:
     with pytest.raises(PacketError) as caught:
-        check_sums(sums)
+        check_sums(sums, residents=5)
     assert caught.value.reason == reason
-    assert check_sums((2.0, 1.0, 1.5)) == (2.0, 1.0, 1.5)
+    assert check_sums((2.0, 1.0, 3.0, 1.5), residents=5) == (2.0, 1.0, 3.0, 1.5)
