@@ -209,7 +209,7 @@ class FederatedStrategy(Strategy):
                 f"no user could be ranked after round {round}: none has three interactions or more, or the model has "
                 "diverged (then lower optim.lr)"
             )
-        return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+        return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
 
     def _advance(self, round: int) -> None:
         """Enter the phase to which `round` belongs, if it is the first of it: its base is what was trained so far."""
