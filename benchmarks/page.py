@@ -212,6 +212,14 @@ def _pretraining(results: dict[str, Any]) -> str:
     return _table(["vectors", "reduction", "shape", "seconds", "reconstruction MSE", "peak memory"], rows)
 
 
+IMAGES = {
+    "image-engines": "Client updates a second",
+    "image-engine-parts": "Where the engine's time goes",
+    "image-round-parts": "Where a round's time goes",
+    "image-scaling": "How cost grows",
+}
+"""Pictures of `benchmarks.plot`, shown once they are there."""
+
 BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "where": ("engine", _where),
     "engine": ("engine", _engine),
@@ -229,6 +237,10 @@ def fill(text: str, results: dict[str, Any]) -> str:
     """The page with every block as the results have it. Raises KeyError for a block of no known name."""
 
     def block(found: re.Match[str]) -> str:
+        if found[2] in IMAGES:
+            image = f"img/{found[2].replace('image-', 'speed-', 1)}.png"
+            shown = f"\n![{IMAGES[found[2]]}]({image})\n\n" if (PAGE.parent / image).is_file() else ""
+            return f"{found[1]}{shown}{found[4]}"
         needed, make = BLOCKS[found[2]]
         body = make(results) if needed in results else _MISSING.format(name=needed)
         return f"{found[1]}\n{body}\n{found[4]}"

@@ -20,12 +20,15 @@ from torch import Tensor
 from typing_extensions import override
 
 from client_app.distinct import distinct
-from client_app.engine import Engine, GlobalModel, Trained, all_finite
+from client_app.engine import Engine, GlobalModel, Limits, Trained, all_finite
+from client_app.memory import keep_freed_memory
 from client_app.segments import Segments
 from client_app.users import Cohort
 from fedrec.backbones.base import ScoreContext
-from fedrec.optim.base import LocalOptimiser, LocalStep
+from fedrec.negatives import NegativeSampler
+from fedrec.optim.base import LocalOptimiser, LocalStep, Recipe
 from fedrec.optim.local import LocalState
+from fedrec.privacy.base import PrivacyMechanism
 from fedrec.rng import derive
 from fedrec.tensors import Tensors
 from fedrec.updates import NodeUpdate, user_weights
@@ -39,6 +42,11 @@ class CohortEngine(Engine):
     """All users of a chunk at once; chunks bound the memory, whatever the size of the cohort."""
 
     pairs_at_once = _PAIRS_AT_ONCE
+
+    @override
+    def __init__(self, recipe: Recipe, sampler: NegativeSampler, privacy: PrivacyMechanism, limits: Limits) -> None:
+        super().__init__(recipe, sampler, privacy, limits)
+        keep_freed_memory()
 
     @override
     def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Trained:
@@ -149,8 +157,10 @@ class LocalTraining:
             with torch.no_grad():
                 for ((group, name), tensor), gradient in zip(moving, gradients, strict=True):
                     tensor.requires_grad_(False)
-                    state = states.setdefault((step.optimiser, group, name), LocalState(step.optimiser))
-                    state.step(tensor, gradient)
+                    key = (step.optimiser, group, name)
+                    if key not in states:
+                        states[key] = LocalState(step.optimiser, tensor)
+                    states[key].step(tensor, gradient)
 
     def _draw(self, steps: int) -> list[Tensor]:
         """For each step the items [segments, length, 1 + q]: the positive, then its negatives."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from client_app.users import Cohort
 
-_LONGEST = 64
+_LONGEST = 32
 """Long enough that a segment's own costs vanish, short enough that the last one of a user wastes little."""
 
 

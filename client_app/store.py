@@ -41,7 +41,6 @@ class PrivateStore:
         except OSError as error:
             raise StoreError(f"the state-dir {state_dir} cannot be made ({error}): give a folder on a disk") from error
         with self._connect() as connection:
-            connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(_SCHEMA)
 
     @contextmanager
@@ -49,6 +48,9 @@ class PrivateStore:
         try:
             connection = sqlite3.connect(self._path, timeout=60)
             try:
+                # A rollback journal, not a write-ahead log: a file may then be opened by several workers for the first
+                # time at once, and lie on a disk that several machines share.
+                connection.execute("PRAGMA journal_mode=TRUNCATE")
                 connection.execute("PRAGMA synchronous=NORMAL")
                 with connection:
                     yield connection
@@ -62,9 +64,9 @@ class PrivateStore:
 
     def load(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
         """Newest tensors [users, ...] from rounds earlier than `before`, and who has any (others' are zero)."""
-        values = {name: entry.zeros(len(keys)) for name, entry in self._spec.items()}
-        found = np.zeros(len(keys), dtype=np.bool_)
-        place = {int(key): position for position, key in enumerate(keys.astype(np.int64))}
+        place = {key: position for position, key in enumerate(keys.astype(np.int64).tolist())}
+        positions: list[int] = []
+        blobs: list[bytes] = []
         with self._connect() as connection:
             for batch in _batches(list(place)):
                 marks = ",".join("?" * len(batch))
@@ -74,10 +76,9 @@ class PrivateStore:
                     (self._run, before, *batch),
                 )
                 for user, _, blob in rows:
-                    position = place[user]
-                    self._unpack(blob, values, position)
-                    found[position] = True
-        return values, found
+                    positions.append(place[user])
+                    blobs.append(blob)
+        return self._unpack(len(keys), np.array(positions, dtype=np.int64), blobs)
 
     def save(self, round: int, keys: NDArray[np.uint64], tensors: Tensors, checkpoint_round: int) -> None:
         """Write the users' tensors [users, ...] after `round`, and drop versions that nothing can ask for."""
@@ -104,19 +105,29 @@ class PrivateStore:
         with self._connect() as connection:
             connection.execute("DELETE FROM private WHERE run = ? AND round > ?", (self._run, round))
 
-    def _unpack(self, blob: bytes, values: Tensors, position: int) -> None:
-        if len(blob) != self._width:
+    def _unpack(
+        self, users: int, positions: NDArray[np.int64], blobs: list[bytes]
+    ) -> tuple[Tensors, NDArray[np.bool_]]:
+        """Rows as tensors [users, ...], zero where there is no row, and where there is one."""
+        wrong = next((len(blob) for blob in blobs if len(blob) != self._width), None)
+        if wrong is not None:
             raise StoreError(
-                f"the users' store {self._path} holds {len(blob)} bytes for a user of run {self._run}, the backbone "
+                f"the users' store {self._path} holds {wrong} bytes for a user of run {self._run}, the backbone "
                 f"needs {self._width}: the run was made with another backbone or dimension; use its own state-dir"
             )
+        found = np.zeros(users, dtype=np.bool_)
+        found[positions] = True
+        packed = np.frombuffer(b"".join(blobs), dtype=np.uint8).reshape(len(blobs), self._width)
+        values: Tensors = {}
         at = 0
         for name in sorted(self._spec):
             entry = self._spec[name]
-            if entry.nbytes:
-                flat = torch.frombuffer(bytearray(blob[at : at + entry.nbytes]), dtype=DTYPES[entry.dtype])
-                values[name][position] = flat.reshape(entry.shape)
+            values[name] = entry.zeros(users)
+            if entry.nbytes and blobs:
+                rows = torch.from_numpy(packed[:, at : at + entry.nbytes].copy()).view(DTYPES[entry.dtype])
+                values[name][torch.from_numpy(positions)] = rows.reshape(len(blobs), *entry.shape)
             at += entry.nbytes
+        return values, found
 
 
 def _batches(users: list[int]) -> Iterator[list[int]]:

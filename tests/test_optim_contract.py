@@ -177,7 +177,7 @@ def test_equals_the_frameworks_own(rule: LocalOptimiser, steps: int, seed: int) 
     rng = generator(seed, "optimiser")
     mine = torch.randn(4, 3, generator=rng, dtype=torch.float64)
     theirs = mine.clone().requires_grad_()
-    state = LocalState(rule)
+    state = LocalState(rule, mine)
     if isinstance(rule, Adam):
         other: torch.optim.Optimizer = torch.optim.Adam([theirs], rule.lr, (rule.beta1, rule.beta2), rule.eps)
     else:
@@ -196,7 +196,7 @@ def test_equals_the_frameworks_own(rule: LocalOptimiser, steps: int, seed: int) 
 def test_a_row_without_gradient_does_not_move(rule: LocalOptimiser) -> None:
     """The reason why an engine may leave out the rows that a user never touches."""
     tensor = torch.ones(2, 3)
-    state = LocalState(rule)
+    state = LocalState(rule, tensor)
     for _ in range(3):
         state.step(tensor, torch.tensor([[0.0, 0.0, 0.0], [1.0, -1.0, 0.0]]))
     assert torch.equal(tensor[0], torch.ones(3))

@@ -74,7 +74,7 @@ def test_items_are_described_by_their_table(tmp_path: Path, config: Any) -> None
     assert chosen.eligible.tolist() == [0, 1, 2]
     without = load(config("table", **(values | {"title_column": None}), text_columns=[]))
     assert without.catalogue.titles == ("30", "7", "10", "99")
-    assert without.catalogue.sentences == ("", "", "")
+    assert without.catalogue.sentences == ("", "", "", "")
 
 
 def test_an_unknown_item_is_left_out_and_counted(tmp_path: Path, config: Any) -> None:
