@@ -89,8 +89,10 @@ def _train_chunk(task: Task, cohort: Cohort, private: Tensors, seed: int, total:
         for group, tensors in parameters.items():
             if step.private if group == "private" else step.shared:
                 for name, tensor in tensors.items():
-                    state = states.setdefault((step.optimiser, group, name), LocalState(step.optimiser))
-                    state.step(tensor, found[group][name])
+                    key = (step.optimiser, group, name)
+                    if key not in states:
+                        states[key] = LocalState(step.optimiser, tensor)
+                    states[key].step(tensor, found[group][name])
     weight = torch.from_numpy(user_weights(lengths, LIMITS.weight_cap)).to(dtype)
     for name, copies in copied.items():
         full = model.model.embedding_name(name)
