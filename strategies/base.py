@@ -129,6 +129,7 @@ class FederatedStrategy(Strategy):
         self._nodes = Nodes(setup)
         self._eligible = frozen_format(spec_of(eligible)).encode(0, 0, eligible)
         self._shares: dict[int, Share] = {}
+        self._asked_to_rank = 0
         self._bytes: dict[str, int] = {}
         self._checkpoint_round = 0
         shared = self._backbone.init_shared(generator(setup.seed, "shared"))
@@ -203,7 +204,6 @@ class FederatedStrategy(Strategy):
         """Rank every user's held-out item of `split` (validation or test) with the model after `round`."""
         messages = self.configure_evaluate(round, ArrayRecord(), ConfigRecord({"split": split}), grid)
         metrics = self.aggregate_evaluate(round, self._nodes.collect(grid, messages, self.config.round_timeout))
-        self._give_up_if_too_many_failed(round, len(self._nodes.directory.nodes))
         if metrics is None:
             raise FederationError(
                 f"no user could be ranked after round {round}: none has three interactions or more, or the model has "
@@ -251,6 +251,7 @@ class FederatedStrategy(Strategy):
         model, phase = self._models[self.state.phase], self.state.phase
         fmt = self.setup.update_format(model.trainable)
         fold = UpdateFold(model.trainable, self._cohort_size, self.config.weight_cap, self.config.max_update_norm)
+        accepted = 0
         for reply in replies:
             share = self._shares[self._nodes.sender(reply)]
             try:
@@ -259,6 +260,7 @@ class FederatedStrategy(Strategy):
             except PacketError as error:
                 self._nodes.refuse(self._nodes.sender(reply), error)
                 continue
+            accepted += 1
             self._bytes["up"] += self.meter.uploaded(phase, share.users, len(packet))
         mean = fold.mean()
         if mean is not None:
@@ -267,7 +269,7 @@ class FederatedStrategy(Strategy):
             mean = self._privacy.protect_mean(mean, users, noise)
             trainable, optimiser = self._recipe.server_update(self.state.trainable, mean, self.state.optimiser)
             self.state = replace(self.state, trainable=trainable, optimiser=optimiser)
-        self._give_up_if_too_many_failed(server_round, len(self._shares))
+        self._give_up_if_too_many_failed(server_round, len(self._shares), accepted)
         return None, MetricRecord({**fold.summary()})
 
     def configure_evaluate(
@@ -277,6 +279,7 @@ class FederatedStrategy(Strategy):
         packet = self._model_packet(server_round)
         fields = {**self._fields(server_round), "split": str(config["split"])}
         nodes = self._nodes.directory.nodes
+        self._asked_to_rank = len(nodes)
         return [self._nodes.message(node, records.EVALUATE, fields, {records.MODEL: packet}) for node in nodes]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -290,6 +293,7 @@ class FederatedStrategy(Strategy):
                 sums.append(check_sums(scalars, self._nodes.directory.users_of(self._nodes.sender(reply))))
             except PacketError as error:
                 self._nodes.refuse(self._nodes.sender(reply), error)
+        self._give_up_if_too_many_failed(server_round, self._asked_to_rank, len(sums))
         # Sorted before they are added, so that the sum does not depend on which reply came first.
         users, cold, diverged, *totals = map(sum, zip(*sorted(sums), strict=True)) if sums else (0.0, 0.0, 0.0)
         if not users:
@@ -334,8 +338,8 @@ class FederatedStrategy(Strategy):
         self._observer.on_checkpoint(round, self.state, self.meter)
         self._checkpoint_round = round
 
-    def _give_up_if_too_many_failed(self, round: int, asked: int) -> None:
-        failed = sum(self._nodes.counts.values())
+    def _give_up_if_too_many_failed(self, round: int, asked: int, accepted: int) -> None:
+        failed = asked - accepted
         if failed > self.config.max_failures * asked:
             raise FederationError(
                 f"round {round}: {failed} of {asked} nodes failed ({dict(self._nodes.counts)}), more than "
