@@ -207,7 +207,7 @@ def _apply(tree: DictConfig, typed: _Typed, validator: Validator) -> Any:
             elif section in FAMILIES and not any(name.startswith(f"{section}.") for name in legal):
                 if section not in typed.undecided:
                     validator.add(key, f"there is no key {key}: {section}={tree[section].name} has no values to set")
-            elif "." not in key and (groups := difflib.get_close_matches(key, FAMILIES, n=1, cutoff=0.7)):
+            elif key.isidentifier() and (groups := difflib.get_close_matches(key, FAMILIES, n=1, cutoff=0.7)):
                 validator.add(key, f"there is no group {key}; did you mean {groups[0]}?")
             elif section not in typed.undecided:
                 validator.add(key, unknown_key(key, legal))
