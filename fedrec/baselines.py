@@ -15,13 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding_bag
+from typing_extensions import override
 
 from fedrec.data.split import Histories, evaluated, histories, history_end, targets
 from fedrec.data.types import Interactions
@@ -38,6 +39,9 @@ from fedrec.metrics import (
     with_positive,
 )
 from fedrec.negatives import NegativeSampler, sorted_distinct
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 USERS_AT_ONCE = 256
 ROWS_AT_ONCE = 8192
@@ -75,7 +79,7 @@ class _Chunk(NamedTuple):
 def baseline_metrics(
     interactions: Interactions,
     eligible: NDArray[np.integer[Any]],
-    item_vectors: NDArray[np.float32] | None,
+    item_vectors: NDArray[np.float32] | csr_array | None,
     split: Literal["validation", "test"],
     ks: Sequence[int],
     sampled: SampledRanking | None = None,
@@ -88,8 +92,8 @@ def baseline_metrics(
     Args:
         interactions: Everybody's interactions.
         eligible: [E], the catalogue rows that are candidates, strictly ascending.
-        item_vectors: float32 [catalogue, w], one text vector an item (zeros where there is no text). None where the
-            catalogue has no texts: then there are no content baselines.
+        item_vectors: float32 [catalogue, w], one text vector an item (zeros where there is no text), dense or in sparse
+            rows. None where the catalogue has no texts: then there are no content baselines.
         split: `test` holds the last item out, `validation` the one before (and never shows the last).
         ks: Cut-offs of the metrics.
         sampled: Ask for the sampled protocol too; its metrics are named `sampled<n>/...`.
@@ -104,7 +108,7 @@ def baseline_metrics(
     """
     sampler = NegativeSampler(eligible)
     popularity = _Popularity(interactions, sampler, split)
-    texts = None if item_vectors is None else _Texts(item_vectors, sampler, len(popularity.scores))
+    texts = None if item_vectors is None else _texts(item_vectors, sampler, len(popularity.scores))
     ranked = np.arange(interactions.users) if users is None else users
     ranked = ranked[evaluated(interactions, ranked)]
     sums: dict[str, list[dict[str, float]]] = {name: [] for name in ("random", "popularity")}
@@ -192,24 +196,35 @@ class _Popularity:
         return full, sampled_rank_counts(torch.from_numpy(limit.astype(np.float64)), negatives, chunk.valid)
 
 
+def _texts(vectors: NDArray[np.float32] | csr_array, sampler: NegativeSampler, rows: int) -> _Texts:
+    """Text vectors of either kind, checked."""
+    if vectors.shape[0] < rows:
+        raise DataError(f"{vectors.shape[0]} item vectors do not cover the {rows} catalogue rows in use")
+    kind = _Texts if isinstance(vectors, np.ndarray) else _SparseTexts
+    if isinstance(vectors, np.ndarray):
+        squares = np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64)
+    else:
+        squares = np.asarray(vectors.astype(np.float64).power(2).sum(axis=1)).ravel()
+    norms = np.sqrt(squares)
+    if not np.isfinite(norms).all():
+        raise DataError(f"{int((~np.isfinite(norms)).sum())} item vectors hold NaN or infinite numbers")
+    scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)  # no text: cosine 0
+    return kind(vectors, scale, sampler.eligible)
+
+
 class _Texts:
     """Text vectors as directions. Products are in float64, so that equal texts tie in every block (see `metrics`)."""
 
-    def __init__(self, vectors: NDArray[np.float32], sampler: NegativeSampler, rows: int):
-        if len(vectors) < rows:
-            raise DataError(f"{len(vectors)} item vectors do not cover the {rows} catalogue rows in use")
-        norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-        if not np.isfinite(norms).all():
-            raise DataError(f"{int((~np.isfinite(norms)).sum())} item vectors hold NaN or infinite numbers")
+    def __init__(self, vectors: Any, scale: NDArray[np.float64], eligible: NDArray[np.int64]):
         self._vectors = vectors
-        self._scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=norms > 0)  # no text: cosine 0
-        self._eligible = sampler.eligible
+        self._scale = scale
+        self._eligible = eligible
 
-    def unit(self, rows: NDArray[np.integer[Any]]) -> Tensor:
+    def unit(self, rows: NDArray[np.integer[Any]]) -> Any:
         """Directions, float64 [..., w], of catalogue rows."""
         return torch.from_numpy(self._vectors[rows] * self._scale[rows][..., None])
 
-    def mean_of(self, history: Histories) -> Tensor:
+    def mean_of(self, history: Histories) -> Any:
         """Sum of each history's directions, float64 [users, w]: only its own direction matters for a ranking."""
         total = torch.zeros(len(history), self._vectors.shape[1], dtype=torch.float64)
         for start in range(0, len(history.items), ROWS_AT_ONCE):
@@ -218,9 +233,18 @@ class _Texts:
             total += embedding_bag(torch.arange(len(rows)), rows, bags, mode="sum", include_last_offset=True)
         return total
 
-    def ranks(self, chunk: _Chunk, queries: Tensor) -> tuple[RankCounts, RankCounts]:
+    def score_own(self, queries: Any, rows: NDArray[np.int64]) -> Tensor:
+        """Each user's query with the one row that is its own: float64 [users]."""
+        return torch.einsum("uw,uw->u", self.unit(rows), queries)
+
+    def score_all(self, queries: Any, rows: NDArray[np.int64]) -> Tensor:
+        """Every query with every row: float64 [users, rows]."""
+        scores: Tensor = queries @ self.unit(rows).T
+        return scores
+
+    def ranks(self, chunk: _Chunk, queries: Any) -> tuple[RankCounts, RankCounts]:
         """Ranks by the product with each user's query, among all candidates and among the sampled ones."""
-        positive_scores = torch.einsum("uw,uw->u", self.unit(chunk.positive), queries)
+        positive_scores = self.score_own(queries, chunk.positive)
         counter = RankCounter(
             torch.from_numpy(chunk.positive),
             positive_scores,
@@ -230,9 +254,34 @@ class _Texts:
         sampled = torch.zeros(chunk.negatives.shape, dtype=torch.float64)
         for start in range(0, len(self._eligible), ROWS_AT_ONCE):
             rows = self._eligible[start : start + ROWS_AT_ONCE]
-            scores = queries @ self.unit(rows).T
+            scores = self.score_all(queries, rows)
             counter.add(scores, torch.from_numpy(rows))
             among = (rows[0] <= chunk.negatives) & (chunk.negatives <= rows[-1]) & chunk.valid.numpy()
             owners, places = np.nonzero(among)
             sampled[owners, places] = scores[owners, np.searchsorted(rows, chunk.negatives[owners, places])]
         return counter.counts(), sampled_rank_counts(positive_scores, sampled, chunk.valid)
+
+
+class _SparseTexts(_Texts):
+    """The same over sparse rows: bags of words, of which a text has few."""
+
+    @override
+    def unit(self, rows: NDArray[np.integer[Any]]) -> Any:
+        return self._vectors[rows].astype(np.float64).multiply(self._scale[rows][:, None]).tocsr()
+
+    @override
+    def mean_of(self, history: Histories) -> Any:
+        from scipy.sparse import csr_array
+
+        ones = np.ones(len(history.items))
+        items = self._vectors.shape[0]
+        sums = csr_array((ones * self._scale[history.items], history.items, history.offsets), (len(history), items))
+        return sums @ self._vectors.astype(np.float64)
+
+    @override
+    def score_own(self, queries: Any, rows: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(np.asarray(self.unit(rows).multiply(queries).sum(axis=1)).ravel())
+
+    @override
+    def score_all(self, queries: Any, rows: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy((queries @ self.unit(rows).T).toarray())

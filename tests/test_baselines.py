@@ -8,6 +8,7 @@ from typing import Literal
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 import fedrec.baselines
 from fedrec.baselines import SampledRanking, baseline_metrics
@@ -118,6 +119,18 @@ def test_they_equal_a_slow_look_in_chunks_of_any_size(
             got = [found[name][prefix + metric] for metric in ("hr@5", "ndcg@5", "mrr")]
             assert got == pytest.approx(expected.tolist(), abs=1e-9), (name, prefix)
             assert found[name][f"{prefix}recall@5"] == found[name][f"{prefix}hr@5"]
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_sparse_vectors_give_what_dense_ones_give(
+    histories: list[list[int]], vectors: NDArray[np.float32], split: Split
+) -> None:
+    interactions, eligible = interactions_of(histories), np.arange(len(vectors))
+    sampled = SampledRanking(3, 7, np.arange(len(histories), dtype=np.uint64))
+    dense = baseline_metrics(interactions, eligible, vectors, split, [1, 3], sampled)
+    sparse = baseline_metrics(interactions, eligible, csr_array(vectors), split, [1, 3], sampled)
+    for name, metrics in dense.items():
+        assert sparse[name] == pytest.approx(metrics, abs=1e-12)
 
 
 def test_by_hand() -> None:
