@@ -83,7 +83,7 @@ class Node:
     @cached_property
     def private_store(self) -> PrivateStore:
         """The users' private tensors."""
-        return PrivateStore(Path(self._simulation.state_dir), self.setup.run_id, self._backbone.private)
+        return PrivateStore(Path(self._simulation.state_dir), self.setup.run_key, self._backbone.private)
 
     @cached_property
     def _backbone(self) -> Any:

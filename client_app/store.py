@@ -31,9 +31,9 @@ _BATCH = 500
 class PrivateStore:
     """Private tensors of one run's users in the file `<state_dir>/users.sqlite`."""
 
-    def __init__(self, state_dir: Path, run_id: str, spec: Spec) -> None:
+    def __init__(self, state_dir: Path, run_key: str, spec: Spec) -> None:
         self._path = state_dir / "users.sqlite"
-        self._run = run_id
+        self._run = run_key
         self._spec = spec
         self._width = sum(entry.nbytes for entry in spec.values())
         try:

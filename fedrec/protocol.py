@@ -72,7 +72,7 @@ class Setup:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _CHECKED
 
     protocol: int
-    run_id: str
+    run_key: str
     seed: Annotated[int, Ge(0)]
     n_items: Annotated[int, Ge(1), Le(_MOST)]
     dim: Annotated[int, Ge(1), Le(_MOST)]

@@ -76,6 +76,11 @@ def content_digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def text_digest(text: str) -> str:
+    """16 hexadecimal digits that name a text: as long for every text, and without its words."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
 def spec_of(tensors: Mapping[str, Tensor]) -> Spec:
     """The specification of given tensors."""
     names = {dtype: name for name, dtype in DTYPES.items()}

@@ -31,7 +31,7 @@ from fedrec.protocol import (
     code_digest,
     pack_eligible,
 )
-from fedrec.tensors import content_digest
+from fedrec.tensors import content_digest, text_digest
 from peft_embeddings.base_table import BaseTable, build_base_table, random_base_table, text_vectors
 from peft_embeddings.encoders.base import TextEncoder
 from server_app.baselines import simulated_baselines
@@ -186,7 +186,7 @@ def _run(
         "bytes_per_user": strategy.meter.per_user(),
     }
     folder.write_json(SUMMARY, summary)
-    shown = " ".join(f"{name}={value:.4f}" for name, value in summary["test"].items() if "@" in name)
+    shown = " ".join(f"{name}={value:.4f}" for name, value in summary["test"].items() if name.endswith("@10"))
     log.info("test: %s", shown)
     log.info("run folder: %s", folder.path)
     return summary
@@ -221,7 +221,7 @@ def _setup(config: RunConfig, dataset: Dataset, simulation: SimulatedData) -> Se
     phases = registry.strategies.get(strategy.name).phases(config)
     return Setup(
         protocol=PROTOCOL_VERSION,
-        run_id=str(config.run_id),
+        run_key=text_digest(str(config.run_id)),
         seed=config.seed,
         n_items=len(dataset.catalogue),
         dim=config.base_table.dim,

@@ -37,7 +37,7 @@ from fedrec.updates import NodeUpdate
 
 SETUP = Setup(
     protocol=protocol.PROTOCOL_VERSION,
-    run_id="r",
+    run_key="r",
     seed=7,
     n_items=20,
     dim=4,
@@ -82,7 +82,7 @@ def test_there_and_back() -> None:
 
 WRONG: dict[str, dict[str, Any]] = {
     "text for a number": {"seed": "7"},
-    "a number for a text": {"run_id": 7},
+    "a number for a text": {"run_key": 7},
     "a yes for a number": {"n_items": True},
     "a fraction for a whole number": {"dim": 4.5},
     "no items": {"n_items": 0},
