@@ -57,7 +57,7 @@ def setup_of(config: RunConfig) -> Setup:
     plan = member(config.strategy.name).phases(config)
     return Setup(
         protocol=PROTOCOL_VERSION,
-        run_id="r",
+        run_key="r",
         seed=config.seed,
         n_items=ITEMS,
         dim=DIM,
