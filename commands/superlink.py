@@ -20,8 +20,8 @@ from commands.processes import Offspring
 from fedrec.errors import FederationError
 
 NAME = "simulation"
-_START_TIMEOUT = 120.0
-_CALL_TIMEOUT = 180.0
+_START_TIMEOUT = 300.0
+_CALL_TIMEOUT = 300.0
 _LONGEST_BASE = 32  # Ray's sockets lie 68 characters deeper than this, and a socket's path may have 103 on some systems
 
 _ENVIRONMENT = {

@@ -59,7 +59,7 @@ def remains(cwd: Path) -> list[str]:
 
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
-    out, err = process.communicate(timeout=240)
+    out, err = process.communicate(timeout=900)
     lines = out.splitlines()
     return process.returncode, json.loads(lines[-1]) if lines else {}, err
 
@@ -104,7 +104,7 @@ def test_a_signal_in_the_middle_leaves_nothing(tmp_path: Path, signum: signal.Si
         assert time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(signum)
-    process.communicate(timeout=60)
+    process.communicate(timeout=900)
     assert process.returncode != 0
     deadline = time.monotonic() + 30
     while remains(tmp_path) and time.monotonic() < deadline:
