@@ -59,7 +59,12 @@ def remains(cwd: Path) -> list[str]:
 
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, dict[str, Any], str]:
-    out, err = process.communicate(timeout=900)
+    try:
+        out, err = process.communicate(timeout=900)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # it ends all that it has started
+        process.communicate()
+        raise
     lines = out.splitlines()
     return process.returncode, json.loads(lines[-1]) if lines else {}, err
 
