@@ -24,12 +24,12 @@ from client_app.engine import Engine, GlobalModel, Limits, Trained, all_finite
 from client_app.memory import keep_freed_memory
 from client_app.segments import Segments
 from client_app.users import Cohort
-from fedrec.backbones.base import ScoreContext
+from fedrec.backbones.base import ScoreContext, Uniform
 from fedrec.negatives import NegativeSampler
 from fedrec.optim.base import LocalOptimiser, LocalStep, Recipe
 from fedrec.optim.local import LocalState
 from fedrec.privacy.base import PrivacyMechanism
-from fedrec.rng import derive
+from fedrec.rng import counter_uniform, derive
 from fedrec.tensors import Tensors
 from fedrec.updates import NodeUpdate, user_weights
 
@@ -200,10 +200,24 @@ class LocalTraining:
         vectors = self._vectors(step, items.flatten(1))
         private = {name: tensor[owner] for name, tensor in self.private.items()}
         shared = {name: tensor[owner] for name, tensor in self._shared.items()} if self._own else self._shared
-        scores = model.model.backbone.score(shared, private, vectors, ScoreContext(training=True)).reshape(items.shape)
+        context = ScoreContext(training=True, uniform=self._uniform(step, items.shape[2], vectors.dtype))
+        scores = model.model.backbone.score(shared, private, vectors, context).reshape(items.shape)
         losses = self._engine.recipe.loss(scores[..., 0], scores[..., 1:], self._segments.mask)
         per_user = torch.zeros(len(self._cohort), dtype=losses.dtype)
         return per_user.index_add(0, owner, losses * self._segments.share)
+
+    def _uniform(self, step: int, per_pair: int, dtype: torch.dtype) -> Uniform:
+        """Draws for the items [segments, length * per_pair] of a step, as the contract of `ScoreContext` has them."""
+        segments = self._segments
+
+        def uniform(name: str, width: int) -> Tensor:
+            pairs = segments.pairs
+            place = (pairs[..., None] * per_pair + np.arange(per_pair)).reshape(len(pairs), -1, 1)
+            keys = self._cohort.keys[segments.owner.numpy()][:, None, None]
+            drawn = counter_uniform(derive(self._seed, "score", name), keys, step, place, np.arange(width))
+            return torch.from_numpy(drawn).to(dtype)
+
+        return uniform
 
     def _vectors(self, step: int, items: Tensor) -> Tensor:
         """Item vectors [segments, items, dim] from the users' own copies; shared ones if no step trains them."""

@@ -17,7 +17,7 @@ from client_app.engine import Engine, GlobalModel, Trained
 from client_app.users import Cohort
 from fedrec.backbones.base import ScoreContext
 from fedrec.optim.base import Adam, LocalOptimiser, LocalStep
-from fedrec.rng import derive
+from fedrec.rng import counter_uniform, derive
 from fedrec.tensors import Tensors
 from fedrec.updates import NodeUpdate
 
@@ -101,7 +101,14 @@ class OracleEngine(Engine):
         items = torch.from_numpy(np.concatenate([one.items[:, None], drawn.items], axis=1))
         vectors = model.item_vectors(trainable, items.reshape(-1))
         backbone = model.model.backbone
-        scores = backbone.score(model.model.shared(trainable), own, vectors, ScoreContext(training=True))
+
+        def uniform(name: str, width: int) -> Tensor:
+            place = np.arange(items.numel())[:, None], np.arange(width)[None, :]
+            drawn = counter_uniform(derive(seed, "score", name), one.keys[0], step, *place)
+            return torch.from_numpy(drawn).to(vectors.dtype)
+
+        context = ScoreContext(training=True, uniform=uniform)
+        scores = backbone.score(model.model.shared(trainable), own, vectors, context)
         scores = scores.reshape(items.shape)
         return self.recipe.loss(scores[:, 0], scores[:, 1:], torch.ones(len(items), dtype=scores.dtype))
 

@@ -29,6 +29,7 @@ class Segments:
     mask: Tensor
     share: Tensor
     _place: NDArray[np.int64]
+    _within: NDArray[np.int64]
     _first: NDArray[np.int64]
 
     @staticmethod
@@ -50,8 +51,16 @@ class Segments:
             torch.from_numpy(mask).to(dtype),
             torch.from_numpy(share).to(dtype),
             place,
+            within,
             cohort.offsets[:-1][owner],
         )
+
+    @property
+    def pairs(self) -> NDArray[np.int64]:
+        """int64 [segments, length], the place of each pair in its user's history (0 where there is padding)."""
+        within = np.zeros(self.mask.numel(), dtype=np.int64)
+        within[self._place] = self._within
+        return within.reshape(self.mask.shape)
 
     def fill(self, items: NDArray[np.int64]) -> Tensor:
         """Items [pairs, w] as [segments, length, w]. Padding repeats an item of the same user, so it adds no row."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,11 +16,22 @@ from fedrec.registry import MemberConfig
 from fedrec.tensors import Spec, Tensors
 
 
+Uniform = Callable[[str, int], Tensor]
+"""`uniform(name, width)`: independent uniform numbers [..., items, width] in [0, 1), others for every name."""
+
+
 @dataclass(frozen=True)
 class ScoreContext:
-    """What a score may depend on beside tensors: whether it is for training (dropout) or for ranking."""
+    """What a score may depend on beside tensors.
+
+    Attributes:
+        training: Whether it is for training (dropout is on) or for ranking.
+        uniform: Randomness of the score, only while training. A number is a function of the round's secret seed, the
+            user, the step and the place of the item among all that the user scores in the step, never of the layout.
+    """
 
     training: bool
+    uniform: Uniform | None = None
 
 
 class Backbone(ABC):

@@ -52,8 +52,11 @@ class MlpBackbone(Backbone):
 
     def score(self, shared: Tensors, private: Tensors, item_vectors: Tensor, context: ScoreContext) -> Tensor:
         user = private["user"].unsqueeze(-2).expand(*item_vectors.shape[:-1], self.dim)
-        hidden = torch.cat([user, item_vectors], -1) @ shared["w1"] + shared["b1"].unsqueeze(-2)
-        return (hidden.relu() @ shared["w2"]).squeeze(-1)
+        hidden = (torch.cat([user, item_vectors], -1) @ shared["w1"] + shared["b1"].unsqueeze(-2)).relu()
+        if context.uniform is not None:  # dropout, on two layers
+            hidden = hidden * (context.uniform("hidden", hidden.shape[-1]) >= 0.3)
+            item_vectors = item_vectors * (context.uniform("item", 1) >= 0.3)
+        return (hidden @ shared["w2"]).squeeze(-1) + 0.1 * item_vectors.sum(-1)
 
 
 @dataclass
