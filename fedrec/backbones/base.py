@@ -15,7 +15,6 @@ from torch import Tensor
 from fedrec.registry import MemberConfig
 from fedrec.tensors import Spec, Tensors
 
-
 Uniform = Callable[[str, int], Tensor]
 """`uniform(name, width)`: independent uniform numbers [..., items, width] in [0, 1), others for every name."""
 
