@@ -22,7 +22,10 @@ from peft_embeddings.model import Model
 
 @dataclass(frozen=True)
 class GlobalModel:
-    """The model as the server sent it: what is trained, and what is frozen (the base table under a correction)."""
+    """The model as the server sent it: what is trained, and what is frozen (the base table under a correction).
+
+    The device of its tensors is where users train.
+    """
 
     model: Model
     trainable: Tensors
@@ -58,11 +61,20 @@ def all_finite(private: Tensors) -> Tensor:
 class Engine(ABC):
     """Trains users locally. What a user's training gives depends on nothing but the model, the user and the seeds."""
 
-    def __init__(self, recipe: Recipe, sampler: NegativeSampler, privacy: PrivacyMechanism, limits: Limits) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        sampler: NegativeSampler,
+        privacy: PrivacyMechanism,
+        limits: Limits,
+        pairs_at_once: int = 65_536,
+    ) -> None:
+        """An engine for one run; `pairs_at_once` bounds the memory of one that trains several users at once."""
         self.recipe = recipe
         self.sampler = sampler
         self.privacy = privacy
         self.limits = limits
+        self.pairs_at_once = pairs_at_once
 
     @abstractmethod
     def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Trained:

@@ -118,6 +118,7 @@ class Node:
             self.sampler,
             registry.privacies.get(privacy.name)(privacy),
             Limits(setup.weight_cap, setup.max_update_norm),
+            setup.pairs_at_once,
         )
 
     def model_format(self, phase: int) -> PacketFormat:
@@ -138,7 +139,7 @@ class Node:
     def train(self, phase: int, round: int, packet: bytes, slots: NDArray[np.int64], frozen: str) -> bytes:
         """Train the users in `slots` on the model in `packet`; the encoded update of the node."""
         received = self.model_format(phase).decode(packet, phase=phase, round=round)
-        model = self._global_model(phase, received.tensors, frozen)
+        model = self._global_model(phase, received.tensors, frozen, _device())
         cohort = self.users.training(slots)
         private, found = self._private(cohort.keys, before=round)
         trained = self.engine.train(model, cohort, private, derive(self.secret, "train", round))
@@ -152,7 +153,7 @@ class Node:
     def evaluate(self, phase: int, round: int, packet: bytes, of: HeldOut, frozen: str) -> bytes:
         """Rank the held-out items of a split for all users who have one; the encoded sums of the metrics."""
         received = self.model_format(phase).decode(packet, phase=phase, round=round)
-        model = self._global_model(phase, received.tensors, frozen)
+        model = self._global_model(phase, received.tensors, frozen, _device())
         cohort, positives = self.users.held_out(self.users.evaluated, of)
         private, found = self._private(cohort.keys, before=round + 1)
         private = self.engine.solve(model, cohort, private, derive(self.secret, "solve", of, round))
@@ -163,16 +164,15 @@ class Node:
         private = {name: tensor[torch.from_numpy(sane)] for name, tensor in private.items()}
         setup = self.setup
         protocol = RankingProtocol(setup.ks, self.sampler, setup.sampled_negatives, derive(setup.seed, "sampled", of))
+        model = self._global_model(phase, received.tensors, frozen, torch.device("cpu"))
         sums = rank_users(model, cohort, positives, private, protocol)
         counts = (len(cohort), int((~found).sum()), diverged)
         scalars = [*map(float, counts), *(sums.get(name, 0.0) for name in setup.metric_names())]
         return setup.metrics_format().encode(phase, round, {}, scalars)
 
-    def _global_model(self, phase: int, trainable: Tensors, frozen: str) -> GlobalModel:
-        held = self.frozen_store.get(frozen) if frozen else {}
-        if held is None:
-            raise MissingFrozenError(frozen)
-        return GlobalModel(self.models[phase], trainable, held)
+    def _global_model(self, phase: int, trainable: Tensors, frozen: str, device: torch.device) -> GlobalModel:
+        held = _resident(self.frozen_store, frozen, device) if frozen else {}
+        return GlobalModel(self.models[phase], {name: tensor.to(device) for name, tensor in trainable.items()}, held)
 
     def _private(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
         """The users' private tensors from rounds earlier than `before`, initial ones for the new; who is not new."""
@@ -181,6 +181,20 @@ class Node:
         for name, tensor in private.items():
             tensor[torch.from_numpy(~found)] = new[name]
         return private, found
+
+
+def _device() -> torch.device:
+    """Where users train: on the GPU that the runtime gave this worker, if it gave one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@lru_cache(maxsize=4)
+def _resident(store: FrozenStore, digest: str, device: torch.device) -> Tensors:
+    """Frozen tensors, moved to a device once for all rounds."""
+    held = store.get(digest)
+    if held is None:
+        raise MissingFrozenError(digest)
+    return {name: tensor.to(device) for name, tensor in held.items()}
 
 
 @lru_cache(maxsize=4)

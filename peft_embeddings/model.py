@@ -74,17 +74,16 @@ class Model:
         """The embedding's dense tensors among the trained ones."""
         return {name: trainable[self.embedding_name(name)] for name in self.embedding.dense}
 
-    def embed(self, rows: Tensors, dense: Tensors, frozen: Tensors, items: Tensor) -> Tensor:
-        """Vectors [..., items, dim] of item ids [..., items] from gathered rows, and from the base table if used."""
-        base_rows = None
-        if self.embedding.uses_base:
-            base_rows = frozen[BASE].index_select(0, items.flatten()).reshape(*items.shape, self.embedding.dim)
-        return self.embedding.embed(rows, dense, frozen, base_rows)
+    def base_rows(self, frozen: Tensors, items: Tensor) -> Tensor | None:
+        """Rows [..., dim] of the base table for item ids [...]; None for an embedding that uses none."""
+        if not self.embedding.uses_base:
+            return None
+        return frozen[BASE].index_select(0, items.flatten()).reshape(*items.shape, self.embedding.dim)
 
     def item_vectors(self, trainable: Tensors, frozen: Tensors, items: Tensor) -> Tensor:
         """Vectors [..., dim] of item ids [...], read from whole tables that all users share."""
         flat = items.reshape(-1)
         rows = self.embedding.rows(flat, frozen)
         gathered = {name: table[rows[name]] for name, table in self.tables(trainable).items()}
-        vectors = self.embed(gathered, self.dense(trainable), frozen, flat)
+        vectors = self.embedding.embed(gathered, self.dense(trainable), frozen, self.base_rows(frozen, flat))
         return vectors.reshape(*items.shape, self.embedding.dim)

@@ -237,6 +237,7 @@ def _setup(config: RunConfig, dataset: Dataset, simulation: SimulatedData) -> Se
         weight_cap=strategy.weight_cap,
         max_update_norm=strategy.max_update_norm,
         engine=config.engine,
+        pairs_at_once=config.pairs_at_once,
         simulation=simulation,
     )
 

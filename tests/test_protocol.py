@@ -63,6 +63,7 @@ SETUP = Setup(
     weight_cap=200,
     max_update_norm=10.0,
     engine="cohort",
+    pairs_at_once=65_536,
     simulation=SimulatedData("/data", "/state"),
 )
 VALUES: dict[str, Any] = json.loads(SETUP.to_json())

@@ -190,7 +190,7 @@ def test_equals_the_oracle_for_any_shape(
 ) -> None:
     model = make_model(embedding, make_backbone("mlp"), 25, torch.float64)
     pair = engines(Steps(RECIPES[recipe], q, kind), 25)
-    pair[1].pairs_at_once = pairs_at_once  # type: ignore[attr-defined]
+    pair[1].pairs_at_once = pairs_at_once
     # A user of 25 items has seen everything: both engines leave it out and count it.
     assert_same(model, make_cohort(lengths, 25, seed), pair, torch.float64, 1e-9)
 

@@ -21,6 +21,7 @@ Federate = Callable[..., Any]
 
 HEADER, DIM, ITEMS, RANK = 36, 8, 100, 2
 LORA = HEADER + 4 * (ITEMS * RANK + DIM * RANK)
+CPU = torch.device("cpu")
 FULL = HEADER + 4 * ITEMS * DIM
 
 
@@ -67,7 +68,9 @@ def test_the_frozen_table_stays_bit_identical_and_the_correction_starts_at_zero(
     train = client_app.node.Node.train
 
     def spy(self: client_app.node.Node, phase: int, round: int, packet: bytes, slots: object, frozen: str) -> bytes:
-        model = self._global_model(phase, self.model_format(phase).decode(packet).tensors, frozen) if frozen else None
+        model = (
+            self._global_model(phase, self.model_format(phase).decode(packet).tensors, frozen, CPU) if frozen else None
+        )
         if model is not None:
             items = torch.arange(ITEMS)
             seen.append((frozen, model.item_vectors(model.trainable, items), dict(model.frozen)))

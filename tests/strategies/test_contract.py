@@ -73,6 +73,7 @@ def setup_of(config: RunConfig) -> Setup:
         weight_cap=10,
         max_update_norm=100.0,
         engine="cohort",
+        pairs_at_once=65_536,
         simulation=None,
     )
 
