@@ -39,8 +39,9 @@ class Deltas(NamedTuple):
 class _Place:
     """The copies at one place of the pairs (the positives, or the negatives of one step)."""
 
-    def __init__(self, rows: Tensor, shared: Tensor, groups: Tensor) -> None:
+    def __init__(self, rows: Tensor, owner: Tensor, shared: Tensor, groups: Tensor) -> None:
         self.rows = rows  # int64 [segments, length * items, r]
+        self.owner = owner  # int64 [segments]
         self.shared = shared  # int64 [m], flat positions of the copies that the small table stands for
         self.groups = groups  # int64 [m], which of its rows
         self.moved: Tensor | None = None  # what was added to the copies so far; None before they are first read
@@ -53,38 +54,36 @@ class _Place:
 class RowCopies:
     """The copies of one table's rows for a chunk of users."""
 
-    def __init__(self, table: Tensor, owner: Tensor, reads: Sequence[Tensor], segments: Segments) -> None:
+    def __init__(self, table: Tensor, users: int, reads: Sequence[tuple[Tensor, Segments]]) -> None:
         """Copies for a whole training.
 
         Args:
             table: The received table [rows, width].
-            owner: int64 [pairs], the user of each pair, ascending.
-            reads: First for the positives, then for the negatives of each step: the rows that each pair reads, int64
-                [pairs, items, r].
-            segments: How the pairs are laid out.
+            users: Number of users.
+            reads: For each place (first that of the positives, then those of negatives) the rows that are read there,
+                int64 [pairs, items, r], and how its pairs are laid out.
         """
         self._table = table
-        self._segments = segments
         self._states: dict[tuple[LocalOptimiser, int], LocalState] = {}
         self._steps: Counter[LocalOptimiser] = Counter()
-        keys = torch.cat([(owner[:, None, None] * len(table) + rows).flatten() for rows in reads])
-        found = repeated(keys.cpu().numpy(), (int(owner[-1]) + 1) * len(table))
+        keys = torch.cat([(at.owners[:, None, None] * len(table) + rows).flatten() for rows, at in reads])
+        found = repeated(keys.cpu().numpy(), users * len(table))
         places, groups, values = (torch.from_numpy(part).to(table.device) for part in found)
         self._owner, self._rows = values // len(table), values % len(table)
         self._small = table.index_select(0, self._rows)
         self._places = []
-        sizes = [rows.numel() for rows in reads]
+        sizes = [rows.numel() for rows, _ in reads]
         ends = np.cumsum(sizes)
         cuts = [0, *np.searchsorted(found.places, ends).tolist()]
-        for number, rows in enumerate(reads):
+        for number, (rows, at) in enumerate(reads):
             mine = slice(cuts[number], cuts[number + 1])
             per_pair = rows.shape[1] * rows.shape[2]
             place = places[mine] - int(ends[number] - sizes[number])
-            shared = segments.places[place // per_pair] * per_pair + place % per_pair
-            self._places.append(_Place(segments.fill(rows).flatten(1, 2), shared, groups[mine]))
+            shared = at.places[place // per_pair] * per_pair + place % per_pair
+            self._places.append(_Place(at.fill(rows).flatten(1, 2), at.owner, shared, groups[mine]))
 
     def read(self, number: int) -> Tensor:
-        """The present copies [segments, length * items, r, width] at place `number` (0: positives, then 1 + step)."""
+        """The present copies [segments, length * items, r, width] at place `number`."""
         place = self._places[number]
         values = self._table.index_select(0, place.rows.flatten())
         if place.moved is not None:
@@ -128,7 +127,7 @@ class RowCopies:
         for place in self._places:
             if place.moved is not None:
                 rows = place.rows.flatten(1)
-                yield Deltas(self._segments.owner, rows, place.moved.reshape(*rows.shape, -1))
+                yield Deltas(place.owner, rows, place.moved.reshape(*rows.shape, -1))
         if len(self._small):
             moved = self._small - self._table.index_select(0, self._rows)
             yield Deltas(self._owner, self._rows[:, None], moved[:, None])

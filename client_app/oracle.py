@@ -95,22 +95,31 @@ class OracleEngine(Engine):
     def _loss(
         self, model: GlobalModel, one: Cohort, trainable: Tensors, own: Tensors, seed: int, step: int
     ) -> Tensor | None:
-        drawn = self.sampler.draw(seed, one.keys, one.offsets, one.items, step, self.recipe.negatives)
+        recipe, n = self.recipe, len(one.items)
+        lengths = np.array([1 if recipe.shared_negatives else n])
+        time = step if recipe.fresh_negatives else 0
+        drawn = self.sampler.unknown(one.offsets, one.items).draw(seed, one.keys, lengths, time, recipe.negatives)
         if drawn.exhausted.any():
             return None
-        items = torch.from_numpy(np.concatenate([one.items[:, None], drawn.items], axis=1))
-        vectors = model.item_vectors(trainable, items.reshape(-1))
-        backbone = model.model.backbone
+        if recipe.shared_negatives:
+            order = np.concatenate([drawn.items[0], one.items])
+        else:
+            order = np.concatenate([one.items[:, None], drawn.items], axis=1).reshape(-1)
+        items = torch.from_numpy(order)
+        vectors = model.item_vectors(trainable, items)
 
         def uniform(name: str, width: int) -> Tensor:
-            place = np.arange(items.numel())[:, None], np.arange(width)[None, :]
+            place = np.arange(len(items))[:, None], np.arange(width)[None, :]
             drawn = counter_uniform(derive(seed, "score", name), one.keys[0], step, *place)
             return torch.from_numpy(drawn).to(vectors.dtype)
 
         context = ScoreContext(training=True, uniform=uniform)
-        scores = backbone.score(model.model.shared(trainable), own, vectors, context)
-        scores = scores.reshape(items.shape)
-        return self.recipe.loss(scores[:, 0], scores[:, 1:], torch.ones(len(items), dtype=scores.dtype))
+        scores = model.model.backbone.score(model.model.shared(trainable), own, vectors, context)
+        mask = torch.ones(n, dtype=scores.dtype)
+        if recipe.shared_negatives:
+            return recipe.loss(scores[recipe.negatives :], scores[None, : recipe.negatives], mask)
+        scores = scores.reshape(n, -1)
+        return recipe.loss(scores[:, 0], scores[:, 1:], mask)
 
 
 def _torch_optimiser(optimiser: LocalOptimiser, tensors: Sequence[Tensor]) -> torch.optim.Optimizer:

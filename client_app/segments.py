@@ -26,6 +26,7 @@ class Segments:
         share: [segments], the part of its user's pairs that a segment holds.
         pairs: int64 [segments, length], the place of each pair in its user's history; padding repeats a place.
         places: int64 [pairs], where each pair of the cohort stands in the flattened rectangle.
+        owners: int64 [pairs], the user of each pair.
     """
 
     owner: Tensor
@@ -33,6 +34,7 @@ class Segments:
     share: Tensor
     pairs: Tensor
     places: Tensor
+    owners: Tensor
     _source: Tensor
 
     @staticmethod
@@ -69,8 +71,20 @@ class Segments:
             tensor(share).to(dtype),
             tensor(pairs),
             tensor(places),
+            tensor(np.repeat(np.arange(len(cohort)), lengths)),
             tensor(source.reshape(-1)),
         )
+
+    @staticmethod
+    def one_each(users: int, dtype: torch.dtype, device: torch.device) -> Segments:
+        """What belongs to a user as a whole: a segment for each, of length one."""
+        number = torch.arange(users, device=device)
+        one = torch.ones(users, 1, dtype=dtype, device=device)
+        return Segments(number, one, one[:, 0], torch.zeros(users, 1, dtype=torch.int64), number, number, number)
+
+    def select(self, tensor: Tensor) -> Tensor:
+        """Of a tensor [users, ...] for each segment that of its user: [segments, ...]."""
+        return tensor if len(self.owner) == len(tensor) else tensor.index_select(0, self.owner)
 
     def fill(self, values: Tensor) -> Tensor:
         """Values [pairs, ...] as [segments, length, ...]. Padding repeats the user's first."""

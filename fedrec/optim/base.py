@@ -38,7 +38,7 @@ LocalOptimiser = Adam | Sgd
 
 @dataclass(frozen=True)
 class LocalStep:
-    """One full-batch gradient step of one user over its whole history, with negatives drawn for this step.
+    """One full-batch gradient step of one user over its whole history.
 
     Attributes:
         private: Whether the private tensors move.
@@ -62,7 +62,17 @@ class Recipe(ABC):
     @property
     @abstractmethod
     def negatives(self) -> int:
-        """Negatives drawn for each positive, afresh in every step of every round."""
+        """Negatives drawn for each positive, or for all positives of a user together; afresh in every round."""
+
+    @property
+    def shared_negatives(self) -> bool:
+        """Whether the negatives are drawn once for the user, and all its positives are set against the same ones."""
+        return False
+
+    @property
+    def fresh_negatives(self) -> bool:
+        """Whether they are drawn for every step, not once for all steps of a round."""
+        return True
 
     @abstractmethod
     def local_steps(self) -> Sequence[LocalStep]:
@@ -76,7 +86,7 @@ class Recipe(ABC):
     def loss(self, positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
         """A user's loss [...] from scores of positives [..., pairs] and negatives [..., pairs, q].
 
-        `mask` [..., pairs] is 1.0 for a real pair and 0.0 for padding; the loss is the mean over the real pairs.
+        Shared negatives are [..., 1, q]. `mask` [..., pairs] is 1.0 for a real pair and 0.0 for padding; the loss is the mean over the real pairs.
         """
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -66,10 +67,20 @@ class Steps(Recipe):
     steps: Sequence[LocalStep]
     q: int
     kind: Literal["bpr", "bce"]
+    shared: bool = False
+    fresh: bool = True
 
     @property
     def negatives(self) -> int:
         return self.q
+
+    @property
+    def shared_negatives(self) -> bool:
+        return self.shared
+
+    @property
+    def fresh_negatives(self) -> bool:
+        return self.fresh
 
     def local_steps(self) -> Sequence[LocalStep]:
         return self.steps
@@ -184,12 +195,22 @@ def test_equals_the_oracle_for_sgd_in_float32(embedding: str) -> None:
     embedding=st.sampled_from(EMBEDDINGS),
     pairs_at_once=st.integers(1, 60),
     seed=st.integers(0, 1000),
+    shared=st.booleans(),
+    fresh=st.booleans(),
 )
 def test_equals_the_oracle_for_any_shape(
-    lengths: list[int], q: int, kind: Any, recipe: str, embedding: str, pairs_at_once: int, seed: int
+    lengths: list[int],
+    q: int,
+    kind: Any,
+    recipe: str,
+    embedding: str,
+    pairs_at_once: int,
+    seed: int,
+    shared: bool,
+    fresh: bool,
 ) -> None:
     model = make_model(embedding, make_backbone("mlp"), 25, torch.float64)
-    pair = engines(Steps(RECIPES[recipe], q, kind), 25)
+    pair = engines(Steps(RECIPES[recipe], q, kind, shared, fresh), 25)
     pair[1].pairs_at_once = pairs_at_once
     # A user of 25 items has seen everything: both engines leave it out and count it.
     assert_same(model, make_cohort(lengths, 25, seed), pair, torch.float64, 1e-9)
@@ -200,8 +221,10 @@ def test_solve_moves_private_tensors_alone_and_equals_the_oracle() -> None:
     before = {name: tensor.clone() for name, tensor in model.trainable.items()}
     cohort = make_cohort([7, 1, 19], 40, seed=0)
     private = private_of(model, cohort, torch.float64)
-    oracle, fast = (e.solve(model, cohort, private, seed=2) for e in engines(Steps([], 2, "bpr"), 40))
-    torch.testing.assert_close(fast["user"], oracle["user"], atol=1e-9, rtol=1e-9)
+    for shared, fresh in itertools.product([False, True], repeat=2):
+        recipe = Steps([], 2, "bpr", shared, fresh)
+        oracle, fast = (e.solve(model, cohort, private, seed=2) for e in engines(recipe, 40))
+        torch.testing.assert_close(fast["user"], oracle["user"], atol=1e-9, rtol=1e-9)
     assert not torch.equal(fast["user"], private["user"])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.trainable.items())
 
