@@ -91,7 +91,7 @@ class LocalTraining:
             self._step(number, step)
 
     def _draw(self, times: int) -> list[Tensor]:
-        """The positives [pairs, 1], then each time the negatives [pairs, q] ([users, q] if a user's pairs share them)."""
+        """The positives [pairs, 1], then each time the negatives [pairs, q] ([users, q] if a user's pairs share)."""
         cohort, recipe = self.cohort, self._recipe
         rows = np.ones_like(cohort.lengths) if recipe.shared_negatives else cohort.lengths
         drawn = [cohort.items[:, None]]

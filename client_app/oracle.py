@@ -125,5 +125,7 @@ class OracleEngine(Engine):
 def _torch_optimiser(optimiser: LocalOptimiser, tensors: Sequence[Tensor]) -> torch.optim.Optimizer:
     if isinstance(optimiser, Adam):
         betas = (optimiser.beta1, optimiser.beta2)
-        return torch.optim.Adam(tensors, lr=optimiser.lr, betas=betas, eps=optimiser.eps)
+        return torch.optim.Adam(
+            tensors, lr=optimiser.lr, betas=betas, eps=optimiser.eps, weight_decay=optimiser.weight_decay
+        )
     return torch.optim.SGD(tensors, lr=optimiser.lr)

@@ -18,12 +18,17 @@ from fedrec.tensors import Tensors
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma and Ba, ICLR 2015) with state that starts at zero in every round and belongs to one user."""
+    """Adam (Kingma and Ba, ICLR 2015) with state that starts at zero in every round and belongs to one user.
+
+    `weight_decay` is L2 regularisation (added to the gradient), for steps that move private tensors alone: it would move
+    rows that a user never reads.
+    """
 
     lr: float
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,8 @@ class Recipe(ABC):
     def loss(self, positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
         """A user's loss [...] from scores of positives [..., pairs] and negatives [..., pairs, q].
 
-        Shared negatives are [..., 1, q]. `mask` [..., pairs] is 1.0 for a real pair and 0.0 for padding; the loss is the mean over the real pairs.
+        Shared negatives are [..., 1, q]. `mask` [..., pairs] is 1.0 for a real pair and 0.0 for padding; the loss is
+        the mean over the real pairs.
         """
 
     @abstractmethod

@@ -43,7 +43,7 @@ class LocalState:
             beta1=rule.beta1,
             beta2=rule.beta2,
             lr=rule.lr,
-            weight_decay=0.0,
+            weight_decay=rule.weight_decay,
             eps=rule.eps,
             maximize=False,
         )

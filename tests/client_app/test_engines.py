@@ -23,7 +23,7 @@ from fedrec.backbones.base import Backbone, ScoreContext
 from fedrec.config.describe import load_member
 from fedrec.negatives import NegativeSampler
 from fedrec.optim.base import Adam, LocalStep, Recipe, Sgd
-from fedrec.optim.losses import bce, bpr
+from fedrec.optim.losses import LOSSES
 from fedrec.privacy.base import PrivacyMechanism
 from fedrec.privacy.none import NoPrivacy, NoPrivacyConfig
 from fedrec.registry import MemberConfig
@@ -66,7 +66,7 @@ class Steps(Recipe):
 
     steps: Sequence[LocalStep]
     q: int
-    kind: Literal["bpr", "bce"]
+    kind: Literal["bpr", "bce", "softmax"]
     shared: bool = False
     fresh: bool = True
 
@@ -89,7 +89,7 @@ class Steps(Recipe):
         return [LocalStep(True, False, Adam(0.05))] * 3
 
     def loss(self, positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
-        return (bpr if self.kind == "bpr" else bce)(positive, negative, mask)
+        return LOSSES[self.kind](positive, negative, mask)
 
     def server_update(self, model: Tensors, mean_delta: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
         raise AssertionError("no server here")
@@ -109,6 +109,7 @@ RECIPES: dict[str, list[LocalStep]] = {
     "adam": [LocalStep(True, True, Adam(0.01))] * 3,
     "sgd": [LocalStep(True, True, Sgd(0.3))] * 3,
     "private_first": [LocalStep(True, False, Adam(0.05))] * 2 + [LocalStep(False, True, Sgd(1.0))],
+    "decayed": [LocalStep(True, False, Adam(0.05, weight_decay=0.1))] * 2 + [LocalStep(False, True, Sgd(1.0))],
     "two_adams": [
         LocalStep(True, True, Adam(0.01)),
         LocalStep(True, False, Adam(0.02)),
@@ -190,7 +191,7 @@ def test_equals_the_oracle_for_sgd_in_float32(embedding: str) -> None:
 @given(
     lengths=st.lists(st.integers(1, 25), min_size=1, max_size=8),
     q=st.integers(1, 4),
-    kind=st.sampled_from(["bpr", "bce"]),
+    kind=st.sampled_from(sorted(LOSSES)),
     recipe=st.sampled_from(sorted(RECIPES)),
     embedding=st.sampled_from(EMBEDDINGS),
     pairs_at_once=st.integers(1, 60),
