@@ -140,7 +140,7 @@ def test_paper_steps_follow_the_configuration() -> None:
     assert recipe.negatives == 4
 
 
-# The server's optimisers -----------------------------------------------------------------------------------------------
+# The server's optimisers ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adagrad", "adam"])

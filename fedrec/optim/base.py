@@ -20,8 +20,8 @@ from fedrec.tensors import Tensors
 class Adam:
     """Adam (Kingma and Ba, ICLR 2015) with state that starts at zero in every round and belongs to one user.
 
-    `weight_decay` is L2 regularisation (added to the gradient), for steps that move private tensors alone: it would move
-    rows that a user never reads.
+    `weight_decay` is L2 regularisation (added to the gradient), for steps that move private tensors alone: it would
+    move rows that a user never reads.
     """
 
     lr: float
