@@ -63,7 +63,7 @@ SETUP = Setup(
     weight_cap=200,
     max_update_norm=10.0,
     engine="cohort",
-    simulation=SimulatedData("/data", "/state"),
+    simulation=SimulatedData("/data", "/state", "t"),
 )
 VALUES: dict[str, Any] = json.loads(SETUP.to_json())
 
