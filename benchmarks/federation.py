@@ -26,6 +26,7 @@ from fedrec.data.store import open_store
 from fedrec.data.types import Catalogue, DataReport, Dataset, DataSummary
 from fedrec.protocol import SimulatedData, pack_eligible
 from fedrec.rng import generator
+from fedrec.shared_folder import leave_token
 from server_app.run import _setup
 from server_app.run_folder import METRICS, SUMMARY
 from strategies.base import FederatedStrategy, ServerState
@@ -101,7 +102,7 @@ def _strategy(
     overrides = [*strategy, f"strategy.rounds={rounds}", f"strategy.fraction={fraction!r}"]
     overrides += [f"simulation.nodes={nodes}", "evaluation.every=0", "checkpoint_every=0", "run_id=benchmark"]
     config = compose(overrides, base=None)
-    setup = _setup(config, dataset, SimulatedData(str(data["store"]), str(folder)))
+    setup = _setup(config, dataset, SimulatedData(str(data["store"]), str(folder), leave_token(folder)))
     base = torch.randn(items, setup.dim, generator=generator(0, "benchmark")) / setup.dim**0.5
     watch = _Watch()
     made = registry.strategies.get(config.strategy.name)(config, setup, base, pack_eligible(eligible, items), watch)

@@ -13,6 +13,7 @@ from client_app.node import MissingFrozenError, Node, Place
 from fedrec.data.split import HeldOut
 from fedrec.errors import FedrecError, PacketError
 from fedrec.protocol import Setup, code_digest
+from fedrec.shared_folder import NotSharedError
 from strategies import records
 from strategies.records import Content, pack, unpack
 
@@ -58,7 +59,10 @@ def enroll(message: Message, context: Context) -> Message:
     text = unpack(message.content).text(_SETUP)
     node = _node(text, _place(context))
     context.state[_SETUP] = ConfigRecord({"json": text})
-    content = pack({"code": code_digest()}, arrays={records.KEYS: node.users.keys})
+    try:
+        content = pack({"code": code_digest()}, arrays={records.KEYS: node.users.keys})
+    except NotSharedError as error:
+        content = pack({records.UNSHARED: str(error)})
     return Message(content, reply_to=message)
 
 
@@ -111,3 +115,5 @@ def _answer(message: Message, context: Context, name: str, work: Callable[[Node,
         return Message(pack({}, {name: work(node, content)}), reply_to=message)
     except MissingFrozenError as missing:
         return Message(pack({records.MISSING: missing.digest}), reply_to=message)
+    except NotSharedError as error:
+        return Message(pack({records.UNSHARED: str(error)}), reply_to=message)

@@ -28,6 +28,7 @@ from fedrec.negatives import NegativeSampler
 from fedrec.packet import PacketFormat
 from fedrec.protocol import Setup, SimulatedData, eligible_spec, frozen_format, unpack_eligible
 from fedrec.rng import derive
+from fedrec.shared_folder import require_shared
 from fedrec.tensors import Tensors
 from peft_embeddings.base import ItemEmbedding
 from peft_embeddings.model import Model
@@ -61,6 +62,7 @@ class Node:
     def _simulation(self) -> SimulatedData:
         if self.setup.simulation is None:
             raise PacketError("malformed", "the setup names no simulated data, and this node has none of its own")
+        require_shared(self.setup.simulation)
         return self.setup.simulation
 
     @cached_property

@@ -47,12 +47,19 @@ because their own tensors are not finite."""
 
 @dataclass(frozen=True)
 class SimulatedData:
-    """Where a simulated node finds what a real device would own: absolute paths on a disk that all workers share."""
+    """Where a simulated node finds what a real device would own: absolute paths on a disk that all workers share.
+
+    Attributes:
+        interactions: Folder of the prepared interactions.
+        state_dir: Folder of what the simulated devices keep.
+        token: What the server has written into the state-dir, to be found there by every worker.
+    """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _CHECKED
 
     interactions: str
     state_dir: str
+    token: str
 
 
 @dataclass(frozen=True)

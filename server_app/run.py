@@ -31,6 +31,7 @@ from fedrec.protocol import (
     code_digest,
     pack_eligible,
 )
+from fedrec.shared_folder import leave_token
 from fedrec.tensors import content_digest, text_digest
 from peft_embeddings.base_table import BaseTable, build_base_table, random_base_table, text_vectors
 from peft_embeddings.encoders.base import TextEncoder
@@ -154,7 +155,7 @@ def _run(
     store = write_store(dataset.interactions, cache_dir)
     watcher.stage("base table from item text")
     table = _base_table(config, dataset, cache_dir, progress)
-    setup = _setup(config, dataset, SimulatedData(str(store), str(folder.state_dir)))
+    setup = _setup(config, dataset, SimulatedData(str(store), str(folder.state_dir), leave_token(folder.state_dir)))
     folder.write_json("manifest.json", _manifest(config, overrides, dataset, table, store))
     baselines = {}
     if config.evaluation.baselines:

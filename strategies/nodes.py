@@ -16,7 +16,7 @@ from fedrec.errors import FederationError, PacketError
 from fedrec.protocol import Setup, code_digest
 from strategies.directory import Directory
 from strategies.exchange import exchange
-from strategies.records import ENROLL, FROZEN, KEYS, MISSING, Field, pack, unpack
+from strategies.records import ENROLL, FROZEN, KEYS, MISSING, UNSHARED, Content, Field, pack, unpack
 
 log = logging.getLogger("fedrec")
 
@@ -41,6 +41,7 @@ class Nodes:
         self.once: dict[str, bytes] = {}
         self.counts: Counter[str] = Counter()
         self._setup = setup.to_json()
+        self._simulated = setup.simulation is not None
         self.enrolment_bytes = len(setup.device_json().encode()) + _KEY_BYTES
         self._holds: dict[int, set[str]] = {}
         self._refused: set[int] = set()
@@ -59,7 +60,10 @@ class Nodes:
         self.enrol(grid)
 
     def enrol(self, grid: Grid) -> None:
-        """Ask nodes seen for the first time who lives there, and forget those that have gone."""
+        """Ask nodes seen for the first time who lives there, and forget those that have gone.
+
+        Raises FederationError if nobody has joined, or a worker of a simulation does not see the server's folders.
+        """
         connected = set(grid.get_node_ids())
         self._refused &= connected
         for node in self.directory.nodes:
@@ -93,6 +97,7 @@ class Nodes:
             return None
         try:
             content = unpack(reply.content)
+            self._require_shared(content)
             code, keys = content.text("code"), content.array(KEYS)
         except PacketError as error:
             self.refuse(node, error)
@@ -154,7 +159,7 @@ class Nodes:
                 if reply.has_error():
                     self.counts["failed"] += 1
                     log.warning("node %d failed: %s", node, _last_line(reply))
-                elif (missing := _missing(reply)) is None:
+                elif (missing := self._missing(reply)) is None:
                     self._holds[node].update(self.once)
                     self._senders[reply.metadata.reply_to_message_id] = node
                     yield reply
@@ -181,18 +186,27 @@ class Nodes:
         }
         return RecordDict({**arrays, **fields})
 
+    def _missing(self, reply: Message) -> str | None:
+        """What the node says it lacks, if that is its answer."""
+        try:
+            content = unpack(reply.content)
+        except PacketError:
+            return None
+        self._require_shared(content)
+        missing = content.fields.get(MISSING)
+        return missing if isinstance(missing, str) else None
+
+    def _require_shared(self, content: Content) -> None:
+        """Raise a FederationError if a worker of the simulation sees other folders: every node may be given to it.
+
+        Real devices have folders of their own, and could not end a run by saying so.
+        """
+        if self._simulated and UNSHARED in content.fields:
+            raise FederationError(str(content.fields[UNSHARED]))
+
     def _forget(self, node: int) -> None:
         self.directory.leave(node)
         self._holds.pop(node, None)
-
-
-def _missing(reply: Message) -> str | None:
-    """What the node says it lacks, if that is its answer."""
-    try:
-        missing = unpack(reply.content).fields.get(MISSING)
-    except PacketError:
-        return None
-    return missing if isinstance(missing, str) else None
 
 
 def _last_line(reply: Message) -> str:

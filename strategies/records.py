@@ -27,6 +27,9 @@ FROZEN = "frozen."
 MISSING = "missing"
 """Field of a reply that names what the node lacks: `setup`, or the digest of frozen tensors."""
 
+UNSHARED = "unshared"
+"""Field of a reply that says why the worker cannot serve any node: it does not see the simulation's folders."""
+
 _ARRAYS = "arrays"
 _FIELDS = "fields"
 

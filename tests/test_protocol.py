@@ -64,7 +64,7 @@ SETUP = Setup(
     max_update_norm=10.0,
     engine="cohort",
     pairs_at_once=65_536,
-    simulation=SimulatedData("/data", "/state"),
+    simulation=SimulatedData("/data", "/state", "t"),
 )
 VALUES: dict[str, Any] = json.loads(SETUP.to_json())
 

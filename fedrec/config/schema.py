@@ -57,9 +57,9 @@ class SimulationConfig:
 
     Attributes:
         nodes: SuperNodes that share the users between them.
-        workers: Processes that run the nodes.
+        workers: Processes that run the nodes (a running Ray cluster has as many as fit on it).
         cpus_per_worker: Cores a worker asks for.
-        gpus_per_worker: GPUs, or a fraction of one, a worker asks for.
+        gpus_per_worker: GPUs a worker asks for, whole ones or a fraction of one.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
