@@ -68,3 +68,7 @@ class ItemEmbedding(ABC):
             frozen: Frozen tensors.
             base_rows: Gathered rows of the base table [..., items, dim]; None without `uses_base`.
         """
+
+    def report(self, frozen: Tensors) -> Mapping[str, float]:
+        """Facts about the start that a reader of a run wants to know, by name: collisions, use of codes."""
+        return {}

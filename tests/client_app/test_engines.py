@@ -102,6 +102,9 @@ RECIPES: dict[str, list[LocalStep]] = {
     ],
 }
 EMBEDDINGS = registry.embeddings.names()
+EMBEDDINGS += [f"{name}/C" for name in EMBEDDINGS if hasattr(load_member("embedding", name), "variant")]
+"""Every member as its yaml has it, and of a compressed one also what stands alone."""
+
 PRIVACY: PrivacyMechanism = NoPrivacy(NoPrivacyConfig("none"))
 
 
@@ -114,8 +117,9 @@ def make_cohort(lengths: Sequence[int], n_items: int, seed: int) -> Cohort:
 
 
 def make_model(embedding: str, backbone: Any, n_items: int, dtype: torch.dtype) -> GlobalModel:
-    config = load_member("embedding", embedding)
-    model = Model(registry.embeddings.get(embedding)(config, n_items, DIM), backbone)
+    name, _, variant = embedding.partition("/")
+    config = load_member("embedding", name, **({"variant": variant} if variant else {}))
+    model = Model(registry.embeddings.get(name)(config, n_items, DIM), backbone)
     rng = generator(3, "test")
     base = torch.randn(n_items, DIM, generator=rng)
     trainable, frozen = model.init(base, backbone.init_shared(rng), rng)
