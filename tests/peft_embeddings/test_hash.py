@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -123,15 +124,78 @@ def test_a_vector_is_the_mean_of_the_rows_of_its_buckets() -> None:
         torch.testing.assert_close(vector, 1 + sum((table[bucket] for bucket in buckets), torch.zeros(8)) / 3)
 
 
-def test_the_papers_payload() -> None:
-    assert make(dim=32).tables["rows"].nbytes == 65_536
-    assert make(dim=32).frozen["functions"].nbytes == 32, "sent once"
+@pytest.mark.parametrize(("name", "network"), [("hash", 0), ("hash_senet", 2 * 4 * 2 * 32)])
+def test_the_papers_payload(name: str, network: int) -> None:
+    embedding = make(name, dim=32)
+    assert embedding.tables["rows"].nbytes == 65_536
+    assert sum(spec.nbytes for spec in embedding.dense.values()) == network
+    assert sum(spec.nbytes for spec in embedding.frozen.values()) == 32, "sent once"
 
 
 def test_the_same_functions_in_every_variant() -> None:
     base = torch.randn(FILMS, 8, generator=generator(0))
     frozen = [make(variant=variant).init(base, generator(3))["functions"] for variant in ("P", "C")]
     assert torch.equal(*frozen)
+
+
+# ---- weights ----------------------------------------------------------------------------------------------------
+
+
+def senet(values: torch.Tensor, w1: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
+    """One item's vector by the formula, number by number."""
+    squeezed = [sum(row.tolist()) / len(row) for row in values]
+    hidden = [max(0.0, sum(s * w1[j, u].item() for j, s in enumerate(squeezed))) for u in range(w1.shape[1])]
+    weights = [1 / (1 + math.exp(-sum(z * w2[u, j].item() for u, z in enumerate(hidden)))) for j in range(len(values))]
+    return torch.stack([weight * row for weight, row in zip(weights, values, strict=True)]).sum(0)
+
+
+def weighed(functions: int = 3, items: int = 50, **values: Any) -> tuple[HashedEmbedding, dict[str, torch.Tensor]]:
+    """An embedding and its tensors somewhere on the way, not at the start."""
+    embedding = make("hash_senet", n_items=items, functions=functions, buckets=16, **values)
+    tensors = embedding.init(torch.randn(items, 8, generator=generator(0)), generator(0))
+    tensors["rows"] = torch.randn(16, 8, generator=generator(1)) + 0.5
+    return embedding, tensors
+
+
+def test_rows_are_weighed_by_the_papers_network() -> None:
+    embedding, tensors = weighed()
+    assert {name: spec.shape for name, spec in embedding.dense.items()} == {"W1": (3, 48), "W2": (48, 3)}
+    places = embedding.rows(torch.arange(50), tensors)["rows"]
+    made = embedding.compressed({"rows": tensors["rows"][places]}, tensors, tensors)
+    for item in range(50):
+        expected = senet(tensors["rows"][places[item]], tensors["W1"], tensors["W2"])
+        torch.testing.assert_close(made[item], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["rows", "W1", "W2"])
+def test_the_gradient_of_the_weighing_network_is_that_of_finite_differences(name: str) -> None:
+    embedding, tensors = weighed()
+    values = {key: tensor.double() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()}
+    places = embedding.rows(torch.arange(50), tensors)["rows"]
+
+    def total(tensor: torch.Tensor) -> torch.Tensor:
+        given = {**values, name: tensor}
+        return embedding.compressed({"rows": given["rows"][places]}, given, given).square().sum()
+
+    assert torch.autograd.gradcheck(total, values[name].clone().requires_grad_())
+
+
+def test_from_zero_the_rows_move_first_and_then_the_network() -> None:
+    embedding = make("hash_senet", n_items=40)
+    tensors = embedding.init(torch.randn(40, 8, generator=generator(0)), generator(0))
+    trained = {name: tensors[name].requires_grad_() for name in ("rows", "W1", "W2")}
+    optimiser = torch.optim.Adam(trained.values(), lr=0.01)
+    places = embedding.rows(torch.arange(40), tensors)["rows"]
+    target = torch.randn(40, 8, generator=generator(1))
+    moved = []
+    for _ in range(3):
+        before = {name: tensor.detach().clone() for name, tensor in trained.items()}
+        optimiser.zero_grad()
+        part = embedding.compressed({"rows": trained["rows"][places]}, trained, tensors)
+        (part - target).square().sum().backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        moved.append({name for name, tensor in trained.items() if not torch.equal(tensor, before[name])})
+    assert moved == [{"rows"}, {"rows", "W1", "W2"}, {"rows", "W1", "W2"}]
 
 
 # ---- what cannot be -------------------------------------------------------------------------------------------------
