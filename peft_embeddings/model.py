@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fedrec.backbones.base import Backbone
-from fedrec.tensors import Spec, Tensors, TensorSpec
+from fedrec.tensors import Spec, TableSpec, Tensors, TensorSpec
 from peft_embeddings.base import ItemEmbedding
 
 BASE = "base"
@@ -75,7 +75,13 @@ class Model:
         return {name: trainable[self.embedding_name(name)] for name in self.embedding.dense}
 
     def embed(self, rows: Tensors, dense: Tensors, frozen: Tensors, items: Tensor) -> Tensor:
-        """Vectors [..., items, dim] of item ids [..., items] from gathered rows, and from the base table if used."""
+        """Vectors [..., items, dim] of item ids [..., items] from gathered rows of the trained tables.
+
+        Rows of the base table, if it is used, and of the embedding's frozen tables are gathered here.
+        """
+        if held := [name for name, spec in self.embedding.frozen.items() if isinstance(spec, TableSpec)]:
+            places = self.embedding.rows(items, frozen)
+            rows = rows | {name: frozen[name][places[name]] for name in held}
         base_rows = None
         if self.embedding.uses_base:
             base_rows = frozen[BASE].index_select(0, items.flatten()).reshape(*items.shape, self.embedding.dim)

@@ -196,6 +196,31 @@ def test_equals_the_oracle_for_any_shape(
     assert_same(model, make_cohort(lengths, 25, seed), pair, torch.float64, 1e-9)
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_sum_of_rows_trains_alike_from_zero_and_from_semantic_codebooks(recipe: str) -> None:
+    """What P-RQ-VAE says of its starts: neither SGD nor Adam sees where a sum began."""
+    cohort = make_cohort([7, 1, 19, 30, 2], 40, seed=0)
+    base = torch.randn(40, DIM, generator=generator(3, "base"))
+    moved = {}
+    for start in ("zero", "semantic"):
+        config = load_member("embedding", "rqvae", levels=2, codes=8, start=start)
+        model = Model(registry.embeddings.get("rqvae")(config, 40, DIM), make_backbone("fedmf"))
+        trainable, frozen = model.init(base, {}, generator(0))
+        received = GlobalModel(model, *(_in_float64(tensors) for tensors in (trainable, frozen)))
+        assert bool(trainable["embedding.codebooks"].any()) == (start == "semantic")
+        for engine in engines(Steps(RECIPES[recipe], 2, "bpr"), 40):
+            trained = engine.train(received, cohort, private_of(received, cohort, torch.float64), seed=5)
+            moved[start, type(engine)] = trained.update.total["embedding.codebooks"]
+    first, *others = moved.values()
+    assert first.any()
+    for other in others:
+        torch.testing.assert_close(other, first, atol=1e-9, rtol=1e-9)
+
+
+def _in_float64(tensors: Tensors) -> Tensors:
+    return {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
 def test_solve_moves_private_tensors_alone_and_equals_the_oracle() -> None:
     model = make_model("lora", make_backbone("mlp"), 40, torch.float64)
     before = {name: tensor.clone() for name, tensor in model.trainable.items()}

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedrec.config.describe import load_member
 from fedrec.registry import embeddings
 from fedrec.rng import generator
-from fedrec.tensors import Tensors, matches
+from fedrec.tensors import TableSpec, Tensors, matches
 from peft_embeddings.base import ItemEmbedding
 
 N_ITEMS, DIM, USERS = 40, 8, 3
@@ -56,10 +56,15 @@ def perturbed(embedding: ItemEmbedding, tensors: Tensors, user: int) -> Tensors:
 
 
 def gathered(embedding: ItemEmbedding, tensors: Tensors, frozen: Tensors, items: Tensor) -> tuple[Tensors, Tensors]:
-    """The rows of each table that items [i] read, [i, r, width], and the dense tensors."""
+    """The rows of each table, also of frozen ones, that items [i] read, [i, r, width], and the dense tensors."""
     rows = embedding.rows(items, frozen)
     dense = {name: tensors[name] for name in embedding.dense}
-    return {name: tensors[name][rows[name]] for name in embedding.tables}, dense
+    return {name: {**frozen, **tensors}[name][rows[name]] for name in read_by_row(embedding)}, dense
+
+
+def read_by_row(embedding: ItemEmbedding) -> dict[str, TableSpec]:
+    held = {name: spec for name, spec in embedding.frozen.items() if isinstance(spec, TableSpec)}
+    return {**embedding.tables, **held}
 
 
 def vectors(embedding: ItemEmbedding, tensors: Tensors, frozen: Tensors, base: Tensor, items: Tensor) -> Tensor:
@@ -108,12 +113,12 @@ def test_rows_are_in_range_and_a_function_of_the_item(embedding: ItemEmbedding, 
     frozen = frozen_of(embedding, init(embedding, base))
     items = torch.arange(N_ITEMS)
     rows = embedding.rows(items, frozen)
-    assert rows.keys() == embedding.tables.keys()
+    assert rows.keys() == read_by_row(embedding).keys()
     for name, chosen in rows.items():
         assert chosen.dtype == torch.int64
         assert chosen.shape[:-1] == items.shape
         assert chosen.min() >= 0
-        assert chosen.max() < embedding.tables[name].rows
+        assert chosen.max() < read_by_row(embedding)[name].rows
     shape = (2, 3, 5)
     some = torch.randint(N_ITEMS, shape, generator=generator(1))
     for name, chosen in embedding.rows(some, frozen).items():
@@ -142,7 +147,7 @@ def test_a_cohort_is_embedded_as_its_users_are(embedding: ItemEmbedding, base: T
         of_user = gathered(embedding, tensors, frozen, items[user])
         rows.append(of_user[0])
         dense.append(of_user[1])
-    stacked_rows = {name: torch.stack([of[name] for of in rows]) for name in embedding.tables}
+    stacked_rows = {name: torch.stack([of[name] for of in rows]) for name in rows[0]}
     stacked_dense = {name: torch.stack([of[name] for of in dense]) for name in embedding.dense}
     base_rows = base[items] if embedding.uses_base else None
     together = embedding.embed(stacked_rows, stacked_dense, frozen, base_rows)
