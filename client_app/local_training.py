@@ -19,6 +19,7 @@ from fedrec.optim.base import LocalOptimiser, LocalStep, Recipe
 from fedrec.optim.local import LocalState
 from fedrec.rng import counter_uniform, derive
 from fedrec.tensors import Tensors
+from peft_embeddings.model import FixedRows
 
 
 class LocalTraining:
@@ -63,7 +64,7 @@ class LocalTraining:
         self.loss = torch.zeros(len(cohort), dtype=self._dtype, device=self._device)
         self._copies: dict[str, RowCopies] = {}
         self._states: dict[tuple[LocalOptimiser, str, str], LocalState] = {}
-        self._base: dict[int, Tensor | None] = {}
+        self._held: dict[int, FixedRows] = {}
         self._fixed: dict[int, Tensor] = {}
         self._table: Tensor | None = None
 
@@ -163,10 +164,10 @@ class LocalTraining:
     def _vectors(self, place: int, rows: Tensors, whole: Tensors) -> Tensor:
         """Item vectors [segments, items, dim] from the users' own copies."""
         model = self._model.model
-        base = self._base[place] if place in self._base else model.base_rows(self._model.frozen, self._items[place])
+        held = self._held.get(place) or model.fixed_rows(self._model.frozen, self._items[place])
         if self._read_again(place):
-            self._base[place] = base
-        return model.embedding.embed(rows, model.dense(whole), self._model.frozen, base)
+            self._held[place] = held
+        return model.embed(rows, model.dense(whole), self._model.frozen, held)
 
     def _fixed_vectors(self, place: int, whole: Tensors) -> Tensor:
         """The same for a step that moves nothing shared: kept until one does."""

@@ -117,6 +117,9 @@ RECIPES: dict[str, list[LocalStep]] = {
     ],
 }
 EMBEDDINGS = registry.embeddings.names()
+EMBEDDINGS += [f"{name}/C" for name in EMBEDDINGS if hasattr(load_member("embedding", name), "variant")]
+"""Every member as its yaml has it, and of a compressed one also what stands alone."""
+
 PRIVACY: PrivacyMechanism = NoPrivacy(NoPrivacyConfig("none"))
 
 
@@ -129,8 +132,9 @@ def make_cohort(lengths: Sequence[int], n_items: int, seed: int) -> Cohort:
 
 
 def make_model(embedding: str, backbone: Any, n_items: int, dtype: torch.dtype) -> GlobalModel:
-    config = load_member("embedding", embedding)
-    model = Model(registry.embeddings.get(embedding)(config, n_items, DIM), backbone)
+    name, _, variant = embedding.partition("/")
+    config = load_member("embedding", name, **({"variant": variant} if variant else {}))
+    model = Model(registry.embeddings.get(name)(config, n_items, DIM), backbone)
     rng = generator(3, "test")
     base = torch.randn(n_items, DIM, generator=rng)
     trainable, frozen = model.init(base, backbone.init_shared(rng), rng)
@@ -215,6 +219,31 @@ def test_equals_the_oracle_for_any_shape(
     pair[1].pairs_at_once = pairs_at_once
     # A user of 25 items has seen everything: both engines leave it out and count it.
     assert_same(model, make_cohort(lengths, 25, seed), pair, torch.float64, 1e-9)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_sum_of_rows_trains_alike_from_zero_and_from_semantic_codebooks(recipe: str) -> None:
+    """What P-RQ-VAE says of its starts: neither SGD nor Adam sees where a sum began."""
+    cohort = make_cohort([7, 1, 19, 30, 2], 40, seed=0)
+    base = torch.randn(40, DIM, generator=generator(3, "base"))
+    moved = {}
+    for start in ("zero", "semantic"):
+        config = load_member("embedding", "rqvae", levels=2, codes=8, start=start)
+        model = Model(registry.embeddings.get("rqvae")(config, 40, DIM), make_backbone("fedmf"))
+        trainable, frozen = model.init(base, {}, generator(0))
+        received = GlobalModel(model, *(_in_float64(tensors) for tensors in (trainable, frozen)))
+        assert bool(trainable["embedding.codebooks"].any()) == (start == "semantic")
+        for engine in engines(Steps(RECIPES[recipe], 2, "bpr"), 40):
+            trained = engine.train(received, cohort, private_of(received, cohort, torch.float64), seed=5)
+            moved[start, type(engine)] = trained.update.total["embedding.codebooks"]
+    first, *others = moved.values()
+    assert first.any()
+    for other in others:
+        torch.testing.assert_close(other, first, atol=1e-9, rtol=1e-9)
+
+
+def _in_float64(tensors: Tensors) -> Tensors:
+    return {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 def test_solve_moves_private_tensors_alone_and_equals_the_oracle() -> None:
