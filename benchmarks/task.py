@@ -96,7 +96,7 @@ def load(
         open_store(Path(data["store"])),
         np.load(data["eligible"]),
         GlobalModel(model, moved, cast),
-        registry.optims.get(optim)(load_member("optim", optim)),
+        registry.optims.get(optim)(load_member("optim", optim), made_backbone.advice),
     )
 
 

@@ -116,7 +116,7 @@ class Node:
         if setup.engine not in ENGINES:
             raise PacketError("malformed", f"engine {setup.engine!r} is not one of {sorted(ENGINES)}")
         return ENGINES[setup.engine](
-            registry.optims.get(optim.name)(optim),
+            registry.optims.get(optim.name)(optim, self._backbone.advice),
             self.sampler,
             registry.privacies.get(privacy.name)(privacy),
             Limits(setup.weight_cap, setup.max_update_norm),

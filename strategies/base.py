@@ -122,9 +122,9 @@ class FederatedStrategy(Strategy):
         self.meter = Meter([phase.name for phase in self.plan])
         self._run = config
         self._observer = observer
-        self._recipe = registry.optims.get(config.optim.name)(config.optim)
         self._privacy = registry.privacies.get(config.privacy.name)(config.privacy)
         self._backbone = registry.backbones.get(config.backbone.name)(config.backbone, setup.dim)
+        self._recipe = registry.optims.get(config.optim.name)(config.optim, self._backbone.advice)
         self._models = [Model(self._embedding(phase), self._backbone) for phase in self.plan]
         self._nodes = Nodes(setup)
         self._eligible = frozen_format(spec_of(eligible)).encode(0, 0, eligible)

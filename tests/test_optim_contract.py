@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fedrec.backbones.base import Advice
 from fedrec.config.describe import load_member
 from fedrec.optim.base import Adam, LocalOptimiser, LocalStep, Recipe, Sgd
 from fedrec.optim.local import LocalState
@@ -21,10 +22,12 @@ from fedrec.registry import optims
 from fedrec.rng import generator
 from fedrec.tensors import Tensors, content_digest, spec_digest, spec_of
 
+ADVICE = Advice(loss="bce", lr=0.003)
+
 
 @pytest.fixture(params=optims.names())
 def recipe(request: pytest.FixtureRequest) -> Recipe:
-    made: Recipe = optims.get(request.param)(load_member("optim", request.param))
+    made: Recipe = optims.get(request.param)(load_member("optim", request.param), ADVICE)
     return made
 
 
@@ -123,7 +126,7 @@ def test_no_news_moves_nothing(recipe: Recipe) -> None:
 
 
 def paper(**values: Any) -> PaperRecipe:
-    return PaperRecipe(load_member("optim", "paper", **values))
+    return PaperRecipe(load_member("optim", "paper", **values), ADVICE)
 
 
 def test_paper_is_federated_averaging() -> None:
@@ -172,6 +175,18 @@ def test_yogi_by_hand() -> None:
         v = v - 0.01 * g * g * math.copysign(1, v - g * g)
         x -= 0.1 * (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - 0.99**t)) + 1e-3)
         assert float(mine["t"]) == pytest.approx(x, abs=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["bpr", "bce"])
+def test_paper_takes_loss_and_rate_from_the_backbone_unless_told(loss: Any) -> None:
+    positive, negative = scores()
+    mask = torch.ones(6, dtype=torch.float64)
+    follows = PaperRecipe(load_member("optim", "paper"), Advice(loss, 0.25))
+    assert follows.local_steps()[0].optimiser == follows.solve_steps()[0].optimiser == Adam(0.25)
+    assert torch.equal(follows.loss(positive, negative, mask), LOSSES[loss](positive, negative, mask))
+    told = PaperRecipe(load_member("optim", "paper", loss=loss, lr=0.5), ADVICE)
+    assert told.local_steps()[0].optimiser == Adam(0.5)
+    assert torch.equal(told.loss(positive, negative, mask), LOSSES[loss](positive, negative, mask))
 
 
 # Losses --------------------------------------------------------------------------------------------------------------

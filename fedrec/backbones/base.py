@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,19 @@ from fedrec.tensors import Spec, Tensors
 
 Uniform = Callable[[str, int], Tensor]
 """`uniform(name, width)`: independent uniform numbers [..., items, width] in [0, 1), others for every name."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """How the paper of a backbone trains it: what a recipe takes where it is told to follow the backbone.
+
+    Attributes:
+        loss: Of `fedrec.optim.losses`.
+        lr: Learning rate of the clients' Adam.
+    """
+
+    loss: Literal["bpr", "bce"]
+    lr: float
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,11 @@ class Backbone(ABC):
 
     config_class: ClassVar[type[MemberConfig]]
 
+    advice: ClassVar[Advice]
+
+    common_start: ClassVar[bool] = False
+    """Whether all users start from the same private tensors, and not each from its own."""
+
     def __init__(self, config: Any, dim: int) -> None:
         self.config = config
         self.dim = dim
@@ -55,13 +73,21 @@ class Backbone(ABC):
     def private(self) -> Spec:
         """Specification of one user's private tensors."""
 
+    @property
+    def numbers_per_score(self) -> int:
+        """Numbers that `score` holds at once for each score: what bounds how many are worked out together."""
+        return 1
+
     def init_shared(self, rng: torch.Generator) -> Tensors:
         """Initial shared tensors."""
         return {}
 
     @abstractmethod
     def init_private(self, seed: int, keys: NDArray[np.uint64]) -> Tensors:
-        """Initial private tensors of the users `keys`: [users, ...], a function of seed and key alone."""
+        """Initial private tensors of the users `keys`: [users, ...], a function of seed and key alone.
+
+        With `common_start` they are a function of the seed, the same for every key.
+        """
 
     @abstractmethod
     def score(self, shared: Tensors, private: Tensors, item_vectors: Tensor, context: ScoreContext) -> Tensor:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from fedrec.backbones.base import Backbone, ScoreContext
+from fedrec.backbones.base import Advice, Backbone, ScoreContext
 from fedrec.registry import MemberConfig, backbones
 from fedrec.rng import counter_normal, derive
 from fedrec.tensors import Spec, Tensors, TensorSpec
@@ -36,6 +36,7 @@ class FedMF(Backbone):
 
     config_class = FedMFConfig
     config: FedMFConfig
+    advice = Advice(loss="bpr", lr=0.01)
 
     @property
     @override

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from fedrec.backbones.base import Advice
 from fedrec.registry import MemberConfig
 from fedrec.tensors import Tensors
 
@@ -57,12 +58,13 @@ class LocalStep:
 
 
 class Recipe(ABC):
-    """A member of the family `optim`."""
+    """A member of the family `optim`; `advice` is that of the backbone it trains, for values that may follow it."""
 
     config_class: ClassVar[type[MemberConfig]]
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, advice: Advice) -> None:
         self.config = config
+        self.advice = advice
 
     @property
     @abstractmethod

@@ -13,7 +13,9 @@ from flwr.app import Message
 from safetensors.torch import load_file
 
 import client_app.node
-from fedrec.backbones.fedmf import FedMF
+from fedrec.backbones.base import Backbone
+from fedrec.config.describe import load_member
+from fedrec.registry import backbones
 from fedrec.tensors import Tensors
 from strategies.records import FROZEN, METRICS, MODEL, UPDATE, unpack
 
@@ -118,31 +120,38 @@ def test_the_meter_counts_what_lone_devices_move(federate: Federate) -> None:
     assert moved["evaluation"] * 60 == pytest.approx(watched + 60 * sizes[1])
 
 
-@pytest.mark.parametrize("nodes", [1, 60])
-def test_private_tensors_never_leave(federate: Federate, monkeypatch: pytest.MonkeyPatch, nodes: int) -> None:
-    """Marker values in every private tensor are in no byte that crosses, before or after training."""
-    markers = np.array([1234.5678, -8765.4321], dtype=np.float32)
-    init = FedMF.init_private
+@pytest.mark.parametrize("nodes", [1, 20])
+@pytest.mark.parametrize("backbone", backbones.names())
+def test_private_tensors_never_leave(
+    federate: Federate, monkeypatch: pytest.MonkeyPatch, backbone: str, nodes: int
+) -> None:
+    """A marker in each private tensor, at its first and last number, is in no byte that crosses in the whole run."""
+    member = backbones.get(backbone)
+    spec = member(load_member("backbone", backbone), DIM).private
+    markers = dict(zip(spec, np.linspace(12.345678, 98.765432, len(spec), dtype=np.float32), strict=True))
+    init = member.init_private
 
-    def marked(self: FedMF, seed: int, keys: np.ndarray) -> Tensors:
-        tensors = init(self, seed, keys)
-        tensors["user"][:, :2] = torch.from_numpy(markers)
+    def marked(self: Backbone, seed: int, keys: np.ndarray) -> Tensors:
+        tensors: Tensors = init(self, seed, keys)
+        for name, marker in markers.items():
+            tensors[name].flatten(1)[:, [0, -1]] = float(marker)
         return tensors
 
-    monkeypatch.setattr(FedMF, "init_private", marked)
+    monkeypatch.setattr(member, "init_private", marked)
     # No step of learning: the markers stay what they are, and so would be found.
-    outcome = federate("optim.lr=1e-30", nodes=nodes)
+    outcome = federate(f"backbone={backbone}", "optim.lr=1e-30", "dataset.n_users=20", nodes=nodes)
     crossed = [
         values for m in [*outcome.grid.sent, *outcome.grid.received] for values in unpack(m.content).arrays.values()
     ]
     raw = [values.tobytes() for values in crossed]
     assert len(raw) > 20
-    for marker in markers:
+    for marker in markers.values():
         assert not any(marker.tobytes() in piece for piece in raw)
     state = (outcome.folder / "state" / "users.sqlite").read_bytes() + b"".join(
         path.read_bytes() for path in (outcome.folder / "state").glob("users.sqlite-wal")
     )
-    assert markers[0].tobytes() in state, "the test would find them: they are in the users' own store"
+    found = [marker.tobytes() in state for marker in markers.values()]
+    assert all(found), "the test would find them: they are in the users' own store"
 
 
 def test_user_ids_never_leave(federate: Federate) -> None:
