@@ -31,6 +31,11 @@ class GlobalModel:
     trainable: Tensors
     frozen: Tensors
 
+    def cpu(self) -> GlobalModel:
+        """The same in the memory of the processor; tensors that are there already are not copied."""
+        there = [{name: tensor.cpu() for name, tensor in part.items()} for part in (self.trainable, self.frozen)]
+        return GlobalModel(self.model, *there)
+
     def item_vectors(self, trainable: Tensors, items: Tensor) -> Tensor:
         """Vectors [..., dim] of item ids [...] with `trainable` in the place of the received tensors."""
         return self.model.item_vectors(trainable, self.frozen, items)

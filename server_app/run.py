@@ -172,15 +172,13 @@ def _run(
     training = time.monotonic()
     result = strategy.start(grid)
     training_seconds = time.monotonic() - training
-    watcher.stage("test")
     rounds = strategy.config.rounds
-    test = strategy.evaluate(grid, rounds, "test")
     summary = {
         "run": str(folder.path),
         "rounds": rounds,
         "seconds": time.monotonic() - started,
         "training_seconds": training_seconds,
-        "test": test,
+        "test": strategy.test,
         "validation": dict(result.evaluate_metrics_clientapp[rounds]),
         "baselines": baselines,
         "dropped_replies": strategy.dropped_replies,
