@@ -36,6 +36,7 @@ from strategies.aggregation import UpdateFold, check_sums
 from strategies.directory import Share
 from strategies.meter import Meter
 from strategies.nodes import Nodes
+from strategies.reports import report_start
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,7 @@ class FederatedStrategy(Strategy):
         self.setup = setup
         self.plan = self.phases(config)
         self.meter = Meter([phase.name for phase in self.plan])
+        self.reports: dict[str, dict[str, float]] = {}
         self._run = config
         self._observer = observer
         self._recipe = registry.optims.get(config.optim.name)(config.optim)
@@ -223,6 +225,7 @@ class FederatedStrategy(Strategy):
         rng = generator(self.setup.seed, "embedding", self.plan[phase].name)
         trainable, frozen = self._models[phase].init(base, shared, rng)
         self.state = ServerState(phase, trainable, frozen, content_digest(frozen) if frozen else "", {})
+        self.reports[self.plan[phase].name] = report_start(self.plan[phase].name, self._models[phase].embedding, frozen)
         self._nodes.once = {self.setup.eligible: self._eligible}
         if frozen:
             self._nodes.once[self.state.frozen_digest] = frozen_format(spec_of(frozen)).encode(phase, 0, frozen)

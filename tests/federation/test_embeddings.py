@@ -10,7 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fedrec.config.describe import load_member
+from fedrec.registry import embeddings
 from fedrec.tensors import Tensors
+from strategies.reports import fact_line
 
 Federate = Callable[..., Any]
 
@@ -79,6 +82,23 @@ def test_it_learns_what_it_trains_freezes_the_rest_and_moves_what_it_says(
         users * (HEADER + frozen) if frozen else 0,
         *[0] * (len(peft) - 1),
     ]
+
+
+@pytest.mark.parametrize(("name", "keys"), [("hash", HASH_KEYS), ("rqvae", RQ_KEYS)])
+def test_what_the_start_was_like_is_in_the_log_and_in_the_summary(
+    federate: Federate, name: str, keys: tuple[str, ...]
+) -> None:
+    outcome = federate(f"embedding={name}", *keys)
+    frozen = load_file(outcome.folder / "checkpoints/round-000005.safetensors")
+    config = load_member("embedding", name, **{key[10:].split("=")[0]: int(key.split("=")[1]) for key in keys})
+    embedding = embeddings.get(name)(config, ITEMS, DIM)
+    facts = embedding.report({key.removeprefix("frozen."): tensor for key, tensor in frozen.items()})
+    assert outcome.summary["embedding"] == {"peft": facts}
+    assert f"INFO peft starts: {fact_line(facts)}\n" in (outcome.folder / "log.txt").read_text()
+
+
+def test_without_codes_there_is_nothing_to_report(federate: Federate) -> None:
+    assert federate().summary["embedding"] == {}
 
 
 def _split(tensors: Tensors) -> tuple[Tensors, Tensors]:
