@@ -18,6 +18,7 @@ from fedrec.tensors import Tensors, content_digest, spec_of
 from peft_embeddings.base import ItemEmbedding
 from peft_embeddings.model import Model
 from strategies import records
+from strategies.reports import report_start
 
 _ITEMS_AT_ONCE = 65_536
 
@@ -58,12 +59,14 @@ class ServerModel:
         state: Where it stands; the strategy replaces it after each round.
         models: The model of each phase.
         once: What is frozen in the present phase, as a wrapped packet by the digest of its content.
+        reports: What the embedding of each phase so far said of its start, by the phase's name.
     """
 
     def __init__(self, setup: Setup, plan: Sequence[Phase], backbone: Backbone, base: Tensor) -> None:
         """The model before the first round of the plan, over the base table [items, dim]."""
         self.models = [Model(_embedding(phase, setup), backbone) for phase in plan]
         self.once: dict[str, Array] = {}
+        self.reports: dict[str, dict[str, float]] = {}
         self._setup = setup
         self._plan = plan
         self.state = self._entered(0, base, backbone.init_shared(generator(setup.seed, "shared")))
@@ -93,6 +96,8 @@ class ServerModel:
     def _entered(self, phase: int, base: Tensor, shared: Tensors) -> ServerState:
         rng = generator(self._setup.seed, "embedding", self._plan[phase].name)
         trainable, frozen = self.models[phase].init(base, shared, rng)
+        name = self._plan[phase].name
+        self.reports[name] = report_start(name, self.models[phase].embedding, frozen)
         digest = content_digest(frozen) if frozen else ""
         packet = frozen_format(spec_of(frozen)).encode(phase, 0, frozen)
         self.once = {digest: records.wrap(packet)} if frozen else {}

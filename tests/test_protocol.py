@@ -36,6 +36,7 @@ from fedrec.protocol import (
 from fedrec.tensors import DTYPES, TensorSpec, matches, spec_of
 from fedrec.updates import NodeUpdate
 
+LORA = {"name": "lora", "variant": "P", "start": "auto", "rank": 2, "init_std": 0.1, "scaling": 1.0}
 SETUP = Setup(
     protocol=protocol.PROTOCOL_VERSION,
     run_key="r",
@@ -46,7 +47,7 @@ SETUP = Setup(
     eligible="e" * 32,
     phases=(
         PhaseSetup("warmup", {"name": "full"}),
-        PhaseSetup("peft", {"name": "lora", "rank": 2, "init_std": 0.1, "scaling": 1.0}),
+        PhaseSetup("peft", LORA),
     ),
     backbone={"name": "fedmf", "init_std": 0.1},
     optim={

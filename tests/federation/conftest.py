@@ -108,6 +108,8 @@ def federate(tmp_path: Path) -> Callable[..., Outcome]:
         chosen = {text.partition("=")[0]: text for text in [*SMALL, *overrides]}
         if "dataset" in chosen:
             chosen = {key: text for key, text in chosen.items() if text not in SMALL or not key.startswith("dataset.")}
+        if chosen.get("embedding", "embedding=lora") != "embedding=lora":
+            chosen.pop("embedding.rank", None)
         if chosen.get("strategy") == "strategy=full":
             chosen.pop("embedding.rank", None)
             chosen.pop("strategy.warmup_rounds", None)
