@@ -100,7 +100,7 @@ class RqvaeEmbedding(CompressedEmbedding):
 
     @override
     def rows(self, items: Tensor, frozen: Tensors) -> Mapping[str, Tensor]:
-        first = torch.arange(self.config.levels) * self.config.codes
+        first = torch.arange(self.config.levels, device=items.device) * self.config.codes
         rows = frozen["codes"][items].long() + first
         return {"codebooks": rows} | ({"initial": rows} if self._subtracted else {})
 
