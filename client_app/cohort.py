@@ -21,6 +21,7 @@ from client_app.fold import fold_at_once, fold_one_by_one
 from client_app.local_training import LocalTraining
 from client_app.memory import keep_freed_memory
 from client_app.users import Cohort
+from fedrec.codecs.base import Codec
 from fedrec.negatives import NegativeSampler
 from fedrec.optim.base import LocalStep, Recipe
 from fedrec.privacy.base import PrivacyMechanism
@@ -42,21 +43,23 @@ class CohortEngine(Engine):
         privacy: PrivacyMechanism,
         limits: Limits,
         pairs_at_once: int = 65_536,
+        codec: Codec | None = None,
     ) -> None:
-        super().__init__(recipe, sampler, privacy, limits, pairs_at_once)
+        super().__init__(recipe, sampler, privacy, limits, pairs_at_once, codec)
         keep_freed_memory()
 
     @override
-    def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Trained:
+    def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int, rounded: bool = True) -> Trained:
         update = NodeUpdate(total={name: torch.zeros_like(tensor) for name, tensor in model.trainable.items()})
         after = {name: tensor.clone() for name, tensor in private.items()}
         taken = np.zeros(len(cohort), dtype=np.bool_)
+        codec = self.codec if rounded else None
         for users, training in self._run(self.recipe.local_steps(), model, cohort, private, seed):
             with torch.no_grad():
                 if self.privacy.changes_updates:
-                    good = fold_one_by_one(training, model, update, self.limits, self.privacy, seed)
+                    good = fold_one_by_one(training, model, update, self.limits, self.privacy, codec, seed)
                 else:
-                    good = fold_at_once(training, model, update, self.limits)
+                    good = fold_at_once(training, model, update, self.limits, codec, seed)
             chosen = users[good.cpu().numpy()]
             taken[chosen] = True
             for name, tensor in training.private.items():

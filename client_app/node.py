@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from client_app.cohort import CohortEngine
-from client_app.engine import Engine, GlobalModel, Limits, all_finite
+from client_app.engine import Engine, GlobalModel, Limits, all_finite, codec_seeds
 from client_app.evaluation import RankingProtocol, rank_users
 from client_app.frozen import FrozenStore
 from client_app.oracle import OracleEngine
@@ -137,6 +137,7 @@ class Node:
             registry.privacies.get(privacy.name)(privacy),
             Limits(setup.weight_cap, setup.max_update_norm),
             setup.pairs_at_once,
+            setup.codec_of_run,
         )
 
     def model_format(self, phase: int) -> PacketFormat:
@@ -167,13 +168,16 @@ class Node:
         phase, round, model, checkpoint_round = received
         cohort = self.users.training(slots)
         private, found = self._private(cohort.keys, before=round)
-        trained = self.engine.train(model, cohort, private, derive(self.secret, "train", round))
+        seed, lone = derive(self.secret, "train", round), self.setup.lone(len(slots))
+        trained = self.engine.train(model, cohort, private, seed, rounded=not lone)
         kept = {name: tensor[trained.taken] for name, tensor in trained.private.items()}
         self.private_store.save(round, cohort.keys[trained.taken], kept, checkpoint_round)
         trained.update.cold = int((~found & trained.taken).sum())
-        return self.setup.update_format(model.model.trainable).encode(
-            phase, round, trained.update.total, trained.update.scalars(), seed=derive(self.secret, "codec", round)
-        )
+        update = trained.update
+        if lone and update.weight:
+            update.total = {name: (t.double() / update.weight).to(t.dtype) for name, t in update.total.items()}
+        fmt = self.setup.update_format(model.model.trainable, len(slots))
+        return fmt.encode(phase, round, update.total, update.scalars(), int(codec_seeds(seed, cohort.keys[:1])[0]))
 
     def evaluate(self, received: Received, after: int, of: HeldOut) -> bytes:
         """Rank the held-out items of a split for all users who have one; the encoded sums of the metrics.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from client_app.engine import Engine, GlobalModel, Trained
+from client_app.engine import Engine, GlobalModel, Trained, codec_seeds
 from client_app.users import Cohort
 from fedrec.backbones.base import ScoreContext
 from fedrec.optim.base import Adam, LocalOptimiser, LocalStep
@@ -26,7 +26,7 @@ class OracleEngine(Engine):
     """One user after the other, on dense copies of every tensor."""
 
     @override
-    def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Trained:
+    def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int, rounded: bool = True) -> Trained:
         update = NodeUpdate(total={name: torch.zeros_like(tensor) for name, tensor in model.trainable.items()})
         after = {name: tensor.clone() for name, tensor in private.items()}
         taken = np.zeros(len(cohort), dtype=np.bool_)
@@ -40,6 +40,11 @@ class OracleEngine(Engine):
                 continue
             delta = {name: trainable[name].detach() - model.trainable[name] for name in trainable}
             delta = self.privacy.protect_update(delta, derive(seed, "privacy", int(one.keys[0])))
+            if self.codec is not None and rounded:
+                spec = model.model.trainable
+                packed = self.codec.encode(delta, spec, int(codec_seeds(seed, one.keys)[0]))
+                decoded = self.codec.decode(memoryview(packed), spec)
+                delta = {name: tensor.to(delta[name].dtype) for name, tensor in decoded.items()}
             limits = self.limits
             if not all(bool(tensor.isfinite().all()) for tensor in own.values()):
                 loss = math.nan

@@ -29,7 +29,7 @@ from fedrec.rng import derive
 from fedrec.tensors import Tensors, spec_of
 from fedrec.updates import DROPPED
 from strategies import records
-from strategies.aggregation import UpdateFold
+from strategies.aggregation import UpdateFold, weighted
 from strategies.directory import Share
 from strategies.meter import Meter
 from strategies.nodes import Nodes
@@ -254,7 +254,7 @@ class FederatedStrategy(Strategy):
         A reply's update and its metrics, if a ranking rides on the round, are judged apart.
         """
         trainable, phase = self.model.model.trainable, self.state.phase
-        fmt = self.setup.update_format(trainable)
+        of_a_device = self.setup.update_format(trainable, users=1).size()
         fold = UpdateFold(trainable, self._cohort_size, self.config.weight_cap, self.config.max_update_norm)
         accepted = 0
         for reply in replies:
@@ -264,18 +264,20 @@ class FederatedStrategy(Strategy):
             if (share := self._shares.get(node)) is None:
                 continue
             try:
-                packet = records.unpack(reply.content).packet(records.UPDATE)
-                fold.add(fmt.decode(packet, phase=phase, round=server_round), len(share.users))
+                users = len(share.users)
+                data = records.unpack(reply.content).packet(records.UPDATE)
+                packet = self.setup.update_format(trainable, users).decode(data, phase=phase, round=server_round)
+                fold.add(weighted(packet) if self.setup.lone(users) else packet, users)
             except PacketError as error:
                 self._nodes.refuse(node, error)
                 continue
             accepted += 1
-            self._bytes["up"] += self.meter.uploaded(phase, share.users, len(packet))
+            self._bytes["up"] += self.meter.uploaded(phase, share.users, of_a_device)
         mean = fold.mean()
         if mean is not None:
-            users = int(fold.scalar("users"))
+            taken = int(fold.scalar("users"))
             noise = derive(simulation_secret(self.setup.seed), "privacy", server_round)
-            mean = self._privacy.protect_mean(mean, users, noise)
+            mean = self._privacy.protect_mean(mean, taken, noise)
             moved, optimiser = self._recipe.server_update(self.state.trainable, mean, self.state.optimiser)
             self.model.state = replace(self.state, trainable=moved, optimiser=optimiser)
         asked, most = len(self._shares), self.config.max_failures

@@ -20,6 +20,7 @@ from client_app.oracle import OracleEngine
 from client_app.users import Cohort
 from fedrec import registry
 from fedrec.backbones.base import Advice, Backbone, ScoreContext
+from fedrec.codecs.base import Codec
 from fedrec.config.describe import load_member
 from fedrec.config.validate import field_types
 from fedrec.negatives import NegativeSampler
@@ -163,9 +164,15 @@ DROPPING = [
 ]
 
 
-def engines(recipe: Recipe, n_items: int, privacy: PrivacyMechanism = PRIVACY, norm: float = 1e9) -> list[Engine]:
+def engines(
+    recipe: Recipe,
+    n_items: int,
+    privacy: PrivacyMechanism = PRIVACY,
+    norm: float = 1e9,
+    codec: Codec | None = None,
+) -> list[Engine]:
     sampler = NegativeSampler(np.arange(n_items))
-    return [kind(recipe, sampler, privacy, Limits(3, norm)) for kind in (OracleEngine, CohortEngine)]
+    return [kind(recipe, sampler, privacy, Limits(3, norm), codec=codec) for kind in (OracleEngine, CohortEngine)]
 
 
 def private_of(model: GlobalModel, cohort: Cohort, dtype: torch.dtype) -> Tensors:
@@ -342,6 +349,24 @@ def test_an_update_above_the_norm_limit_is_dropped_and_counted() -> None:
         trained = engine.train(model, cohort, private, seed=5)
         assert trained.update.dropped["too_large"] == 1
         assert trained.taken.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("privacy", [PRIVACY, Doubling(MemberConfig("doubling"))], ids=["at once", "one by one"])
+@pytest.mark.parametrize("scale", ["tensor", "row"])
+@pytest.mark.parametrize("codec", ["float16", "int8"])
+@pytest.mark.parametrize("embedding", EMBEDDINGS)
+def test_each_users_update_is_rounded_as_its_own_packet_would_be(
+    embedding: str, codec: str, scale: str, privacy: PrivacyMechanism
+) -> None:
+    model = make_model(embedding, make_backbone("mlp"), 40, torch.float64)
+    cohort = make_cohort([7, 1, 19, 30, 2], 40, seed=0)
+    made: Codec = registry.codecs.get(codec)(load_member("codec", codec, scale=scale))
+    pair = engines(Steps(RECIPES["adam"], 1, "bce"), 40, privacy, codec=made)
+    assert_same(model, cohort, pair, torch.float64, 1e-9)
+    private = private_of(model, cohort, torch.float64)
+    plain = pair[1].train(model, cohort, private, seed=5, rounded=False).update.total
+    coarse = pair[1].train(model, cohort, private, seed=5).update.total
+    assert any(not torch.equal(plain[name], coarse[name]) for name in plain)
 
 
 def test_a_mechanism_sees_each_whole_update() -> None:

@@ -113,6 +113,8 @@ def federate(tmp_path: Path) -> Callable[..., Outcome]:
         if chosen.get("strategy") == "strategy=full":
             chosen.pop("embedding.rank", None)
             chosen.pop("strategy.warmup_rounds", None)
+        if "optim" in chosen:
+            chosen.pop("optim.solve_epochs", None)  # of the recipe `paper`
         places = [
             f"runs_dir={tmp_path}/runs-{count}",
             f"cache_dir={tmp_path}/cache",

@@ -105,10 +105,10 @@ def short(tmp_path: Path) -> list[str]:
     return ["dataset=table", f"dataset.interactions={path}", *columns, "base_table.start=random"]
 
 
-@pytest.mark.parametrize("case", ["everybody is ranked", "some are not", "nothing rides"])
+@pytest.mark.parametrize("case", ["everybody is ranked", "some are not", "nothing rides", "int8"])
 def test_the_meter_counts_what_lone_devices_move(federate: Federate, short: list[str], case: str) -> None:
     """One node per user: the packets of the real messages, added up by hand, are what the meter says."""
-    overrides = {"some are not": short, "nothing rides": ["checkpoint_every=1"]}.get(case, [])
+    overrides = {"some are not": short, "nothing rides": ["checkpoint_every=1"], "int8": ["codec=int8"]}.get(case, [])
     users, ranked = (40, 26) if case == "some are not" else (60, 60)
     outcome = federate("evaluation.every=1", *overrides, nodes=users)
     train = of_type(outcome.grid.sent, "train")
