@@ -40,7 +40,7 @@ class _SgdRecipe(PaperRecipe):
     """The paper's recipe with plain gradient descent."""
 
     def __init__(self, recipe: PaperRecipe) -> None:
-        super().__init__(recipe.config)
+        super().__init__(recipe.config, recipe.advice)
 
     @override
     def local_steps(self) -> Sequence[LocalStep]:

@@ -22,11 +22,19 @@ from peft_embeddings.model import Model
 
 @dataclass(frozen=True)
 class GlobalModel:
-    """The model as the server sent it: what is trained, and what is frozen (the base table under a correction)."""
+    """The model as the server sent it: what is trained, and what is frozen (the base table under a correction).
+
+    The device of its tensors is where users train.
+    """
 
     model: Model
     trainable: Tensors
     frozen: Tensors
+
+    def cpu(self) -> GlobalModel:
+        """The same in the memory of the processor; tensors that are there already are not copied."""
+        there = [{name: tensor.cpu() for name, tensor in part.items()} for part in (self.trainable, self.frozen)]
+        return GlobalModel(self.model, *there)
 
     def item_vectors(self, trainable: Tensors, items: Tensor) -> Tensor:
         """Vectors [..., dim] of item ids [...] with `trainable` in the place of the received tensors."""
@@ -58,11 +66,20 @@ def all_finite(private: Tensors) -> Tensor:
 class Engine(ABC):
     """Trains users locally. What a user's training gives depends on nothing but the model, the user and the seeds."""
 
-    def __init__(self, recipe: Recipe, sampler: NegativeSampler, privacy: PrivacyMechanism, limits: Limits) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        sampler: NegativeSampler,
+        privacy: PrivacyMechanism,
+        limits: Limits,
+        pairs_at_once: int = 65_536,
+    ) -> None:
+        """An engine for one run; `pairs_at_once` bounds the memory of one that trains several users at once."""
         self.recipe = recipe
         self.sampler = sampler
         self.privacy = privacy
         self.limits = limits
+        self.pairs_at_once = pairs_at_once
 
     @abstractmethod
     def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Trained:

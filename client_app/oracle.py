@@ -17,7 +17,7 @@ from client_app.engine import Engine, GlobalModel, Trained
 from client_app.users import Cohort
 from fedrec.backbones.base import ScoreContext
 from fedrec.optim.base import Adam, LocalOptimiser, LocalStep
-from fedrec.rng import derive
+from fedrec.rng import counter_uniform, derive
 from fedrec.tensors import Tensors
 from fedrec.updates import NodeUpdate
 
@@ -95,19 +95,37 @@ class OracleEngine(Engine):
     def _loss(
         self, model: GlobalModel, one: Cohort, trainable: Tensors, own: Tensors, seed: int, step: int
     ) -> Tensor | None:
-        drawn = self.sampler.draw(seed, one.keys, one.offsets, one.items, step, self.recipe.negatives)
+        recipe, n = self.recipe, len(one.items)
+        lengths = np.array([1 if recipe.shared_negatives else n])
+        time = step if recipe.fresh_negatives else 0
+        drawn = self.sampler.unknown(one.offsets, one.items).draw(seed, one.keys, lengths, time, recipe.negatives)
         if drawn.exhausted.any():
             return None
-        items = torch.from_numpy(np.concatenate([one.items[:, None], drawn.items], axis=1))
-        vectors = model.item_vectors(trainable, items.reshape(-1))
-        backbone = model.model.backbone
-        scores = backbone.score(model.model.shared(trainable), own, vectors, ScoreContext(training=True))
-        scores = scores.reshape(items.shape)
-        return self.recipe.loss(scores[:, 0], scores[:, 1:], torch.ones(len(items), dtype=scores.dtype))
+        if recipe.shared_negatives:
+            order = np.concatenate([drawn.items[0], one.items])
+        else:
+            order = np.concatenate([one.items[:, None], drawn.items], axis=1).reshape(-1)
+        items = torch.from_numpy(order)
+        vectors = model.item_vectors(trainable, items)
+
+        def uniform(name: str, width: int) -> Tensor:
+            place = np.arange(len(items))[:, None], np.arange(width)[None, :]
+            drawn = counter_uniform(derive(seed, "score", name), one.keys[0], step, *place)
+            return torch.from_numpy(drawn).to(vectors.dtype)
+
+        context = ScoreContext(training=True, uniform=uniform)
+        scores = model.model.backbone.score(model.model.shared(trainable), own, vectors, context)
+        mask = torch.ones(n, dtype=scores.dtype)
+        if recipe.shared_negatives:
+            return recipe.loss(scores[recipe.negatives :], scores[None, : recipe.negatives], mask)
+        scores = scores.reshape(n, -1)
+        return recipe.loss(scores[:, 0], scores[:, 1:], mask)
 
 
 def _torch_optimiser(optimiser: LocalOptimiser, tensors: Sequence[Tensor]) -> torch.optim.Optimizer:
     if isinstance(optimiser, Adam):
         betas = (optimiser.beta1, optimiser.beta2)
-        return torch.optim.Adam(tensors, lr=optimiser.lr, betas=betas, eps=optimiser.eps)
+        return torch.optim.Adam(
+            tensors, lr=optimiser.lr, betas=betas, eps=optimiser.eps, weight_decay=optimiser.weight_decay
+        )
     return torch.optim.SGD(tensors, lr=optimiser.lr)

@@ -95,6 +95,7 @@ class Setup:
     weight_cap: Annotated[int, Ge(1)]
     max_update_norm: Annotated[float, Gt(0)]
     engine: str
+    pairs_at_once: Annotated[int, Ge(1), Le(_MOST)]
     simulation: SimulatedData | None
 
     def to_json(self) -> str:

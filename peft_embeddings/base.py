@@ -44,7 +44,10 @@ class ItemEmbedding(ABC):
 
     @property
     def frozen(self) -> Spec:
-        """Made by the server, sent once, never trained (semantic codes, hash seeds)."""
+        """Made by the server, sent once, never trained (semantic codes, hash functions).
+
+        One that is a `TableSpec` is read by row, as tables are: `rows` names its rows, and `embed` gets them gathered.
+        """
         return {}
 
     @abstractmethod
@@ -56,15 +59,19 @@ class ItemEmbedding(ABC):
 
     @abstractmethod
     def rows(self, items: Tensor, frozen: Tensors) -> Mapping[str, Tensor]:
-        """For item ids [...], the rows that they read of each table: name -> int64 [..., r]."""
+        """For item ids [...], the rows that they read of each table, also of frozen ones: name -> int64 [..., r]."""
 
     @abstractmethod
     def embed(self, rows: Tensors, dense: Tensors, frozen: Tensors, base_rows: Tensor | None) -> Tensor:
         """Item vectors [..., items, dim].
 
         Args:
-            rows: For each table the gathered rows [..., items, r, width].
+            rows: For each table, also frozen ones, the gathered rows [..., items, r, width].
             dense: Dense tensors, each with the leading dimensions of the rows (one copy a user) or with none.
             frozen: Frozen tensors.
             base_rows: Gathered rows of the base table [..., items, dim]; None without `uses_base`.
         """
+
+    def report(self, frozen: Tensors) -> Mapping[str, float]:
+        """Facts about the start that a reader of a run wants to know, by name: collisions, use of codes."""
+        return {}

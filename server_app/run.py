@@ -172,18 +172,17 @@ def _run(
     training = time.monotonic()
     result = strategy.start(grid)
     training_seconds = time.monotonic() - training
-    watcher.stage("test")
     rounds = strategy.config.rounds
-    test = strategy.evaluate(grid, rounds, "test")
     summary = {
         "run": str(folder.path),
         "rounds": rounds,
         "seconds": time.monotonic() - started,
         "training_seconds": training_seconds,
-        "test": test,
+        "test": strategy.test,
         "validation": dict(result.evaluate_metrics_clientapp[rounds]),
         "baselines": baselines,
         "dropped_replies": strategy.dropped_replies,
+        "embedding": {phase: facts for phase, facts in strategy.model.reports.items() if facts},
         "bytes_per_user": strategy.meter.per_user(),
     }
     folder.write_json(SUMMARY, summary)
@@ -238,6 +237,7 @@ def _setup(config: RunConfig, dataset: Dataset, simulation: SimulatedData) -> Se
         weight_cap=strategy.weight_cap,
         max_update_norm=strategy.max_update_norm,
         engine=config.engine,
+        pairs_at_once=config.pairs_at_once,
         simulation=simulation,
     )
 

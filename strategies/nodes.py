@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
@@ -30,15 +30,15 @@ class Nodes:
 
     Attributes:
         directory: The users, and the node each lives on.
-        once: What every node must hold by now, as packets by the digest of their content. A node gets those that it is
-            not known to hold along with the next message to it.
+        once: What every node must hold by now, as wrapped packets by the digest of their content. A node gets those
+            that it is not known to hold along with the next message to it.
         enrolment_bytes: What one user's device moves to join: the setup down, its key up.
         counts: What went wrong since it was last cleared, by name; the caller clears it every round.
     """
 
     def __init__(self, setup: Setup) -> None:
         self.directory = Directory()
-        self.once: dict[str, bytes] = {}
+        self.once: dict[str, Array] = {}
         self.counts: Counter[str] = Counter()
         self._setup = setup.to_json()
         self._simulated = setup.simulation is not None
@@ -127,7 +127,7 @@ class Nodes:
         node: int,
         message_type: str,
         fields: Mapping[str, Field],
-        packets: Mapping[str, bytes],
+        packets: Mapping[str, bytes | Array],
         arrays: Mapping[str, NDArray[np.generic]] | None = None,
     ) -> Message:
         """A message to a node, with what it does not yet hold."""
@@ -172,6 +172,15 @@ class Nodes:
                     self._forget(node)
         if silent:
             self.counts["no_answer"] += len(silent)
+
+    def give_up_if_too_many_failed(self, what: str, asked: int, accepted: int, max_failures: float) -> None:
+        """Raise FederationError if, of the nodes `asked`, a larger share than `max_failures` was of no use."""
+        failed = asked - accepted
+        if failed > max_failures * asked:
+            raise FederationError(
+                f"{what}: {failed} of {asked} nodes failed ({dict(self.counts)}), more than "
+                f"strategy.max_failures={max_failures} allows; see the log above for why"
+            )
 
     def _completed(self, content: RecordDict) -> RecordDict:
         """A message's content with the setup and all that is sent once; the message that was sent stays as it is."""

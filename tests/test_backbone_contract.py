@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedrec.backbones.base import Backbone, ScoreContext
+from fedrec.backbones.base import Advice, Backbone, ScoreContext
 from fedrec.config.describe import load_member
+from fedrec.optim.losses import LOSSES
 from fedrec.registry import backbones
 from fedrec.rng import generator
-from fedrec.tensors import Tensors, matches
+from fedrec.tensors import Tensors, content_digest, matches
 
 DIM, ITEMS = 8, 6
 KEYS = np.array([3, 2**64 - 1, 0, 17, 2**40], dtype=np.uint64)
@@ -69,14 +70,29 @@ def test_a_users_start_is_a_function_of_seed_and_key_alone(backbone: Backbone) -
     assert torch.equal(torch.get_rng_state(), before), "the global generator was used"
 
 
-def test_users_and_seeds_start_apart(backbone: Backbone) -> None:
-    """Not all tensors do: one that starts constant, such as a bias, is the same for all users."""
+def test_seeds_start_apart_and_users_do_or_all_start_alike_as_declared(backbone: Backbone) -> None:
+    """Not all tensors are drawn: one that starts constant, such as a bias, is the same for all users and seeds."""
     first, other_seed = backbone.init_private(1, KEYS), backbone.init_private(2, KEYS)
     drawn = [name for name, tensor in first.items() if len(set(tensor[0].flatten().tolist())) > 1]
-    assert not first or drawn, "no private tensor is drawn, so all users start alike"
+    assert drawn, "no private tensor is drawn"
     for name in drawn:
-        assert len({tuple(row.flatten().tolist()) for row in first[name]}) == len(KEYS)
+        different = len({tuple(row.flatten().tolist()) for row in first[name]})
+        assert different == (1 if backbone.common_start else len(KEYS))
         assert not torch.equal(first[name], other_seed[name])
+
+
+def test_users_who_start_alike_do_not_share_memory(backbone: Backbone) -> None:
+    for tensor in backbone.init_private(0, KEYS).values():
+        before = tensor[1].clone()
+        tensor[0] += 1
+        assert torch.equal(tensor[1], before)
+
+
+def test_the_advice_is_one_that_a_recipe_can_follow(backbone: Backbone) -> None:
+    assert isinstance(backbone.advice, Advice)
+    assert backbone.advice.loss in LOSSES
+    assert backbone.advice.lr > 0
+    assert backbone.numbers_per_score >= 1
 
 
 def test_the_shared_start_is_a_function_of_the_generator(backbone: Backbone) -> None:
@@ -94,6 +110,32 @@ def test_a_cohort_is_scored_as_its_users_are(backbone: Backbone) -> None:
     assert together.shape == (len(KEYS), ITEMS)
     alone = [backbone.score(shared, of_user(private, user), vectors[user], RANKING) for user in range(len(KEYS))]
     torch.testing.assert_close(together, torch.stack(alone), rtol=1e-5, atol=1e-6)
+
+
+def test_items_without_a_user_dimension_serve_a_cohort(backbone: Backbone) -> None:
+    """As in ranking: all users against the same items, nothing copied for each of them."""
+    private, shared, vectors = backbone.init_private(0, KEYS), shared_tensors(backbone), items()
+    together = backbone.score(shared, private, vectors, RANKING)
+    assert together.shape == (len(KEYS), ITEMS)
+    alone = [backbone.score(shared, of_user(private, user), vectors, RANKING) for user in range(len(KEYS))]
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-5, atol=1e-6)
+
+
+def test_two_leading_dimensions_are_as_good_as_one(backbone: Backbone) -> None:
+    users = 4
+    private, shared = backbone.init_private(0, KEYS[:users]), shared_tensors(backbone)
+    vectors = items(users)
+    once = backbone.score(shared, private, vectors, RANKING)
+    folded = {name: tensor.unflatten(0, (2, 2)) for name, tensor in private.items()}
+    twice = backbone.score(shared, folded, vectors.unflatten(0, (2, 2)), RANKING)
+    torch.testing.assert_close(twice.flatten(0, 1), once, rtol=1e-5, atol=1e-6)
+
+
+def test_nothing_that_is_given_is_changed(backbone: Backbone) -> None:
+    private, shared, vectors = backbone.init_private(0, KEYS), shared_tensors(backbone), items(len(KEYS))
+    before = content_digest({**private, **shared, "item vectors": vectors})
+    backbone.score(shared, private, vectors, RANKING)
+    assert content_digest({**private, **shared, "item vectors": vectors}) == before
 
 
 def test_users_may_have_private_copies_of_the_shared_tensors(backbone: Backbone) -> None:

@@ -1,8 +1,8 @@
 """The paper's recipe, done honestly: each client runs a fresh Adam on everything, the server averages.
 
-Source: FedPEFT (arXiv 2512.13734): BPR (BCE where the backbone says so), Adam, 2 local epochs, 10 % of clients a round,
-FedAvg. The published code shares one Adam state between all clients; here every user starts its own, every round.
-One local epoch is one full-batch step over the user's history.
+Source: FedPEFT (arXiv 2512.13734): BPR (BCE where the backbone says so), Adam at 1e-2 for FedMF and 1e-3 for the other
+backbones, 2 local epochs, 10 % of clients a round, FedAvg. The published code shares one Adam state between all
+clients; here every user starts its own, every round. One local epoch is one full-batch step over the user's history.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ class PaperConfig(MemberConfig):
     """Configuration of `paper`.
 
     Attributes:
-        loss: `bpr` or `bce`.
-        lr: Learning rate of the local Adam.
+        loss: `bpr`, `bce`, or what the `backbone`'s own paper takes.
+        lr: Learning rate of the local Adam, or that of the `backbone`'s own paper.
         local_epochs: Full-batch steps over the user's history in a round.
         negatives: Negatives per positive, drawn afresh in every local epoch.
         solve_epochs: Steps on the private tensors alone before a user is ranked (items fixed; not sent, not kept).
     """
 
     name: Literal["paper"]
-    loss: Literal["bpr", "bce"]
-    lr: Annotated[float, Gt(0)]
+    loss: Literal["backbone", "bpr", "bce"]
+    lr: Annotated[float, Gt(0)] | Literal["backbone"]
     local_epochs: Annotated[int, Ge(1)]
     negatives: Annotated[int, Ge(1)]
     solve_epochs: Annotated[int, Ge(0)]
@@ -53,17 +53,22 @@ class PaperRecipe(Recipe):
     def negatives(self) -> int:
         return self.config.negatives
 
+    @property
+    def _adam(self) -> Adam:
+        return Adam(self.advice.lr if self.config.lr == "backbone" else self.config.lr)
+
     @override
     def local_steps(self) -> Sequence[LocalStep]:
-        return [LocalStep(private=True, shared=True, optimiser=Adam(self.config.lr))] * self.config.local_epochs
+        return [LocalStep(private=True, shared=True, optimiser=self._adam)] * self.config.local_epochs
 
     @override
     def solve_steps(self) -> Sequence[LocalStep]:
-        return [LocalStep(private=True, shared=False, optimiser=Adam(self.config.lr))] * self.config.solve_epochs
+        return [LocalStep(private=True, shared=False, optimiser=self._adam)] * self.config.solve_epochs
 
     @override
     def loss(self, positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
-        return LOSSES[self.config.loss](positive, negative, mask)
+        name = self.advice.loss if self.config.loss == "backbone" else self.config.loss
+        return LOSSES[name](positive, negative, mask)
 
     @override
     def server_update(self, model: Tensors, mean_delta: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:

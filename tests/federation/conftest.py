@@ -7,14 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 from flwr.app import Message
 from flwr.clientapp import ClientApp
 
 from client_app.app import app as client_app
 from commands.local_grid import LocalGrid
 from fedrec.config.compose import compose
+from fedrec.config.describe import from_dict
 from fedrec.config.paths import settle
+from fedrec.data import split
+from fedrec.data.prepare import load
 from server_app.run import run
 
 SMALL = [
@@ -63,6 +68,35 @@ class Outcome:
         self.metrics = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
 
 
+Chance = tuple[float, float]
+
+
+@pytest.fixture(scope="session")
+def chance() -> Callable[[Path], Chance]:
+    """Expectation and standard error of a run's test NDCG@10 if every user's candidates stood in a random order.
+
+    A user with c candidates has its held-out item at each of the ranks 1 .. c with probability 1 / c.
+    """
+    known: dict[str, Chance] = {}
+    gains = 1 / np.log2(np.arange(2, 12))
+
+    def of(folder: Path) -> Chance:
+        config = from_dict(yaml.safe_load((folder / "config.yaml").read_text()))
+        name = repr(config.dataset)
+        if name not in known:
+            dataset = load(config.dataset)  # type: ignore[arg-type]
+            ranked = np.flatnonzero(split.evaluated(dataset.interactions))
+            histories = split.histories(dataset.interactions, "test", ranked)
+            candidates = len(dataset.eligible) - np.diff(histories.offsets)
+            assert (candidates > 10).all()
+            mean = gains.sum() / candidates
+            variance = (gains**2).sum() / candidates - mean**2
+            known[name] = float(mean.mean()), float(np.sqrt(variance.sum()) / len(ranked))
+        return known[name]
+
+    return of
+
+
 @pytest.fixture
 def federate(tmp_path: Path) -> Callable[..., Outcome]:
     """Carry out a run: `federate("key=value", ..., nodes=2, client=...)`; later overrides replace earlier ones."""
@@ -74,6 +108,8 @@ def federate(tmp_path: Path) -> Callable[..., Outcome]:
         chosen = {text.partition("=")[0]: text for text in [*SMALL, *overrides]}
         if "dataset" in chosen:
             chosen = {key: text for key, text in chosen.items() if text not in SMALL or not key.startswith("dataset.")}
+        if chosen.get("embedding", "embedding=lora") != "embedding=lora":
+            chosen.pop("embedding.rank", None)
         if chosen.get("strategy") == "strategy=full":
             chosen.pop("embedding.rank", None)
             chosen.pop("strategy.warmup_rounds", None)

@@ -37,7 +37,7 @@ from strategies.aggregation import UpdateFold
 from strategies.base import FederatedStrategy, StrategyConfig
 from strategies.exchange import exchange
 from strategies.nodes import Nodes
-from strategies.records import FROZEN, KEYS, MISSING, pack, unpack
+from strategies.records import FROZEN, KEYS, MISSING, pack, unpack, wrap
 
 ITEMS, DIM = 20, 4
 BASE = Path("/somewhere")
@@ -73,6 +73,7 @@ def setup_of(config: RunConfig) -> Setup:
         weight_cap=10,
         max_update_norm=100.0,
         engine="cohort",
+        pairs_at_once=65_536,
         simulation=None,
     )
 
@@ -158,7 +159,7 @@ def test_values_out_of_range_are_all_named_at_once(name: str) -> None:
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_strategy_starts_from_the_base_table(name: str) -> None:
     strategy, base = made(composed(f"strategy={name}"))
-    model, state = strategy._models[0], strategy.state
+    model, state = strategy.model.model, strategy.state
     assert torch.equal(model.item_vectors(state.trainable, state.frozen, torch.arange(ITEMS)), base)
     assert all(matches(model.trainable[key], tensor) for key, tensor in state.trainable.items())
     assert state.trainable.keys() == model.trainable.keys()
@@ -169,24 +170,24 @@ def test_a_new_phase_starts_where_the_last_one_ended(name: str) -> None:
     strategy, _ = made(composed(f"strategy={name}"))
     items, first = torch.arange(ITEMS), 1
     for number, phase in enumerate(strategy.plan):
-        strategy._advance(first)
+        strategy.model.advance(first)
         assert strategy.state.phase == number
-        state, model = strategy.state, strategy._models[number]
+        state, model = strategy.state, strategy.model.model
         rng = generator(number, "moved")
         moved: Tensors = {k: t + torch.randn(t.shape, generator=rng) for k, t in state.trainable.items()}
-        strategy.state = dataclasses.replace(state, trainable=moved)
+        strategy.model.state = dataclasses.replace(state, trainable=moved)
         reached = model.item_vectors(moved, state.frozen, items)
         for round in range(first + 1, first + phase.rounds):
-            strategy._advance(round)
+            strategy.model.advance(round)
             assert strategy.state.phase == number, "within a phase nothing is changed"
         first += phase.rounds
         if number + 1 < len(strategy.plan):
-            strategy._advance(first)
+            strategy.model.advance(first)
             after = strategy.state
-            now = strategy._models[after.phase].item_vectors(after.trainable, after.frozen, items)
+            now = strategy.model.model.item_vectors(after.trainable, after.frozen, items)
             assert torch.equal(now, reached), "the compressed part starts at exactly zero"
             assert after.optimiser == {}
-            assert set(strategy._nodes.once) == {strategy.setup.eligible, after.frozen_digest} - {""}
+            assert set(strategy.model.once) == {after.frozen_digest} - {""}
             assert after.frozen_digest == (content_digest(after.frozen) if after.frozen else "")
 
 
@@ -496,7 +497,7 @@ def test_what_is_sent_once_is_sent_once_and_again_to_who_lost_it() -> None:
     grid = ScriptedGrid({1: person(10, then=forgetful), 2: person(20)})
     nodes = server()
     nodes.enrol(grid)
-    nodes.once = {"d": b"content"}
+    nodes.once = {"d": wrap(b"content")}
     carried = []
     for _ in range(3):
         grid.sent.clear()

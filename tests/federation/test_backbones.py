@@ -1,0 +1,26 @@
+"""Every backbone learns in a whole run, and leaves alone what it should."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedrec.registry import backbones
+
+Federate = Callable[..., Any]
+
+SHOP = ["dataset.n_users=300", "evaluation.every=0", "strategy.fraction=1.0", "optim.lr=0.02"]
+
+
+@pytest.mark.parametrize("backbone", backbones.names())
+def test_the_loss_falls_and_the_model_beats_chance(
+    federate: Federate, chance: Callable[[Path], tuple[float, float]], backbone: str
+) -> None:
+    outcome = federate(f"backbone={backbone}", "strategy=full", "strategy.rounds=15", *SHOP)
+    assert outcome.metrics[-1]["loss"] < 0.95 * outcome.metrics[0]["loss"]
+    expected, error = chance(outcome.folder)
+    assert outcome.summary["test"]["ndcg@10"] > expected + 3 * error
+    assert outcome.summary["baselines"]["random"]["ndcg@10"] == pytest.approx(expected)
