@@ -21,6 +21,8 @@ from strategies.records import ENROLL, FROZEN, KEYS, MISSING, UNSHARED, Content,
 log = logging.getLogger("fedrec")
 
 _ENROLL_TIMEOUT = 120.0
+_ENROLL_PATIENCE = 0.1
+"""Seconds more for every node: Flower's simulation serves some ten to a hundred calls a second among thousands."""
 _KEY_BYTES = 8
 _POLL = 0.1
 
@@ -72,9 +74,20 @@ class Nodes:
         new = sorted(connected - set(self.directory.nodes) - self._refused)
         messages = [Message(pack({"setup": self._setup}), node, ENROLL) for node in new]
         joined: dict[int, NDArray[np.uint64]] = {}
-        for sent, reply in exchange(grid, messages, _ENROLL_TIMEOUT) if messages else ():
+        timeout, silent = _ENROLL_TIMEOUT + _ENROLL_PATIENCE * len(new), set(new)
+        for sent, reply in exchange(grid, messages, timeout) if messages else ():
+            silent.discard(sent.metadata.dst_node_id)
             if (keys := self._keys(sent.metadata.dst_node_id, reply)) is not None:
                 joined[sent.metadata.dst_node_id] = keys
+        if silent:
+            self.counts["enrol_no_answer"] += len(silent)
+            log.warning(
+                "%d of %d nodes did not say in %.0f s who lives there: the round goes on without their users, and they "
+                "are asked again in the next",
+                len(silent),
+                len(new),
+                timeout,
+            )
         # In the order of their users' keys: a node's id is drawn anew in every run.
         for node in sorted(joined, key=lambda node: int(joined[node].min())):
             try:

@@ -25,6 +25,7 @@ from fedrec.protocol import (
     UPDATE_SCALARS,
     PhaseSetup,
     Setup,
+    SimulatedData,
     code_digest,
     eligible_spec,
     pack_eligible,
@@ -37,7 +38,7 @@ from strategies.aggregation import UpdateFold
 from strategies.base import FederatedStrategy, StrategyConfig
 from strategies.exchange import exchange
 from strategies.nodes import Nodes
-from strategies.records import FROZEN, KEYS, MISSING, pack, unpack, wrap
+from strategies.records import FROZEN, KEYS, MISSING, UNSHARED, pack, unpack, wrap
 
 ITEMS, DIM = 20, 4
 BASE = Path("/somewhere")
@@ -479,6 +480,33 @@ def test_a_silent_node_does_not_hold_up_the_enrolment_for_ever(monkeypatch: pyte
     nodes = server()
     nodes.enrol(ScriptedGrid({1: lambda _: None, 2: person(20)}))
     assert nodes.directory.nodes == [2]
+    assert nodes.counts == {"enrol_no_answer": 1}
+
+
+def test_many_nodes_have_more_time_to_enrol() -> None:
+    few, many = (ScriptedGrid({node: person(node) for node in range(1, count + 1)}) for count in (10, 1_010))
+    for grid in (few, many):
+        server().enrol(grid)
+    assert many.sent[0].metadata.ttl == pytest.approx(few.sent[0].metadata.ttl + 100.0)
+
+
+def test_only_a_worker_of_a_simulation_ends_the_run_by_saying_that_it_sees_other_folders() -> None:
+    def elsewhere(message: Message) -> Message:
+        return Message(pack({UNSHARED: "another folder"}), reply_to=message)
+
+    grid = ScriptedGrid({1: elsewhere, 2: person(20, then=elsewhere)})
+    deployed = server()
+    deployed.enrol(grid)
+    assert deployed.directory.nodes == [2]
+    assert asked(deployed, grid) == [2]
+    data = SimulatedData("/data", "/state", "t")
+    simulated = Nodes(dataclasses.replace(setup_of(composed()), simulation=data))
+    with pytest.raises(FederationError, match="another folder"):
+        simulated.enrol(grid)
+    grid.answers[1] = person(10)
+    simulated.enrol(grid)
+    with pytest.raises(FederationError, match="another folder"):
+        asked(simulated, grid)
 
 
 def test_nodes_that_never_come() -> None:
