@@ -155,6 +155,8 @@ def _run(
     store = write_store(dataset.interactions, cache_dir)
     watcher.stage("base table from item text")
     table = _base_table(config, dataset, cache_dir, progress)
+    if table.text_map is not None:
+        table.text_map.save(folder.path)
     setup = _setup(config, dataset, SimulatedData(str(store), str(folder.state_dir), leave_token(folder.state_dir)))
     folder.write_json("manifest.json", _manifest(config, overrides, dataset, table, store))
     baselines = {}

@@ -4,6 +4,7 @@ config.yaml       the resolved configuration
 manifest.json     versions, seed, digests of data, code and specification
 metrics.jsonl     one JSON object per round
 summary.json      the result, once the run has ended
+text_map.*        encoder and reduction as they were fitted, for items that come later
 log.txt           what happened, as plain lines
 checkpoints/      round-000100.safetensors (global model) and .json (where it stands)
 state/            simulation only: what the simulated devices keep on their own disks
