@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Protocol
 
 import torch
@@ -79,7 +79,7 @@ class ServerState:
         frozen: What was sent once.
         frozen_digest: Names the content of `frozen`; empty if nothing is frozen.
         optimiser: The server optimiser's own tensors.
-
+        kept: What the embedding keeps on the server, for items that come later.
     """
 
     phase: int
@@ -87,6 +87,7 @@ class ServerState:
     frozen: Tensors
     frozen_digest: str
     optimiser: Tensors
+    kept: Tensors = field(default_factory=dict)
 
 
 _ITEMS_AT_ONCE = 65_536
@@ -223,8 +224,8 @@ class FederatedStrategy(Strategy):
 
     def _enter(self, phase: int, base: Tensor, shared: Tensors) -> None:
         rng = generator(self.setup.seed, "embedding", self.plan[phase].name)
-        trainable, frozen = self._models[phase].init(base, shared, rng)
-        self.state = ServerState(phase, trainable, frozen, content_digest(frozen) if frozen else "", {})
+        trainable, frozen, kept = self._models[phase].start(base, shared, rng)
+        self.state = ServerState(phase, trainable, frozen, content_digest(frozen) if frozen else "", {}, kept)
         self.reports[self.plan[phase].name] = report_start(self.plan[phase].name, self._models[phase].embedding, frozen)
         self._nodes.once = {self.setup.eligible: self._eligible}
         if frozen:
@@ -312,9 +313,8 @@ class FederatedStrategy(Strategy):
     # Details ---------------------------------------------------------------------------------------------------------
 
     def _embedding(self, phase: Phase) -> ItemEmbedding:
-        made: ItemEmbedding = registry.embeddings.get(phase.embedding.name)(
-            phase.embedding, self.setup.n_items, self.setup.dim
-        )
+        kind = registry.embeddings.get(phase.embedding.name)
+        made: ItemEmbedding = kind(phase.embedding, self.setup.n_items, self.setup.dim)
         return made
 
     @property
