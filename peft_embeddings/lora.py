@@ -77,6 +77,15 @@ class LoraEmbedding(CompressedEmbedding):
         return {"A": a, "B": b}
 
     @override
+    def grow(self, tensors: Tensors, vectors: Tensor) -> Tensors:
+        grown = super().grow(tensors, vectors)
+        if not self.uses_base:
+            # Alone, a row of zero would say nothing of the item: the nearest vector that B allows does.
+            rows = vectors @ torch.linalg.pinv(tensors["B"]) / self.config.scaling
+            grown["A"] = torch.cat([tensors["A"], rows])
+        return grown
+
+    @override
     def rows(self, items: Tensor, frozen: Tensors) -> Mapping[str, Tensor]:
         return {"A": items.unsqueeze(-1)}
 

@@ -36,6 +36,14 @@ class FixedRows(NamedTuple):
     base: Tensor | None
 
 
+class Started(NamedTuple):
+    """The tensors of a model at its start: trained and sent, sent once, kept on the server."""
+
+    trainable: Tensors
+    frozen: Tensors
+    kept: Tensors
+
+
 @dataclass(frozen=True)
 class Model:
     """Any embedding works with any backbone; both are stateless, the tensors are handed in."""
@@ -66,14 +74,24 @@ class Model:
         base = {BASE: TensorSpec((self.embedding.n_items, self.embedding.dim))} if self.embedding.uses_base else {}
         return base | dict(self.embedding.frozen)
 
-    def init(self, base: Tensor, shared: Tensors, rng: torch.Generator) -> tuple[Tensors, Tensors]:
-        """Initial (trainable, frozen) tensors over a base table, with the backbone's `shared` tensors as they are."""
+    def start(self, base: Tensor, shared: Tensors, rng: torch.Generator) -> Started:
+        """Initial tensors over a base table, with the backbone's `shared` tensors as they are."""
         made = self.embedding.init(base, rng)
+        kept = {name: made.pop(name) for name in self.embedding.kept}
         frozen = {name: made.pop(name) for name in self.embedding.frozen}
         if self.embedding.uses_base:
             frozen[BASE] = base
-        trainable = {self.embedding_name(name): tensor for name, tensor in made.items()}
-        return trainable | {self.backbone_name(name): tensor for name, tensor in shared.items()}, frozen
+        return Started(self.named(made, shared), frozen, kept)
+
+    def init(self, base: Tensor, shared: Tensors, rng: torch.Generator) -> tuple[Tensors, Tensors]:
+        """The trainable and the frozen tensors of `start`: all that a client ever sees."""
+        started = self.start(base, shared, rng)
+        return started.trainable, started.frozen
+
+    def named(self, embedding: Tensors, shared: Tensors) -> Tensors:
+        """The embedding's and the backbone's trained tensors under the names by which they travel."""
+        trainable = {self.embedding_name(name): tensor for name, tensor in embedding.items()}
+        return trainable | {self.backbone_name(name): tensor for name, tensor in shared.items()}
 
     def shared(self, trainable: Tensors) -> Tensors:
         """The backbone's shared tensors among the trained ones."""

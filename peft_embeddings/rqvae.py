@@ -28,6 +28,8 @@ from fedrec.registry import embeddings
 from fedrec.tensors import DTYPES, Spec, TableSpec, Tensors, TensorSpec
 from peft_embeddings.compressed import CompressedConfig, CompressedEmbedding, Start, row_length
 
+_CODER = "coder."
+
 
 @dataclass(frozen=True)
 class RqvaeConfig(CompressedConfig):
@@ -76,6 +78,14 @@ class RqvaeEmbedding(CompressedEmbedding):
         return spec | ({"initial": self.tables["codebooks"]} if self._subtracted else {})
 
     @property
+    @override
+    def kept(self) -> Spec:
+        from peft_embeddings.quantiser.rqvae import Coder
+
+        spec = Coder.spec(self.config.levels, self.config.codes, self.dim, self.config.hidden)
+        return {_CODER + name: entry for name, entry in spec.items()}
+
+    @property
     def _subtracted(self) -> bool:
         """Whether the first output is not zero by itself, and so is subtracted."""
         return self.uses_base and self.config.resolved_start == "semantic"
@@ -87,8 +97,10 @@ class RqvaeEmbedding(CompressedEmbedding):
 
         config, spec = self.config, self.tables["codebooks"]
         training = Training(config.hidden, config.steps, config.batch_size, config.lr, config.commitment)
-        codes = train_quantiser(base, config.levels, config.codes, training, rng).codes(base)
+        coder = train_quantiser(base, config.levels, config.codes, training, rng)
+        codes = coder.codes(base)
         made = {"codes": codes.to(DTYPES[self.frozen["codes"].dtype]), "codebooks": spec.zeros()}
+        made |= {_CODER + name: tensor for name, tensor in coder.tensors().items()}
         if config.resolved_start == "random":
             std = row_length(base) / math.sqrt(config.levels * self.dim)
             made["codebooks"] = torch.randn(spec.shape, generator=rng) * std
@@ -97,6 +109,14 @@ class RqvaeEmbedding(CompressedEmbedding):
         if self._subtracted:
             made["initial"] = made["codebooks"].clone()
         return made
+
+    @override
+    def grow(self, tensors: Tensors, vectors: Tensor) -> Tensors:
+        from peft_embeddings.quantiser.rqvae import Coder
+
+        kept = {name.removeprefix(_CODER): tensors[name] for name in self.kept}
+        codes = Coder.of(kept).codes(vectors).to(tensors["codes"].dtype)
+        return {**super().grow(tensors, vectors), "codes": torch.cat([tensors["codes"], codes])}
 
     @override
     def rows(self, items: Tensor, frozen: Tensors) -> Mapping[str, Tensor]:

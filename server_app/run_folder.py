@@ -78,6 +78,7 @@ class RunFolder:
         """Keep the global model, the server optimiser and the byte meter after a round; the JSON file comes last."""
         tensors: Tensors = {f"trainable.{name}": tensor for name, tensor in state.trainable.items()}
         tensors |= {f"frozen.{name}": tensor for name, tensor in state.frozen.items()}
+        tensors |= {f"kept.{name}": tensor for name, tensor in state.kept.items()}
         tensors |= {f"optimiser.{name}": tensor for name, tensor in state.optimiser.items()}
         tensors |= {f"meter.{name}": torch.from_numpy(counts) for name, counts in meter.state().items()}
         name = f"checkpoints/round-{round:06d}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from flwr.app import Array
@@ -42,7 +42,7 @@ class ServerState:
         frozen: What was sent once.
         frozen_digest: Names the content of `frozen`; empty if nothing is frozen.
         optimiser: The server optimiser's own tensors.
-
+        kept: What the embedding keeps on the server, for items that come later.
     """
 
     phase: int
@@ -50,6 +50,7 @@ class ServerState:
     frozen: Tensors
     frozen_digest: str
     optimiser: Tensors
+    kept: Tensors = field(default_factory=dict)
 
 
 class ServerModel:
@@ -95,13 +96,13 @@ class ServerModel:
 
     def _entered(self, phase: int, base: Tensor, shared: Tensors) -> ServerState:
         rng = generator(self._setup.seed, "embedding", self._plan[phase].name)
-        trainable, frozen = self.models[phase].init(base, shared, rng)
+        trainable, frozen, kept = self.models[phase].start(base, shared, rng)
         name = self._plan[phase].name
         self.reports[name] = report_start(name, self.models[phase].embedding, frozen)
         digest = content_digest(frozen) if frozen else ""
         packet = frozen_format(spec_of(frozen)).encode(phase, 0, frozen)
         self.once = {digest: records.wrap(packet)} if frozen else {}
-        return ServerState(phase, trainable, frozen, digest, {})
+        return ServerState(phase, trainable, frozen, digest, {}, kept)
 
     def packet(self, round: int, kept: int) -> Array:
         """The model as every message of `round` carries it, wrapped once for all of them.

@@ -21,6 +21,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from fedrec.tensors import Spec, Tensors, TensorSpec
 from peft_embeddings.quantiser.kmeans import nearest
 from peft_embeddings.quantiser.residual import decode, encode, residual_kmeans
 from peft_embeddings.reductions.autoencoder import Layers, run
@@ -30,6 +31,7 @@ _EXACT = 1e-9  # share of the mean square below which an error is rounding
 _REVIVED = 0.75  # share of the steps after which codes are left where they are
 _LEAST_BETWEEN = 20  # steps between two revivals, at least: a code needs some to find its place
 _ROWS_AT_ONCE = 8_192
+_PARTS = ("weight", "bias")
 
 
 @dataclass(frozen=True)
@@ -52,19 +54,17 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Quantiser:
-    """A trained RQ-VAE.
+class Coder:
+    """What of a trained RQ-VAE gives vectors their codes.
 
     Attributes:
         scale: Vectors are divided by it before they are encoded.
         encoder: Layers of the encoder's f.
-        decoder: Layers of the decoder's f.
         codebooks: [levels, size, dim], over latents.
     """
 
     scale: float
     encoder: Layers
-    decoder: Layers
     codebooks: Tensor
 
     @torch.no_grad()
@@ -72,6 +72,43 @@ class Quantiser:
         """Codes int64 [n, levels] of vectors [n, dim]; also of vectors that it was not trained on."""
         parts = torch.split(vectors / self.scale, _ROWS_AT_ONCE)
         return torch.cat([encode(_skip(self.encoder, part), self.codebooks) for part in parts])
+
+    def tensors(self) -> Tensors:
+        """All of it as named tensors."""
+        layers = {
+            f"encoder.{number}.{part}": tensor
+            for number, layer in enumerate(self.encoder)
+            for part, tensor in zip(_PARTS, layer, strict=True)
+        }
+        return {"scale": torch.tensor(self.scale, dtype=torch.float64), "codebooks": self.codebooks, **layers}
+
+    @staticmethod
+    def of(tensors: Tensors) -> Coder:
+        """The coder whose `tensors` these are."""
+        count = (len(tensors) - 2) // len(_PARTS)
+        weights, biases = ([tensors[f"encoder.{number}.{part}"] for number in range(count)] for part in _PARTS)
+        return Coder(float(tensors["scale"]), list(zip(weights, biases, strict=True)), tensors["codebooks"])
+
+    @staticmethod
+    def spec(levels: int, size: int, dim: int, hidden: Sequence[int]) -> Spec:
+        """The specification of `tensors`."""
+        widths = [dim, *hidden, dim]
+        layers: dict[str, TensorSpec] = {}
+        for number, (into, out) in enumerate(pairwise(widths)):
+            shapes = ((out, into), (out,))
+            layers |= {f"encoder.{number}.{part}": TensorSpec(s) for part, s in zip(_PARTS, shapes, strict=True)}
+        return {"scale": TensorSpec((), "float64"), "codebooks": TensorSpec((levels, size, dim)), **layers}
+
+
+@dataclass(frozen=True)
+class Quantiser(Coder):
+    """A trained RQ-VAE.
+
+    Attributes:
+        decoder: Layers of the decoder's f.
+    """
+
+    decoder: Layers
 
     @torch.no_grad()
     def reconstruct(self, codes: Tensor) -> Tensor:
@@ -91,7 +128,7 @@ class Quantiser:
             [(weight.detach().clone(), bias.detach().clone()) for weight, bias in layers]
             for layers in (self.encoder, self.decoder)
         )
-        return Quantiser(self.scale, encoder, decoder, self.codebooks.detach().clone())
+        return Quantiser(self.scale, encoder, self.codebooks.detach().clone(), decoder)
 
 
 def train_quantiser(vectors: Tensor, levels: int, size: int, training: Training, rng: torch.Generator) -> Quantiser:
@@ -102,7 +139,7 @@ def train_quantiser(vectors: Tensor, levels: int, size: int, training: Training,
     codebooks = residual_kmeans(inputs, levels, size, rng)
     encoder = _zero_ended([dim, *training.hidden, dim], rng)
     decoder = _zero_ended([dim, *reversed(training.hidden), dim], rng)
-    net = Quantiser(scale, encoder, decoder, codebooks)
+    net = Quantiser(scale, encoder, codebooks, decoder)
     best, least = net.copy(), net.error(vectors)
     if least <= _EXACT * scale**2:
         return best

@@ -77,7 +77,7 @@ def frozen_of(embedding: ItemEmbedding, tensors: Tensors) -> Tensors:
 
 
 def test_specifications_and_initial_tensors_agree(embedding: ItemEmbedding, base: Tensor) -> None:
-    kinds = [embedding.tables, embedding.dense, embedding.frozen]
+    kinds = [embedding.tables, embedding.dense, embedding.frozen, embedding.kept]
     spec = {name: entry for kind in kinds for name, entry in kind.items()}
     assert len(spec) == sum(len(kind) for kind in kinds), "a name stands for two tensors"
     made = init(embedding, base)
@@ -209,3 +209,26 @@ def test_what_is_reported_are_plain_numbers(embedding: ItemEmbedding, base: Tens
     facts = embedding.report(frozen)
     assert all(isinstance(value, int | float) and math.isfinite(value) for value in facts.values())
     assert embedding.report(frozen) == facts
+
+
+@pytest.mark.parametrize("new", [0, 1, 7])
+def test_a_grown_catalogue_has_tensors_for_all_and_the_same_vectors_for_the_first(
+    embedding: ItemEmbedding, base: Tensor, new: int
+) -> None:
+    start = init(embedding, base)
+    tensors = {**start, **perturbed(embedding, start, 0)}
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    later = torch.randn(new, DIM, generator=generator(4))
+    grown = type(embedding)(embedding.config, N_ITEMS + new, DIM)
+    made = embedding.grow(tensors, later)
+    spec = {**grown.tables, **grown.dense, **grown.frozen}
+    assert made.keys() == spec.keys()
+    assert all(matches(spec[name], tensor) for name, tensor in made.items())
+    frozen, whole = frozen_of(grown, made), torch.cat([base, later])
+    items = torch.arange(N_ITEMS + new)
+    found = vectors(grown, made, frozen, whole, items)
+    assert found.shape == (N_ITEMS + new, DIM)
+    assert found.isfinite().all()
+    expected = vectors(embedding, tensors, frozen_of(embedding, tensors), base, items[:N_ITEMS])
+    assert torch.equal(vectors(grown, made, frozen, whole, items[:N_ITEMS]), expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors.items()), "what was given has changed"
