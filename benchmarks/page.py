@@ -183,6 +183,7 @@ def _evaluation(results: dict[str, Any]) -> str:
     rows = [
         [
             e.get("embedding", "-"),
+            e.get("backbone", "-"),
             f"{e.get('users', 0):,}",
             f"{e.get('items', 0):,}",
             e.get("threads", "-"),
@@ -193,7 +194,17 @@ def _evaluation(results: dict[str, Any]) -> str:
         ]
         for e in [*figures["all_users"], *figures["catalogues"]]
     ]
-    head = ["embedding", "users", "items", "threads", "seconds", "scores/s", "product alone, scores/s", "peak memory"]
+    head = [
+        "embedding",
+        "backbone",
+        "users",
+        "items",
+        "threads",
+        "seconds",
+        "scores/s",
+        "product alone, scores/s",
+        "peak memory",
+    ]
     return _table(head, rows)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,9 +24,10 @@ from fedrec.metrics import (
 from fedrec.negatives import NegativeSampler
 from fedrec.tensors import Tensors
 
-_SCORES_AT_ONCE = 4_000_000
-"""Bounds memory, whatever the number of users or items."""
-_ITEMS_AT_ONCE = 16_384
+_NUMBERS_AT_ONCE = 2_000_000
+"""Scores, with what a backbone holds on the way to them, that are in memory at once: bounds it, whatever the number of
+users or items, and keeps a network's activations in the processor's cache."""
+_ITEMS_AT_ONCE = 8_192
 
 
 @dataclass(frozen=True)
@@ -57,60 +57,108 @@ def rank_users(
         private: The users' private tensors [users, ...].
         protocol: What is measured.
     """
-    # In float64 throughout, so that equal items get equal scores, whichever users and items are scored beside them.
-    model = _double(model)
-    vectors = _eligible_vectors(model, protocol.eligible)
-    sampled_numbers = protocol.sampled_negatives * vectors.shape[1]
-    per_chunk = max(1, _SCORES_AT_ONCE // max(1, min(_ITEMS_AT_ONCE, len(vectors)), sampled_numbers))
+    backbone = model.model.backbone
+    others = np.unique(positives[~protocol.sampler.contains(positives)])
+    items = _Items.of(model, protocol.eligible, torch.from_numpy(others), backbone.ranking_dtype)
+    shared = _cast(model.model.shared(model.trainable), backbone.ranking_dtype)
+    block = min(_ITEMS_AT_ONCE, len(items.eligible))
+    sampled = protocol.sampled_negatives * max(backbone.numbers_per_score, items.vectors.shape[1])
+    per_chunk = max(1, _NUMBERS_AT_ONCE // max(1, block * backbone.numbers_per_score, sampled))
     parts = []
     for start in range(0, len(cohort), per_chunk):
         end = min(start + per_chunk, len(cohort))
-        own = {name: tensor[start:end].double() for name, tensor in private.items()}
-        parts.append(_rank_chunk(model, cohort.part(start, end), positives[start:end], own, vectors, protocol))
+        own = _cast({name: tensor[start:end] for name, tensor in private.items()}, backbone.ranking_dtype)
+        chunk = _Chunk(model, shared, own, items, torch.from_numpy(positives[start:end]))
+        parts.append(metric_sums(_rank_chunk(chunk, cohort.part(start, end), protocol)))
     return add_sums(parts)
 
 
-def _double(model: GlobalModel) -> GlobalModel:
-    def wide(tensors: Tensors) -> Tensors:
-        return {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-
-    return GlobalModel(model.model, wide(model.trainable), wide(model.frozen))
+def _cast(tensors: Tensors, dtype: torch.dtype) -> Tensors:
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
-def _eligible_vectors(model: GlobalModel, eligible: Tensor) -> Tensor:
-    blocks = [model.item_vectors(model.trainable, block) for block in torch.split(eligible, _ITEMS_AT_ONCE)]
-    return torch.cat(blocks)
+@dataclass(frozen=True)
+class _Items:
+    """The vectors of all items that are ranked, worked out once.
+
+    Attributes:
+        eligible: Rows of the items that may be recommended, ascending.
+        vectors: [rows, dim], of the eligible items and then of held-out ones that are not eligible.
+        place: int64 [catalogue rows], where in `vectors` a row's vector is.
+        kind: int64 [rows], a number for each distinct vector; None where equal vectors have equal scores anyway.
+    """
+
+    eligible: Tensor
+    vectors: Tensor
+    place: Tensor
+    kind: Tensor | None
+
+    @staticmethod
+    def of(model: GlobalModel, eligible: Tensor, others: Tensor, dtype: torch.dtype) -> _Items:
+        rows = torch.cat([eligible, others])
+        # In float64, so that equal items have equal vectors, whichever items are worked out beside them.
+        wide = GlobalModel(model.model, _cast(model.trainable, torch.float64), _cast(model.frozen, torch.float64))
+        parts = [wide.item_vectors(wide.trainable, part) for part in torch.split(rows, _ITEMS_AT_ONCE)]
+        vectors = torch.cat(parts).to(dtype)
+        place = torch.zeros(model.model.embedding.n_items, dtype=torch.int64)
+        place[rows] = torch.arange(len(rows))
+        return _Items(eligible, vectors, place, None if dtype == torch.float64 else _kinds(vectors))
 
 
-def _rank_chunk(
-    model: GlobalModel,
-    cohort: Cohort,
-    positives: NDArray[np.int64],
-    private: Tensors,
-    vectors: Tensor,
-    protocol: RankingProtocol,
-) -> dict[str, float]:
-    shared = model.model.shared(model.trainable)
+def _kinds(vectors: Tensor) -> Tensor | None:
+    """A number for each distinct row, or None if all are distinct."""
+    rows = (vectors + 0.0).numpy()  # minus zero becomes zero, which it equals
+    _, kind = np.unique(rows.view(f"V{rows.itemsize * rows.shape[1]}").ravel(), return_inverse=True)
+    return torch.from_numpy(kind) if len(kind) and kind.max() + 1 < len(kind) else None
 
-    def score(item_vectors: Tensor) -> Tensor:
-        return model.model.backbone.score(shared, private, item_vectors, ScoreContext(training=False))
 
-    positive = torch.from_numpy(positives)
-    positive_scores = score(model.item_vectors(model.trainable, positive[:, None]))[:, 0]
+@dataclass(frozen=True)
+class _Chunk:
+    """Some users, who are ranked at once."""
+
+    model: GlobalModel
+    shared: Tensors
+    private: Tensors
+    items: _Items
+    positives: Tensor
+
+    @cached_property
+    def positive_scores(self) -> Tensor:
+        """[users]."""
+        return self._score(self.items.vectors[self.items.place[self.positives]].unsqueeze(1)).squeeze(1)
+
+    def scores(self, places: Tensor | slice) -> Tensor:
+        """Scores [users, items] of what stands at `places` of the list of vectors: [users, items], or a slice.
+
+        Scores are compared as float32, and a product sums in another order at the edges of a block. In float64 that is
+        rounded away; below it an item with the vector of the user's held-out one is given its very score, so that no
+        tie hangs on the last bit.
+        """
+        scores = self._score(self.items.vectors[places])
+        kind = self.items.kind
+        if kind is None:
+            return scores
+        twins = kind[places] == kind[self.items.place[self.positives]].unsqueeze(1)
+        return torch.where(twins, self.positive_scores.unsqueeze(1), scores)
+
+    def _score(self, vectors: Tensor) -> Tensor:
+        return self.model.model.backbone.score(self.shared, self.private, vectors, ScoreContext(training=False))
+
+
+def _rank_chunk(chunk: _Chunk, cohort: Cohort, protocol: RankingProtocol) -> dict[str, Tensor]:
+    """Each user's metrics."""
     offsets, seen = torch.from_numpy(cohort.offsets), torch.from_numpy(cohort.items)
-    counter = RankCounter(positive, positive_scores, offsets, seen)
-    for columns, block in _blocks(protocol.eligible, vectors):
-        counter.add(score(block), columns)
+    counter = RankCounter(chunk.positives, chunk.positive_scores, offsets, seen)
+    eligible = chunk.items.eligible
+    for start in range(0, len(eligible), _ITEMS_AT_ONCE):
+        block = slice(start, min(start + _ITEMS_AT_ONCE, len(eligible)))
+        counter.add(chunk.scores(block), eligible[block])
     metrics = ranking_metrics(counter.counts(), protocol.ks)
     if n := protocol.sampled_negatives:
         drawn, valid = sampled_negatives(
-            protocol.seed, cohort.keys, n, protocol.sampler, positives, cohort.offsets, cohort.items
+            protocol.seed, cohort.keys, n, protocol.sampler, chunk.positives.numpy(), cohort.offsets, cohort.items
         )
-        scores = score(model.item_vectors(model.trainable, torch.from_numpy(drawn)))
-        counts = sampled_rank_counts(positive_scores, scores, torch.from_numpy(valid))
+        scores = chunk.scores(chunk.items.place[torch.from_numpy(drawn)])
+        counts = sampled_rank_counts(chunk.positive_scores, scores, torch.from_numpy(valid))
         metrics |= ranking_metrics(counts, protocol.ks, prefix=f"sampled{n}/")
-    return metric_sums(metrics)
-
-
-def _blocks(columns: Tensor, vectors: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(torch.split(columns, _ITEMS_AT_ONCE), torch.split(vectors, _ITEMS_AT_ONCE), strict=True)
+    return metrics

@@ -59,6 +59,10 @@ class Backbone(ABC):
     common_start: ClassVar[bool] = False
     """Whether all users start from the same private tensors, and not each from its own."""
 
+    ranking_dtype: ClassVar[torch.dtype] = torch.float64
+    """In what users are ranked. float64 frees ranks of rounding; float32 does for a network, which takes five times as
+    long in float64, and whose numbers were trained in float32 anyway."""
+
     def __init__(self, config: Any, dim: int) -> None:
         self.config = config
         self.dim = dim

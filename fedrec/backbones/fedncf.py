@@ -48,6 +48,7 @@ class FedNCF(Backbone):
     config_class = FedNCFConfig
     config: FedNCFConfig
     advice = Advice(loss="bce", lr=0.001)
+    ranking_dtype = torch.float32
 
     @property
     def _mlp(self) -> Mlp:

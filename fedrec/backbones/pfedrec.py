@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import numpy as np
+import torch
 from annotated_types import Ge, Lt, MinLen
 from numpy.typing import NDArray
 from pydantic import Strict
@@ -49,6 +50,7 @@ class PFedRec(Backbone):
     config_class = PFedRecConfig
     config: PFedRecConfig
     advice = Advice(loss="bce", lr=0.001)
+    ranking_dtype = torch.float32
     common_start = True
 
     @property

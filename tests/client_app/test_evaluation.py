@@ -12,12 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch import Tensor
 
 from client_app import evaluation
 from client_app.engine import GlobalModel
 from client_app.evaluation import RankingProtocol, rank_users
 from client_app.users import Cohort
-from fedrec.backbones.base import ScoreContext
+from fedrec.backbones.base import Backbone, ScoreContext
 from fedrec.config.describe import load_member
 from fedrec.errors import FedrecError
 from fedrec.metrics import sampled_negatives
@@ -44,16 +45,19 @@ def global_model(embedding: str = "lora", backbone: str = "fedmf", scale: float 
     return GlobalModel(model, moved, held)
 
 
-def users(lengths: Sequence[int], seed: int = 0) -> tuple[Cohort, NDArray[np.int64], Tensors]:
-    """Histories, held-out items (one in seven of them is not eligible), and private tensors."""
+def users(lengths: Sequence[int], seed: int = 0, backbone: str = "fedmf") -> tuple[Cohort, NDArray[np.int64], Tensors]:
+    """Histories, held-out items (one in seven of them is not eligible), and private tensors that differ."""
     rng = np.random.default_rng(seed)
     drawn = [rng.permutation(ITEMS)[: length + 1] for length in lengths]
     items = np.concatenate([row[:-1] for row in drawn]).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     keys = rng.integers(0, 2**64, len(lengths), dtype=np.uint64)
     positives = np.array([row[-1] for row in drawn], dtype=np.int64)
-    private = global_model().model.backbone.init_private(3, keys)
-    return Cohort(keys, offsets, items), positives, {name: tensor * 20 for name, tensor in private.items()}
+    private = global_model(backbone=backbone).model.backbone.init_private(3, keys)
+    moved = {
+        name: tensor * 2 + torch.randn(tensor.shape, generator=generator(4, name)) for name, tensor in private.items()
+    }
+    return Cohort(keys, offsets, items), positives, moved
 
 
 def protocol(sampled: int = 0, eligible: NDArray[np.int64] = ELIGIBLE) -> RankingProtocol:
@@ -105,8 +109,7 @@ def oracle(
 @pytest.mark.parametrize("sampled", [0, 8, 100])
 def test_equals_the_oracle(embedding: str, backbone: str, sampled: int) -> None:
     model = global_model(embedding, backbone)
-    cohort, positives, _ = users([3, 1, 12, 25, 7, 0])
-    private = {name: tensor * 20 for name, tensor in model.model.backbone.init_private(3, cohort.keys).items()}
+    cohort, positives, private = users([3, 1, 12, 25, 7, 0], backbone=backbone)
     found = rank_users(model, cohort, positives, private, protocol(sampled))
     assert found == pytest.approx(oracle(model, cohort, positives, private, sampled), abs=1e-9)
 
@@ -114,18 +117,59 @@ def test_equals_the_oracle(embedding: str, backbone: str, sampled: int) -> None:
 @settings(max_examples=25, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 28), min_size=1, max_size=9),
-    scores=st.integers(1, 60),
+    numbers=st.integers(1, 60),
     block=st.integers(1, 40),
     seed=st.integers(0, 1000),
+    backbone=st.sampled_from(backbones.names()),
 )
-def test_chunks_of_users_and_items_change_nothing(lengths: list[int], scores: int, block: int, seed: int) -> None:
-    model = global_model()
-    cohort, positives, private = users(lengths, seed)
+def test_chunks_of_users_and_items_change_nothing(
+    lengths: list[int], numbers: int, block: int, seed: int, backbone: str
+) -> None:
+    model = global_model(backbone=backbone)
+    cohort, positives, private = users(lengths, seed, backbone)
     whole = rank_users(model, cohort, positives, private, protocol(6))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "_SCORES_AT_ONCE", scores)
+        patch.setattr(evaluation, "_NUMBERS_AT_ONCE", numbers * model.model.backbone.numbers_per_score)
         patch.setattr(evaluation, "_ITEMS_AT_ONCE", block)
         assert rank_users(model, cohort, positives, private, protocol(6)) == pytest.approx(whole, abs=1e-12)
+
+
+@pytest.mark.parametrize("backbone", backbones.names())
+def test_memory_is_bounded_by_what_the_backbone_holds(backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = global_model(backbone=backbone)
+    cohort, positives, private = users([3, 1, 12, 25, 7, 0], backbone=backbone)
+    member = type(model.model.backbone)
+    score = member.score
+    held: list[tuple[int, int]] = []
+
+    def spy(self: Backbone, shared: Tensors, own: Tensors, vectors: Tensor, context: ScoreContext) -> Tensor:
+        scores: Tensor = score(self, shared, own, vectors, context)
+        held.append((len(scores), scores.numel() * self.numbers_per_score))
+        return scores
+
+    monkeypatch.setattr(member, "score", spy)
+    limit = 60 * model.model.backbone.numbers_per_score
+    monkeypatch.setattr(evaluation, "_NUMBERS_AT_ONCE", limit)
+    rank_users(model, cohort, positives, private, protocol(6))
+    assert max(users for users, _ in held) > 1
+    assert all(numbers <= limit for users, numbers in held if users > 1)
+
+
+@pytest.mark.parametrize("backbone", backbones.names())
+@pytest.mark.parametrize("sampled", [0, 8])
+def test_equal_items_tie_wherever_they_stand(backbone: str, sampled: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """30 items of 3 kinds, in blocks of odd sizes, whose products end in other last bits: still whole kinds tie."""
+    model = global_model("full", backbone)
+    kinds = torch.randn(3, DIM, generator=generator(8))
+    kinds[2] = 0.0
+    table = kinds[torch.arange(ITEMS) % 3]
+    table[::2] *= torch.where(table[::2] == 0, -1.0, 1.0)  # minus zero is zero
+    model = GlobalModel(model.model, {**model.trainable, "embedding.items": table}, {})
+    cohort, positives, private = users([3, 1, 12, 25, 7, 0], backbone=backbone)
+    expected = oracle(model, cohort, positives, private, sampled)
+    for block in (1, 2, 7, 30):
+        monkeypatch.setattr(evaluation, "_ITEMS_AT_ONCE", block)
+        assert rank_users(model, cohort, positives, private, protocol(sampled)) == pytest.approx(expected, abs=1e-9)
 
 
 def test_nodes_sums_add_up() -> None:
@@ -141,9 +185,10 @@ def test_nodes_sums_add_up() -> None:
 
 
 @pytest.mark.parametrize("sampled", [0, 8])
-def test_a_model_that_knows_nothing_gets_k_of_its_candidates(sampled: int) -> None:
-    model = global_model(scale=0.0)
-    cohort, positives, private = users([3, 1, 12])
+@pytest.mark.parametrize("backbone", backbones.names())
+def test_a_model_that_knows_nothing_gets_k_of_its_candidates(backbone: str, sampled: int) -> None:
+    model = global_model(scale=0.0, backbone=backbone)
+    cohort, positives, private = users([3, 1, 12], backbone=backbone)
     found = rank_users(model, cohort, positives, private, protocol(sampled))
     candidates = [
         len((set(ELIGIBLE.tolist()) - set(cohort.part(u, u + 1).items.tolist())) | {int(positives[u])})
