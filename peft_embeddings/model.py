@@ -49,18 +49,34 @@ class Model:
 
     @property
     def frozen(self) -> Spec:
-        """What is sent once before the first round: the base table, if it is corrected, and the embedding's own."""
-        base = {BASE: TensorSpec((self.embedding.n_items, self.embedding.dim))} if self.embedding.uses_base else {}
-        return base | dict(self.embedding.frozen)
+        """What is sent once: the base table, if it is corrected, the embedding's own, and `backbone.<frozen>`."""
+        items = self.embedding.n_items
+        base = {BASE: TensorSpec((items, self.embedding.dim))} if self.embedding.uses_base else {}
+        backbone = {self.backbone_name(name): spec for name, spec in self.backbone.frozen(items).items()}
+        return base | dict(self.embedding.frozen) | backbone
 
-    def init(self, base: Tensor, shared: Tensors, rng: torch.Generator) -> tuple[Tensors, Tensors]:
-        """Initial (trainable, frozen) tensors over a base table, with the backbone's `shared` tensors as they are."""
+    def init(
+        self, base: Tensor, shared: Tensors, rng: torch.Generator, counts: Tensor | None = None
+    ) -> tuple[Tensors, Tensors]:
+        """Initial (trainable, frozen) tensors.
+
+        Args:
+            base: The base table [n_items, dim].
+            shared: The backbone's shared tensors, which are taken as they are.
+            rng: For the embedding.
+            counts: Users per item [n_items] as the backbone had them counted (None: not counted, 1 for every item).
+        """
         made = self.embedding.init(base, rng)
         frozen = {name: made.pop(name) for name in self.embedding.frozen}
         if self.embedding.uses_base:
             frozen[BASE] = base
+        frozen |= self.backbone_frozen(torch.ones(self.embedding.n_items) if counts is None else counts)
         trainable = {self.embedding_name(name): tensor for name, tensor in made.items()}
         return trainable | {self.backbone_name(name): tensor for name, tensor in shared.items()}, frozen
+
+    def backbone_frozen(self, counts: Tensor) -> Tensors:
+        """The backbone's frozen tensors for users per item [n_items], by the names under which they travel."""
+        return {self.backbone_name(name): tensor for name, tensor in self.backbone.init_frozen(counts).items()}
 
     def shared(self, trainable: Tensors) -> Tensors:
         """The backbone's shared tensors among the trained ones."""

@@ -34,6 +34,7 @@ from peft_embeddings.model import Model
 from strategies import records
 from strategies.aggregation import UpdateFold, check_sums
 from strategies.directory import Share
+from strategies.item_counts import count_items
 from strategies.meter import Meter
 from strategies.nodes import Nodes
 
@@ -78,7 +79,6 @@ class ServerState:
         frozen: What was sent once.
         frozen_digest: Names the content of `frozen`; empty if nothing is frozen.
         optimiser: The server optimiser's own tensors.
-
     """
 
     phase: int
@@ -128,6 +128,7 @@ class FederatedStrategy(Strategy):
         self._models = [Model(self._embedding(phase), self._backbone) for phase in self.plan]
         self._nodes = Nodes(setup)
         self._eligible = frozen_format(spec_of(eligible)).encode(0, 0, eligible)
+        self._counts: Tensor | None = None
         self._shares: dict[int, Share] = {}
         self._asked_to_rank = 0
         self._bytes: dict[str, int] = {}
@@ -165,6 +166,7 @@ class FederatedStrategy(Strategy):
             self._nodes.counts.clear()
             self._nodes.enrol(grid)
             self.meter.grow(len(self._nodes.directory), self._nodes.enrolment_bytes + len(self._eligible))
+            self._count_items(grid)
             self._advance(round)
             messages = self.configure_train(round, arrays, config, grid)
             _, trained = self.aggregate_train(round, self._nodes.collect(grid, messages, self.config.round_timeout))
@@ -221,11 +223,24 @@ class FederatedStrategy(Strategy):
 
     def _enter(self, phase: int, base: Tensor, shared: Tensors) -> None:
         rng = generator(self.setup.seed, "embedding", self.plan[phase].name)
-        trainable, frozen = self._models[phase].init(base, shared, rng)
-        self.state = ServerState(phase, trainable, frozen, content_digest(frozen) if frozen else "", {})
+        trainable, frozen = self._models[phase].init(base, shared, rng, self._counts)
+        self._freeze(ServerState(phase, trainable, frozen, "", {}))
+
+    def _freeze(self, state: ServerState) -> None:
+        digest = content_digest(state.frozen) if state.frozen else ""
+        self.state = replace(state, frozen_digest=digest)
         self._nodes.once = {self.setup.eligible: self._eligible}
-        if frozen:
-            self._nodes.once[self.state.frozen_digest] = frozen_format(spec_of(frozen)).encode(phase, 0, frozen)
+        if digest:
+            self._nodes.once[digest] = frozen_format(spec_of(state.frozen)).encode(state.phase, 0, state.frozen)
+
+    def _count_items(self, grid: Grid) -> None:
+        """Once, if the backbone wants it: how many users have each item, as they report it with noise."""
+        counting = self._backbone.item_counting
+        if counting is not None and self._counts is None:
+            self._nodes.once = {self.setup.eligible: self._eligible}  # what is frozen will follow from the counts
+            self._counts = count_items(self._nodes, grid, self.setup.n_items, counting, self.config, self.meter)
+            frozen = self._models[self.state.phase].backbone_frozen(self._counts)
+            self._freeze(replace(self.state, frozen=self.state.frozen | frozen))
 
     # Flower's interface ----------------------------------------------------------------------------------------------
 
@@ -264,12 +279,11 @@ class FederatedStrategy(Strategy):
             self._bytes["up"] += self.meter.uploaded(phase, share.users, len(packet))
         mean = fold.mean()
         if mean is not None:
-            users = int(fold.scalar("users"))
             noise = derive(simulation_secret(self.setup.seed), "privacy", server_round)
-            mean = self._privacy.protect_mean(mean, users, noise)
+            mean = self._privacy.protect_mean(mean, int(fold.scalar("users")), noise)
             trainable, optimiser = self._recipe.server_update(self.state.trainable, mean, self.state.optimiser)
             self.state = replace(self.state, trainable=trainable, optimiser=optimiser)
-        self._give_up_if_too_many_failed(server_round, len(self._shares), accepted)
+        self._nodes.give_up_if_too_many_failed(server_round, len(self._shares), accepted, self.config.max_failures)
         return None, MetricRecord({**fold.summary()})
 
     def configure_evaluate(
@@ -293,7 +307,7 @@ class FederatedStrategy(Strategy):
                 sums.append(check_sums(scalars, self._nodes.directory.users_of(self._nodes.sender(reply))))
             except PacketError as error:
                 self._nodes.refuse(self._nodes.sender(reply), error)
-        self._give_up_if_too_many_failed(server_round, self._asked_to_rank, len(sums))
+        self._nodes.give_up_if_too_many_failed(server_round, self._asked_to_rank, len(sums), self.config.max_failures)
         # Sorted before they are added, so that the sum does not depend on which reply came first.
         users, cold, diverged, *totals = map(sum, zip(*sorted(sums), strict=True)) if sums else (0.0, 0.0, 0.0)
         if not users:
@@ -306,12 +320,9 @@ class FederatedStrategy(Strategy):
     def summary(self) -> None:
         """Nothing: the run's own report says it all."""
 
-    # Details ---------------------------------------------------------------------------------------------------------
-
     def _embedding(self, phase: Phase) -> ItemEmbedding:
-        made: ItemEmbedding = registry.embeddings.get(phase.embedding.name)(
-            phase.embedding, self.setup.n_items, self.setup.dim
-        )
+        member = registry.embeddings.get(phase.embedding.name)
+        made: ItemEmbedding = member(phase.embedding, self.setup.n_items, self.setup.dim)
         return made
 
     @property
@@ -337,11 +348,3 @@ class FederatedStrategy(Strategy):
     def _checkpoint(self, round: int) -> None:
         self._observer.on_checkpoint(round, self.state, self.meter)
         self._checkpoint_round = round
-
-    def _give_up_if_too_many_failed(self, round: int, asked: int, accepted: int) -> None:
-        failed = asked - accepted
-        if failed > self.config.max_failures * asked:
-            raise FederationError(
-                f"round {round}: {failed} of {asked} nodes failed ({dict(self._nodes.counts)}), more than "
-                f"strategy.max_failures={self.config.max_failures} allows; see the log above for why"
-            )

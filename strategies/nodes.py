@@ -138,6 +138,15 @@ class Nodes:
         self.counts[error.reason] += 1
         log.warning("the reply of node %d is left out: %s", node, error)
 
+    def give_up_if_too_many_failed(self, round: int, asked: int, accepted: int, max_failures: float) -> None:
+        """Raise FederationError if more than the share `max_failures` of the nodes asked in `round` failed."""
+        failed = asked - accepted
+        if failed > max_failures * asked:
+            raise FederationError(
+                f"round {round}: {failed} of {asked} nodes failed ({dict(self.counts)}), more than "
+                f"strategy.max_failures={max_failures} allows; see the log above for why"
+            )
+
     def collect(self, grid: Grid, messages: Iterable[Message], timeout: float) -> Iterator[Message]:
         """Send and yield the replies as they come; nodes that lack something are sent it and asked once more.
 

@@ -13,6 +13,7 @@ from fedrec.errors import PacketError
 from fedrec.packet import to_array
 
 ENROLL = "query.enroll"
+COUNT = "query.count_items"
 TRAIN = "train"
 EVALUATE = "evaluate"
 
@@ -21,6 +22,7 @@ SLOTS = "slots"
 UPDATE = "update"
 METRICS = "metrics"
 KEYS = "keys"
+COUNTS = "counts"
 FROZEN = "frozen."
 """Prefix of the array that carries frozen tensors; their digest follows."""
 

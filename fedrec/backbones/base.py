@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedrec.item_counts import ItemCounting
 from fedrec.registry import MemberConfig
 from fedrec.tensors import Spec, Tensors
 
@@ -36,7 +37,8 @@ class ScoreContext:
 class Backbone(ABC):
     """A member of the family `backbone`, for item vectors of `dim` numbers.
 
-    `shared` tensors are averaged over users and cross the network; `private` ones never leave the user's device.
+    `shared` tensors are averaged over users and cross the network; `private` ones never leave the user's device;
+    `frozen` ones are made by the server from public counts and sent once.
     """
 
     config_class: ClassVar[type[MemberConfig]]
@@ -54,6 +56,19 @@ class Backbone(ABC):
     @abstractmethod
     def private(self) -> Spec:
         """Specification of one user's private tensors."""
+
+    @property
+    def item_counting(self) -> ItemCounting | None:
+        """How the users' items are counted before the first round; None: they are not."""
+        return None
+
+    def frozen(self, n_items: int) -> Spec:
+        """Specification of what is sent once and never trained."""
+        return {}
+
+    def init_frozen(self, counts: Tensor) -> Tensors:
+        """The frozen tensors from `counts` [n_items], as `item_counting` has them (1 for every item without it)."""
+        return {}
 
     def init_shared(self, rng: torch.Generator) -> Tensors:
         """Initial shared tensors."""
