@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client_app.engine import GlobalModel
+from client_app.history import SharedHistory
 from client_app.users import Cohort
 from fedrec.backbones.base import ScoreContext
 from fedrec.metrics import (
@@ -91,9 +92,11 @@ def _rank_chunk(
     protocol: RankingProtocol,
 ) -> dict[str, float]:
     shared = model.model.shared(model.trainable)
+    history = SharedHistory(cohort, partial(model.item_vectors, model.trainable), vectors.shape[1])
+    user = model.model.user(model.trainable, model.frozen, private, history)
 
     def score(item_vectors: Tensor) -> Tensor:
-        return model.model.backbone.score(shared, private, item_vectors, ScoreContext(training=False))
+        return model.model.backbone.score(shared, user, item_vectors, ScoreContext(training=False))
 
     positive = torch.from_numpy(positives)
     positive_scores = score(model.item_vectors(model.trainable, positive[:, None]))[:, 0]

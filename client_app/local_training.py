@@ -10,6 +10,7 @@ from torch import Tensor
 
 from client_app.copies import Deltas, RowCopies
 from client_app.engine import GlobalModel
+from client_app.history import SegmentedHistory
 from client_app.segments import Segments
 from client_app.users import Cohort
 from fedrec.backbones.base import ScoreContext, Uniform
@@ -138,14 +139,16 @@ class LocalTraining:
     def _losses(self, number: int, rows: Mapping[int, Tensors]) -> Tensor:
         """Each user's loss [users]."""
         model, segments = self._model.model, self._segments
-        private = {name: self._by_segment(tensor) for name, tensor in self.private.items()}
         whole = self._model.trainable | {name: self._by_segment(tensor) for name, tensor in self.whole.items()}
         dense, shared = model.dense(whole), model.shared(whole)
+        vectors = {place: self._vectors(place, of_place, dense) for place, of_place in rows.items()}
+        history = SegmentedHistory(self._items[0], vectors[0], segments, len(self.cohort))
+        user = model.user(self._model.trainable | self.whole, self._model.frozen, self.private, history)
+        user = {name: self._by_segment(tensor) for name, tensor in user.items()}
         scores = []
-        for place, of_place in rows.items():
-            vectors = self._vectors(place, of_place, dense)
-            context = ScoreContext(training=True, uniform=self._uniform(number, place, vectors.dtype))
-            scores.append(model.backbone.score(shared, private, vectors, context))
+        for place, read in vectors.items():
+            context = ScoreContext(training=True, uniform=self._uniform(number, place, read.dtype))
+            scores.append(model.backbone.score(shared, user, read, context))
         positive, negative = scores
         losses = self._recipe.loss(positive, negative.reshape(*positive.shape, -1), segments.mask)
         per_user = torch.zeros(len(self.cohort), dtype=losses.dtype, device=self._device)

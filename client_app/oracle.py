@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from client_app.engine import Engine, GlobalModel, Trained
+from client_app.history import PlainHistory
 from client_app.users import Cohort
 from fedrec.backbones.base import ScoreContext
 from fedrec.optim.base import Adam, LocalOptimiser, LocalStep
@@ -108,7 +109,10 @@ class OracleEngine(Engine):
             return torch.from_numpy(drawn).to(vectors.dtype)
 
         context = ScoreContext(training=True, uniform=uniform)
-        scores = backbone.score(model.model.shared(trainable), own, vectors, context)
+        positives = torch.from_numpy(one.items)
+        history = PlainHistory(positives, model.item_vectors(trainable, positives))
+        user = model.model.user(trainable, model.frozen, own, history)
+        scores = backbone.score(model.model.shared(trainable), user, vectors, context)
         scores = scores.reshape(items.shape)
         return self.recipe.loss(scores[:, 0], scores[:, 1:], torch.ones(len(items), dtype=scores.dtype))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fedrec.backbones.base import Backbone
+from fedrec.backbones.base import Backbone, History
 from fedrec.tensors import Spec, Tensors, TensorSpec
 from peft_embeddings.base import ItemEmbedding
 
@@ -77,6 +77,12 @@ class Model:
     def backbone_frozen(self, counts: Tensor) -> Tensors:
         """The backbone's frozen tensors for users per item [n_items], by the names under which they travel."""
         return {self.backbone_name(name): tensor for name, tensor in self.backbone.init_frozen(counts).items()}
+
+    def user(self, trainable: Tensors, frozen: Tensors, private: Tensors, history: History) -> Tensors:
+        """What the backbone's score reads of a user: its private tensors, or what they and its history give."""
+        if not self.backbone.reads_history:
+            return private
+        return self.backbone.user(self.shared(trainable), private, _under(_BACKBONE, frozen), history)
 
     def shared(self, trainable: Tensors) -> Tensors:
         """The backbone's shared tensors among the trained ones."""

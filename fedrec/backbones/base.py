@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -34,6 +34,24 @@ class ScoreContext:
     uniform: Uniform | None = None
 
 
+class History(Protocol):
+    """What a user has interacted with before what is scored: its own items, and nothing of anybody else's.
+
+    It is read as sums over its items, so that a cohort's histories of any length need no rectangle. The leading
+    dimension of every result, if any, is the user's. Gradients reach the item vectors.
+    """
+
+    @property
+    def length(self) -> Tensor:
+        """Items in the history [...], at least 1 in training; an item that stands there twice counts twice."""
+
+    def sum(self, weights: Tensor | None = None) -> Tensor:
+        """Sum of `weights[i] * vector(i)` over the items i [..., dim]; `weights` are constants [n_items] (None: 1)."""
+
+    def total(self, weights: Tensor) -> Tensor:
+        """Sum of `weights[i]` over the items i [...]; `weights` are constants [n_items]."""
+
+
 class Backbone(ABC):
     """A member of the family `backbone`, for item vectors of `dim` numbers.
 
@@ -42,6 +60,9 @@ class Backbone(ABC):
     """
 
     config_class: ClassVar[type[MemberConfig]]
+
+    reads_history: ClassVar[bool] = False
+    """Whether `user` is to be called: the score depends on the user's own history."""
 
     def __init__(self, config: Any, dim: int) -> None:
         self.config = config
@@ -77,6 +98,17 @@ class Backbone(ABC):
     @abstractmethod
     def init_private(self, seed: int, keys: NDArray[np.uint64]) -> Tensors:
         """Initial private tensors of the users `keys`: [users, ...], a function of seed and key alone."""
+
+    def user(self, shared: Tensors, private: Tensors, frozen: Tensors, history: History) -> Tensors:
+        """What `score` gets as `private`: worked out once per user and step, with `reads_history` only.
+
+        Args:
+            shared: Shared tensors, with a leading user dimension (each user's own copies) or with none.
+            private: The user's private tensors.
+            frozen: Frozen tensors, the same for all users.
+            history: The user's own.
+        """
+        return private
 
     @abstractmethod
     def score(self, shared: Tensors, private: Tensors, item_vectors: Tensor, context: ScoreContext) -> Tensor:

@@ -121,7 +121,7 @@ def make_model(embedding: str, backbone: Any, n_items: int, dtype: torch.dtype) 
     model = Model(registry.embeddings.get(embedding)(config, n_items, DIM), backbone)
     rng = generator(3, "test")
     base = torch.randn(n_items, DIM, generator=rng)
-    trainable, frozen = model.init(base, backbone.init_shared(rng), rng)
+    trainable, frozen = model.init(base, backbone.init_shared(rng), rng, counts=torch.arange(n_items) % 5.0)
     # Away from the start, where a compressed part gives nothing and half of the gradients are zero.
     moved = {
         name: (tensor + 0.1 * torch.randn(tensor.shape, generator=rng)).to(dtype) for name, tensor in trainable.items()
