@@ -7,17 +7,33 @@ import math
 import torch
 from torch import Tensor
 
+from client_app.added_rows import added_rows
 from client_app.engine import GlobalModel, Limits, all_finite
 from client_app.local_training import LocalTraining
-from fedrec.privacy.base import PrivacyMechanism
+from fedrec.privacy.base import PrivacyMechanism, RowAdding
 from fedrec.rng import derive
 from fedrec.updates import NodeUpdate, user_weights
 
 
-def fold_at_once(training: LocalTraining, model: GlobalModel, update: NodeUpdate, limits: Limits) -> Tensor:
-    """Add all users' weighted deltas to the node's update; who was taken (bool [users]), the others are counted."""
+def fold_at_once(
+    training: LocalTraining,
+    model: GlobalModel,
+    update: NodeUpdate,
+    limits: Limits,
+    privacy: PrivacyMechanism,
+    seed: int,
+) -> Tensor:
+    """Add all users' weighted deltas to the node's update; who was taken (bool [users]), the others are counted.
+
+    It serves mechanisms that change nothing, and those that add rows.
+    """
     users = len(training.cohort)
     rows = training.deltas()
+    if isinstance(privacy, RowAdding):
+        seeds = [derive(seed, "privacy", int(key)) for key in training.cohort.keys]
+        rows = {
+            name: [*own, added_rows(privacy, name, model.trainable[name], own, seeds)] for name, own in rows.items()
+        }
     whole = {name: tensor - model.trainable[name] for name, tensor in training.whole.items()}
     squared = torch.zeros(users, dtype=torch.float64, device=training.loss.device)
     for blocks in rows.values():
@@ -58,7 +74,7 @@ def fold_one_by_one(
     """The same as the oracle does it: a mechanism may change every number of a delta, so each is formed whole."""
     good = torch.zeros(len(training.cohort), dtype=torch.bool)
     sane = all_finite(training.private)
-    rows = training.deltas()
+    rows, spec = training.deltas(), model.model.trainable
     for user, key in enumerate(training.cohort.keys):
         delta = {name: tensor[user] - model.trainable[name] for name, tensor in training.whole.items()}
         for name, blocks in rows.items():
@@ -66,7 +82,7 @@ def fold_one_by_one(
             for block in blocks:
                 mine = block.owner == user
                 delta[name].index_add_(0, block.rows[mine].flatten(), block.values[mine].flatten(0, 1))
-        delta = privacy.protect_update(delta, derive(seed, "privacy", int(key)))
+        delta = privacy.protect_update(delta, spec, derive(seed, "privacy", int(key)))
         loss = float(training.loss[user]) if sane[user] else math.nan
         examples = int(training.cohort.lengths[user])
         good[user] = update.add(delta, examples, loss, limits.weight_cap, limits.max_update_norm)

@@ -31,6 +31,7 @@ class OracleEngine(Engine):
         update = NodeUpdate(total={name: torch.zeros_like(tensor) for name, tensor in model.trainable.items()})
         after = {name: tensor.clone() for name, tensor in private.items()}
         taken = np.zeros(len(cohort), dtype=np.bool_)
+        spec = model.model.trainable
         for user in range(len(cohort)):
             one = cohort.part(user, user + 1)
             own = {name: tensor[user].clone() for name, tensor in private.items()}
@@ -40,7 +41,7 @@ class OracleEngine(Engine):
                 update.dropped["no_negatives"] += 1
                 continue
             delta = {name: trainable[name].detach() - model.trainable[name] for name in trainable}
-            delta = self.privacy.protect_update(delta, derive(seed, "privacy", int(one.keys[0])))
+            delta = self.privacy.protect_update(delta, spec, derive(seed, "privacy", int(one.keys[0])))
             limits = self.limits
             if not all(bool(tensor.isfinite().all()) for tensor in own.values()):
                 loss = math.nan
