@@ -66,6 +66,12 @@ def enroll(message: Message, context: Context) -> Message:
     return Message(content, reply_to=message)
 
 
+@app.query("count_items")
+def count_items(message: Message, context: Context) -> Message:
+    """Answer with the sum of the users' reported items."""
+    return _answer(message, context, lambda node, content: {records.COUNTS: node.count_items()})
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the chosen users; answer with the node's update, or with what is missing to make one.

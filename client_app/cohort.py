@@ -24,7 +24,7 @@ from client_app.users import Cohort
 from fedrec.codecs.base import Codec
 from fedrec.negatives import NegativeSampler
 from fedrec.optim.base import LocalStep, Recipe
-from fedrec.privacy.base import PrivacyMechanism
+from fedrec.privacy.base import PrivacyMechanism, RowAdding
 from fedrec.tensors import Tensors
 from fedrec.updates import NodeUpdate
 
@@ -54,12 +54,11 @@ class CohortEngine(Engine):
         after = {name: tensor.clone() for name, tensor in private.items()}
         taken = np.zeros(len(cohort), dtype=np.bool_)
         codec = self.codec if rounded else None
+        whole = self.privacy.changes_updates and not isinstance(self.privacy, RowAdding)
+        fold = fold_one_by_one if whole else fold_at_once
         for users, training in self._run(self.recipe.local_steps(), model, cohort, private, seed):
             with torch.no_grad():
-                if self.privacy.changes_updates:
-                    good = fold_one_by_one(training, model, update, self.limits, self.privacy, codec, seed)
-                else:
-                    good = fold_at_once(training, model, update, self.limits, codec, seed)
+                good = fold(training, model, update, self.limits, self.privacy, codec, seed)
             chosen = users[good.cpu().numpy()]
             taken[chosen] = True
             for name, tensor in training.private.items():

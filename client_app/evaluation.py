@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client_app.engine import GlobalModel
+from client_app.history import SharedHistory
 from client_app.users import Cohort
 from fedrec.backbones.base import ScoreContext
 from fedrec.metrics import (
@@ -59,7 +60,9 @@ def rank_users(
     """
     backbone = model.model.backbone
     others = np.unique(positives[~protocol.sampler.contains(positives)])
-    items = _Items.of(model, protocol.eligible, torch.from_numpy(others), backbone.ranking_dtype)
+    # In float64, so that equal items have equal vectors, whichever items are worked out beside them.
+    wide = GlobalModel(model.model, _cast(model.trainable, torch.float64), _cast(model.frozen, torch.float64))
+    items = _Items.of(wide, protocol.eligible, torch.from_numpy(others), backbone.ranking_dtype)
     shared = _cast(model.model.shared(model.trainable), backbone.ranking_dtype)
     block = min(_ITEMS_AT_ONCE, len(items.eligible))
     sampled = protocol.sampled_negatives * max(backbone.numbers_per_score, items.vectors.shape[1])
@@ -68,8 +71,11 @@ def rank_users(
     for start in range(0, len(cohort), per_chunk):
         end = min(start + per_chunk, len(cohort))
         own = _cast({name: tensor[start:end] for name, tensor in private.items()}, backbone.ranking_dtype)
-        chunk = _Chunk(model, shared, own, items, torch.from_numpy(positives[start:end]))
-        parts.append(metric_sums(_rank_chunk(chunk, cohort.part(start, end), protocol)))
+        part = cohort.part(start, end)
+        history = SharedHistory(part, partial(wide.item_vectors, wide.trainable), model.model.embedding.dim)
+        user = _cast(model.model.user(wide.trainable, wide.frozen, own, history), backbone.ranking_dtype)
+        chunk = _Chunk(model, shared, user, items, torch.from_numpy(positives[start:end]))
+        parts.append(metric_sums(_rank_chunk(chunk, part, protocol)))
     return add_sums(parts)
 
 
@@ -96,9 +102,7 @@ class _Items:
     @staticmethod
     def of(model: GlobalModel, eligible: Tensor, others: Tensor, dtype: torch.dtype) -> _Items:
         rows = torch.cat([eligible, others])
-        # In float64, so that equal items have equal vectors, whichever items are worked out beside them.
-        wide = GlobalModel(model.model, _cast(model.trainable, torch.float64), _cast(model.frozen, torch.float64))
-        parts = [wide.item_vectors(wide.trainable, part) for part in torch.split(rows, _ITEMS_AT_ONCE)]
+        parts = [model.item_vectors(model.trainable, part) for part in torch.split(rows, _ITEMS_AT_ONCE)]
         vectors = torch.cat(parts).to(dtype)
         place = torch.zeros(model.model.embedding.n_items, dtype=torch.int64)
         place[rows] = torch.arange(len(rows))

@@ -10,11 +10,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from client_app.added_rows import added_rows
 from client_app.copies import Deltas
 from client_app.engine import GlobalModel, Limits, all_finite, codec_seeds
 from client_app.local_training import LocalTraining
 from fedrec.codecs.rounding import RoundingCodec, tensor_seed
-from fedrec.privacy.base import PrivacyMechanism
+from fedrec.privacy.base import PrivacyMechanism, RowAdding
 from fedrec.rng import derive
 from fedrec.tensors import TensorSpec
 from fedrec.updates import NodeUpdate, user_weights
@@ -25,12 +26,21 @@ def fold_at_once(
     model: GlobalModel,
     update: NodeUpdate,
     limits: Limits,
+    privacy: PrivacyMechanism,
     codec: RoundingCodec | None,
     seed: int,
 ) -> Tensor:
-    """Add all users' weighted deltas to the node's update; who was taken (bool [users]), the others are counted."""
+    """Add all users' weighted deltas to the node's update; who was taken (bool [users]), the others are counted.
+
+    It serves mechanisms that change nothing, and those that add rows.
+    """
     users = len(training.cohort)
     rows = training.deltas()
+    if isinstance(privacy, RowAdding):
+        own_seeds = [derive(seed, "privacy", int(key)) for key in training.cohort.keys]
+        rows = {
+            name: [*own, added_rows(privacy, name, model.trainable[name], own, own_seeds)] for name, own in rows.items()
+        }
     whole = {name: tensor - model.trainable[name] for name, tensor in training.whole.items()}
     if codec is not None:
         seeds = codec_seeds(seed, training.cohort.keys)
@@ -77,7 +87,7 @@ def fold_one_by_one(
     """The same as the oracle does it: a mechanism may change every number of a delta, so each is formed whole."""
     good = torch.zeros(len(training.cohort), dtype=torch.bool)
     sane = all_finite(training.private)
-    rows = training.deltas()
+    rows, spec = training.deltas(), model.model.trainable
     for user, key in enumerate(training.cohort.keys):
         delta = {name: tensor[user] - model.trainable[name] for name, tensor in training.whole.items()}
         for name, blocks in rows.items():
@@ -85,9 +95,8 @@ def fold_one_by_one(
             for block in blocks:
                 mine = block.owner == user
                 delta[name].index_add_(0, block.rows[mine].flatten(), block.values[mine].flatten(0, 1))
-        delta = privacy.protect_update(delta, derive(seed, "privacy", int(key)))
+        delta = privacy.protect_update(delta, spec, derive(seed, "privacy", int(key)))
         if codec is not None:
-            spec = model.model.trainable
             packed = codec.encode(delta, spec, int(codec_seeds(seed, training.cohort.keys[user : user + 1])[0]))
             delta = codec.decode(memoryview(packed), spec)
         loss = float(training.loss[user]) if sane[user] else math.nan

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from client_app.copies import Deltas, RowCopies
 from client_app.engine import GlobalModel
+from client_app.history import SegmentedHistory
 from client_app.segments import Segments
 from client_app.users import Cohort
 from fedrec.backbones.base import ScoreContext, Uniform
@@ -144,7 +145,11 @@ class LocalTraining:
 
     def _losses(self, number: int, places: Sequence[int], rows: Mapping[int, Tensors]) -> Tensor:
         """Each user's loss [users]; `rows` are the copies at the places, none if the step moves nothing shared."""
-        scores = [self._scores(number, place, rows.get(place)) for place in places]
+        vectors = {place: self._vectors_at(place, rows.get(place)) for place in places}
+        history = SegmentedHistory(self._items[0], vectors[0], self._segments, len(self.cohort))
+        model = self._model.model
+        user = model.user(self._model.trainable | self.whole, self._model.frozen, self.private, history)
+        scores = [self._scores(number, place, vectors[place], user) for place in places]
         segments = self._segments
         negative = segments.select(scores[1]) if self._recipe.shared_negatives else scores[1]
         pairs = 1 if self._recipe.shared_negatives else scores[0].shape[1]
@@ -152,29 +157,32 @@ class LocalTraining:
         per_user = torch.zeros(len(self.cohort), dtype=losses.dtype, device=self._device)
         return per_user.index_add(0, segments.owner, losses * segments.share)
 
-    def _scores(self, number: int, place: int, rows: Tensors | None) -> Tensor:
-        """Scores [segments, length * items] of the items at a place."""
-        model, layout = self._model.model, self._layouts[place]
-        private = {name: layout.select(tensor) for name, tensor in self.private.items()}
+    def _scores(self, number: int, place: int, vectors: Tensor, user: Tensors) -> Tensor:
+        """Scores [segments, length * items] of the items at a place for `user` tensors [users, ...]."""
+        layout = self._layouts[place]
+        own = {name: layout.select(tensor) for name, tensor in user.items()}
         whole = self._model.trainable | {name: layout.select(tensor) for name, tensor in self.whole.items()}
-        vectors = self._fixed_vectors(place, whole) if rows is None else self._vectors(place, rows, whole)
         context = ScoreContext(training=True, uniform=self._uniform(number, place, vectors.dtype))
-        return model.backbone.score(model.shared(whole), private, vectors, context)
+        return self._model.model.backbone.score(self._model.model.shared(whole), own, vectors, context)
 
-    def _vectors(self, place: int, rows: Tensors, whole: Tensors) -> Tensor:
+    def _vectors_at(self, place: int, rows: Tensors | None) -> Tensor:
+        return self._fixed_vectors(place) if rows is None else self._vectors(place, rows)
+
+    def _vectors(self, place: int, rows: Tensors) -> Tensor:
         """Item vectors [segments, items, dim] from the users' own copies."""
-        model = self._model.model
+        model, layout = self._model.model, self._layouts[place]
+        whole = self._model.trainable | {name: layout.select(tensor) for name, tensor in self.whole.items()}
         held = self._held.get(place) or model.fixed_rows(self._model.frozen, self._items[place])
         if self._read_again(place):
             self._held[place] = held
         return model.embed(rows, model.dense(whole), self._model.frozen, held)
 
-    def _fixed_vectors(self, place: int, whole: Tensors) -> Tensor:
+    def _fixed_vectors(self, place: int) -> Tensor:
         """The same for a step that moves nothing shared: kept until one does."""
         if place in self._fixed:
             return self._fixed[place]
         if self._copies:
-            vectors = self._vectors(place, {name: copies.read(place) for name, copies in self._copies.items()}, whole)
+            vectors = self._vectors(place, {name: copies.read(place) for name, copies in self._copies.items()})
         else:
             vectors = self._received_vectors(self._items[place])
         if self._read_again(place):

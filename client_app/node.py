@@ -19,14 +19,16 @@ from client_app.oracle import OracleEngine
 from client_app.store import PrivateStore
 from client_app.users import LocalUsers
 from fedrec import registry
+from fedrec.backbones.base import Backbone
 from fedrec.config.validate import member_config
 from fedrec.data.split import HeldOut
 from fedrec.data.store import open_store
 from fedrec.errors import PacketError
+from fedrec.item_counts import report_sum
 from fedrec.keys import simulation_secret
 from fedrec.negatives import NegativeSampler
 from fedrec.packet import PacketFormat
-from fedrec.protocol import Setup, SimulatedData, eligible_spec, frozen_format, unpack_eligible
+from fedrec.protocol import COUNTS, Setup, SimulatedData, counts_format, eligible_spec, frozen_format, unpack_eligible
 from fedrec.rng import derive
 from fedrec.shared_folder import require_shared
 from fedrec.tensors import Tensors
@@ -104,9 +106,10 @@ class Node:
         return PrivateStore(Path(self._simulation.state_dir), self.setup.run_key, self._backbone.private)
 
     @cached_property
-    def _backbone(self) -> Any:
+    def _backbone(self) -> Backbone:
         config = member_config("backbone", dict(self.setup.backbone))
-        return registry.backbones.get(config.name)(config, self.setup.dim)
+        made: Backbone = registry.backbones.get(config.name)(config, self.setup.dim)
+        return made
 
     def _embedding(self, values: dict[str, Any]) -> ItemEmbedding:
         config = member_config("embedding", values)
@@ -154,6 +157,17 @@ class Node:
         is_list = digest == self.setup.eligible
         spec = eligible_spec(self.setup.n_items) if is_list else self._model(phase).frozen
         self.frozen_store.put(frozen_format(spec).decode(packet).tensors, digest)
+
+    def count_items(self) -> bytes:
+        """The encoded sum of what all users here report of the items that they train on."""
+        counting = self._backbone.item_counting
+        if counting is None:
+            raise PacketError("malformed", f"backbone {self._backbone.config.name!r} has no items counted")
+        cohort = self.users.training(np.arange(len(self.users)))
+        seed = derive(self.secret, "item counts")
+        total = report_sum(counting, self.setup.n_items, seed, cohort.keys, cohort.offsets, cohort.items)
+        packet = counts_format(self.setup.n_items)
+        return packet.encode(0, 0, {COUNTS: torch.from_numpy(total)}, [float(len(cohort))])
 
     def receive(self, phase: int, round: int, packet: bytes, frozen: str) -> Received:
         """The model in a packet, over the frozen tensors of that digest. Raises MissingFrozenError if they lack."""

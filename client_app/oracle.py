@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from client_app.engine import Engine, GlobalModel, Trained, codec_seeds
+from client_app.history import PlainHistory
 from client_app.users import Cohort
 from fedrec.backbones.base import ScoreContext
 from fedrec.optim.base import Adam, LocalOptimiser, LocalStep
@@ -30,6 +31,7 @@ class OracleEngine(Engine):
         update = NodeUpdate(total={name: torch.zeros_like(tensor) for name, tensor in model.trainable.items()})
         after = {name: tensor.clone() for name, tensor in private.items()}
         taken = np.zeros(len(cohort), dtype=np.bool_)
+        spec = model.model.trainable
         for user in range(len(cohort)):
             one = cohort.part(user, user + 1)
             own = {name: tensor[user].clone() for name, tensor in private.items()}
@@ -39,9 +41,8 @@ class OracleEngine(Engine):
                 update.dropped["no_negatives"] += 1
                 continue
             delta = {name: trainable[name].detach() - model.trainable[name] for name in trainable}
-            delta = self.privacy.protect_update(delta, derive(seed, "privacy", int(one.keys[0])))
+            delta = self.privacy.protect_update(delta, spec, derive(seed, "privacy", int(one.keys[0])))
             if self.codec is not None and rounded:
-                spec = model.model.trainable
                 packed = self.codec.encode(delta, spec, int(codec_seeds(seed, one.keys)[0]))
                 decoded = self.codec.decode(memoryview(packed), spec)
                 delta = {name: tensor.to(delta[name].dtype) for name, tensor in decoded.items()}
@@ -119,7 +120,10 @@ class OracleEngine(Engine):
             return torch.from_numpy(drawn).to(vectors.dtype)
 
         context = ScoreContext(training=True, uniform=uniform)
-        scores = model.model.backbone.score(model.model.shared(trainable), own, vectors, context)
+        positives = torch.from_numpy(one.items)
+        history = PlainHistory(positives, model.item_vectors(trainable, positives))
+        user = model.model.user(trainable, model.frozen, own, history)
+        scores = model.model.backbone.score(model.model.shared(trainable), user, vectors, context)
         mask = torch.ones(n, dtype=scores.dtype)
         if recipe.shared_negatives:
             return recipe.loss(scores[recipe.negatives :], scores[None, : recipe.negatives], mask)

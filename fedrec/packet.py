@@ -34,6 +34,7 @@ class Kind(IntEnum):
     FROZEN = 2
     UPDATE = 3
     METRICS = 4
+    COUNTS = 5
 
 
 class Packet(NamedTuple):

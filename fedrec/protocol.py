@@ -179,6 +179,18 @@ def unpack_eligible(packed: Tensors, n_items: int) -> NDArray[np.int64]:
     return np.flatnonzero(np.unpackbits(packed[ELIGIBLE].numpy(), count=n_items)).astype(np.int64)
 
 
+COUNTS = "counts"
+
+
+def counts_format(n_items: int) -> PacketFormat:
+    """Client to server, once: the sum of its users' reported items, and how many users; exact, whatever the codec."""
+    from fedrec.codecs.float32 import Float32Codec, Float32Config
+
+    return PacketFormat(
+        Kind.COUNTS, {COUNTS: TensorSpec((n_items,), "int32")}, Float32Codec(Float32Config("float32")), 1
+    )
+
+
 def frozen_format(frozen: Spec) -> PacketFormat:
     """Server to client, once a phase: always exact, whatever the run's codec, for it is named by its content."""
     return PacketFormat(Kind.FROZEN, frozen, _plain_codec(), 0)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedrec.backbones.base import Backbone
+from fedrec.backbones.base import Backbone, History
 from fedrec.tensors import Spec, TableSpec, Tensors, TensorSpec
 from peft_embeddings.base import ItemEmbedding
 
@@ -70,28 +70,50 @@ class Model:
 
     @property
     def frozen(self) -> Spec:
-        """What is sent once before the first round: the base table, if it is corrected, and the embedding's own."""
-        base = {BASE: TensorSpec((self.embedding.n_items, self.embedding.dim))} if self.embedding.uses_base else {}
-        return base | dict(self.embedding.frozen)
+        """What is sent once: the base table, if it is corrected, the embedding's own, and `backbone.<frozen>`."""
+        items = self.embedding.n_items
+        base = {BASE: TensorSpec((items, self.embedding.dim))} if self.embedding.uses_base else {}
+        backbone = {self.backbone_name(name): spec for name, spec in self.backbone.frozen(items).items()}
+        return base | dict(self.embedding.frozen) | backbone
 
-    def start(self, base: Tensor, shared: Tensors, rng: torch.Generator) -> Started:
-        """Initial tensors over a base table, with the backbone's `shared` tensors as they are."""
+    def start(self, base: Tensor, shared: Tensors, rng: torch.Generator, counts: Tensor | None = None) -> Started:
+        """Initial tensors.
+
+        Args:
+            base: The base table [n_items, dim].
+            shared: The backbone's shared tensors, which are taken as they are.
+            rng: For the embedding.
+            counts: Users per item [n_items] as the backbone had them counted (None: not counted, 1 for every item).
+        """
         made = self.embedding.init(base, rng)
         kept = {name: made.pop(name) for name in self.embedding.kept}
         frozen = {name: made.pop(name) for name in self.embedding.frozen}
         if self.embedding.uses_base:
             frozen[BASE] = base
+        frozen |= self.backbone_frozen(torch.ones(self.embedding.n_items) if counts is None else counts)
         return Started(self.named(made, shared), frozen, kept)
 
-    def init(self, base: Tensor, shared: Tensors, rng: torch.Generator) -> tuple[Tensors, Tensors]:
+    def init(
+        self, base: Tensor, shared: Tensors, rng: torch.Generator, counts: Tensor | None = None
+    ) -> tuple[Tensors, Tensors]:
         """The trainable and the frozen tensors of `start`: all that a client ever sees."""
-        started = self.start(base, shared, rng)
+        started = self.start(base, shared, rng, counts)
         return started.trainable, started.frozen
 
     def named(self, embedding: Tensors, shared: Tensors) -> Tensors:
         """The embedding's and the backbone's trained tensors under the names by which they travel."""
         trainable = {self.embedding_name(name): tensor for name, tensor in embedding.items()}
         return trainable | {self.backbone_name(name): tensor for name, tensor in shared.items()}
+
+    def backbone_frozen(self, counts: Tensor) -> Tensors:
+        """The backbone's frozen tensors for users per item [n_items], by the names under which they travel."""
+        return {self.backbone_name(name): tensor for name, tensor in self.backbone.init_frozen(counts).items()}
+
+    def user(self, trainable: Tensors, frozen: Tensors, private: Tensors, history: History) -> Tensors:
+        """What the backbone's score reads of a user: its private tensors, or what they and its history give."""
+        if not self.backbone.reads_history:
+            return private
+        return self.backbone.user(self.shared(trainable), private, _under(_BACKBONE, frozen), history)
 
     def shared(self, trainable: Tensors) -> Tensors:
         """The backbone's shared tensors among the trained ones."""

@@ -31,6 +31,7 @@ from fedrec.updates import DROPPED
 from strategies import records
 from strategies.aggregation import UpdateFold, weighted
 from strategies.directory import Share
+from strategies.item_counts import count_items
 from strategies.meter import Meter
 from strategies.nodes import Nodes
 from strategies.ranking import TEST, VALIDATION, Ranking
@@ -157,6 +158,7 @@ class FederatedStrategy(Strategy):
         self._nodes.counts.clear()
         self._nodes.enrol(grid)
         self.meter.grow(len(self._nodes.directory), self._nodes.enrolment_bytes + records.size(self._eligible))
+        self._count_items(grid)
         self.model.advance(round)
         self._nodes.once = {self.setup.eligible: self._eligible, **self.model.once}
         messages = self.configure_train(round, ArrayRecord(), ConfigRecord(), grid)
@@ -169,6 +171,14 @@ class FederatedStrategy(Strategy):
             "bytes_per_user": self.meter.per_user(),
             "seconds": time.monotonic() - started,
         }
+
+    def _count_items(self, grid: Grid) -> None:
+        """Once, if the backbone wants it: how many users have each item, as they report it with noise."""
+        counting = self.model.model.backbone.item_counting
+        if counting is not None and self.model.counts is None:
+            self._nodes.once = {self.setup.eligible: self._eligible}  # what is frozen will follow from the counts
+            counts = count_items(self._nodes, grid, self.setup.n_items, counting, self.config, self.meter)
+            self.model.freeze_counts(counts)
 
     def _rides(self, round: int) -> bool:
         """Whether the ranking after `round` can ride on the next round's messages.

@@ -41,6 +41,10 @@ class Meter:
         self._evaluated_in = np.pad(self._evaluated_in, ((0, 0), (0, new)))
         self._users = users
 
+    def reported(self, users: NDArray[np.int64], packet: int) -> None:
+        """`users` upload a packet of `packet` bytes that is asked for once, before the first round."""
+        self._one_time[users] += packet
+
     def downloaded(self, phase: int, users: NDArray[np.int64], model: int, frozen: int) -> dict[str, int]:
         """Chosen `users` download a model packet of `model` bytes, and `frozen` bytes if they lack them; the sums."""
         first = users[~self._trained_in[phase, users]]

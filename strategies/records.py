@@ -13,6 +13,7 @@ from fedrec.errors import PacketError
 from fedrec.packet import to_array
 
 ENROLL = "query.enroll"
+COUNT = "query.count_items"
 TRAIN = "train"
 EVALUATE = "evaluate"
 
@@ -22,6 +23,7 @@ UPDATE = "update"
 METRICS = "metrics."
 """Prefix of the array that carries the sums of metrics of a split; its name follows."""
 KEYS = "keys"
+COUNTS = "counts"
 FROZEN = "frozen."
 """Prefix of the array that carries frozen tensors; their digest follows."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from flwr.app import Array
@@ -60,6 +60,7 @@ class ServerModel:
         state: Where it stands; the strategy replaces it after each round.
         models: The model of each phase.
         once: What is frozen in the present phase, as a wrapped packet by the digest of its content.
+        counts: Users per item [items] as the backbone had them counted; None before that, or if it had not.
         reports: What the embedding of each phase so far said of its start, by the phase's name.
     """
 
@@ -67,6 +68,7 @@ class ServerModel:
         """The model before the first round of the plan, over the base table [items, dim]."""
         self.models = [Model(_embedding(phase, setup), backbone) for phase in plan]
         self.once: dict[str, Array] = {}
+        self.counts: Tensor | None = None
         self.reports: dict[str, dict[str, float]] = {}
         self._setup = setup
         self._plan = plan
@@ -96,13 +98,23 @@ class ServerModel:
 
     def _entered(self, phase: int, base: Tensor, shared: Tensors) -> ServerState:
         rng = generator(self._setup.seed, "embedding", self._plan[phase].name)
-        trainable, frozen, kept = self.models[phase].start(base, shared, rng)
+        trainable, frozen, kept = self.models[phase].start(base, shared, rng, self.counts)
         name = self._plan[phase].name
         self.reports[name] = report_start(name, self.models[phase].embedding, frozen)
-        digest = content_digest(frozen) if frozen else ""
-        packet = frozen_format(spec_of(frozen)).encode(phase, 0, frozen)
-        self.once = {digest: records.wrap(packet)} if frozen else {}
-        return ServerState(phase, trainable, frozen, digest, {}, kept)
+        return self._frozen(ServerState(phase, trainable, frozen, "", {}, kept))
+
+    def _frozen(self, state: ServerState) -> ServerState:
+        """The state with the name of what is frozen, whose packet is made."""
+        digest = content_digest(state.frozen) if state.frozen else ""
+        packet = frozen_format(spec_of(state.frozen)).encode(state.phase, 0, state.frozen)
+        self.once = {digest: records.wrap(packet)} if state.frozen else {}
+        return replace(state, frozen_digest=digest)
+
+    def freeze_counts(self, counts: Tensor) -> None:
+        """Users per item [items] have been counted: what of them the backbone reads is frozen from here on."""
+        self.counts = counts
+        frozen = self.state.frozen | self.model.backbone_frozen(counts)
+        self.state = self._frozen(replace(self.state, frozen=frozen))
 
     def packet(self, round: int, kept: int) -> Array:
         """The model as every message of `round` carries it, wrapped once for all of them.

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from client_app.history import PlainHistory
 from fedrec.backbones.base import Advice, Backbone, ScoreContext
 from fedrec.config.describe import load_member
 from fedrec.optim.losses import LOSSES
@@ -179,3 +180,57 @@ def test_one_users_score_moves_nothing_of_another(backbone: Backbone) -> None:
     for tensor in private.values():
         assert tensor.grad is not None
         assert not tensor.grad[[0, 2, 3, 4]].any()
+
+
+# History and what is frozen ------------------------------------------------------------------------------------------
+
+HISTORY = torch.tensor([[0, 3, 5], [1, 2, 3], [5, 4, 0], [2, 2, 2], [1, 0, 4]])
+COUNTS = torch.tensor([-3.0, 0.0, 1.0, 2.5, 7.0, 100.0])
+
+
+def frozen_tensors(backbone: Backbone) -> Tensors:
+    return backbone.init_frozen(COUNTS)
+
+
+def histories(vectors: Tensor, user: int | slice = slice(None)) -> PlainHistory:
+    return PlainHistory(HISTORY[user], vectors[HISTORY[user]])
+
+
+def test_frozen_tensors_are_as_specified_for_any_counts(backbone: Backbone) -> None:
+    spec, made = backbone.frozen(len(COUNTS)), frozen_tensors(backbone)
+    assert made.keys() == spec.keys()
+    assert not spec.keys() & (backbone.shared.keys() | backbone.private.keys())
+    for name, tensor in made.items():
+        assert matches(spec[name], tensor)
+        assert tensor.isfinite().all()
+    assert made or backbone.item_counting is None, "what is counted is for the frozen tensors"
+
+
+def test_a_cohort_reads_its_histories_as_its_users_do(backbone: Backbone) -> None:
+    if not backbone.reads_history:
+        return
+    shared, private, frozen, vectors = (
+        shared_tensors(backbone),
+        backbone.init_private(0, KEYS),
+        frozen_tensors(backbone),
+        items(),
+    )
+    together = backbone.user(shared, private, frozen, histories(vectors))
+    for user in range(len(KEYS)):
+        alone = backbone.user(shared, of_user(private, user), frozen, histories(vectors, user))
+        torch.testing.assert_close(of_user(together, user), alone, rtol=1e-5, atol=1e-6)
+    scores = backbone.score(shared, together, items(len(KEYS)), RANKING)
+    assert scores.shape == (len(KEYS), ITEMS)
+
+
+def test_a_history_matters_and_its_gradient_reaches_its_items_alone(backbone: Backbone) -> None:
+    if not backbone.reads_history:
+        return
+    vectors = items().requires_grad_()
+    private = {name: tensor.requires_grad_() for name, tensor in of_user(backbone.init_private(0, KEYS), 0).items()}
+    user = backbone.user(shared_tensors(backbone), private, frozen_tensors(backbone), histories(vectors, 0))
+    scores = backbone.score(shared_tensors(backbone), user, items(1)[0], RANKING)
+    scores.sum().backward()  # type: ignore[no-untyped-call]
+    assert vectors.grad is not None
+    assert set(torch.nonzero(vectors.grad.any(1)).flatten().tolist()) == set(HISTORY[0].tolist())
+    assert all(tensor.grad is not None and tensor.grad.any() for tensor in private.values())

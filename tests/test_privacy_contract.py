@@ -9,9 +9,9 @@ from fedrec.config.describe import load_member
 from fedrec.privacy.base import PrivacyMechanism
 from fedrec.registry import privacies
 from fedrec.rng import generator
-from fedrec.tensors import Spec, Tensors, TensorSpec, matches
+from fedrec.tensors import Spec, TableSpec, Tensors, TensorSpec, matches
 
-SPEC: Spec = {"table": TensorSpec((6, 3)), "dense": TensorSpec((3, 2)), "scalar": TensorSpec(())}
+SPEC: Spec = {"table": TableSpec((6, 3)), "dense": TensorSpec((3, 2)), "scalar": TensorSpec(())}
 
 
 @pytest.fixture(params=privacies.names())
@@ -22,11 +22,13 @@ def mechanism(request: pytest.FixtureRequest) -> PrivacyMechanism:
 
 def delta(seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensors:
     rng = generator(seed, "delta")
-    return {name: torch.randn(entry.shape, generator=rng).to(dtype) for name, entry in SPEC.items()}
+    drawn = {name: torch.randn(entry.shape, generator=rng).to(dtype) for name, entry in SPEC.items()}
+    drawn["table"][3:] = 0  # rows that the user did not touch
+    return drawn
 
 
 def hooks(mechanism: PrivacyMechanism, tensors: Tensors, seed: int) -> list[Tensors]:
-    return [mechanism.protect_update(tensors, seed), mechanism.protect_mean(tensors, 10, seed)]
+    return [mechanism.protect_update(tensors, SPEC, seed), mechanism.protect_mean(tensors, 10, seed)]
 
 
 def test_both_hooks_keep_names_shapes_and_types(mechanism: PrivacyMechanism) -> None:
@@ -53,12 +55,12 @@ def test_a_mechanism_says_whether_it_changes_updates(mechanism: PrivacyMechanism
     if mechanism.changes_updates:
         return
     for seed in range(5):
-        after = mechanism.protect_update(delta(seed), seed)
+        after = mechanism.protect_update(delta(seed), SPEC, seed)
         assert all(torch.equal(after[name], tensor) for name, tensor in delta(seed).items())
 
 
 def test_an_empty_model_is_protected_too(mechanism: PrivacyMechanism) -> None:
-    assert mechanism.protect_update({}, 0) == {}
+    assert mechanism.protect_update({}, {}, 0) == {}
     assert mechanism.protect_mean({}, 1, 0) == {}
 
 

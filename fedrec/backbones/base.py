@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedrec.item_counts import ItemCounting
 from fedrec.registry import MemberConfig
 from fedrec.tensors import Spec, Tensors
 
@@ -46,10 +47,29 @@ class ScoreContext:
     uniform: Uniform | None = None
 
 
+class History(Protocol):
+    """What a user has interacted with before what is scored: its own items, and nothing of anybody else's.
+
+    It is read as sums over its items, so that a cohort's histories of any length need no rectangle. The leading
+    dimension of every result, if any, is the user's. Gradients reach the item vectors.
+    """
+
+    @property
+    def length(self) -> Tensor:
+        """Items in the history [...], at least 1 in training; an item that stands there twice counts twice."""
+
+    def sum(self, weights: Tensor | None = None) -> Tensor:
+        """Sum of `weights[i] * vector(i)` over the items i [..., dim]; `weights` are constants [n_items] (None: 1)."""
+
+    def total(self, weights: Tensor) -> Tensor:
+        """Sum of `weights[i]` over the items i [...]; `weights` are constants [n_items]."""
+
+
 class Backbone(ABC):
     """A member of the family `backbone`, for item vectors of `dim` numbers.
 
-    `shared` tensors are averaged over users and cross the network; `private` ones never leave the user's device.
+    `shared` tensors are averaged over users and cross the network; `private` ones never leave the user's device;
+    `frozen` ones are made by the server from public counts and sent once.
     """
 
     config_class: ClassVar[type[MemberConfig]]
@@ -62,6 +82,9 @@ class Backbone(ABC):
     ranking_dtype: ClassVar[torch.dtype] = torch.float64
     """In what users are ranked. float64 frees ranks of rounding; float32 does for a network, which takes five times as
     long in float64, and whose numbers were trained in float32 anyway."""
+
+    reads_history: ClassVar[bool] = False
+    """Whether `user` is to be called: the score depends on the user's own history."""
 
     def __init__(self, config: Any, dim: int) -> None:
         self.config = config
@@ -82,6 +105,19 @@ class Backbone(ABC):
         """Numbers that `score` holds at once for each score: what bounds how many are worked out together."""
         return 1
 
+    @property
+    def item_counting(self) -> ItemCounting | None:
+        """How the users' items are counted before the first round; None: they are not."""
+        return None
+
+    def frozen(self, n_items: int) -> Spec:
+        """Specification of what is sent once and never trained."""
+        return {}
+
+    def init_frozen(self, counts: Tensor) -> Tensors:
+        """The frozen tensors from `counts` [n_items], as `item_counting` has them (1 for every item without it)."""
+        return {}
+
     def init_shared(self, rng: torch.Generator) -> Tensors:
         """Initial shared tensors."""
         return {}
@@ -92,6 +128,17 @@ class Backbone(ABC):
 
         With `common_start` they are a function of the seed, the same for every key.
         """
+
+    def user(self, shared: Tensors, private: Tensors, frozen: Tensors, history: History) -> Tensors:
+        """What `score` gets as `private`: worked out once per user and step, with `reads_history` only.
+
+        Args:
+            shared: Shared tensors, with a leading user dimension (each user's own copies) or with none.
+            private: The user's private tensors.
+            frozen: Frozen tensors, the same for all users.
+            history: The user's own.
+        """
+        return private
 
     @abstractmethod
     def score(self, shared: Tensors, private: Tensors, item_vectors: Tensor, context: ScoreContext) -> Tensor:

@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from fedrec.privacy.base import PrivacyMechanism
 from fedrec.registry import MemberConfig, privacies
-from fedrec.tensors import Tensors
+from fedrec.tensors import Spec, Tensors
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class NoPrivacy(PrivacyMechanism):
     changes_updates = False
 
     @override
-    def protect_update(self, delta: Tensors, seed: int) -> Tensors:
+    def protect_update(self, delta: Tensors, spec: Spec, seed: int) -> Tensors:
         return delta
 
     @override

@@ -102,7 +102,7 @@ class Steps(Recipe):
 class Doubling(PrivacyMechanism):
     """A mechanism that changes every number of an update."""
 
-    def protect_update(self, delta: Tensors, seed: int) -> Tensors:
+    def protect_update(self, delta: Tensors, spec: Spec, seed: int) -> Tensors:
         return {name: 2 * tensor + 1e-3 * (seed % 7) for name, tensor in delta.items()}
 
     def protect_mean(self, mean_delta: Tensors, users: int, seed: int) -> Tensors:
@@ -141,7 +141,7 @@ def make_model(embedding: str, backbone: Any, n_items: int, dtype: torch.dtype) 
     model = Model(registry.embeddings.get(name)(config, n_items, DIM), backbone)
     rng = generator(3, "test")
     base = torch.randn(n_items, DIM, generator=rng)
-    trainable, frozen = model.init(base, backbone.init_shared(rng), rng)
+    trainable, frozen = model.init(base, backbone.init_shared(rng), rng, counts=torch.arange(n_items) % 5.0)
     # Away from the start, where a compressed part gives nothing and half of the gradients are zero.
     moved = {
         name: (tensor + 0.1 * torch.randn(tensor.shape, generator=rng)).to(dtype) for name, tensor in trainable.items()
@@ -373,6 +373,32 @@ def test_a_mechanism_sees_each_whole_update() -> None:
     model = make_model("lora", make_backbone("mlp"), 30, torch.float64)
     pair = engines(Steps(RECIPES["sgd"], 1, "bpr"), 30, privacy=Doubling(MemberConfig("doubling")))
     assert_same(model, make_cohort([3, 9, 1], 30, seed=1), pair, torch.float64, 1e-9)
+
+
+@pytest.mark.parametrize("pairs_at_once", [65_536, 10])
+@pytest.mark.parametrize("embedding", EMBEDDINGS)
+@pytest.mark.parametrize("privacy", [*registry.privacies.names(), "normal"])
+def test_every_mechanism_protects_as_the_oracle_has_it(privacy: str, embedding: str, pairs_at_once: int) -> None:
+    values = {"values": "normal"} if privacy == "normal" else {}
+    name = "pseudo_items" if privacy == "normal" else privacy
+    made = registry.privacies.get(name)(load_member("privacy", name, **values))
+    model = make_model(embedding, make_backbone("mlp"), 200, torch.float64)
+    pair = engines(Steps(RECIPES["adam"], 2, "bpr"), 200, privacy=made)
+    pair[1].pairs_at_once = pairs_at_once
+    assert_same(model, make_cohort([3, 9, 1, 40, 60], 200, seed=1), pair, torch.float64, 1e-9)
+
+
+@pytest.mark.parametrize("values", ["resampled", "normal"])
+def test_added_rows_of_a_bad_user_cost_nobody_else(values: str) -> None:
+    privacy = registry.privacies.get("pseudo_items")(load_member("privacy", "pseudo_items", values=values))
+    model = make_model("lora", make_backbone("fedmf"), 60, torch.float32)
+    cohort = make_cohort([7, 5, 19], 60, seed=0)
+    private = private_of(model, cohort, torch.float32)
+    private["user"][1] = float("nan")
+    for engine in engines(Steps(RECIPES["sgd"], 1, "bpr"), 60, privacy):
+        trained = engine.train(model, cohort, private, seed=5)
+        assert trained.update.dropped == {"non_finite": 1, "too_large": 0, "no_negatives": 0}
+        assert all(bool(tensor.isfinite().all()) for tensor in trained.update.total.values())
 
 
 def test_no_optimiser_state_crosses_users_or_rounds() -> None:

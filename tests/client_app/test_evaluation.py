@@ -17,6 +17,7 @@ from torch import Tensor
 from client_app import evaluation
 from client_app.engine import GlobalModel
 from client_app.evaluation import RankingProtocol, rank_users
+from client_app.history import PlainHistory
 from client_app.users import Cohort
 from fedrec.backbones.base import Backbone, ScoreContext
 from fedrec.config.describe import load_member
@@ -37,7 +38,8 @@ def global_model(embedding: str = "lora", backbone: str = "fedmf", scale: float 
     head = backbones.get(backbone)(load_member("backbone", backbone), DIM)
     model = Model(embeddings.get(embedding)(load_member("embedding", embedding), ITEMS, DIM), head)
     rng = generator(1, "model")
-    trainable, frozen = model.init(torch.randn(ITEMS, DIM, generator=rng), head.init_shared(rng), rng)
+    counts = torch.arange(ITEMS) % 5.0  # users per item, for a backbone that has them counted
+    trainable, frozen = model.init(torch.randn(ITEMS, DIM, generator=rng), head.init_shared(rng), rng, counts)
     moved = {
         name: (tensor + 0.3 * torch.randn(tensor.shape, generator=rng)) * scale for name, tensor in trainable.items()
     }
@@ -76,6 +78,13 @@ def by_hand(scores: dict[int, float], positive: int, prefix: str = "") -> dict[s
     return {prefix + name: value for name, value in metrics.items()}
 
 
+def wide_model(model: GlobalModel) -> GlobalModel:
+    groups = (
+        {n: t.double() if t.is_floating_point() else t for n, t in g.items()} for g in (model.trainable, model.frozen)
+    )
+    return GlobalModel(model.model, *groups)
+
+
 def oracle(
     model: GlobalModel, cohort: Cohort, positives: NDArray[np.int64], private: Tensors, sampled: int
 ) -> dict[str, float]:
@@ -84,14 +93,17 @@ def oracle(
         11, cohort.keys, max(sampled, 1), NegativeSampler(ELIGIBLE), positives, cohort.offsets, cohort.items
     )
     for user, positive in enumerate(positives.tolist()):
-        own = {name: tensor[user] for name, tensor in private.items()}
-        seen = set(cohort.part(user, user + 1).items.tolist())
+        history = torch.from_numpy(cohort.part(user, user + 1).items)
+        seen = set(history.tolist())
+        wide = wide_model(model)
+        plain = PlainHistory(history, wide.item_vectors(wide.trainable, history))
+        own = {name: tensor[user].double() for name, tensor in private.items()}
+        own = model.model.user(wide.trainable, wide.frozen, own, plain)
 
-        def score(item: int, own: Tensors = own) -> float:
-            vector = model.item_vectors(model.trainable, torch.tensor([item])).double()
-            wide = {name: tensor.double() for name, tensor in own.items()}
-            shared = {name: tensor.double() for name, tensor in model.model.shared(model.trainable).items()}
-            return float(model.model.backbone.score(shared, wide, vector, ScoreContext(training=False))[0].float())
+        def score(item: int, own: Tensors = own, wide: GlobalModel = wide) -> float:
+            vector = wide.item_vectors(wide.trainable, torch.tensor([item]))
+            shared = model.model.shared(wide.trainable)
+            return float(model.model.backbone.score(shared, own, vector, ScoreContext(training=False))[0].float())
 
         candidates = (set(ELIGIBLE.tolist()) - seen) | {positive}
         metrics = by_hand({item: score(item) for item in candidates}, positive)
@@ -164,7 +176,7 @@ def test_equal_items_tie_wherever_they_stand(backbone: str, sampled: int, monkey
     kinds[2] = 0.0
     table = kinds[torch.arange(ITEMS) % 3]
     table[::2] *= torch.where(table[::2] == 0, -1.0, 1.0)  # minus zero is zero
-    model = GlobalModel(model.model, {**model.trainable, "embedding.items": table}, {})
+    model = GlobalModel(model.model, {**model.trainable, "embedding.items": table}, model.frozen)
     cohort, positives, private = users([3, 1, 12, 25, 7, 0], backbone=backbone)
     expected = oracle(model, cohort, positives, private, sampled)
     for block in (1, 2, 7, 30):
