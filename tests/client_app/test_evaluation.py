@@ -43,7 +43,11 @@ def global_model(embedding: str = "lora", backbone: str = "fedmf", scale: float 
     moved = {
         name: (tensor + 0.3 * torch.randn(tensor.shape, generator=rng)) * scale for name, tensor in trainable.items()
     }
-    held = {name: tensor * scale if tensor.is_floating_point() else tensor for name, tensor in frozen.items()}
+    # Codes, hash functions and degrees are no vectors.
+    held = {
+        name: tensor * scale if tensor.is_floating_point() and not name.startswith("backbone.") else tensor
+        for name, tensor in frozen.items()
+    }
     return GlobalModel(model, moved, held)
 
 
