@@ -40,7 +40,9 @@ def global_model(embedding: str = "lora", backbone: str = "fedmf", scale: float 
     moved = {
         name: (tensor + 0.3 * torch.randn(tensor.shape, generator=rng)) * scale for name, tensor in trainable.items()
     }
-    return GlobalModel(model, moved, {name: tensor * scale for name, tensor in frozen.items()})
+    # Codes and hash functions are no numbers that could be scaled.
+    frozen = {name: tensor * scale if tensor.is_floating_point() else tensor for name, tensor in frozen.items()}
+    return GlobalModel(model, moved, frozen)
 
 
 def users(lengths: Sequence[int], seed: int = 0) -> tuple[Cohort, NDArray[np.int64], Tensors]:
