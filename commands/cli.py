@@ -18,7 +18,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from fedrec import __version__
-from fedrec.config.compose import compose
+from fedrec.config.compose import compose, experiments
 from fedrec.config.describe import ABSENT, Change, differences, to_dict, to_yaml
 from fedrec.config.paths import portable, settle
 from fedrec.config.schema import RunConfig
@@ -63,6 +63,7 @@ def overrides_help(command: str) -> str:
     groups = "\n".join(f"  {name + '=':<12}{', '.join(family.names())}" for name, family in FAMILIES.items())
     width = max(len(key) for key, _ in _KEYS) + 2
     keys = "\n".join(f"  {key:<{width}}{what}" for key, what in _KEYS)
+    listed = "\n".join(f"  {name}" for name in experiments())
     return f"""
 Overrides:
   group=member chooses one part of the run, section.key=value sets one value; each at most once, in any order.
@@ -78,6 +79,9 @@ Examples:
   {command} dataset=ml_1m strategy.rounds=50
   {command} strategy=full embedding=full seed=1
   {command} embedding=lora embedding.rank=8 "dataset.root='my data/ml-100k'" dataset=ml_100k
+
+Experiments, which choose and set several things at once (experiment=name; what else is typed wins over them):
+{listed}
 """
 
 

@@ -105,7 +105,7 @@ class _Typed:
         return problem
 
     def _choose(self, group: str, text: str, value: object) -> str | None:
-        legal = FAMILIES[group].names() if group in FAMILIES else _experiments()
+        legal = FAMILIES[group].names() if group in FAMILIES else experiments()
         if isinstance(value, dict | list) or value is None:
             keys = f"; set its values by their keys, {group}.<key>=..." if isinstance(value, dict) else ""
             return f"{text}: expected the name of one {group}{keys}; {nearest('', legal)}"
@@ -149,8 +149,9 @@ def _unsupported(override: Override, text: str) -> str | None:
     return None
 
 
-def _experiments() -> list[str]:
-    return sorted(path.stem for path in (registry.CONF / EXPERIMENT).glob("*.yaml"))
+def experiments() -> list[str]:
+    """Names of all experiments; a file whose name begins with `_` is a part that several of them share."""
+    return sorted(path.stem for path in (registry.CONF / EXPERIMENT).glob("[!_]*.yaml"))
 
 
 def _compose_groups(choices: Mapping[str, str], validator: Validator) -> DictConfig:

@@ -1,0 +1,90 @@
+"""The files of `conf/experiment/`: each is a cell of the paper's tables, with the paper's hyper-parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fedrec.config.compose import compose, experiments
+from fedrec.errors import ConfigError
+from fedrec.registry import CONF, FAMILIES
+
+BASE = Path("/somewhere")
+DATASETS = {"ml1m": "ml_1m", "industrial": "amazon"}
+VARIANTS = {"full": ("full", "full"), "p_lora": ("fedpeft", "lora"), "p_rqvae": ("fedpeft", "rqvae")}
+LEARNING_RATES = {"fedmf": 0.01}
+
+
+def composed(name: str, *overrides: str) -> Any:
+    needs = ["dataset.root=data"] if "_industrial_" in name else []
+    return compose([f"experiment={name}", *needs, *overrides], base=BASE)
+
+
+def parts(name: str) -> tuple[str, str, str, str]:
+    """Backbone, data, variant and, if it is named, rank."""
+    backbone, data, variant = name.split("_", 2)
+    variant, _, rank = variant.partition("_k")
+    return backbone, data, variant, rank
+
+
+@pytest.mark.parametrize("name", experiments())
+def test_an_experiment_is_the_cell_that_it_is_named_after(name: str) -> None:
+    config = composed(name)
+    backbone, data, variant, rank = parts(name)
+    assert (config.backbone.name, config.dataset.name) == (backbone, DATASETS[data])
+    assert (config.strategy.name, config.embedding.name) == VARIANTS[variant]
+    if variant == "p_lora":
+        assert (config.embedding.variant, config.embedding.rank) == ("P", int(rank or 4))
+    if variant == "p_rqvae":
+        assert (config.embedding.variant, config.embedding.levels, config.embedding.codes) == ("P", 4, 256)
+    if data == "industrial":
+        assert config.dataset.category == "Industrial_and_Scientific_5"
+    if variant != "full":
+        assert 0 < config.strategy.warmup_rounds < 20
+
+
+@pytest.mark.parametrize("name", experiments())
+def test_an_experiment_has_the_papers_hyper_parameters(name: str) -> None:
+    config = composed(name)
+    assert (config.strategy.rounds, config.strategy.fraction) == (1000, 0.1)
+    assert (config.base_table.start, config.base_table.dim) == ("text", 32)
+    assert (config.encoder.name, config.encoder.model) == (
+        "sentence_transformer",
+        "sentence-transformers/sentence-t5-base",
+    )
+    assert (config.reduction.name, config.reduction.hidden) == ("autoencoder", (512, 256, 128))
+    assert (config.optim.name, config.optim.local_epochs) == ("paper", 2)
+    assert (config.optim.loss, config.optim.lr) == ("backbone", "backbone")
+    advice = FAMILIES["backbone"].get(config.backbone.name).advice
+    assert advice.lr == LEARNING_RATES.get(config.backbone.name, 0.001)
+
+
+@pytest.mark.parametrize("name", experiments())
+def test_an_experiment_is_a_difference_that_names_no_place(name: str) -> None:
+    text = (CONF / "experiment" / f"{name}.yaml").read_text()
+    assert text.startswith("# @package _global_\n")
+    assert not {"root", "interactions", "item_table"} & (yaml.safe_load(text).get("dataset") or {}).keys()
+    before, after = compose([], base=BASE), composed(name)
+    assert (after.codec, after.privacy, after.simulation, after.seed) == (
+        before.codec,
+        before.privacy,
+        before.simulation,
+        before.seed,
+    )
+
+
+def test_what_is_typed_wins_over_an_experiment() -> None:
+    given = ["optim=fast", "encoder=tfidf", "reduction=pca", "dataset=synthetic", "strategy.rounds=30"]
+    config = composed("fedmf_ml1m_p_lora", *given)
+    assert (config.optim.name, config.encoder.name, config.reduction.name) == ("fast", "tfidf", "pca")
+    assert (config.dataset.name, config.strategy.rounds) == ("synthetic", 30)
+    assert (config.embedding.name, config.embedding.rank) == ("lora", 4)
+
+
+def test_a_part_that_experiments_share_is_none_itself() -> None:
+    assert (CONF / "experiment" / "_paper.yaml").exists()
+    with pytest.raises(ConfigError, match=r"experiment=_paper: there is no such experiment"):
+        compose(["experiment=_paper"], base=BASE)
