@@ -103,7 +103,9 @@ class Node:
     @cached_property
     def private_store(self) -> PrivateStore:
         """The users' private tensors."""
-        return PrivateStore(Path(self._simulation.state_dir), self.setup.run_key, self._backbone.private)
+        # Where the machine fails on which it is simulated, a device need not outlive it.
+        state_dir = Path(self._simulation.state_dir)
+        return PrivateStore(state_dir, self.setup.run_key, self._backbone.private, synced=False)
 
     @cached_property
     def _backbone(self) -> Backbone:

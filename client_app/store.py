@@ -1,8 +1,8 @@
 """The users' private store: their private tensors, on the node's own disk, versioned by round and keyed by run.
 
-A row is one user's tensors after one round. The rows of a round are written in one transaction, so a node that is
-killed leaves either the old versions or the new ones. Versions newer than the last checkpoint are kept, and one that
-is older, so that a resumed run finds the state that belongs to its model.
+A version is one user's tensors after one round. The versions of a round are written in one transaction, so a node that
+is killed leaves either the old versions or the new ones. Those newer than the last checkpoint are kept, and one that is
+older, so that a resumed run finds the state that belongs to its model. What is needed no more makes way now and then.
 """
 
 from __future__ import annotations
@@ -16,47 +16,48 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client_app.pieces import PieceFile, Rows, close_file, open_file
+from client_app.versions import VersionIndex
 from fedrec.errors import StoreError
 from fedrec.tensors import DTYPES, Spec, Tensors
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS private (
-    run TEXT NOT NULL, user INTEGER NOT NULL, round INTEGER NOT NULL, tensors BLOB NOT NULL,
-    PRIMARY KEY (run, user, round)
-) WITHOUT ROWID
-"""
-_BATCH = 500
+_FEW = 1024
+"""Versions that may lie about unused in any case."""
 
 
 class PrivateStore:
     """Private tensors of one run's users in the file `<state_dir>/users.sqlite`."""
 
-    def __init__(self, state_dir: Path, run_key: str, spec: Spec) -> None:
+    def __init__(self, state_dir: Path, run_key: str, spec: Spec, *, synced: bool = True) -> None:
+        """The store of a run.
+
+        Args:
+            state_dir: Folder on the node's own disk, or on one that the workers of a simulation share.
+            run_key: Names the run; several may share a folder.
+            spec: Specification of one user's private tensors.
+            synced: Whether what was written must survive a power failure, and not only the end of the process. A
+                simulation can do without: with its machine, the run has ended too.
+        """
         self._path = state_dir / "users.sqlite"
         self._run = run_key
         self._spec = spec
+        self._synced = synced
         self._width = sum(entry.nbytes for entry in spec.values())
         try:
             state_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"the state-dir {state_dir} cannot be made ({error}): give a folder on a disk") from error
-        with self._connect() as connection:
-            connection.execute(_SCHEMA)
+        with self._transaction(writing=False):
+            pass
 
     @contextmanager
-    def _connect(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, *, writing: bool) -> Iterator[tuple[PieceFile, VersionIndex]]:
         try:
-            connection = sqlite3.connect(self._path, timeout=60)
-            try:
-                # A rollback journal, not a write-ahead log: a file may then be opened by several workers for the first
-                # time at once, and lie on a disk that several machines share.
-                connection.execute("PRAGMA journal_mode=TRUNCATE")
-                connection.execute("PRAGMA synchronous=NORMAL")
-                with connection:
-                    yield connection
-            finally:
-                connection.close()
+            file = open_file(self._path, self._synced)
+            with file.transaction(writing=writing):
+                yield file, file.index(self._run)
         except sqlite3.Error as error:
+            close_file(self._path, self._synced)
             raise StoreError(
                 f"the users' store {self._path} cannot be used ({error}): check the disk and its permissions; if the "
                 "file is damaged, move it away and its users start anew"
@@ -64,72 +65,73 @@ class PrivateStore:
 
     def load(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
         """Newest tensors [users, ...] from rounds earlier than `before`, and who has any (others' are zero)."""
-        place = {key: position for position, key in enumerate(keys.astype(np.int64).tolist())}
-        positions: list[int] = []
-        blobs: list[bytes] = []
-        with self._connect() as connection:
-            for batch in _batches(list(place)):
-                marks = ",".join("?" * len(batch))
-                rows = connection.execute(
-                    f"SELECT user, MAX(round), tensors FROM private WHERE run = ? AND round < ? AND user IN ({marks}) "
-                    "GROUP BY user",
-                    (self._run, before, *batch),
-                )
-                for user, _, blob in rows:
-                    positions.append(place[user])
-                    blobs.append(blob)
-        return self._unpack(len(keys), np.array(positions, dtype=np.int64), blobs)
+        with self._transaction(writing=False) as (file, index):
+            entries = index.newest(keys, before)
+            found = entries >= 0
+            rows = file.read(index, entries[found]) if found.any() else np.zeros((0, self._width), dtype=np.uint8)
+        return self._unpack(rows, found), found
 
     def save(self, round: int, keys: NDArray[np.uint64], tensors: Tensors, checkpoint_round: int) -> None:
-        """Write the users' tensors [users, ...] after `round`, and drop versions that nothing can ask for."""
-        packed = np.zeros((len(keys), self._width), dtype=np.uint8)
-        at = 0
-        for name in sorted(self._spec):
-            row = tensors[name].detach().cpu().reshape(len(keys), self._spec[name].size).contiguous()
-            packed[:, at : at + self._spec[name].nbytes] = row.numpy().view(np.uint8)
-            at += self._spec[name].nbytes
-        users = [int(key) for key in keys.astype(np.int64)]
-        with self._connect() as connection:
-            connection.executemany(
-                "INSERT OR REPLACE INTO private VALUES (?, ?, ?, ?)",
-                ((self._run, user, round, row.tobytes()) for user, row in zip(users, packed, strict=True)),
-            )
-            connection.executemany(
-                "DELETE FROM private WHERE run = ?1 AND user = ?2 AND round < "
-                "(SELECT MAX(round) FROM private WHERE run = ?1 AND user = ?2 AND round <= ?3)",
-                ((self._run, user, checkpoint_round) for user in users),
-            )
+        """Write the users' tensors [users, ...] after `round`; versions that nothing can ask for may be dropped."""
+        if not len(keys):
+            return
+        with self._transaction(writing=True) as (file, index):
+            file.write(self._run, keys, np.full(len(keys), round), self._pack(len(keys), tensors))
+            self._make_way(file, index, len(keys), checkpoint_round)
+
+    def _make_way(self, file: PieceFile, index: VersionIndex, saved: int, checkpoint_round: int) -> None:
+        """If more than half is needed no more, write what is needed of the oldest pieces once more, and drop these.
+
+        Twice as many versions as were saved are looked at, so that the file comes down and no save waits for long.
+        """
+        if len(index) < index.full:
+            return
+        live = index.live(checkpoint_round)
+        index.full = 2 * int(live.sum()) + _FEW
+        if len(index) < index.full:
+            return
+        last = file.oldest(self._run, 2 * saved)
+        moved = np.flatnonzero(live & (index.pieces <= last))
+        if len(moved):
+            file.write(self._run, index.users[moved], index.rounds[moved], file.read(index, moved))
+        file.delete(self._run, last)
 
     def rollback(self, round: int) -> None:
         """Forget everything newer than `round`: the run goes on from there."""
-        with self._connect() as connection:
-            connection.execute("DELETE FROM private WHERE run = ? AND round > ?", (self._run, round))
+        with self._transaction(writing=True) as (file, index):
+            kept = np.flatnonzero(index.rounds <= round)
+            if len(kept) == len(index):
+                return
+            last = index.last
+            if len(kept):
+                file.write(self._run, index.users[kept], index.rounds[kept], file.read(index, kept))
+            file.delete(self._run, last)
 
-    def _unpack(
-        self, users: int, positions: NDArray[np.int64], blobs: list[bytes]
-    ) -> tuple[Tensors, NDArray[np.bool_]]:
-        """Rows as tensors [users, ...], zero where there is no row, and where there is one."""
-        wrong = next((len(blob) for blob in blobs if len(blob) != self._width), None)
-        if wrong is not None:
+    def _pack(self, users: int, tensors: Tensors) -> Rows:
+        """Tensors [users, ...] as rows of bytes."""
+        packed = np.zeros((users, self._width), dtype=np.uint8)
+        at = 0
+        for name in sorted(self._spec):
+            row = tensors[name].detach().cpu().reshape(users, self._spec[name].size).contiguous()
+            packed[:, at : at + self._spec[name].nbytes] = row.numpy().view(np.uint8)
+            at += self._spec[name].nbytes
+        return packed
+
+    def _unpack(self, rows: Rows, found: NDArray[np.bool_]) -> Tensors:
+        """Rows of the users who were found, as tensors [users, ...] that are zero for the others."""
+        if rows.shape[1] != self._width:
             raise StoreError(
-                f"the users' store {self._path} holds {wrong} bytes for a user of run {self._run}, the backbone "
-                f"needs {self._width}: the run was made with another backbone or dimension; use its own state-dir"
+                f"the users' store {self._path} holds {rows.shape[1]} bytes for a user of run {self._run}, the "
+                f"backbone needs {self._width}: the run was made with another backbone or dimension; use its own "
+                "state-dir"
             )
-        found = np.zeros(users, dtype=np.bool_)
-        found[positions] = True
-        packed = np.frombuffer(b"".join(blobs), dtype=np.uint8).reshape(len(blobs), self._width)
         values: Tensors = {}
         at = 0
         for name in sorted(self._spec):
             entry = self._spec[name]
-            values[name] = entry.zeros(users)
-            if entry.nbytes and blobs:
-                rows = torch.from_numpy(packed[:, at : at + entry.nbytes].copy()).view(DTYPES[entry.dtype])
-                values[name][torch.from_numpy(positions)] = rows.reshape(len(blobs), *entry.shape)
+            values[name] = entry.zeros(len(found))
+            if entry.nbytes and len(rows):
+                own = torch.from_numpy(rows[:, at : at + entry.nbytes].copy()).view(DTYPES[entry.dtype])
+                values[name][torch.from_numpy(found)] = own.reshape(len(rows), *entry.shape)
             at += entry.nbytes
-        return values, found
-
-
-def _batches(users: list[int]) -> Iterator[list[int]]:
-    for start in range(0, len(users), _BATCH):
-        yield users[start : start + _BATCH]
+        return values

@@ -79,16 +79,84 @@ def test_a_round_done_again_replaces_its_version(store: PrivateStore) -> None:
     assert values(store, 2)[0] == 50.0
 
 
-def test_versions_before_the_last_checkpoint_are_pruned_but_for_the_newest(store: PrivateStore) -> None:
+def test_what_may_be_asked_for_is_kept(store: PrivateStore) -> None:
+    """Every version newer than the checkpoint, and the newest that is not; others may go."""
     for round in range(1, 8):
         store.save(round, KEYS, tensors(float(round)), checkpoint_round=0)
     assert versions(store) == [1, 2, 3, 4, 5, 6, 7]
     store.save(8, KEYS, tensors(8.0), checkpoint_round=5)
-    assert versions(store) == [5, 6, 7, 8], "a run that goes on from round 5 needs that of 5"
+    assert set(versions(store)) >= {5, 6, 7, 8}, "a run that goes on from round 5 needs that of 5"
     store.save(9, KEYS[1:], tensors(9.0, 3), checkpoint_round=9)
-    assert versions(store) == [5, 6, 7, 8], "a user who did not train keeps its own"
     store.save(20, KEYS, tensors(20.0), checkpoint_round=15)
-    assert versions(store) == [8, 20], "none of round 15: the newest before it"
+    assert set(versions(store)) >= {8, 20}, "none of round 15: the newest before it"
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 300])
+def test_what_nothing_can_ask_for_makes_way(tmp_path: Path, at_once: int) -> None:
+    store = PrivateStore(tmp_path, "r", SPEC, synced=False)
+    keys = np.arange(300, dtype=np.uint64)
+    rng = np.random.default_rng(0)
+    expected = np.full(300, -1.0)
+    sizes = []
+    for round in range(1, 1 + 9_000 // at_once):
+        some = rng.choice(300, at_once, replace=False)
+        store.save(round, keys[some], tensors(float(round), at_once), checkpoint_round=round - 1)
+        expected[some] = np.arange(at_once) + float(round)
+        if round % (3000 // at_once) == 0:
+            sizes.append((tmp_path / "users.sqlite").stat().st_size)
+            loaded, found = store.load(keys, before=round + 1)
+            np.testing.assert_array_equal(loaded["user"][:, 0].numpy()[found], expected[found])
+            assert found.tolist() == (expected >= 0).tolist()
+    assert sizes[-1] < 1.3 * sizes[0], "three times as many versions were written, and the file is as large as before"
+
+
+def test_versions_by_a_plain_oracle(tmp_path: Path) -> None:
+    """Random saves, checkpoints, rounds done again and rollbacks, by two stores of one file."""
+    rng = np.random.default_rng(1)
+    keys = rng.integers(0, 2**64, 400, dtype=np.uint64)
+    stores = [PrivateStore(tmp_path, "r", SPEC) for _ in range(2)]
+    written: dict[int, dict[int, float]] = {}
+    round = checkpoint = 0
+    for step in range(250):
+        store = stores[step % 2]
+        if step % 50 == 49:
+            store.rollback(checkpoint)
+            written = {user: {r: v for r, v in of.items() if r <= checkpoint} for user, of in written.items()}
+            round = checkpoint
+        round += int(rng.integers(0, 2)) or (round == 0)
+        checkpoint = round - 1 if step % 7 == 0 else checkpoint
+        some = rng.choice(400, int(rng.integers(1, 80)), replace=False)
+        store.save(round, keys[some], tensors(float(step), len(some)), checkpoint)
+        for position, user in enumerate(some.tolist()):
+            written.setdefault(user, {})[round] = float(step + position)
+        before = round + 1 if step % 3 else int(rng.integers(checkpoint + 1, round + 2))
+        asked = rng.permutation(400)[:100]
+        found = values(stores[(step + 1) % 2], before, keys[asked])
+        for user, value in zip(asked.tolist(), found, strict=True):
+            mine = {r: v for r, v in written.get(user, {}).items() if r < before}
+            assert value == (mine[max(mine)] if mine else None)
+
+
+def test_a_store_put_in_the_place_of_another_is_told_apart(tmp_path: Path) -> None:
+    first = PrivateStore(tmp_path, "r", SPEC)
+    first.save(1, KEYS, tensors(1.0), 0)
+    (tmp_path / "users.sqlite").rename(tmp_path / "kept")
+    assert values(first, 9) == [None] * 4
+    first.save(1, KEYS[:1], tensors(5.0, 1), 0)
+    assert values(first, 9) == [5.0, None, None, None]
+    (tmp_path / "kept").replace(tmp_path / "users.sqlite")
+    assert values(first, 9) == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_an_older_copy_in_its_place_is_never_read_as_the_newer(tmp_path: Path) -> None:
+    store = PrivateStore(tmp_path, "r", SPEC)
+    store.save(1, KEYS, tensors(1.0), 0)
+    older = (tmp_path / "users.sqlite").read_bytes()
+    store.save(2, KEYS, tensors(2.0), 0)
+    assert values(store, 9)[0] == 2.0
+    (tmp_path / "users.sqlite").write_bytes(older)
+    with pytest.raises(StoreError, match="was replaced by another while it was in use"):
+        store.load(KEYS, 9)
 
 
 def test_a_rollback_forgets_what_came_later(store: PrivateStore) -> None:
@@ -184,10 +252,10 @@ from pathlib import Path
 from client_app.store import PrivateStore
 from fedrec.tensors import TensorSpec
 
-folder, first, rounds = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+folder, first, rounds, synced = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "True"
 print("ready", flush=True)
 sys.stdin.readline()
-store = PrivateStore(Path(folder), "r", {"user": TensorSpec((64,))})
+store = PrivateStore(Path(folder), "r", {"user": TensorSpec((64,))}, synced=synced)
 keys = np.arange(first, first + 500, dtype=np.uint64)
 for round in range(1, rounds + 1):
     store.save(round, keys, {"user": torch.full((500, 64), float(round))}, checkpoint_round=round)
@@ -196,9 +264,9 @@ for round in range(1, rounds + 1):
 WIDE: Spec = {"user": TensorSpec((64,))}
 
 
-def writer(folder: Path, first: int, rounds: int) -> subprocess.Popen[str]:
+def writer(folder: Path, first: int, rounds: int, synced: bool = True) -> subprocess.Popen[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(folder), str(first), str(rounds)],
+        [sys.executable, "-c", WRITER, str(folder), str(first), str(rounds), str(synced)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -215,9 +283,10 @@ def go(process: subprocess.Popen[str]) -> None:
     process.stdin.flush()
 
 
-def test_two_processes_write_at_once_and_one_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("synced", [True, False])
+def test_two_processes_write_at_once_and_one_is_killed(tmp_path: Path, synced: bool) -> None:
     """Both are the first to open the store; a kill in the midst of a write leaves the last whole round."""
-    steady, doomed = writer(tmp_path, 0, 15), writer(tmp_path, 10_000, 10**9)
+    steady, doomed = writer(tmp_path, 0, 15, synced), writer(tmp_path, 10_000, 10**9, synced)
     go(steady)
     go(doomed)
     assert doomed.stdout is not None

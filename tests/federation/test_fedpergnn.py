@@ -176,7 +176,7 @@ def test_a_backbone_that_counts_nothing_answers_no_such_question(federate: Feder
             honest(asked, context)
         return honest(message, context)
 
-    outcome = federate("strategy.max_failures=1.0", nodes=3, client=curious)
+    outcome = federate("strategy.max_failures=1.0", "evaluation.every=0", nodes=3, client=curious)
     assert [record["dropped_replies"] for record in outcome.metrics] == [{"failed": 3}] * 5
     assert "backbone 'fedmf' has no items counted" in (outcome.folder / "log.txt").read_text()
 
