@@ -21,7 +21,7 @@ from strategies.records import ENROLL, FROZEN, KEYS, MISSING, Field, pack, unpac
 log = logging.getLogger("fedrec")
 
 _ENROLL_TIMEOUT = 120.0
-_KEY_BYTES = 8
+KEY_BYTES = 8
 _POLL = 0.1
 
 
@@ -41,7 +41,7 @@ class Nodes:
         self.once: dict[str, bytes] = {}
         self.counts: Counter[str] = Counter()
         self._setup = setup.to_json()
-        self.enrolment_bytes = len(setup.device_json().encode()) + _KEY_BYTES
+        self.enrolment_bytes = len(setup.device_json().encode()) + KEY_BYTES
         self._holds: dict[int, set[str]] = {}
         self._refused: set[int] = set()
         self._senders: dict[str, int] = {}
