@@ -25,11 +25,13 @@ ENGINE: Sequence[Target] = (
     ("draw", "fedrec.negatives", "UnknownItems.draw"),
     ("arrange", "client_app.segments", "Segments.of"),
     ("arrange", "client_app.segments", "Segments.fill"),
-    ("copy", "client_app.cohort", "LocalTraining._copy"),
-    ("forward", "client_app.cohort", "LocalTraining._losses"),
+    ("copy", "client_app.local_training", "LocalTraining._copy"),
+    ("copy", "client_app.copies", "RowCopies.read"),
+    ("forward", "client_app.local_training", "LocalTraining._losses"),
     ("backward", "torch.autograd", "grad"),
-    ("optimiser", "fedrec.optim.local", "LocalState.step"),
-    ("fold", "client_app.cohort", "LocalTraining.fold_into"),
+    ("optimiser", "client_app.copies", "RowCopies.step"),
+    ("optimiser", "client_app.local_training", "LocalTraining._move"),
+    ("fold", "client_app.cohort", "fold_at_once"),
 )
 """Parts of the engine's work on one cohort. A name that the code no longer has is reported as not found."""
 

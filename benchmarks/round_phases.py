@@ -69,16 +69,18 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     return write(opts, "round_phases", configuration, figures)
 
 
-def empty(nodes: int, workers: int, rounds: int) -> dict[str, Any]:
-    """Rounds of empty messages: the runtime's own floor."""
+def empty(
+    nodes: int, workers: int, rounds: int, messages: int = 0, ways: str = "push_and_pull send_and_receive"
+) -> dict[str, Any]:
+    """Rounds of empty messages, to every node unless `messages` says to how many: the runtime's own floor."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rounds.jsonl"
-        values = {"num-server-rounds": rounds, "out": str(out)}
+        values = {"num-server-rounds": rounds, "out": str(out), "messages": messages, "ways": ways}
         found = {"nodes": nodes, "workers": workers, **run_app(_EMPTY, values, nodes, workers, watched=out)}
         if "failed" not in found:
-            ways, seconds = rounds_of(out, lambda line: line["way"]), rounds_of(out, lambda line: line["seconds"])
-            for way in ("push_and_pull", "send_and_receive"):
-                mine = [value for name, value in zip(ways, seconds, strict=True) if name == way]
+            said, seconds = rounds_of(out, lambda line: line["way"]), rounds_of(out, lambda line: line["seconds"])
+            for way in ways.split():
+                mine = [value for name, value in zip(said, seconds, strict=True) if name == way]
                 found[way] = spread(mine[1:])
         return found
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client_app.cohort import CohortEngine
 from client_app.engine import Engine, GlobalModel, Limits
 from client_app.node import ENGINES
 from client_app.users import Cohort
@@ -55,7 +54,7 @@ class Task:
     def engine(self, name: str = "cohort", pairs_at_once: int | None = None) -> Engine:
         """A training engine by its name."""
         made = ENGINES[name](self.recipe, self.sampler, NoPrivacy(NoPrivacyConfig("none")), LIMITS)
-        if pairs_at_once is not None and isinstance(made, CohortEngine):
+        if pairs_at_once is not None:
             made.pairs_at_once = pairs_at_once
         return made
 

@@ -76,7 +76,8 @@ def _train_chunk(task: Task, cohort: Cohort, private: Tensors, seed: int, total:
 
     def loss(own: Parameters, index: Tensors, ids: Tensor, real: Tensor) -> Tensor:
         rows = {name: own["table"][name][places].flatten(0, 1) for name, places in index.items()}
-        vectors = model.model.embed(rows, own["dense"], model.frozen, ids.flatten())
+        fixed = model.model.fixed_rows(model.frozen, ids.flatten())
+        vectors = model.model.embed(rows, own["dense"], model.frozen, fixed)
         scores = model.model.backbone.score(own["shared"], own["private"], vectors, ScoreContext(training=True))
         scores = scores.reshape(ids.shape)
         return recipe.loss(scores[:, 0], scores[:, 1:], real)

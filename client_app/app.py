@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
-from client_app.node import MissingFrozenError, Node, Place
+from client_app.node import MissingFrozenError, Node, Place, Received
 from fedrec.data.split import HeldOut
 from fedrec.errors import FedrecError, PacketError
 from fedrec.protocol import Setup, code_digest
+from fedrec.shared_folder import NotSharedError
 from strategies import records
 from strategies.records import Content, pack, unpack
 
@@ -58,44 +59,54 @@ def enroll(message: Message, context: Context) -> Message:
     text = unpack(message.content).text(_SETUP)
     node = _node(text, _place(context))
     context.state[_SETUP] = ConfigRecord({"json": text})
-    content = pack({"code": code_digest()}, arrays={records.KEYS: node.users.keys})
+    try:
+        content = pack({"code": code_digest()}, arrays={records.KEYS: node.users.keys})
+    except NotSharedError as error:
+        content = pack({records.UNSHARED: str(error)})
     return Message(content, reply_to=message)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Train the chosen users; answer with the node's update, or with what is missing to make one."""
+    """Train the chosen users; answer with the node's update, or with what is missing to make one.
 
-    def work(node: Node, content: Content) -> bytes:
+    If the message asks for a ranking too, it comes first: with the model, and with the private tensors, as they were
+    before this round.
+    """
+
+    def work(node: Node, content: Content) -> Mapping[str, bytes]:
         slots = content.array(records.SLOTS).astype(np.int64)
         if slots.ndim != 1 or (slots < 0).any() or (slots >= len(node.users)).any() or (np.diff(slots) <= 0).any():
             raise PacketError("malformed", f"slots that are not, in order, among this node's {len(node.users)} users")
-        return node.train(
-            content.integer("phase"),
-            content.integer("round"),
-            content.packet(records.MODEL),
-            slots,
-            content.text("frozen"),
-        )
+        received = _received(node, content)
+        metrics = _metrics(node, content, received) if records.SPLITS in content.fields else {}
+        return {**metrics, records.UPDATE: node.train(received, slots)}
 
-    return _answer(message, context, records.UPDATE, work)
+    return _answer(message, context, work)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Rank the held-out items of all users here; answer with sums, or with what is missing to rank."""
-
-    def work(node: Node, content: Content) -> bytes:
-        split = _HELD_OUT.get(content.text("split"))
-        if split is None:
-            raise PacketError("malformed", f"the split is one of {sorted(_HELD_OUT)}, not {content.text('split')!r}")
-        phase, round = content.integer("phase"), content.integer("round")
-        return node.evaluate(phase, round, content.packet(records.MODEL), split, content.text("frozen"))
-
-    return _answer(message, context, records.METRICS, work)
+    return _answer(message, context, lambda node, content: _metrics(node, content, _received(node, content)))
 
 
-def _answer(message: Message, context: Context, name: str, work: Callable[[Node, Content], bytes]) -> Message:
+def _received(node: Node, content: Content) -> Received:
+    phase, round = content.integer("phase"), content.integer("round")
+    return node.receive(phase, round, content.packet(records.MODEL), content.text("frozen"))
+
+
+def _metrics(node: Node, content: Content, received: Received) -> dict[str, bytes]:
+    """The sums of metrics of each split that the message asks for."""
+    after, splits = content.integer(records.AFTER), content.text(records.SPLITS).split()
+    if unknown := [split for split in splits if split not in _HELD_OUT]:
+        raise PacketError("malformed", f"the splits are among {sorted(_HELD_OUT)}, not {unknown}")
+    if after not in (received.round - 1, received.round):
+        raise PacketError("malformed", f"a model sent in round {received.round} is not that after round {after}")
+    return {records.METRICS + split: node.evaluate(received, after, _HELD_OUT[split]) for split in splits}
+
+
+def _answer(message: Message, context: Context, work: Callable[[Node, Content], Mapping[str, bytes]]) -> Message:
     """Keep what came frozen, do the work, and answer; a node that lacks something names it instead."""
     content = unpack(message.content)
     if _SETUP in content.fields:
@@ -108,6 +119,8 @@ def _answer(message: Message, context: Context, name: str, work: Callable[[Node,
             if array.startswith(records.FROZEN):
                 digest = array.removeprefix(records.FROZEN)
                 node.keep_frozen(content.integer("phase"), digest, content.packet(array))
-        return Message(pack({}, {name: work(node, content)}), reply_to=message)
+        return Message(pack({}, work(node, content)), reply_to=message)
     except MissingFrozenError as missing:
         return Message(pack({records.MISSING: missing.digest}), reply_to=message)
+    except NotSharedError as error:
+        return Message(pack({records.UNSHARED: str(error)}), reply_to=message)

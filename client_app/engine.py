@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client_app.users import Cohort
+from fedrec.codecs.base import Codec
+from fedrec.codecs.rounding import RoundingCodec
 from fedrec.negatives import NegativeSampler
 from fedrec.optim.base import Recipe
 from fedrec.privacy.base import PrivacyMechanism
+from fedrec.rng import counter_bits, derive
 from fedrec.tensors import Tensors
 from fedrec.updates import NodeUpdate
 from peft_embeddings.model import Model
@@ -22,11 +25,19 @@ from peft_embeddings.model import Model
 
 @dataclass(frozen=True)
 class GlobalModel:
-    """The model as the server sent it: what is trained, and what is frozen (the base table under a correction)."""
+    """The model as the server sent it: what is trained, and what is frozen (the base table under a correction).
+
+    The device of its tensors is where users train.
+    """
 
     model: Model
     trainable: Tensors
     frozen: Tensors
+
+    def cpu(self) -> GlobalModel:
+        """The same in the memory of the processor; tensors that are there already are not copied."""
+        there = [{name: tensor.cpu() for name, tensor in part.items()} for part in (self.trainable, self.frozen)]
+        return GlobalModel(self.model, *there)
 
     def item_vectors(self, trainable: Tensors, items: Tensor) -> Tensor:
         """Vectors [..., dim] of item ids [...] with `trainable` in the place of the received tensors."""
@@ -55,24 +66,50 @@ def all_finite(private: Tensors) -> Tensor:
     return torch.stack(checks).all(0)
 
 
+def codec_seeds(seed: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """uint64 [users]: the seed with which each user's update of a round is rounded, wherever that is done."""
+    return counter_bits(derive(seed, "codec"), keys)
+
+
 class Engine(ABC):
     """Trains users locally. What a user's training gives depends on nothing but the model, the user and the seeds."""
 
-    def __init__(self, recipe: Recipe, sampler: NegativeSampler, privacy: PrivacyMechanism, limits: Limits) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        sampler: NegativeSampler,
+        privacy: PrivacyMechanism,
+        limits: Limits,
+        pairs_at_once: int = 65_536,
+        codec: Codec | None = None,
+    ) -> None:
+        """An engine for one run.
+
+        Args:
+            recipe: Local steps and loss.
+            sampler: Draws negatives.
+            privacy: Changes each user's update.
+            limits: What an update may be.
+            pairs_at_once: Bounds the memory of an engine that trains several users at once.
+            codec: A lossy one rounds each user's update as the user's own packet would; None for an exact one.
+        """
         self.recipe = recipe
         self.sampler = sampler
         self.privacy = privacy
         self.limits = limits
+        self.pairs_at_once = pairs_at_once
+        self.codec = codec if isinstance(codec, RoundingCodec) else None
 
     @abstractmethod
-    def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Trained:
+    def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int, rounded: bool = True) -> Trained:
         """One round of local training.
 
         Args:
             model: The global model; its tensors are not changed.
             cohort: The chosen users and their training items.
             private: Their private tensors [users, ...]; not changed.
-            seed: Secret seed of the round, for negatives and noise.
+            seed: Secret seed of the round, for negatives, noise and rounding.
+            rounded: Whether a lossy codec rounds the updates here; not if the packet that carries them will.
         """
 
     @abstractmethod

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from client_app.cohort import CohortEngine
-from client_app.engine import Engine, GlobalModel, Limits, all_finite
+from client_app.engine import Engine, GlobalModel, Limits, all_finite, codec_seeds
 from client_app.evaluation import RankingProtocol, rank_users
 from client_app.frozen import FrozenStore
 from client_app.oracle import OracleEngine
@@ -28,6 +28,7 @@ from fedrec.negatives import NegativeSampler
 from fedrec.packet import PacketFormat
 from fedrec.protocol import Setup, SimulatedData, eligible_spec, frozen_format, unpack_eligible
 from fedrec.rng import derive
+from fedrec.shared_folder import require_shared
 from fedrec.tensors import Tensors
 from peft_embeddings.base import ItemEmbedding
 from peft_embeddings.model import Model
@@ -41,6 +42,22 @@ class MissingFrozenError(Exception):
     def __init__(self, digest: str) -> None:
         self.digest = digest
         super().__init__(digest)
+
+
+class Received(NamedTuple):
+    """A model as a message brought it: decoded once, for all that is to be done with it.
+
+    Attributes:
+        phase: The phase to which it belongs.
+        round: The round in which it was sent.
+        model: The model.
+        checkpoint_round: The last round to which the server may go back.
+    """
+
+    phase: int
+    round: int
+    model: GlobalModel
+    checkpoint_round: int
 
 
 class Place(NamedTuple):
@@ -61,6 +78,7 @@ class Node:
     def _simulation(self) -> SimulatedData:
         if self.setup.simulation is None:
             raise PacketError("malformed", "the setup names no simulated data, and this node has none of its own")
+        require_shared(self.setup.simulation)
         return self.setup.simulation
 
     @cached_property
@@ -118,6 +136,8 @@ class Node:
             self.sampler,
             registry.privacies.get(privacy.name)(privacy),
             Limits(setup.weight_cap, setup.max_update_norm),
+            setup.pairs_at_once,
+            setup.codec_of_run,
         )
 
     def model_format(self, phase: int) -> PacketFormat:
@@ -135,27 +155,42 @@ class Node:
         spec = eligible_spec(self.setup.n_items) if is_list else self._model(phase).frozen
         self.frozen_store.put(frozen_format(spec).decode(packet).tensors, digest)
 
-    def train(self, phase: int, round: int, packet: bytes, slots: NDArray[np.int64], frozen: str) -> bytes:
-        """Train the users in `slots` on the model in `packet`; the encoded update of the node."""
+    def receive(self, phase: int, round: int, packet: bytes, frozen: str) -> Received:
+        """The model in a packet, over the frozen tensors of that digest. Raises MissingFrozenError if they lack."""
         received = self.model_format(phase).decode(packet, phase=phase, round=round)
-        model = self._global_model(phase, received.tensors, frozen)
+        device = _device()
+        held = _resident(self.frozen_store, frozen, device) if frozen else {}
+        trainable = {name: tensor.to(device) for name, tensor in received.tensors.items()}
+        return Received(phase, round, GlobalModel(self.models[phase], trainable, held), int(received.scalars[0]))
+
+    def train(self, received: Received, slots: NDArray[np.int64]) -> bytes:
+        """Train the users in `slots` on the model; the encoded update of the node."""
+        phase, round, model, checkpoint_round = received
         cohort = self.users.training(slots)
         private, found = self._private(cohort.keys, before=round)
-        trained = self.engine.train(model, cohort, private, derive(self.secret, "train", round))
+        seed, lone = derive(self.secret, "train", round), self.setup.lone(len(slots))
+        trained = self.engine.train(model, cohort, private, seed, rounded=not lone)
         kept = {name: tensor[trained.taken] for name, tensor in trained.private.items()}
-        self.private_store.save(round, cohort.keys[trained.taken], kept, checkpoint_round=int(received.scalars[0]))
+        self.private_store.save(round, cohort.keys[trained.taken], kept, checkpoint_round)
         trained.update.cold = int((~found & trained.taken).sum())
-        return self.setup.update_format(self.models[phase].trainable).encode(
-            phase, round, trained.update.total, trained.update.scalars(), seed=derive(self.secret, "codec", round)
-        )
+        update = trained.update
+        if lone and update.weight:
+            update.total = {name: (t.double() / update.weight).to(t.dtype) for name, t in update.total.items()}
+        fmt = self.setup.update_format(model.model.trainable, len(slots))
+        return fmt.encode(phase, round, update.total, update.scalars(), int(codec_seeds(seed, cohort.keys[:1])[0]))
 
-    def evaluate(self, phase: int, round: int, packet: bytes, of: HeldOut, frozen: str) -> bytes:
-        """Rank the held-out items of a split for all users who have one; the encoded sums of the metrics."""
-        received = self.model_format(phase).decode(packet, phase=phase, round=round)
-        model = self._global_model(phase, received.tensors, frozen)
+    def evaluate(self, received: Received, after: int, of: HeldOut) -> bytes:
+        """Rank the held-out items of a split for all users who have one; the encoded sums of the metrics.
+
+        Args:
+            received: The model after the round `after`; it may have been sent to be trained in the round that follows.
+            after: The round whose private tensors the users are ranked with.
+            of: The split.
+        """
+        model = received.model
         cohort, positives = self.users.held_out(self.users.evaluated, of)
-        private, found = self._private(cohort.keys, before=round + 1)
-        private = self.engine.solve(model, cohort, private, derive(self.secret, "solve", of, round))
+        private, found = self._private(cohort.keys, before=after + 1)
+        private = self.engine.solve(model, cohort, private, derive(self.secret, "solve", of, after))
         # A user whose own tensors have diverged is left out and counted; the others are ranked all the same.
         sane = np.flatnonzero(all_finite(private).numpy())
         diverged = len(cohort) - len(sane)
@@ -163,16 +198,10 @@ class Node:
         private = {name: tensor[torch.from_numpy(sane)] for name, tensor in private.items()}
         setup = self.setup
         protocol = RankingProtocol(setup.ks, self.sampler, setup.sampled_negatives, derive(setup.seed, "sampled", of))
-        sums = rank_users(model, cohort, positives, private, protocol)
+        sums = rank_users(model.cpu(), cohort, positives, private, protocol)
         counts = (len(cohort), int((~found).sum()), diverged)
         scalars = [*map(float, counts), *(sums.get(name, 0.0) for name in setup.metric_names())]
-        return setup.metrics_format().encode(phase, round, {}, scalars)
-
-    def _global_model(self, phase: int, trainable: Tensors, frozen: str) -> GlobalModel:
-        held = self.frozen_store.get(frozen) if frozen else {}
-        if held is None:
-            raise MissingFrozenError(frozen)
-        return GlobalModel(self.models[phase], trainable, held)
+        return setup.metrics_format().encode(received.phase, after, {}, scalars)
 
     def _private(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
         """The users' private tensors from rounds earlier than `before`, initial ones for the new; who is not new."""
@@ -181,6 +210,20 @@ class Node:
         for name, tensor in private.items():
             tensor[torch.from_numpy(~found)] = new[name]
         return private, found
+
+
+def _device() -> torch.device:
+    """Where users train: on the GPU that the runtime gave this worker, if it gave one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@lru_cache(maxsize=4)
+def _resident(store: FrozenStore, digest: str, device: torch.device) -> Tensors:
+    """Frozen tensors, moved to a device once for all rounds."""
+    held = store.get(digest)
+    if held is None:
+        raise MissingFrozenError(digest)
+    return {name: tensor.to(device) for name, tensor in held.items()}
 
 
 @lru_cache(maxsize=4)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from client_app.engine import Engine, GlobalModel, Trained
+from client_app.engine import Engine, GlobalModel, Trained, codec_seeds
 from client_app.users import Cohort
 from fedrec.backbones.base import ScoreContext
 from fedrec.optim.base import Adam, LocalOptimiser, LocalStep
@@ -26,7 +26,7 @@ class OracleEngine(Engine):
     """One user after the other, on dense copies of every tensor."""
 
     @override
-    def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Trained:
+    def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int, rounded: bool = True) -> Trained:
         update = NodeUpdate(total={name: torch.zeros_like(tensor) for name, tensor in model.trainable.items()})
         after = {name: tensor.clone() for name, tensor in private.items()}
         taken = np.zeros(len(cohort), dtype=np.bool_)
@@ -40,6 +40,11 @@ class OracleEngine(Engine):
                 continue
             delta = {name: trainable[name].detach() - model.trainable[name] for name in trainable}
             delta = self.privacy.protect_update(delta, derive(seed, "privacy", int(one.keys[0])))
+            if self.codec is not None and rounded:
+                spec = model.model.trainable
+                packed = self.codec.encode(delta, spec, int(codec_seeds(seed, one.keys)[0]))
+                decoded = self.codec.decode(memoryview(packed), spec)
+                delta = {name: tensor.to(delta[name].dtype) for name, tensor in decoded.items()}
             limits = self.limits
             if not all(bool(tensor.isfinite().all()) for tensor in own.values()):
                 loss = math.nan
@@ -95,26 +100,37 @@ class OracleEngine(Engine):
     def _loss(
         self, model: GlobalModel, one: Cohort, trainable: Tensors, own: Tensors, seed: int, step: int
     ) -> Tensor | None:
-        drawn = self.sampler.draw(seed, one.keys, one.offsets, one.items, step, self.recipe.negatives)
+        recipe, n = self.recipe, len(one.items)
+        lengths = np.array([1 if recipe.shared_negatives else n])
+        time = step if recipe.fresh_negatives else 0
+        drawn = self.sampler.unknown(one.offsets, one.items).draw(seed, one.keys, lengths, time, recipe.negatives)
         if drawn.exhausted.any():
             return None
-        items = torch.from_numpy(np.concatenate([one.items[:, None], drawn.items], axis=1))
-        vectors = model.item_vectors(trainable, items.reshape(-1))
-        backbone = model.model.backbone
+        if recipe.shared_negatives:
+            order = np.concatenate([drawn.items[0], one.items])
+        else:
+            order = np.concatenate([one.items[:, None], drawn.items], axis=1).reshape(-1)
+        items = torch.from_numpy(order)
+        vectors = model.item_vectors(trainable, items)
 
         def uniform(name: str, width: int) -> Tensor:
-            place = np.arange(items.numel())[:, None], np.arange(width)[None, :]
+            place = np.arange(len(items))[:, None], np.arange(width)[None, :]
             drawn = counter_uniform(derive(seed, "score", name), one.keys[0], step, *place)
             return torch.from_numpy(drawn).to(vectors.dtype)
 
         context = ScoreContext(training=True, uniform=uniform)
-        scores = backbone.score(model.model.shared(trainable), own, vectors, context)
-        scores = scores.reshape(items.shape)
-        return self.recipe.loss(scores[:, 0], scores[:, 1:], torch.ones(len(items), dtype=scores.dtype))
+        scores = model.model.backbone.score(model.model.shared(trainable), own, vectors, context)
+        mask = torch.ones(n, dtype=scores.dtype)
+        if recipe.shared_negatives:
+            return recipe.loss(scores[recipe.negatives :], scores[None, : recipe.negatives], mask)
+        scores = scores.reshape(n, -1)
+        return recipe.loss(scores[:, 0], scores[:, 1:], mask)
 
 
 def _torch_optimiser(optimiser: LocalOptimiser, tensors: Sequence[Tensor]) -> torch.optim.Optimizer:
     if isinstance(optimiser, Adam):
         betas = (optimiser.beta1, optimiser.beta2)
-        return torch.optim.Adam(tensors, lr=optimiser.lr, betas=betas, eps=optimiser.eps)
+        return torch.optim.Adam(
+            tensors, lr=optimiser.lr, betas=betas, eps=optimiser.eps, weight_decay=optimiser.weight_decay
+        )
     return torch.optim.SGD(tensors, lr=optimiser.lr)

@@ -39,6 +39,7 @@ _KEYS = (
     ("strategy.fraction=0.1", "the share of the users that train in a round"),
     ("strategy.warmup_rounds=20", "fedpeft: rounds of the whole table before it is frozen"),
     ("embedding.rank=8", "lora: numbers per item that are trained and sent"),
+    ("embedding.variant=C", "the compressed part alone, without a base table"),
     ("base_table.dim=64", "numbers in an item vector"),
     ("optim.lr=0.005", "learning rate on the clients"),
     ("dataset.root=ml-1m", "where the data is; a relative path is taken against this folder"),

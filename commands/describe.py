@@ -36,8 +36,10 @@ def show_sizes(found: Sizes, console: Console) -> None:
     for phase in found.phases:
         console.print(_tensors(phase))
     console.print(_bytes(found))
-    apart = ", ".join(f"{phase.name} {phase.evaluation:,}" for phase in found.phases)
-    console.print(f"{found.items:,} items. Each evaluation moves for each user, apart: {apart} bytes.")
+    console.print(
+        f"{found.items:,} items. Apart, a ranking moves {found.metrics:,} bytes of metrics up, and the model down to "
+        "who does not train in the same message."
+    )
 
 
 def _tensors(phase: PhaseSizes) -> Table:

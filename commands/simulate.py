@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import queue
 import re
 import signal
@@ -21,6 +20,7 @@ from rich.console import Console
 
 from commands.flower_app import assemble, run_config
 from commands.progress import RunProgress
+from commands.resources import cluster, explain, federation_config, require
 from commands.superlink import NAME, SuperLink
 from fedrec.config.paths import assign, portable, settle
 from fedrec.config.schema import RunConfig, SimulationConfig
@@ -33,14 +33,18 @@ LOG = "flower.log"
 
 _POLL = 0.2
 _LOOK = 2.0
-_TAIL = 40
+_TAIL = 200
+_GRACE = 20.0
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 # What our own apps say (rounds are shown otherwise), and what is wrong; Flower's "INFO :" is for who looks for it.
 _WORTH_SHOWING = re.compile(r"INFO (?!:|round \d)|WARNING\b|ERROR\b|CRITICAL\b")
+_FAILED = "ERROR the run has failed: "
 _REASON = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception)\b")
-# Flower says these in every run (the last two in every failed one), and they help nobody.
+_AFTER = ("ERROR :", "INFO :", "WARNING :", "The above exception was", "During handling of")
+# Flower says these in every run (all but the first two in failed ones), and they help nobody.
 _NOISE = re.compile(
     r"default simulated SuperNodes|Manually terminating ClientAppActor|Simulation raised an exception|Exit Code: \d+$"
+    r"|^RuntimeError: (Simulation Runtime crashed|An error was encountered)\."
 )
 
 
@@ -59,6 +63,7 @@ def simulate(
         verbose: Show the whole log of the run, and not only its warnings; it is in the run folder in any case.
     """
     console = console or Console(stderr=True)
+    require(config.simulation)
     config = settle(config, Path.cwd())
     run_id = config.run_id or new_run_id(config)
     config = dataclasses.replace(config, run_id=run_id)
@@ -69,11 +74,13 @@ def simulate(
         RunProgress(console) as progress,
         (folder / LOG).open("a", encoding="utf-8") as log,
     ):
+        if address := cluster():
+            progress.note(f"on the Ray cluster {address}: its size decides the number of workers")
         progress.stage("starting Flower")
         with SuperLink() as superlink:
             run = _submit(superlink, config.simulation, [*same, assign("run_id", run_id)])
             progress.stage(f"run {run_id}")
-            tail = _follow(superlink, run, folder, log, progress, verbose)
+            tail = _follow(superlink, run, folder, config, log, progress, verbose)
             _require_success(superlink, run, folder, tail)
     return _summary(folder)
 
@@ -93,19 +100,6 @@ def _make_folder(config: RunConfig) -> Path:
     return folder
 
 
-def federation_config(simulation: SimulationConfig) -> str:
-    """Nodes and resources in the words of `flwr run --federation-config`."""
-    words: dict[str, float] = {
-        "num-supernodes": simulation.nodes,
-        "client-resources-num-cpus": simulation.cpus_per_worker,
-    }
-    if simulation.gpus_per_worker:
-        words["client-resources-num-gpus"] = simulation.gpus_per_worker
-    if "RAY_ADDRESS" not in os.environ:  # a running cluster has its resources; giving it others is an error of Ray's
-        words["init-args-num-cpus"] = simulation.workers * simulation.cpus_per_worker
-    return " ".join(f"{key}={value}" for key, value in words.items())
-
-
 def _submit(superlink: SuperLink, simulation: SimulationConfig, overrides: Sequence[str]) -> str:
     """Hand the app and its configuration to the SuperLink; returns Flower's number of the run."""
     app = assemble(superlink.base / "fedrec")
@@ -118,9 +112,13 @@ def _submit(superlink: SuperLink, simulation: SimulationConfig, overrides: Seque
 
 
 def _follow(
-    superlink: SuperLink, run: str, folder: Path, log: TextIO, progress: RunProgress, verbose: bool
+    superlink: SuperLink, run: str, folder: Path, config: RunConfig, log: TextIO, progress: RunProgress, verbose: bool
 ) -> list[str]:
-    """Show rounds and log until the run has ended; returns the last lines of the log."""
+    """Show rounds and log until the run has ended; returns the last lines of the log.
+
+    Raises a FederationError for what Flower would wait on in vain: resources that nobody has, or a run that has failed
+    while Ray is still being looked for.
+    """
     stream = superlink.stream(run)
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     reader = threading.Thread(target=_read, args=(stream, lines), daemon=True)
@@ -128,6 +126,7 @@ def _follow(
     metrics = Tail(folder / METRICS)
     tail: list[str] = []
     looked = 0.0
+    failed: tuple[float, str] | None = None
     while True:
         ended = not reader.is_alive()
         for record in metrics.records():
@@ -136,11 +135,17 @@ def _follow(
             line = _COLOURS.sub("", lines.get())
             log.write(line + "\n")
             tail = [*tail[-_TAIL:], line]
+            if problem := explain(line, config.simulation):
+                raise FederationError(problem)
+            if line.startswith(_FAILED):
+                failed = (time.monotonic(), line.removeprefix(_FAILED))
             if verbose or (_WORTH_SHOWING.match(line) and not _NOISE.search(line)):
                 progress.note(line.removeprefix("INFO "))
         log.flush()
         if ended:
             return tail
+        if failed is not None and time.monotonic() - failed[0] > _GRACE:
+            raise FederationError(f"the run has failed: {failed[1]}\nits whole log is {folder / LOG}")
         superlink.check()
         if time.monotonic() - looked > _LOOK:
             superlink.offspring.look()
@@ -195,7 +200,7 @@ def reason(tail: Sequence[str]) -> str:
     starts = [index for index, line in enumerate(lines) if _REASON.match(line)]
     if starts:
         after = lines[starts[-1] :]
-        ends = [index for index, line in enumerate(after) if line.startswith(("ERROR :", "INFO :", "WARNING :"))]
+        ends = [index for index, line in enumerate(after) if line.startswith(_AFTER)]
         lines = after[: ends[0]] if ends else after
     return "\n".join(lines)
 

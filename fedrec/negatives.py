@@ -3,7 +3,8 @@
 A user who knows s of the E eligible items has E - s unknown ones. A number r in [0, E - s) *is* the r-th of them: with
 the positions p_0 < p_1 < ... of the known items among the eligible ones, p_i - i unknown items stand before the i-th
 known one, so the r-th unknown item stands at position r + (how many i have p_i - i <= r). That count is one binary
-search, and the searches of a whole cohort are one `searchsorted` over the users' rows laid end to end.
+search, and the searches of a whole cohort are one `searchsorted` over the users' rows laid end to end. Where a table of
+all users' unknown items is not much larger than what they know, it is written out instead, and a draw is one look-up.
 
 Draws are counter-based in (user key, step, position, k): which users are drawn beside it, in which chunk or on which
 node, cannot change a user's negatives. The same order statistics serve training and the sampled ranking protocol.
@@ -21,6 +22,9 @@ from fedrec.rng import counter_bits, counter_integers
 
 NO_ITEM = -1
 """Stands where there is no negative to give; never a row of a table."""
+
+_LISTED_PER_KNOWN = 64
+"""Up to this many pairs of user and eligible item for each known one, the unknown ones are listed."""
 
 
 def sorted_distinct(values: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -46,7 +50,8 @@ class Negatives(NamedTuple):
 class UnknownItems:
     """For each user of a cohort, the eligible items that this user does not know, addressed by number.
 
-    Made by `NegativeSampler.unknown`; holds one int64 for every known eligible item, and no user-by-item matrix.
+    Made by `NegativeSampler.unknown`; holds one int64 for every known eligible item, and no user-by-item matrix unless
+    that is of the same order.
 
     Attributes:
         counts: int64 [users], how many eligible items each user does not know.
@@ -55,6 +60,15 @@ class UnknownItems:
     def __init__(self, eligible: NDArray[np.int64], rows: NDArray[np.int64], positions: NDArray[np.int64], users: int):
         """Known items as pairs (user `rows`, `positions` in `eligible`), in any order, repeated or not."""
         self._eligible = eligible
+        self.counts: NDArray[np.int64]
+        self._listed: NDArray[np.int64] | None = None
+        if users * len(eligible) <= _LISTED_PER_KNOWN * len(rows):
+            unknown = np.ones((users, len(eligible)), dtype=np.bool_)
+            unknown[rows, positions] = False
+            self.counts = np.count_nonzero(unknown, axis=1)
+            self._starts = np.cumsum(self.counts) - self.counts
+            self._listed = np.flatnonzero(unknown)
+            return
         stride = len(eligible) + 1  # p - i lies in [0, E], so a user's keys never reach the next user's
         pairs = sorted_distinct(rows * stride + positions)
         owners = pairs // stride
@@ -62,7 +76,7 @@ class UnknownItems:
         self._stride = stride
         self._starts = np.cumsum(known) - known
         self._keys = pairs - (np.arange(len(pairs)) - self._starts[owners])
-        self.counts: NDArray[np.int64] = len(eligible) - known
+        self.counts = len(eligible) - known
 
     @property
     def users(self) -> int:
@@ -71,6 +85,9 @@ class UnknownItems:
 
     def items(self, users: NDArray[np.int64], numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """The `numbers`-th unknown item (catalogue row) of `users`; the two broadcast, numbers lie in [0, counts)."""
+        if self._listed is not None:
+            listed: NDArray[np.int64] = self._listed[self._starts[users] + numbers] % len(self._eligible)
+            return self._eligible[listed]
         known_before = np.searchsorted(self._keys, users * self._stride + numbers, side="right") - self._starts[users]
         found: NDArray[np.int64] = self._eligible[numbers + known_before]
         return found

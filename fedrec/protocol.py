@@ -47,12 +47,19 @@ because their own tensors are not finite."""
 
 @dataclass(frozen=True)
 class SimulatedData:
-    """Where a simulated node finds what a real device would own: absolute paths on a disk that all workers share."""
+    """Where a simulated node finds what a real device would own: absolute paths on a disk that all workers share.
+
+    Attributes:
+        interactions: Folder of the prepared interactions.
+        state_dir: Folder of what the simulated devices keep.
+        token: What the server has written into the state-dir, to be found there by every worker.
+    """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _CHECKED
 
     interactions: str
     state_dir: str
+    token: str
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,7 @@ class Setup:
     weight_cap: Annotated[int, Ge(1)]
     max_update_norm: Annotated[float, Gt(0)]
     engine: str
+    pairs_at_once: Annotated[int, Ge(1), Le(_MOST)]
     simulation: SimulatedData | None
 
     def to_json(self) -> str:
@@ -121,7 +129,8 @@ class Setup:
         return tuple(prefix + name for prefix in prefixes for name in plain)
 
     @cached_property
-    def _codec(self) -> Codec:
+    def codec_of_run(self) -> Codec:
+        """Of models and users' updates."""
         from fedrec.config.validate import member_config
 
         config = member_config("codec", dict(self.codec))
@@ -130,15 +139,24 @@ class Setup:
 
     def model_format(self, trainable: Spec) -> PacketFormat:
         """Server to client, every round."""
-        return PacketFormat(Kind.MODEL, trainable, self._codec, len(MODEL_SCALARS))
+        return PacketFormat(Kind.MODEL, trainable, self.codec_of_run, len(MODEL_SCALARS))
 
-    def update_format(self, trainable: Spec) -> PacketFormat:
-        """Client to server, every round."""
-        return PacketFormat(Kind.UPDATE, trainable, self._codec, len(UPDATE_SCALARS))
+    def update_format(self, trainable: Spec, users: int) -> PacketFormat:
+        """Client to server, every round, from a node that was asked to train `users` users.
+
+        A lossy codec rounds each user's update. The packet of a lone user holds that update, not multiplied by its
+        weight. A sum of several users' rounded updates is no longer of the codec's numbers, and travels in full.
+        """
+        codec = self.codec_of_run if self.codec_of_run.exact or users == 1 else _plain_codec()
+        return PacketFormat(Kind.UPDATE, trainable, codec, len(UPDATE_SCALARS))
+
+    def lone(self, users: int) -> bool:
+        """Whether the update of `users` users travels as that of a lone user: not yet multiplied by its weight."""
+        return users == 1 and not self.codec_of_run.exact
 
     def metrics_format(self) -> PacketFormat:
         """Client to server after an evaluation: `METRICS_COUNTS`, then the sums of the metrics."""
-        return PacketFormat(Kind.METRICS, {}, self._codec, len(METRICS_COUNTS) + len(self.metric_names()))
+        return PacketFormat(Kind.METRICS, {}, self.codec_of_run, len(METRICS_COUNTS) + len(self.metric_names()))
 
 
 ELIGIBLE = "eligible"
@@ -163,9 +181,13 @@ def unpack_eligible(packed: Tensors, n_items: int) -> NDArray[np.int64]:
 
 def frozen_format(frozen: Spec) -> PacketFormat:
     """Server to client, once a phase: always exact, whatever the run's codec, for it is named by its content."""
+    return PacketFormat(Kind.FROZEN, frozen, _plain_codec(), 0)
+
+
+def _plain_codec() -> Codec:
     from fedrec.codecs.float32 import Float32Codec, Float32Config
 
-    return PacketFormat(Kind.FROZEN, frozen, Float32Codec(Float32Config("float32")), 0)
+    return Float32Codec(Float32Config("float32"))
 
 
 _CLIENT_PACKAGES = ("fedrec", "peft_embeddings", "strategies", "client_app")

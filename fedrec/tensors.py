@@ -18,6 +18,7 @@ Tensors: TypeAlias = dict[str, Tensor]
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
     "float64": torch.float64,
+    "int16": torch.int16,
     "int32": torch.int32,
     "int64": torch.int64,
     "uint8": torch.uint8,

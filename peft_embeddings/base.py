@@ -1,9 +1,10 @@
 """The contract of an item embedding: pure maths over named tensors, on gathered rows, never over a whole table.
 
-An embedding has no state. Its tensors come in three kinds: `tables` are addressed by row (a user reads, trains and
+An embedding has no state. Its tensors come in four kinds: `tables` are addressed by row (a user reads, trains and
 moves only the rows of the items it touches), `dense` tensors are small and whole, `frozen` ones are made once, sent
-once and never trained. `embed` sees the rows that were gathered, so that the same line serves one user
-(`[items, ...]`) and a cohort of users, each with private copies (`[users, items, ...]`).
+once and never trained, and `kept` ones stay on the server, for items that come later. `embed` sees the rows that were
+gathered, so that the same line serves one user (`[items, ...]`) and a cohort of users, each with private copies
+(`[users, items, ...]`).
 """
 
 from __future__ import annotations
@@ -44,27 +45,56 @@ class ItemEmbedding(ABC):
 
     @property
     def frozen(self) -> Spec:
-        """Made by the server, sent once, never trained (semantic codes, hash seeds)."""
+        """Made by the server, sent once, never trained (semantic codes, hash functions).
+
+        One that is a `TableSpec` is read by row, as tables are: `rows` names its rows, and `embed` gets them gathered.
+        """
+        return {}
+
+    @property
+    def kept(self) -> Spec:
+        """Made by the server, never sent: what `grow` needs of how the frozen tensors were made."""
         return {}
 
     @abstractmethod
     def init(self, base: Tensor, rng: torch.Generator) -> Tensors:
-        """Initial tables, dense and frozen tensors, from the pre-trained base table [n_items, dim].
+        """Initial tables, dense, frozen and kept tensors, from the pre-trained base table [n_items, dim].
 
         With `uses_base` the initial output is exactly the base: the compressed part starts at zero.
         """
 
     @abstractmethod
     def rows(self, items: Tensor, frozen: Tensors) -> Mapping[str, Tensor]:
-        """For item ids [...], the rows that they read of each table: name -> int64 [..., r]."""
+        """For item ids [...], the rows that they read of each table, also of frozen ones: name -> int64 [..., r]."""
 
     @abstractmethod
     def embed(self, rows: Tensors, dense: Tensors, frozen: Tensors, base_rows: Tensor | None) -> Tensor:
         """Item vectors [..., items, dim].
 
         Args:
-            rows: For each table the gathered rows [..., items, r, width].
+            rows: For each table, also frozen ones, the gathered rows [..., items, r, width].
             dense: Dense tensors, each with the leading dimensions of the rows (one copy a user) or with none.
             frozen: Frozen tensors.
             base_rows: Gathered rows of the base table [..., items, dim]; None without `uses_base`.
         """
+
+    def grow(self, tensors: Tensors, vectors: Tensor) -> Tensors:
+        """Tables, dense and frozen tensors of a catalogue with m more items, which nobody has trained on.
+
+        Here whatever has a row an item gets rows of zero, which with `uses_base` is to correct nothing.
+
+        Args:
+            tensors: All four kinds, of this catalogue, at any point of the training.
+            vectors: [m, dim], what the new items' rows of the base table are.
+        """
+        grown = type(self)(self.config, self.n_items + len(vectors), self.dim)
+        made = {}
+        for name, spec in {**grown.tables, **grown.dense, **grown.frozen}.items():
+            before = tensors[name]
+            new = spec.shape[0] - len(before) if spec.shape != before.shape else 0
+            made[name] = torch.cat([before, before.new_zeros(new, *spec.shape[1:])]) if new else before
+        return made
+
+    def report(self, frozen: Tensors) -> Mapping[str, float]:
+        """Facts about the start that a reader of a run wants to know, by name: collisions, use of codes."""
+        return {}

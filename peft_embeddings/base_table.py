@@ -12,8 +12,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,17 @@ from fedrec.data.types import Catalogue
 from fedrec.errors import DataError, FedrecError, StoreError
 from fedrec.rng import generator
 from fedrec.tensors import content_digest
-from peft_embeddings.encoders.base import Progress, TextEncoder, TextVectors
+from peft_embeddings.encoders.base import Arrays, Encoded, Progress, TextEncoder, TextVectors
 from peft_embeddings.reductions.base import Reduction
+from peft_embeddings.text_map import TextMap, described_rows, joined
 
 _LOG = logging.getLogger(__name__)
 
-_VERSION = 1
+_VERSION = 2
 """Raised whenever the same inputs lead to other numbers than before, so that older stored files are not used."""
 
-Arrays = Mapping[str, NDArray[Any]]
+_LEARNED = "learned."
+"""Before the names of arrays that an encoder or a reduction has learned, where they stand among others."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class BaseTable:
             for a random table.
         items_without_text: Items whose text is empty, or has no word that the encoder knows.
         cached: Whether the reduced vectors were stored already.
+        text_map: The way from text to such vectors, for items that come later; None for a random table.
     """
 
     table: Tensor
@@ -57,6 +59,7 @@ class BaseTable:
     reconstruction_mse: float | None
     items_without_text: int
     cached: bool
+    text_map: TextMap | None = field(repr=False, compare=False)
 
 
 def build_base_table(
@@ -96,12 +99,13 @@ def build_base_table(
     made = _load(cache_dir, "table", table_key)
     cached = made is not None
     if made is None:
-        vectors = _text_vectors(catalogue, encoder, cache_dir, vectors_key, progress)
-        made = _reduce(vectors, encoder, reduction, dim, seed, progress)
+        encoded = _encoded(catalogue, encoder, cache_dir, vectors_key, progress)
+        made = _reduce(encoded, encoder, reduction, dim, seed, progress)
         _save(cache_dir, "table", table_key, made)
     reduced, described = made["reduced"], made["described"]
     table = torch.zeros(len(catalogue), dim)
-    table[torch.from_numpy(described)] = torch.from_numpy(_scale(reduced, norm))
+    factor = _factor(reduced, norm)
+    table[torch.from_numpy(described)] = torch.from_numpy((reduced * factor).astype(np.float32))
     return BaseTable(
         table=table,
         digest=content_digest({"base": table}),
@@ -109,6 +113,7 @@ def build_base_table(
         reconstruction_mse=float(made["mse"][0]),
         items_without_text=len(catalogue) - len(described),
         cached=cached,
+        text_map=TextMap(encoder, reduction, _learned(made), dim, factor),
     )
 
 
@@ -122,6 +127,7 @@ def random_base_table(n_items: int, dim: int, norm: float, seed: int) -> BaseTab
         reconstruction_mse=None,
         items_without_text=n_items,
         cached=False,
+        text_map=None,
     )
 
 
@@ -130,7 +136,7 @@ def text_vectors(catalogue: Catalogue, encoder: TextEncoder, cache_dir: Path | N
 
     Raises DataError or FedrecError if the encoder cannot encode them, StoreError if `cache_dir` cannot be written.
     """
-    return _text_vectors(catalogue, encoder, cache_dir, _vectors_key(catalogue, encoder), progress)
+    return _encoded(catalogue, encoder, cache_dir, _vectors_key(catalogue, encoder), progress).vectors
 
 
 def _vectors_key(catalogue: Catalogue, encoder: TextEncoder) -> str:
@@ -138,10 +144,11 @@ def _vectors_key(catalogue: Catalogue, encoder: TextEncoder) -> str:
 
 
 def _reduce(
-    vectors: TextVectors, encoder: TextEncoder, reduction: Reduction, dim: int, seed: int, progress: Progress
+    encoded: Encoded, encoder: TextEncoder, reduction: Reduction, dim: int, seed: int, progress: Progress
 ) -> Arrays:
-    """Reduced vectors [described, dim] of the items that have any, those items' rows, and the reduction's error."""
-    described = _described(vectors)
+    """Reduced vectors [described, dim], the rows of the items that have any, the error, and what was learned."""
+    vectors = encoded.vectors
+    described = described_rows(vectors)
     if not len(described):
         raise DataError(
             f"encoder={encoder.config.name}: it gives the texts of all {vectors.shape[0]} items the zero vector, so "
@@ -156,17 +163,23 @@ def _reduce(
             f"reduction={reduction.config.name}: expected finite vectors {(len(described), dim)}, came "
             f"{reduced.vectors.shape} with {wrong} numbers that are not finite"
         )
-    return {"reduced": reduced.vectors, "described": described, "mse": np.array([reduced.reconstruction_mse])}
+    return {
+        "reduced": reduced.vectors,
+        "described": described,
+        "mse": np.array([reduced.reconstruction_mse]),
+        **_named(joined(encoded.learned, reduced.learned)),
+    }
 
 
-def _text_vectors(
+def _encoded(
     catalogue: Catalogue, encoder: TextEncoder, cache_dir: Path | None, key: str, progress: Progress
-) -> TextVectors:
-    """The encoder's vectors [items, width], stored or made (and then checked and stored)."""
+) -> Encoded:
+    """The encoder's vectors [items, width] and what it learned, stored or made (and then checked and stored)."""
     stored = _load(cache_dir, "text", key)
     if stored is not None:
-        return _from_arrays(stored)
-    vectors = encoder.encode(catalogue.sentences, progress)
+        return Encoded(_from_arrays(stored), _learned(stored))
+    encoded = encoder.fit(catalogue.sentences, progress)
+    vectors = encoded.vectors
     numbers = vectors if isinstance(vectors, np.ndarray) else vectors.data
     wrong = np.count_nonzero(~np.isfinite(numbers))
     if vectors.ndim != 2 or vectors.shape[0] != len(catalogue) or numbers.dtype != np.float32 or wrong:
@@ -174,32 +187,34 @@ def _text_vectors(
             f"encoder={encoder.config.name}: expected finite float32 vectors ({len(catalogue)}, width), came "
             f"{numbers.dtype} {vectors.shape} with {wrong} numbers that are not finite"
         )
-    _save(cache_dir, "text", key, _to_arrays(vectors))
-    return vectors
+    _save(cache_dir, "text", key, _to_arrays(vectors) | _named(encoded.learned))
+    return encoded
 
 
-def _described(vectors: TextVectors) -> NDArray[np.int64]:
-    """Rows that are not the zero vector."""
-    known = vectors.any(axis=1) if isinstance(vectors, np.ndarray) else np.asarray(abs(vectors).sum(axis=1)) > 0
-    return np.flatnonzero(known)
+def _named(learned: Arrays) -> dict[str, NDArray[Any]]:
+    return {_LEARNED + name: array for name, array in learned.items()}
 
 
-def _scale(reduced: NDArray[np.float32], norm: float) -> NDArray[np.float32]:
-    """One factor for all rows, so that the root mean square of their lengths is `norm`."""
+def _learned(stored: Arrays) -> Arrays:
+    return {name.removeprefix(_LEARNED): array for name, array in stored.items() if name.startswith(_LEARNED)}
+
+
+def _factor(reduced: NDArray[np.float32], norm: float) -> float:
+    """The factor for all rows that makes the root mean square of their lengths `norm`."""
     length = float(np.sqrt(np.square(reduced, dtype=np.float64).sum(axis=1).mean()))
     if length < 1e-6:
         raise DataError(
             f"the texts of all {len(reduced)} items with text have the same vector, so a base table cannot tell items "
             "apart; name text columns that differ between items"
         )
-    return (reduced * (norm / length)).astype(np.float32)
+    return norm / length
 
 
 def _key(*parts: Any) -> str:
     return hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 
-def _to_arrays(vectors: TextVectors) -> Arrays:
+def _to_arrays(vectors: TextVectors) -> dict[str, NDArray[Any]]:
     if isinstance(vectors, np.ndarray):
         return {"dense": vectors}
     shape = np.array(vectors.shape, dtype=np.int64)

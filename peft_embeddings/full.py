@@ -39,6 +39,10 @@ class FullEmbedding(ItemEmbedding):
         return {"items": base.clone()}
 
     @override
+    def grow(self, tensors: Tensors, vectors: Tensor) -> Tensors:
+        return {"items": torch.cat([tensors["items"], vectors])}
+
+    @override
     def rows(self, items: Tensor, frozen: Tensors) -> Mapping[str, Tensor]:
         return {"items": items.unsqueeze(-1)}
 

@@ -31,6 +31,7 @@ from fedrec.protocol import (
     code_digest,
     pack_eligible,
 )
+from fedrec.shared_folder import leave_token
 from fedrec.tensors import content_digest, text_digest
 from peft_embeddings.base_table import BaseTable, build_base_table, random_base_table, text_vectors
 from peft_embeddings.encoders.base import TextEncoder
@@ -154,8 +155,10 @@ def _run(
     store = write_store(dataset.interactions, cache_dir)
     watcher.stage("base table from item text")
     table = _base_table(config, dataset, cache_dir, progress)
+    if table.text_map is not None:
+        table.text_map.save(folder.path)
     eligible = pack_eligible(dataset.eligible, len(dataset.catalogue))
-    place = SimulatedData(str(store), str(folder.state_dir))
+    place = SimulatedData(str(store), str(folder.state_dir), leave_token(folder.state_dir))
     setup = make_setup(config, len(dataset.catalogue), dataset.catalogue.digest, content_digest(eligible), place)
     folder.write_json("manifest.json", _manifest(config, overrides, dataset, table, store))
     baselines = {}
@@ -172,18 +175,17 @@ def _run(
     training = time.monotonic()
     result = strategy.start(grid)
     training_seconds = time.monotonic() - training
-    watcher.stage("test")
     rounds = strategy.config.rounds
-    test = strategy.evaluate(grid, rounds, "test")
     summary = {
         "run": str(folder.path),
         "rounds": rounds,
         "seconds": time.monotonic() - started,
         "training_seconds": training_seconds,
-        "test": test,
+        "test": strategy.test,
         "validation": dict(result.evaluate_metrics_clientapp[rounds]),
         "baselines": baselines,
         "dropped_replies": strategy.dropped_replies,
+        "embedding": {phase: facts for phase, facts in strategy.model.reports.items() if facts},
         "bytes_per_user": strategy.meter.per_user(),
     }
     folder.write_json(SUMMARY, summary)
@@ -248,6 +250,7 @@ def make_setup(
         weight_cap=strategy.weight_cap,
         max_update_norm=strategy.max_update_norm,
         engine=config.engine,
+        pairs_at_once=config.pairs_at_once,
         simulation=simulation,
     )
 

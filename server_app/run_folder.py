@@ -4,6 +4,7 @@ config.yaml       the resolved configuration
 manifest.json     versions, seed, digests of data, code and specification
 metrics.jsonl     one JSON object per round
 summary.json      the result, once the run has ended
+text_map.*        encoder and reduction as they were fitted, for items that come later
 log.txt           what happened, as plain lines
 checkpoints/      round-000100.safetensors (global model) and .json (where it stands)
 state/            simulation only: what the simulated devices keep on their own disks
@@ -77,6 +78,7 @@ class RunFolder:
         """Keep the global model, the server optimiser and the byte meter after a round; the JSON file comes last."""
         tensors: Tensors = {f"trainable.{name}": tensor for name, tensor in state.trainable.items()}
         tensors |= {f"frozen.{name}": tensor for name, tensor in state.frozen.items()}
+        tensors |= {f"kept.{name}": tensor for name, tensor in state.kept.items()}
         tensors |= {f"optimiser.{name}": tensor for name, tensor in state.optimiser.items()}
         tensors |= {f"meter.{name}": torch.from_numpy(counts) for name, counts in meter.state().items()}
         name = f"checkpoints/round-{round:06d}"

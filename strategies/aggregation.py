@@ -89,6 +89,12 @@ class UpdateFold:
         }
 
 
+def weighted(packet: Packet) -> Packet:
+    """The packet of a lone user, multiplied by its weight; a weight that is no number makes the product none."""
+    weight = dict(zip(UPDATE_SCALARS, packet.scalars, strict=True))["weight"]
+    return packet._replace(tensors={name: tensor * weight for name, tensor in packet.tensors.items()})
+
+
 def check_sums(scalars: tuple[float, ...], residents: int) -> tuple[float, ...]:
     """Sums of metrics as a node with `residents` users sent them: `METRICS_COUNTS`, then one sum for each metric.
 

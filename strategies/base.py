@@ -11,9 +11,8 @@ import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol, cast
 
-import torch
 from annotated_types import Ge, Gt, Le
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -22,20 +21,22 @@ from torch import Tensor
 
 from fedrec import registry
 from fedrec.config.schema import RunConfig
-from fedrec.errors import FederationError, PacketError
+from fedrec.errors import PacketError
 from fedrec.keys import simulation_secret
 from fedrec.protocol import Setup, frozen_format
 from fedrec.registry import MemberConfig
-from fedrec.rng import derive, generator
-from fedrec.tensors import Tensors, content_digest, spec_of
+from fedrec.rng import derive
+from fedrec.tensors import Tensors, spec_of
 from fedrec.updates import DROPPED
-from peft_embeddings.base import ItemEmbedding
-from peft_embeddings.model import Model
 from strategies import records
-from strategies.aggregation import UpdateFold, check_sums
+from strategies.aggregation import UpdateFold, weighted
 from strategies.directory import Share
 from strategies.meter import Meter
 from strategies.nodes import Nodes
+from strategies.ranking import TEST, VALIDATION, Ranking
+from strategies.server_model import Phase, ServerModel, ServerState
+
+__all__ = ["FederatedStrategy", "Observer", "Phase", "ServerState", "StrategyConfig"]
 
 
 @dataclass(frozen=True)
@@ -57,38 +58,6 @@ class StrategyConfig(MemberConfig):
     max_update_norm: Annotated[float, Gt(0), Le(1e6)]
     max_failures: Annotated[float, Ge(0), Le(1)]
     round_timeout: Annotated[float, Gt(0)]
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Consecutive rounds in which the same tensors are trained."""
-
-    name: str
-    rounds: int
-    embedding: MemberConfig
-
-
-@dataclass
-class ServerState:
-    """The global model between two rounds.
-
-    Attributes:
-        phase: Number of the phase in the plan.
-        trainable: What is trained and sent.
-        frozen: What was sent once.
-        frozen_digest: Names the content of `frozen`; empty if nothing is frozen.
-        optimiser: The server optimiser's own tensors.
-
-    """
-
-    phase: int
-    trainable: Tensors
-    frozen: Tensors
-    frozen_digest: str
-    optimiser: Tensors
-
-
-_ITEMS_AT_ONCE = 65_536
 
 
 class Observer(Protocol):
@@ -123,17 +92,17 @@ class FederatedStrategy(Strategy):
         self._run = config
         self._observer = observer
         self._privacy = registry.privacies.get(config.privacy.name)(config.privacy)
-        self._backbone = registry.backbones.get(config.backbone.name)(config.backbone, setup.dim)
-        self._recipe = registry.optims.get(config.optim.name)(config.optim, self._backbone.advice)
-        self._models = [Model(self._embedding(phase), self._backbone) for phase in self.plan]
+        backbone = registry.backbones.get(config.backbone.name)(config.backbone, setup.dim)
+        self._recipe = registry.optims.get(config.optim.name)(config.optim, backbone.advice)
+        self.model = ServerModel(setup, self.plan, backbone, base)
+        self.test: dict[str, float] = {}
+        """Metrics at test, once the last round has ended."""
         self._nodes = Nodes(setup)
-        self._eligible = frozen_format(spec_of(eligible)).encode(0, 0, eligible)
+        self._eligible = records.wrap(frozen_format(spec_of(eligible)).encode(0, 0, eligible))
         self._shares: dict[int, Share] = {}
-        self._asked_to_rank = 0
+        self._ranking: Ranking | None = None
         self._bytes: dict[str, int] = {}
         self._checkpoint_round = 0
-        shared = self._backbone.init_shared(generator(setup.seed, "shared"))
-        self._enter(0, base, shared)
 
     @classmethod
     @abstractmethod
@@ -158,30 +127,81 @@ class FederatedStrategy(Strategy):
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
         """Run all rounds of the plan; model, rounds and deadlines come from the configuration, not from here."""
-        result, arrays, config = Result(), ArrayRecord(), ConfigRecord()
+        result = Result()
+        waiting: dict[str, Any] | None = None  # the record of a round whose ranking rides on the next one's messages
         self._nodes.wait(grid, self._run.simulation.nodes, timeout)
-        for round in range(1, self.config.rounds + 1):
-            started = time.monotonic()
-            self._nodes.counts.clear()
-            self._nodes.enrol(grid)
-            self.meter.grow(len(self._nodes.directory), self._nodes.enrolment_bytes + len(self._eligible))
-            self._advance(round)
-            messages = self.configure_train(round, arrays, config, grid)
-            _, trained = self.aggregate_train(round, self._nodes.collect(grid, messages, self.config.round_timeout))
-            assert trained is not None
-            record = self._record(round, trained)
-            if self._due(round, self._run.evaluation.every):
-                record["validation"] = self.evaluate(grid, round, "validation")
-                result.evaluate_metrics_clientapp[round] = MetricRecord(record["validation"])
-            if self._due(round, self._run.checkpoint_every):
-                self._checkpoint(round)
-            record["dropped_replies"] = self.dropped_replies
-            record["bytes"] = self._bytes
-            record["bytes_per_user"] = self.meter.per_user()
-            record["seconds"] = time.monotonic() - started
-            self._observer.on_round(record)
+        try:
+            for round in range(1, self.config.rounds + 1):
+                record = self._train(grid, round)
+                if waiting is not None:
+                    self._tell(result, waiting, self._ranked())
+                    waiting = None
+                if not self._due(round, self._run.evaluation.every):
+                    self._tell(result, record, {})
+                elif self._rides(round):
+                    waiting = record
+                    self._ranking = Ranking(self.setup, self._nodes, self.state.phase, round, [VALIDATION])
+                else:
+                    self._tell(result, record, self._evaluated(grid, round, record))
+                if self._due(round, self._run.checkpoint_every):
+                    self._checkpoint(round)
+        finally:
+            if waiting is not None:  # the run ends early: what is known of the round is not lost
+                self._observer.on_round(waiting)
         result.arrays = ArrayRecord({name: Array(tensor.numpy()) for name, tensor in self.state.trainable.items()})
         return result
+
+    def _train(self, grid: Grid, round: int) -> dict[str, Any]:
+        """One round of training; its record, without a ranking."""
+        started = time.monotonic()
+        self._nodes.counts.clear()
+        self._nodes.enrol(grid)
+        self.meter.grow(len(self._nodes.directory), self._nodes.enrolment_bytes + records.size(self._eligible))
+        self.model.advance(round)
+        self._nodes.once = {self.setup.eligible: self._eligible, **self.model.once}
+        messages = self.configure_train(round, ArrayRecord(), ConfigRecord(), grid)
+        _, trained = self.aggregate_train(round, self._nodes.collect(grid, messages, self.config.round_timeout))
+        assert trained is not None
+        return {
+            **self._record(round, trained),
+            "dropped_replies": self.dropped_replies,
+            "bytes": self._bytes,
+            "bytes_per_user": self.meter.per_user(),
+            "seconds": time.monotonic() - started,
+        }
+
+    def _rides(self, round: int) -> bool:
+        """Whether the ranking after `round` can ride on the next round's messages.
+
+        They must bring the same model, which the first round of a phase does not. And a checkpoint is of a round of
+        which nothing is still to come.
+        """
+        return not (self.model.enters(round + 1) or self._due(round, self._run.checkpoint_every))
+
+    def _evaluated(self, grid: Grid, round: int, record: dict[str, Any]) -> dict[str, dict[str, float]]:
+        """The ranking after `round` in messages of its own, the test with the last; what it cost goes into `record`."""
+        started = time.monotonic()
+        splits = [VALIDATION, TEST] if round == self.config.rounds else [VALIDATION]
+        messages = self.configure_evaluate(round, ArrayRecord(), ConfigRecord({"splits": splits}), grid)
+        self.aggregate_evaluate(round, self._nodes.collect(grid, messages, self.config.round_timeout))
+        record["dropped_replies"] = self.dropped_replies
+        record["seconds"] += time.monotonic() - started
+        return self._ranked()
+
+    def _ranked(self) -> dict[str, dict[str, float]]:
+        """The metrics, by split, of the ranking whose replies are all in."""
+        assert self._ranking is not None
+        ranking, self._ranking = self._ranking, None
+        return ranking.means(self.config.max_failures)
+
+    def _tell(self, result: Result, record: dict[str, Any], ranked: dict[str, dict[str, float]]) -> None:
+        """Tell the observer of a round, with its ranking if one was due."""
+        if ranked:
+            record["validation"] = ranked[VALIDATION]
+            record["bytes_per_user"]["evaluation"] = self.meter.evaluation
+            result.evaluate_metrics_clientapp[record["round"]] = MetricRecord(dict(ranked[VALIDATION]))
+            self.test = ranked.get(TEST, {})
+        self._observer.on_round(record)
 
     def _record(self, round: int, trained: MetricRecord) -> dict[str, Any]:
         values: dict[str, Any] = dict(trained)
@@ -189,7 +209,7 @@ class FederatedStrategy(Strategy):
         return {
             "round": round,
             "rounds": self.config.rounds,
-            "phase": self.plan[self.state.phase].name,
+            "phase": self.model.phase_name,
             "cohort": self._cohort_size,
             **values,
             "dropped_users": {name: count for name, count in dropped.items() if count},
@@ -200,136 +220,108 @@ class FederatedStrategy(Strategy):
         """Replies that were of no use, by reason, since the last round began."""
         return dict(self._nodes.counts)
 
-    def evaluate(self, grid: Grid, round: int, split: str) -> dict[str, float]:
-        """Rank every user's held-out item of `split` (validation or test) with the model after `round`."""
-        messages = self.configure_evaluate(round, ArrayRecord(), ConfigRecord({"split": split}), grid)
-        metrics = self.aggregate_evaluate(round, self._nodes.collect(grid, messages, self.config.round_timeout))
-        if metrics is None:
-            raise FederationError(
-                f"no user could be ranked after round {round}: none has three interactions or more, or the model has "
-                "diverged (then lower optim.lr)"
-            )
-        return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-
-    def _advance(self, round: int) -> None:
-        """Enter the phase to which `round` belongs, if it is the first of it: its base is what was trained so far."""
-        if round == 1 + sum(phase.rounds for phase in self.plan[: self.state.phase + 1]):
-            model, state = self._models[self.state.phase], self.state
-            parts = torch.split(torch.arange(self.setup.n_items), _ITEMS_AT_ONCE)
-            base = torch.cat([model.item_vectors(state.trainable, state.frozen, part) for part in parts])
-            self._enter(state.phase + 1, base, model.shared(state.trainable))
-
-    def _enter(self, phase: int, base: Tensor, shared: Tensors) -> None:
-        rng = generator(self.setup.seed, "embedding", self.plan[phase].name)
-        trainable, frozen = self._models[phase].init(base, shared, rng)
-        self.state = ServerState(phase, trainable, frozen, content_digest(frozen) if frozen else "", {})
-        self._nodes.once = {self.setup.eligible: self._eligible}
-        if frozen:
-            self._nodes.once[self.state.frozen_digest] = frozen_format(spec_of(frozen)).encode(phase, 0, frozen)
-
     # Flower's interface ----------------------------------------------------------------------------------------------
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Choose the cohort; one message to each node that holds some of it. The model is the strategy's own state."""
+        """Choose the cohort; one message to each node that holds some of it. The model is the strategy's own state.
+
+        A ranking that rides on this round is asked of every node: of those that train in the same message.
+        """
         directory, phase = self._nodes.directory, self.state.phase
         users = directory.cohort(self.setup.seed, server_round, self.config.fraction)
         self._shares = directory.shares(users)
-        packet = self._model_packet(server_round)
-        self._bytes = self.meter.downloaded(phase, users, len(packet), self._frozen_bytes())
-        fields = self._fields(server_round)
-        return [
-            self._nodes.message(node, records.TRAIN, fields, {records.MODEL: packet}, {records.SLOTS: share.slots})
+        model = self._packet(server_round)
+        self._bytes = self.meter.downloaded(phase, users, records.size(model), self.model.frozen_bytes)
+        packets, fields = {records.MODEL: model}, self.model.fields(server_round)
+        also: list[Message] = []
+        if self._ranking is not None:
+            fields |= self._ranking.fields
+            self._ranking.ask(self.meter, len(users), records.size(model), self.model.frozen_bytes)
+            others = [node for node in directory.nodes if node not in self._shares]
+            also = [self._nodes.message(node, records.EVALUATE, fields, packets) for node in others]
+        return also + [
+            self._nodes.message(node, records.TRAIN, fields, packets, {records.SLOTS: share.slots})
             for node, share in self._shares.items()
         ]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Fold the replies as they come, each whole or not at all, and take the server's step on their mean."""
-        model, phase = self._models[self.state.phase], self.state.phase
-        fmt = self.setup.update_format(model.trainable)
-        fold = UpdateFold(model.trainable, self._cohort_size, self.config.weight_cap, self.config.max_update_norm)
+        """Fold the replies as they come, each whole or not at all, and take the server's step on their mean.
+
+        A reply's update and its metrics, if a ranking rides on the round, are judged apart.
+        """
+        trainable, phase = self.model.model.trainable, self.state.phase
+        of_a_device = self.setup.update_format(trainable, users=1).size()
+        fold = UpdateFold(trainable, self._cohort_size, self.config.weight_cap, self.config.max_update_norm)
         accepted = 0
         for reply in replies:
-            share = self._shares[self._nodes.sender(reply)]
+            node = self._nodes.sender(reply)
+            if self._ranking is not None:
+                self._ranking.take(self.meter, reply)
+            if (share := self._shares.get(node)) is None:
+                continue
             try:
-                packet = records.unpack(reply.content).packet(records.UPDATE)
-                fold.add(fmt.decode(packet, phase=phase, round=server_round), len(share.users))
+                users = len(share.users)
+                data = records.unpack(reply.content).packet(records.UPDATE)
+                packet = self.setup.update_format(trainable, users).decode(data, phase=phase, round=server_round)
+                fold.add(weighted(packet) if self.setup.lone(users) else packet, users)
             except PacketError as error:
-                self._nodes.refuse(self._nodes.sender(reply), error)
+                self._nodes.refuse(node, error)
                 continue
             accepted += 1
-            self._bytes["up"] += self.meter.uploaded(phase, share.users, len(packet))
+            self._bytes["up"] += self.meter.uploaded(phase, share.users, of_a_device)
         mean = fold.mean()
         if mean is not None:
-            users = int(fold.scalar("users"))
+            taken = int(fold.scalar("users"))
             noise = derive(simulation_secret(self.setup.seed), "privacy", server_round)
-            mean = self._privacy.protect_mean(mean, users, noise)
-            trainable, optimiser = self._recipe.server_update(self.state.trainable, mean, self.state.optimiser)
-            self.state = replace(self.state, trainable=trainable, optimiser=optimiser)
-        self._give_up_if_too_many_failed(server_round, len(self._shares), accepted)
+            mean = self._privacy.protect_mean(mean, taken, noise)
+            moved, optimiser = self._recipe.server_update(self.state.trainable, mean, self.state.optimiser)
+            self.model.state = replace(self.state, trainable=moved, optimiser=optimiser)
+        asked, most = len(self._shares), self.config.max_failures
+        self._nodes.give_up_if_too_many_failed(f"round {server_round}", asked, accepted, most)
         return None, MetricRecord({**fold.summary()})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """One message to every node: all its users are ranked."""
-        packet = self._model_packet(server_round)
-        fields = {**self._fields(server_round), "split": str(config["split"])}
+        """One message to every node: all its users are ranked, for each of the config's `splits`."""
+        self._ranking = Ranking(
+            self.setup, self._nodes, self.state.phase, server_round, cast(list[str], config["splits"])
+        )
+        model = self._packet(server_round)
+        self._ranking.ask(self.meter, 0, records.size(model), self.model.frozen_bytes)
+        fields = {**self.model.fields(server_round), **self._ranking.fields}
         nodes = self._nodes.directory.nodes
-        self._asked_to_rank = len(nodes)
-        return [self._nodes.message(node, records.EVALUATE, fields, {records.MODEL: packet}) for node in nodes]
+        return [self._nodes.message(node, records.EVALUATE, fields, {records.MODEL: model}) for node in nodes]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Means over users of the nodes' sums; None if nobody was evaluated."""
-        fmt, names = self.setup.metrics_format(), self.setup.metric_names()
-        sums: list[tuple[float, ...]] = []
+        """Means over users of the nodes' sums, each named `<split>/<metric>`."""
+        assert self._ranking is not None
         for reply in replies:
-            try:
-                packet = records.unpack(reply.content).packet(records.METRICS)
-                scalars = fmt.decode(packet, phase=self.state.phase, round=server_round).scalars
-                sums.append(check_sums(scalars, self._nodes.directory.users_of(self._nodes.sender(reply))))
-            except PacketError as error:
-                self._nodes.refuse(self._nodes.sender(reply), error)
-        self._give_up_if_too_many_failed(server_round, self._asked_to_rank, len(sums))
-        # Sorted before they are added, so that the sum does not depend on which reply came first.
-        users, cold, diverged, *totals = map(sum, zip(*sorted(sums), strict=True)) if sums else (0.0, 0.0, 0.0)
-        if not users:
-            return None
-        model = self.setup.model_format(self._models[self.state.phase].trainable)
-        self.meter.evaluated(self.state.phase, int(users), model.size(), self._frozen_bytes(), fmt.size())
-        means = {name: total / users for name, total in zip(names, totals, strict=True)}
-        return MetricRecord({**means, "users": int(users), "cold_users": int(cold), "diverged_users": int(diverged)})
+            self._ranking.take(self.meter, reply)
+        means = self._ranking.means(self.config.max_failures)
+        return MetricRecord({f"{split}/{name}": x for split, found in means.items() for name, x in found.items()})
 
     def summary(self) -> None:
         """Nothing: the run's own report says it all."""
 
     # Details ---------------------------------------------------------------------------------------------------------
 
-    def _embedding(self, phase: Phase) -> ItemEmbedding:
-        made: ItemEmbedding = registry.embeddings.get(phase.embedding.name)(
-            phase.embedding, self.setup.n_items, self.setup.dim
-        )
-        return made
+    @property
+    def state(self) -> ServerState:
+        """The global model, as it stands."""
+        return self.model.state
 
     @property
     def _cohort_size(self) -> int:
         return sum(len(share.users) for share in self._shares.values())
 
-    def _model_packet(self, round: int) -> bytes:
-        fmt = self.setup.model_format(self._models[self.state.phase].trainable)
-        seed = derive(self.setup.seed, "codec", round)
+    def _packet(self, round: int) -> Array:
         # Without checkpoints there is nothing to go back to, and no older private tensors need be kept.
-        kept = self._checkpoint_round if self._run.checkpoint_every else round - 1
-        return fmt.encode(self.state.phase, round, self.state.trainable, [float(kept)], seed)
-
-    def _fields(self, round: int) -> dict[str, records.Field]:
-        return {"phase": self.state.phase, "round": round, "frozen": self.state.frozen_digest}
-
-    def _frozen_bytes(self) -> int:
-        return len(self._nodes.once.get(self.state.frozen_digest, b""))
+        return self.model.packet(round, self._checkpoint_round if self._run.checkpoint_every else round - 1)
 
     def _due(self, round: int, every: int) -> bool:
         return bool(round == self.config.rounds or (every and round % every == 0))
@@ -337,11 +329,3 @@ class FederatedStrategy(Strategy):
     def _checkpoint(self, round: int) -> None:
         self._observer.on_checkpoint(round, self.state, self.meter)
         self._checkpoint_round = round
-
-    def _give_up_if_too_many_failed(self, round: int, asked: int, accepted: int) -> None:
-        failed = asked - accepted
-        if failed > self.config.max_failures * asked:
-            raise FederationError(
-                f"round {round}: {failed} of {asked} nodes failed ({dict(self._nodes.counts)}), more than "
-                f"strategy.max_failures={self.config.max_failures} allows; see the log above for why"
-            )

@@ -45,6 +45,11 @@ class Directory:
         """Ids of the nodes that are here, in the order in which they joined."""
         return list(self._users_of)
 
+    @property
+    def here(self) -> NDArray[np.int64]:
+        """Numbers of the users whose nodes are here, ascending."""
+        return np.flatnonzero(self._place != _AWAY)
+
     def users_of(self, node: int) -> int:
         """Number of users who live on a node that is here."""
         return self._users_of[node]
@@ -88,7 +93,7 @@ class Directory:
 
         It depends on nothing but who is here, so that any layout of the users on nodes chooses the same ones.
         """
-        here = np.flatnonzero(self._place != _AWAY)
+        here = self.here
         size = max(1, round_half_up(fraction * len(here)))
         if size >= len(here):
             return here

@@ -2,10 +2,13 @@
 
 Source: FedPEFT (arXiv 2512.13734, AAAI 2026): (1) the server pre-trains the table from item text, (2) a few warm-up
 rounds train it federatedly, (3) it is frozen, the compressed part starts at exactly zero, and only it is trained.
+
+An embedding of variant C has no table to warm up or to freeze: then all rounds train the compressed part.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -14,9 +17,12 @@ from annotated_types import Ge
 from typing_extensions import override
 
 from fedrec.config.schema import RunConfig
-from fedrec.registry import strategies
+from fedrec.registry import MemberConfig, strategies
+from peft_embeddings.compressed import CompressedConfig
 from peft_embeddings.full import FullConfig
 from strategies.base import FederatedStrategy, Phase, StrategyConfig
+
+log = logging.getLogger("fedrec")
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,8 @@ class FedPeftConfig(StrategyConfig):
     """Configuration of `fedpeft`.
 
     Attributes:
-        warmup_rounds: Rounds, of all `rounds`, in which the full table is trained (the paper: fewer than 20).
+        warmup_rounds: Rounds, of all `rounds`, in which the full table is trained (the paper: fewer than 20). Without
+            effect if the embedding's variant is C.
     """
 
     name: Literal["fedpeft"]
@@ -37,12 +44,24 @@ class FedPeftStrategy(FederatedStrategy):
 
     config_class = FedPeftConfig
 
+    def __init__(self, config: RunConfig, *others: Any) -> None:
+        if _stands_alone(config.embedding):
+            strategy: Any = config.strategy
+            log.info(
+                "embedding.variant=C: there is no table to warm up, so all %d rounds train the compressed part "
+                "(strategy.warmup_rounds=%d has no effect)",
+                strategy.rounds,
+                strategy.warmup_rounds,
+            )
+        super().__init__(config, *others)
+
     @classmethod
     @override
     def phases(cls, config: RunConfig) -> Sequence[Phase]:
         strategy: Any = config.strategy
-        warmup = Phase("warmup", strategy.warmup_rounds, FullConfig("full"))
-        peft = Phase("peft", strategy.rounds - strategy.warmup_rounds, config.embedding)
+        before = 0 if _stands_alone(config.embedding) else strategy.warmup_rounds
+        warmup = Phase("warmup", before, FullConfig("full"))
+        peft = Phase("peft", strategy.rounds - before, config.embedding)
         return [phase for phase in (warmup, peft) if phase.rounds]
 
     @classmethod
@@ -54,9 +73,13 @@ class FedPeftStrategy(FederatedStrategy):
             found.append(
                 "strategy=fedpeft sends a compressed part, embedding=full has none: take strategy=full, or lora"
             )
-        if strategy.warmup_rounds >= strategy.rounds:
+        if strategy.warmup_rounds >= strategy.rounds and not _stands_alone(config.embedding):
             found.append(
                 f"strategy.warmup_rounds={strategy.warmup_rounds} must be below strategy.rounds={strategy.rounds}, or "
                 "no round is left to train the compressed part"
             )
         return found
+
+
+def _stands_alone(embedding: MemberConfig) -> bool:
+    return isinstance(embedding, CompressedConfig) and embedding.variant == "C"

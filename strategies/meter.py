@@ -2,7 +2,8 @@
 
 It counts encoded packets in both directions. A user chosen for a round downloads the model and uploads an update, and,
 the first time in a phase, downloads what is sent once. Evaluation has a ledger of its own: evaluating more often, or
-never, does not change what training is said to cost.
+never, does not change what training is said to cost. Every user here is asked to rank, also one with nothing held out:
+its device cannot tell before it has been asked.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Meter:
         self._one_time: _Counts = np.zeros(0, dtype=np.int64)
         self._evaluation = 0
         self._trained_in = np.zeros((len(phases), 0), dtype=np.bool_)
-        self._evaluated_in: set[int] = set()
+        self._evaluated_in = np.zeros((len(phases), 0), dtype=np.bool_)
 
     def grow(self, users: int, enrolment: int) -> None:
         """New users came, up to `users` in all; each moved `enrolment` bytes once (setup down, key up)."""
@@ -37,6 +38,7 @@ class Meter:
         self._down = [np.pad(counts, (0, new)) for counts in self._down]
         self._one_time = np.pad(self._one_time, (0, new), constant_values=enrolment)
         self._trained_in = np.pad(self._trained_in, ((0, 0), (0, new)))
+        self._evaluated_in = np.pad(self._evaluated_in, ((0, 0), (0, new)))
         self._users = users
 
     def downloaded(self, phase: int, users: NDArray[np.int64], model: int, frozen: int) -> dict[str, int]:
@@ -52,12 +54,20 @@ class Meter:
         self._up[phase][users] += update
         return update * len(users)
 
-    def evaluated(self, phase: int, users: int, model: int, frozen: int, metrics: int) -> None:
-        """`users` users download the model (and once a phase what is frozen) to be ranked, and upload their metrics."""
-        self._evaluation += users * (model + metrics)
-        if phase not in self._evaluated_in:
-            self._evaluation += users * frozen
-            self._evaluated_in.add(phase)
+    def evaluated(self, phase: int, users: NDArray[np.int64], training: int, model: int, frozen: int) -> None:
+        """`users` are asked to rank; `training` of them download the same model in the same message to train anyway."""
+        lacking = int((~self._evaluated_in[phase, users]).sum())
+        self._evaluated_in[phase, users] = True
+        self._evaluation += (len(users) - training) * model + lacking * frozen
+
+    def ranked(self, users: int, metrics: int) -> None:
+        """`users` users upload their metrics of `metrics` bytes."""
+        self._evaluation += users * metrics
+
+    @property
+    def evaluation(self) -> float:
+        """Mean bytes per user that evaluation has moved so far."""
+        return self._evaluation / max(1, self._users)
 
     def per_user(self) -> dict[str, Any]:
         """Mean bytes per user over the whole run so far: by direction, once, in all; by phase; and for evaluation."""
@@ -75,7 +85,7 @@ class Meter:
             "one_time": one_time,
             "total": up + down + one_time,
             "by_phase": by_phase,
-            "evaluation": self._evaluation / users,
+            "evaluation": self.evaluation,
         }
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -85,5 +95,6 @@ class Meter:
             "down": np.stack(self._down),
             "one_time": self._one_time,
             "trained_in": self._trained_in,
-            "evaluation": np.array([self._evaluation, *sorted(self._evaluated_in)], dtype=np.int64),
+            "evaluation": np.array([self._evaluation], dtype=np.int64),
+            "evaluated_in": self._evaluated_in,
         }

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
@@ -16,11 +16,13 @@ from fedrec.errors import FederationError, PacketError
 from fedrec.protocol import Setup, code_digest
 from strategies.directory import Directory
 from strategies.exchange import exchange
-from strategies.records import ENROLL, FROZEN, KEYS, MISSING, Field, pack, unpack
+from strategies.records import ENROLL, FROZEN, KEYS, MISSING, UNSHARED, Content, Field, pack, unpack
 
 log = logging.getLogger("fedrec")
 
 _ENROLL_TIMEOUT = 120.0
+_ENROLL_PATIENCE = 0.1
+"""Seconds more for every node: Flower's simulation serves some ten to a hundred calls a second among thousands."""
 KEY_BYTES = 8
 _POLL = 0.1
 
@@ -30,17 +32,18 @@ class Nodes:
 
     Attributes:
         directory: The users, and the node each lives on.
-        once: What every node must hold by now, as packets by the digest of their content. A node gets those that it is
-            not known to hold along with the next message to it.
+        once: What every node must hold by now, as wrapped packets by the digest of their content. A node gets those
+            that it is not known to hold along with the next message to it.
         enrolment_bytes: What one user's device moves to join: the setup down, its key up.
         counts: What went wrong since it was last cleared, by name; the caller clears it every round.
     """
 
     def __init__(self, setup: Setup) -> None:
         self.directory = Directory()
-        self.once: dict[str, bytes] = {}
+        self.once: dict[str, Array] = {}
         self.counts: Counter[str] = Counter()
         self._setup = setup.to_json()
+        self._simulated = setup.simulation is not None
         self.enrolment_bytes = len(setup.device_json().encode()) + KEY_BYTES
         self._holds: dict[int, set[str]] = {}
         self._refused: set[int] = set()
@@ -59,7 +62,10 @@ class Nodes:
         self.enrol(grid)
 
     def enrol(self, grid: Grid) -> None:
-        """Ask nodes seen for the first time who lives there, and forget those that have gone."""
+        """Ask nodes seen for the first time who lives there, and forget those that have gone.
+
+        Raises FederationError if nobody has joined, or a worker of a simulation does not see the server's folders.
+        """
         connected = set(grid.get_node_ids())
         self._refused &= connected
         for node in self.directory.nodes:
@@ -68,9 +74,20 @@ class Nodes:
         new = sorted(connected - set(self.directory.nodes) - self._refused)
         messages = [Message(pack({"setup": self._setup}), node, ENROLL) for node in new]
         joined: dict[int, NDArray[np.uint64]] = {}
-        for sent, reply in exchange(grid, messages, _ENROLL_TIMEOUT) if messages else ():
+        timeout, silent = _ENROLL_TIMEOUT + _ENROLL_PATIENCE * len(new), set(new)
+        for sent, reply in exchange(grid, messages, timeout) if messages else ():
+            silent.discard(sent.metadata.dst_node_id)
             if (keys := self._keys(sent.metadata.dst_node_id, reply)) is not None:
                 joined[sent.metadata.dst_node_id] = keys
+        if silent:
+            self.counts["enrol_no_answer"] += len(silent)
+            log.warning(
+                "%d of %d nodes did not say in %.0f s who lives there: the round goes on without their users, and they "
+                "are asked again in the next",
+                len(silent),
+                len(new),
+                timeout,
+            )
         # In the order of their users' keys: a node's id is drawn anew in every run.
         for node in sorted(joined, key=lambda node: int(joined[node].min())):
             try:
@@ -93,6 +110,7 @@ class Nodes:
             return None
         try:
             content = unpack(reply.content)
+            self._require_shared(content)
             code, keys = content.text("code"), content.array(KEYS)
         except PacketError as error:
             self.refuse(node, error)
@@ -122,7 +140,7 @@ class Nodes:
         node: int,
         message_type: str,
         fields: Mapping[str, Field],
-        packets: Mapping[str, bytes],
+        packets: Mapping[str, bytes | Array],
         arrays: Mapping[str, NDArray[np.generic]] | None = None,
     ) -> Message:
         """A message to a node, with what it does not yet hold."""
@@ -154,7 +172,7 @@ class Nodes:
                 if reply.has_error():
                     self.counts["failed"] += 1
                     log.warning("node %d failed: %s", node, _last_line(reply))
-                elif (missing := _missing(reply)) is None:
+                elif (missing := self._missing(reply)) is None:
                     self._holds[node].update(self.once)
                     self._senders[reply.metadata.reply_to_message_id] = node
                     yield reply
@@ -167,6 +185,15 @@ class Nodes:
                     self._forget(node)
         if silent:
             self.counts["no_answer"] += len(silent)
+
+    def give_up_if_too_many_failed(self, what: str, asked: int, accepted: int, max_failures: float) -> None:
+        """Raise FederationError if, of the nodes `asked`, a larger share than `max_failures` was of no use."""
+        failed = asked - accepted
+        if failed > max_failures * asked:
+            raise FederationError(
+                f"{what}: {failed} of {asked} nodes failed ({dict(self.counts)}), more than "
+                f"strategy.max_failures={max_failures} allows; see the log above for why"
+            )
 
     def _completed(self, content: RecordDict) -> RecordDict:
         """A message's content with the setup and all that is sent once; the message that was sent stays as it is."""
@@ -181,18 +208,27 @@ class Nodes:
         }
         return RecordDict({**arrays, **fields})
 
+    def _missing(self, reply: Message) -> str | None:
+        """What the node says it lacks, if that is its answer."""
+        try:
+            content = unpack(reply.content)
+        except PacketError:
+            return None
+        self._require_shared(content)
+        missing = content.fields.get(MISSING)
+        return missing if isinstance(missing, str) else None
+
+    def _require_shared(self, content: Content) -> None:
+        """Raise a FederationError if a worker of the simulation sees other folders: every node may be given to it.
+
+        Real devices have folders of their own, and could not end a run by saying so.
+        """
+        if self._simulated and UNSHARED in content.fields:
+            raise FederationError(str(content.fields[UNSHARED]))
+
     def _forget(self, node: int) -> None:
         self.directory.leave(node)
         self._holds.pop(node, None)
-
-
-def _missing(reply: Message) -> str | None:
-    """What the node says it lacks, if that is its answer."""
-    try:
-        missing = unpack(reply.content).fields.get(MISSING)
-    except PacketError:
-        return None
-    return missing if isinstance(missing, str) else None
 
 
 def _last_line(reply: Message) -> str:

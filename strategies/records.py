@@ -19,13 +19,23 @@ EVALUATE = "evaluate"
 MODEL = "model"
 SLOTS = "slots"
 UPDATE = "update"
-METRICS = "metrics"
+METRICS = "metrics."
+"""Prefix of the array that carries the sums of metrics of a split; its name follows."""
 KEYS = "keys"
 FROZEN = "frozen."
 """Prefix of the array that carries frozen tensors; their digest follows."""
 
 MISSING = "missing"
 """Field of a reply that names what the node lacks: `setup`, or the digest of frozen tensors."""
+
+UNSHARED = "unshared"
+"""Field of a reply that says why the worker cannot serve any node: it does not see the simulation's folders."""
+
+SPLITS = "splits"
+"""Field of a message that asks for a ranking: the splits, with a blank between them."""
+
+AFTER = "after"
+"""Field beside it: the round after which users are ranked, with the private tensors that they had then."""
 
 _ARRAYS = "arrays"
 _FIELDS = "fields"
@@ -67,15 +77,28 @@ class Content(NamedTuple):
         return value
 
 
+def wrap(packet: bytes) -> Array:
+    """A packet as the runtime carries it: made once, it may be part of any number of messages."""
+    return Array(to_array(packet))
+
+
+def size(wrapped: Array) -> int:
+    """Length in bytes of a packet that was wrapped."""
+    return wrapped.shape[0]
+
+
 def pack(
     fields: Mapping[str, Field],
-    packets: Mapping[str, bytes] | None = None,
+    packets: Mapping[str, bytes | Array] | None = None,
     arrays: Mapping[str, NDArray[np.generic]] | None = None,
 ) -> RecordDict:
-    """Records with the given fields, packets and arrays."""
-    flat = {name: Array(to_array(packet)) for name, packet in (packets or {}).items()}
-    flat |= {name: Array(np.ascontiguousarray(array)) for name, array in (arrays or {}).items()}
-    return RecordDict({_ARRAYS: ArrayRecord(flat), _FIELDS: ConfigRecord(dict(fields))})
+    """Records with the given fields, packets and arrays; a wrapped packet is shared with others that hold it."""
+    record = ArrayRecord()  # filled one by one: made from a dictionary it would hold an Array of its own for each
+    for name, packet in (packets or {}).items():
+        record[name] = wrap(packet) if isinstance(packet, bytes) else packet
+    for name, array in (arrays or {}).items():
+        record[name] = Array(np.ascontiguousarray(array))
+    return RecordDict({_ARRAYS: record, _FIELDS: ConfigRecord(dict(fields))})
 
 
 def unpack(content: RecordDict) -> Content:

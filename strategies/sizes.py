@@ -16,13 +16,13 @@ from fedrec.backbones.base import Backbone
 from fedrec.config.schema import RunConfig
 from fedrec.packet import PacketFormat
 from fedrec.protocol import Setup, eligible_spec, frozen_format
-from fedrec.tensors import Spec
+from fedrec.tensors import Spec, TensorSpec
 from peft_embeddings.model import Model
 from strategies.base import Phase
 from strategies.nodes import KEY_BYTES
 
 EACH_ROUND, ONCE, NEVER = "each round", "once", "never"
-ALL, OWN = "server, devices", "own device"
+ALL, SERVER, OWN = "server, devices", "server", "own device"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Row:
         shape: Its shape.
         dtype: Its type.
         bytes: What it adds to a packet; of a tensor that never crosses, its size in memory.
-        held_by: `server, devices`, or the `own device` of the user whom it belongs to.
+        held_by: `server, devices`, the `server` alone, or the `own device` of the user whom it belongs to.
         crosses: When it travels: `each round` in which a user is chosen, down and up; `once` a phase, down; or `never`.
     """
 
@@ -54,11 +54,10 @@ class PhaseSizes:
         name: Of the phase.
         rounds: How many it has.
         embedding: What is trained in it.
-        tensors: Everything that a device meets in it.
+        tensors: Everything that is trained, frozen or kept in it.
         up: Bytes of the update packet, for each round in which a user is chosen.
         down: Bytes of the model packet.
         once: Bytes of the frozen packet, the first time that a user is chosen in the phase; 0 if nothing is frozen.
-        evaluation: Bytes of the model down and the metrics up, for each user and evaluation.
     """
 
     name: str
@@ -68,7 +67,6 @@ class PhaseSizes:
     up: int
     down: int
     once: int
-    evaluation: int
 
 
 @dataclass(frozen=True)
@@ -89,6 +87,8 @@ class Sizes:
         items: Rows of the catalogue.
         fraction: Share of the users who are chosen in a round.
         joining: Bytes that a user's device moves once to join: setup and list of eligible items down, its key up.
+        metrics: Bytes of the metrics up, for each ranking of a split. A device that does not train in the same message
+            downloads the model for it too. Not part of the totals.
         phases: The plan.
         run: A mean user's bytes over the rounds of the configuration.
         per_1000_rounds: The same over 1,000 rounds: the plan cut off there, or its last phase made longer.
@@ -97,6 +97,7 @@ class Sizes:
     items: int
     fraction: float
     joining: Mapping[str, int]
+    metrics: int
     phases: tuple[PhaseSizes, ...]
     run: Totals
     per_1000_rounds: Totals
@@ -122,6 +123,7 @@ def sizes(config: RunConfig, setup: Setup) -> Sizes:
         items=setup.n_items,
         fraction=strategy.fraction,
         joining=joining,
+        metrics=setup.metrics_format().size(),
         phases=phases,
         run=_totals(phases, rounds, strategy.fraction, once),
         per_1000_rounds=_totals(phases, 1000, strategy.fraction, once),
@@ -131,13 +133,14 @@ def sizes(config: RunConfig, setup: Setup) -> Sizes:
 def _phase(phase: Phase, backbone: Backbone, setup: Setup) -> PhaseSizes:
     made = registry.embeddings.get(phase.embedding.name)(phase.embedding, setup.n_items, setup.dim)
     model = Model(made, backbone)
-    down, up = setup.model_format(model.trainable), setup.update_format(model.trainable)
+    down, up = setup.model_format(model.trainable), setup.update_format(model.trainable, users=1)
     frozen = frozen_format(model.frozen)
-    never = {f"private.{name}": entry for name, entry in backbone.private.items()}
+    private = {f"private.{name}": entry for name, entry in backbone.private.items()}
     rows = [
-        *_rows(down, EACH_ROUND),
-        *_rows(frozen, ONCE),
-        *(Row(name, entry.shape, entry.dtype, entry.nbytes, OWN, NEVER) for name, entry in never.items()),
+        *_sent(down, EACH_ROUND),
+        *_sent(frozen, ONCE),
+        *(_stays(name, entry, SERVER) for name, entry in made.kept.items()),
+        *(_stays(name, entry, OWN) for name, entry in private.items()),
     ]
     return PhaseSizes(
         name=phase.name,
@@ -147,14 +150,17 @@ def _phase(phase: Phase, backbone: Backbone, setup: Setup) -> PhaseSizes:
         up=up.size(),
         down=down.size(),
         once=frozen.size() if model.frozen else 0,
-        evaluation=down.size() + setup.metrics_format().size(),
     )
 
 
-def _rows(packet: PacketFormat, crosses: str) -> Iterator[Row]:
+def _sent(packet: PacketFormat, crosses: str) -> Iterator[Row]:
     for name, entry in packet.spec.items():
         alone: Spec = {name: entry}
         yield Row(name, entry.shape, entry.dtype, packet.codec.size(alone), ALL, crosses)
+
+
+def _stays(name: str, entry: TensorSpec, held_by: str) -> Row:
+    return Row(name, entry.shape, entry.dtype, entry.nbytes, held_by, NEVER)
 
 
 def _totals(phases: Sequence[PhaseSizes], rounds: int, fraction: float, joining: int) -> Totals:

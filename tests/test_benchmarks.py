@@ -16,8 +16,10 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # benchmarks are not installed
     sys.path.append(str(ROOT))
 
-from benchmarks import common, page  # noqa: E402
+from benchmarks import common, methods, page  # noqa: E402
 from benchmarks.phases import clocked  # noqa: E402
+from fedrec.config.compose import compose  # noqa: E402
+from fedrec.registry import backbones  # noqa: E402
 
 IN_PROCESS = ("engine", "scaling", "evaluation", "pretraining")
 THROUGH_FLOWER = ("round_phases", "stock_flower")
@@ -121,3 +123,26 @@ def test_a_plot_is_drawn_from_results(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", THROUGH_FLOWER)
 def test_a_benchmark_runs_through_flower(name: str, tmp_path: Path, cache: Path) -> None:
     check(run(name, tmp_path, cache), name)
+
+
+def test_the_methods_page_has_the_tables_of_the_kept_runs() -> None:
+    assert methods.page(check=True) == 0
+    kept = [json.loads(path.read_text()) for path in sorted(methods.FOLDER.glob("*.json"))]
+    assert {methods.Cell(**result["cell"]) for result in kept} <= set(methods.cells())
+    text = methods.PAGE.read_text()
+    for result in kept:
+        assert result["summary"]["rounds"] == methods.ROUNDS
+        assert f"| {result['cell']['backbone']} | {result['cell']['method']} |" in text
+
+
+def test_every_cell_of_the_comparison_is_a_configuration_without_errors(tmp_path: Path) -> None:
+    for folder, _ in methods.DATA.values():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "interactions.csv").write_text("user_id,item_id,timestamp\n")
+        (tmp_path / folder / "items.csv").write_text("item_id\n")
+    known = [cell for cell in methods.cells() if cell.backbone in backbones.names()]
+    assert len(known) >= 6
+    for cell in known:
+        config = compose(methods.overrides(cell, tmp_path, None), base=None)
+        assert config.backbone.name == cell.backbone
+        assert config.seed == cell.seed

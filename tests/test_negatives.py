@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from fedrec import negatives
 from fedrec.errors import DataError
 from fedrec.negatives import NO_ITEM, NegativeSampler
 from fedrec.rng import counter_integers
+
+
+@pytest.fixture(autouse=True, scope="module", params=[0, 10**9], ids=["searched", "listed"])
+def _both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Unknown items are searched for or listed; nothing may depend on which."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(negatives, "_LISTED_PER_KNOWN", request.param)
+        yield
+
 
 Ragged = tuple[NDArray[np.int64], NDArray[np.int64]]
 

@@ -15,8 +15,9 @@ from fedrec.backbones.base import Advice
 from fedrec.config.describe import load_member
 from fedrec.optim.base import Adam, LocalOptimiser, LocalStep, Recipe, Sgd
 from fedrec.optim.local import LocalState
-from fedrec.optim.losses import LOSSES, bce, bpr
+from fedrec.optim.losses import LOSSES, bce, bpr, softmax
 from fedrec.optim.paper import PaperRecipe
+from fedrec.optim.server import ServerOptimiser, server_step
 from fedrec.registry import optims
 from fedrec.rng import generator
 from fedrec.tensors import Tensors, content_digest, spec_digest, spec_of
@@ -51,6 +52,9 @@ def test_steps_are_declared(recipe: Recipe) -> None:
         assert isinstance(step.optimiser, Adam | Sgd)
         assert step.optimiser.lr > 0
     assert any(step.shared for step in steps), "or no user would send anything"
+    for step in steps:
+        if step.shared and isinstance(step.optimiser, Adam):
+            assert step.optimiser.weight_decay == 0.0, "it would move rows that a user never reads"
     assert list(recipe.local_steps()) == list(steps), "a declaration, not an iterator that is used up"
 
 
@@ -139,7 +143,41 @@ def test_paper_steps_follow_the_configuration() -> None:
     assert recipe.negatives == 4
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+# The server's optimisers ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adagrad", "adam"])
+def test_the_server_steps_as_the_frameworks_own_optimisers_do(kind: Any) -> None:
+    rule = ServerOptimiser(kind, lr=0.1, beta1=0.9, beta2=0.99, eps=1e-6)
+    mine, state = {"t": torch.randn(4, 3, generator=generator(0), dtype=torch.float64)}, dict[str, Tensor]()
+    theirs = mine["t"].clone().requires_grad_()
+    other: torch.optim.Optimizer = {
+        "sgd": lambda: torch.optim.SGD([theirs], rule.lr, momentum=rule.beta1),
+        "adagrad": lambda: torch.optim.Adagrad([theirs], rule.lr, eps=rule.eps),
+        "adam": lambda: torch.optim.Adam([theirs], rule.lr, (rule.beta1, rule.beta2), rule.eps),
+    }[kind]()
+    for step in range(5):
+        delta = torch.randn(4, 3, generator=generator(step, "delta"), dtype=torch.float64)
+        mine, state = server_step(rule, mine, {"t": delta}, state)
+        theirs.grad = -delta
+        other.step()
+        torch.testing.assert_close(mine["t"], theirs.detach(), atol=1e-12, rtol=1e-12)
+
+
+def test_yogi_by_hand() -> None:
+    """Algorithm 2 of Reddi et al. (ICLR 2021) for one number, with Adam's correction of the start."""
+    rule = ServerOptimiser("yogi", lr=0.1, beta1=0.9, beta2=0.99, eps=1e-3)
+    x, m, v = 1.0, 0.0, 0.0
+    mine, state = {"t": torch.tensor([x], dtype=torch.float64)}, dict[str, Tensor]()
+    for t, g in enumerate([0.5, -2.0, 0.1, 0.1], start=1):
+        mine, state = server_step(rule, mine, {"t": torch.tensor([-g], dtype=torch.float64)}, state)
+        m = 0.9 * m + 0.1 * g
+        v = v - 0.01 * g * g * math.copysign(1, v - g * g)
+        x -= 0.1 * (m / (1 - 0.9**t)) / (math.sqrt(v / (1 - 0.99**t)) + 1e-3)
+        assert float(mine["t"]) == pytest.approx(x, abs=1e-12)
+
+
+@pytest.mark.parametrize("loss", ["bpr", "bce"])
 def test_paper_takes_loss_and_rate_from_the_backbone_unless_told(loss: Any) -> None:
     positive, negative = scores()
     mask = torch.ones(6, dtype=torch.float64)
@@ -166,6 +204,8 @@ def test_losses_by_hand() -> None:
     assert float(bpr(positive, negative, mask)) == pytest.approx(by_hand)
     by_hand = -sum(log_sigmoid(p) + sum(log_sigmoid(-n) for n in row) for p, row in pairs) / 6
     assert float(bce(positive, negative, mask)) == pytest.approx(by_hand)
+    by_hand = sum(-p + math.log(math.exp(p) + sum(map(math.exp, row))) for p, row in pairs) / 2
+    assert float(softmax(positive, negative, mask)) == pytest.approx(by_hand)
     assert float(bpr(positive, negative, torch.tensor([1.0, 0.0]))) == pytest.approx(
         -(log_sigmoid(1.0) + log_sigmoid(-2.0)) / 2
     )
@@ -184,7 +224,7 @@ def test_one_copy_of_a_pair_more_in_every_user_changes_no_loss(name: str) -> Non
 
 @settings(max_examples=30, deadline=None)
 @given(
-    rule=st.sampled_from([Sgd(0.1), Adam(0.01), Adam(0.5, 0.5, 0.9, 1e-3)]),
+    rule=st.sampled_from([Sgd(0.1), Adam(0.01), Adam(0.5, 0.5, 0.9, 1e-3), Adam(0.1, weight_decay=0.3)]),
     steps=st.integers(1, 6),
     seed=st.integers(0, 1000),
 )
@@ -194,7 +234,9 @@ def test_equals_the_frameworks_own(rule: LocalOptimiser, steps: int, seed: int) 
     theirs = mine.clone().requires_grad_()
     state = LocalState(rule, mine)
     if isinstance(rule, Adam):
-        other: torch.optim.Optimizer = torch.optim.Adam([theirs], rule.lr, (rule.beta1, rule.beta2), rule.eps)
+        other: torch.optim.Optimizer = torch.optim.Adam(
+            [theirs], rule.lr, (rule.beta1, rule.beta2), rule.eps, rule.weight_decay
+        )
     else:
         other = torch.optim.SGD([theirs], rule.lr)
     for _ in range(steps):

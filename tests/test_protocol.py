@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,9 +33,10 @@ from fedrec.protocol import (
     pack_eligible,
     unpack_eligible,
 )
-from fedrec.tensors import TensorSpec, matches
+from fedrec.tensors import DTYPES, TensorSpec, matches, spec_of
 from fedrec.updates import NodeUpdate
 
+LORA = {"name": "lora", "variant": "P", "start": "auto", "rank": 2, "init_std": 0.1, "scaling": 1.0}
 SETUP = Setup(
     protocol=protocol.PROTOCOL_VERSION,
     run_key="r",
@@ -45,7 +47,7 @@ SETUP = Setup(
     eligible="e" * 32,
     phases=(
         PhaseSetup("warmup", {"name": "full"}),
-        PhaseSetup("peft", {"name": "lora", "rank": 2, "init_std": 0.1, "scaling": 1.0}),
+        PhaseSetup("peft", LORA),
     ),
     backbone={"name": "fedmf", "init_std": 0.1},
     optim={
@@ -63,7 +65,8 @@ SETUP = Setup(
     weight_cap=200,
     max_update_norm=10.0,
     engine="cohort",
-    simulation=SimulatedData("/data", "/state"),
+    pairs_at_once=65_536,
+    simulation=SimulatedData("/data", "/state", "t"),
 )
 VALUES: dict[str, Any] = json.loads(SETUP.to_json())
 
@@ -226,13 +229,27 @@ def test_a_phase_that_the_run_has_not_is_malformed() -> None:
 def test_formats_and_names() -> None:
     spec = {"t": TensorSpec((2,))}
     assert (SETUP.model_format(spec).kind, SETUP.model_format(spec).scalars) == (Kind.MODEL, len(MODEL_SCALARS))
-    assert SETUP.update_format(spec).scalars == len(UPDATE_SCALARS) == len(NodeUpdate.empty(spec).scalars())
+    assert SETUP.update_format(spec, users=1).scalars == len(UPDATE_SCALARS) == len(NodeUpdate.empty(spec).scalars())
     plain = ("hr@5", "ndcg@5", "recall@5", "hr@10", "ndcg@10", "recall@10", "mrr")
     assert SETUP.metric_names() == plain
     sampled = dataclasses.replace(SETUP, sampled_negatives=100)
     assert sampled.metric_names() == (*plain, *(f"sampled100/{name}" for name in plain))
     assert sampled.metrics_format().scalars == 3 + 2 * len(plain)
     assert frozen_format(spec).kind is Kind.FROZEN
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_frozen_numbers_of_every_type_travel_exactly(name: str) -> None:
+    """Codes and hash functions are whole numbers: whatever the run's codec, what is frozen is what was sent."""
+    dtype = DTYPES[name]
+    info = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
+    sent = {"t": torch.tensor([[info.min, info.max], [0, 1]], dtype=dtype)}
+    fmt = frozen_format(spec_of(sent))
+    packet = fmt.encode(1, 0, sent)
+    assert len(packet) == fmt.size() == 36 + 4 * dtype.itemsize
+    back = fmt.decode(packet).tensors["t"]
+    assert back.dtype == dtype
+    assert torch.equal(back, sent["t"])
 
 
 @settings(deadline=None)

@@ -14,6 +14,9 @@ class Codec(ABC):
 
     config_class: ClassVar[type[MemberConfig]]
 
+    exact: ClassVar[bool] = True
+    """Whether what is decoded is what was encoded, to the bit."""
+
     def __init__(self, config: Any) -> None:
         self.config = config
 

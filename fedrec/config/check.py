@@ -26,6 +26,12 @@ def check(config: RunConfig) -> list[str]:
             f"run_id={config.run_id}: expected the name of a folder (letters, digits, '_', '-' and '.', "
             f"not a '.' or '-' first), got the text {config.run_id!r}"
         )
+    gpus = config.simulation.gpus_per_worker
+    if gpus > 1 and gpus != int(gpus):
+        problems.append(
+            f"simulation.gpus_per_worker={gpus}: expected a fraction of one GPU or a whole number, for a worker cannot "
+            "have a part of a second one"
+        )
     for field in dataclasses.fields(config):
         if field.name in FAMILIES:
             member = FAMILIES[field.name].get(getattr(config, field.name).name)

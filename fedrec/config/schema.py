@@ -57,9 +57,9 @@ class SimulationConfig:
 
     Attributes:
         nodes: SuperNodes that share the users between them.
-        workers: Processes that run the nodes.
+        workers: Processes that run the nodes (a running Ray cluster has as many as fit on it).
         cpus_per_worker: Cores a worker asks for.
-        gpus_per_worker: GPUs, or a fraction of one, a worker asks for.
+        gpus_per_worker: GPUs a worker asks for, whole ones or a fraction of one.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
@@ -78,6 +78,7 @@ class RunConfig:
         seed: Root of all public randomness (and, in simulation only, of the secret randomness).
         engine: How clients train: all chosen users of a node at once (`cohort`), or one after the other (`oracle`, slow
             and plain, the same result).
+        pairs_at_once: Pairs of a user and a training item that the cohort engine trains at once: bounds its memory.
         checkpoint_every: Rounds between two checkpoints of the global model (0: only the last).
         run_id: Name of the run's folder (null: made from the time and the members' names).
         runs_dir: Absolute folder of all runs (null: the command's own default).
@@ -100,6 +101,7 @@ class RunConfig:
     simulation: SimulationConfig
     seed: Annotated[int, Ge(0)]
     engine: Literal["cohort", "oracle"]
+    pairs_at_once: Annotated[int, Ge(1)]
     checkpoint_every: Annotated[int, Ge(0)]
     run_id: str | None
     runs_dir: Annotated[Path, Strict(False)] | None

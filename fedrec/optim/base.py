@@ -19,12 +19,17 @@ from fedrec.tensors import Tensors
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma and Ba, ICLR 2015) with state that starts at zero in every round and belongs to one user."""
+    """Adam (Kingma and Ba, ICLR 2015) with state that starts at zero in every round and belongs to one user.
+
+    `weight_decay` is L2 regularisation (added to the gradient), for steps that move private tensors alone: it would
+    move rows that a user never reads.
+    """
 
     lr: float
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
+    weight_decay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ LocalOptimiser = Adam | Sgd
 
 @dataclass(frozen=True)
 class LocalStep:
-    """One full-batch gradient step of one user over its whole history, with negatives drawn for this step.
+    """One full-batch gradient step of one user over its whole history.
 
     Attributes:
         private: Whether the private tensors move.
@@ -64,7 +69,17 @@ class Recipe(ABC):
     @property
     @abstractmethod
     def negatives(self) -> int:
-        """Negatives drawn for each positive, afresh in every step of every round."""
+        """Negatives drawn for each positive, or for all positives of a user together; afresh in every round."""
+
+    @property
+    def shared_negatives(self) -> bool:
+        """Whether the negatives are drawn once for the user, and all its positives are set against the same ones."""
+        return False
+
+    @property
+    def fresh_negatives(self) -> bool:
+        """Whether they are drawn for every step, not once for all steps of a round."""
+        return True
 
     @abstractmethod
     def local_steps(self) -> Sequence[LocalStep]:
@@ -78,7 +93,8 @@ class Recipe(ABC):
     def loss(self, positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
         """A user's loss [...] from scores of positives [..., pairs] and negatives [..., pairs, q].
 
-        `mask` [..., pairs] is 1.0 for a real pair and 0.0 for padding; the loss is the mean over the real pairs.
+        Shared negatives are [..., 1, q]. `mask` [..., pairs] is 1.0 for a real pair and 0.0 for padding; the loss is
+        the mean over the real pairs.
         """
 
     @abstractmethod

@@ -12,13 +12,16 @@ from fedrec.optim.base import Adam, LocalOptimiser
 class LocalState:
     """One optimiser's state over one tensor: it starts at zero, and lives for the steps of one round.
 
+    A tensor whose gradients so far were zero may be left out until its first other one: `taken` is the number of steps
+    that it has missed.
+
     Adam is the framework's own (Kingma and Ba, ICLR 2015, algorithm 1), in its fused form: one pass over the numbers.
     """
 
-    def __init__(self, optimiser: LocalOptimiser, tensor: Tensor) -> None:
+    def __init__(self, optimiser: LocalOptimiser, tensor: Tensor, taken: int = 0) -> None:
         self._optimiser = optimiser
         if isinstance(optimiser, Adam):
-            self._steps = torch.zeros((), device=tensor.device)
+            self._steps = torch.tensor(float(taken), device=tensor.device)
             self._mean = torch.zeros_like(tensor)
             self._square = torch.zeros_like(tensor)
 
@@ -40,7 +43,7 @@ class LocalState:
             beta1=rule.beta1,
             beta2=rule.beta2,
             lr=rule.lr,
-            weight_decay=0.0,
+            weight_decay=rule.weight_decay,
             eps=rule.eps,
             maximize=False,
         )

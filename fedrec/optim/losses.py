@@ -25,4 +25,12 @@ def bce(positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
     return _mean(total / (1 + negative.shape[-1]), mask)
 
 
-LOSSES: Mapping[str, Loss] = {"bpr": bpr, "bce": bce}
+def softmax(positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
+    """Sampled softmax (Jean et al., ACL 2015): mean over pairs of -log of the positive's share against its q negatives.
+
+    Negatives are drawn evenly, so that no correction for their probability is needed.
+    """
+    return _mean(softplus(negative.logsumexp(-1) - positive), mask)
+
+
+LOSSES: Mapping[str, Loss] = {"bpr": bpr, "bce": bce, "softmax": softmax}

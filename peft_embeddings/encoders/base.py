@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,16 @@ Progress = Callable[[str, int, int], None]
 
 TextVectors: TypeAlias = "NDArray[np.float32] | csr_array"
 """float32 vectors [items, width], dense or (bags of words) in compressed sparse rows."""
+
+Arrays: TypeAlias = "Mapping[str, NDArray[Any]]"
+"""Arrays by name: what an encoder or a reduction has learned, in a form that a file without code can hold."""
+
+
+class Encoded(NamedTuple):
+    """Vectors [sentences, width], and what the encoder learned from these sentences."""
+
+    vectors: TextVectors
+    learned: Arrays
 
 
 class TextEncoder(ABC):
@@ -39,3 +49,14 @@ class TextEncoder(ABC):
 
         Raises DataError, saying how to mend it, if the model or the text does not allow it.
         """
+
+    def fit(self, sentences: Sequence[str], progress: Progress) -> Encoded:
+        """The vectors of `encode`, and what `encode_new` needs: for an encoder that learns from the catalogue."""
+        return Encoded(self.encode(sentences, progress), {})
+
+    def encode_new(self, sentences: Sequence[str], learned: Arrays, progress: Progress) -> TextVectors:
+        """Vectors of other sentences, beside those of the catalogue from which `learned` comes.
+
+        A sentence of the catalogue gets the vector that it has there.
+        """
+        return self.encode(sentences, progress)

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from annotated_types import Ge
@@ -19,7 +19,10 @@ from typing_extensions import override
 
 from fedrec.errors import ConfigError, DataError
 from fedrec.registry import MemberConfig, encoders
-from peft_embeddings.encoders.base import Progress, TextEncoder, TextVectors
+from peft_embeddings.encoders.base import Arrays, Encoded, Progress, TextEncoder, TextVectors
+
+if TYPE_CHECKING:
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,11 @@ class TfidfEncoder(TextEncoder):
 
     @override
     def encode(self, sentences: Sequence[str], progress: Progress) -> TextVectors:
+        return self.fit(sentences, progress).vectors
+
+    @override
+    def fit(self, sentences: Sequence[str], progress: Progress) -> Encoded:
         from scipy.sparse import csr_array
-        from sklearn.feature_extraction.text import TfidfVectorizer
 
         config = self.config
         if config.ngrams[0] > config.ngrams[1]:
@@ -67,14 +73,7 @@ class TfidfEncoder(TextEncoder):
                 f"encoder.min_df={config.min_df}: only {described} of {len(sentences)} items have any text, "
                 "so no term can be frequent enough; lower encoder.min_df"
             )
-        vectorizer = TfidfVectorizer(
-            analyzer=config.analyzer,
-            ngram_range=config.ngrams,
-            min_df=config.min_df,
-            max_features=config.max_features,
-            sublinear_tf=config.sublinear,
-            dtype=np.float32,
-        )
+        vectorizer = self._vectorizer(min_df=config.min_df, max_features=config.max_features)
         progress("tf-idf", 0, len(sentences))
         try:
             vectors = csr_array(vectorizer.fit_transform(sentences))
@@ -86,4 +85,26 @@ class TfidfEncoder(TextEncoder):
                 "separated into words of two or more letters"
             ) from error
         progress("tf-idf", len(sentences), len(sentences))
-        return vectors
+        # No term has a line break in it: it is made of words, or of characters with single spaces.
+        terms = "\n".join(vectorizer.get_feature_names_out())
+        return Encoded(vectors, {"terms": np.frombuffer(terms.encode(), dtype=np.uint8), "idf": vectorizer.idf_})
+
+    @override
+    def encode_new(self, sentences: Sequence[str], learned: Arrays, progress: Progress) -> TextVectors:
+        from scipy.sparse import csr_array
+
+        vectorizer = self._vectorizer(vocabulary=learned["terms"].tobytes().decode().split("\n"))
+        vectorizer.idf_ = learned["idf"]
+        return csr_array(vectorizer.transform(sentences))
+
+    def _vectorizer(self, **settings: Any) -> TfidfVectorizer:
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        config = self.config
+        return TfidfVectorizer(
+            analyzer=config.analyzer,
+            ngram_range=config.ngrams,
+            sublinear_tf=config.sublinear,
+            dtype=np.float32,
+            **settings,
+        )

@@ -18,11 +18,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, MinLen
+from numpy.typing import NDArray
 from pydantic import Strict
 from torch import Tensor
 from torch.nn.functional import linear, relu
@@ -31,9 +32,9 @@ from typing_extensions import override
 from fedrec.errors import ConfigError
 from fedrec.registry import MemberConfig, reductions
 from fedrec.rng import generator
-from peft_embeddings.encoders.base import Progress, TextVectors
+from peft_embeddings.encoders.base import Arrays, Progress, TextVectors
 from peft_embeddings.reductions.base import Reduced, Reduction
-from peft_embeddings.reductions.pca import Principal, dense_rows, principal_components
+from peft_embeddings.reductions.pca import Pca, PcaConfig, Principal, dense_rows, pca_learned, principal_components
 
 _LOG = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ class Autoencoder(Reduction):
                 ]
             )
         pca = principal_components(vectors, dim, progress)
-        data = _Scaled(vectors, pca)
+        data = _Scaled.of(vectors, pca)
         rng = generator(seed, "autoencoder")
         net = linear_start(pca, self.config.hidden, rng)
         best, mse = self._train(net, data, pca.mse, rng, progress)
@@ -95,10 +96,16 @@ class Autoencoder(Reduction):
                     pca.mse,
                     self.config.lr,
                 )
-            return Reduced(pca.scores.astype(np.float32), pca.mse)
-        with torch.no_grad():
-            latents = torch.cat([run(best.encoder, batch) for batch in data.chunks()])
-        return Reduced(np.asarray(latents.numpy() * data.scale, dtype=np.float32), mse)
+            return Reduced(pca.scores.astype(np.float32), pca.mse, pca_learned(pca))
+        return Reduced(data.latents(best.encoder), mse, _learned(best.encoder, data))
+
+    @override
+    def reduce_new(self, vectors: TextVectors, learned: Arrays) -> NDArray[np.float32]:
+        if "components" in learned:  # it was PCA that came out best
+            return Pca(PcaConfig("pca")).reduce_new(vectors, learned)
+        tensors = {name: torch.from_numpy(array) for name, array in learned.items()}
+        layers = [(tensors[f"weight_{n}"], tensors[f"bias_{n}"]) for n in range(len(self.config.hidden) + 1)]
+        return _Scaled(vectors, tensors["mean"], float(learned["scale"][0])).latents(layers)
 
     def _train(
         self, net: Net, data: _Scaled, least: float, rng: torch.Generator, progress: Progress
@@ -131,12 +138,17 @@ class Autoencoder(Reduction):
 class _Scaled:
     """The vectors as the network sees them: centred, of unit mean square, so that one rate fits vectors of any size."""
 
-    def __init__(self, vectors: TextVectors, pca: Principal) -> None:
+    def __init__(self, vectors: TextVectors, mean: Tensor, scale: float) -> None:
         self.vectors = vectors
         self.items, self.width = vectors.shape
-        self.mean = torch.from_numpy(pca.mean.astype(np.float32))
-        square = pca.mse + float(np.square(pca.scores).sum()) / (self.items * self.width)
-        self.scale = math.sqrt(square) or 1.0
+        self.mean = mean
+        self.scale = scale
+
+    @staticmethod
+    def of(vectors: TextVectors, pca: Principal) -> _Scaled:
+        """The vectors whose principal components are known: from these follow mean and scale."""
+        square = pca.mse + float(np.square(pca.scores).sum()) / math.prod(vectors.shape)
+        return _Scaled(vectors, torch.from_numpy(pca.mean.astype(np.float32)), math.sqrt(square) or 1.0)
 
     def rows(self, rows: slice | Tensor) -> Tensor:
         """Scaled vectors of some items."""
@@ -147,6 +159,12 @@ class _Scaled:
         """All items in order, a bounded number at a time."""
         for first in range(0, self.items, _CHUNK):
             yield self.rows(slice(first, first + _CHUNK))
+
+    @torch.no_grad()
+    def latents(self, encoder: Layers) -> NDArray[np.float32]:
+        """Latents [items, dim] of all items, in the vectors' own scale."""
+        latents = torch.cat([run(encoder, batch) for batch in self.chunks()])
+        return np.asarray(latents.numpy() * self.scale, dtype=np.float32)
 
 
 @dataclass(frozen=True)
@@ -169,6 +187,13 @@ class Net:
             total += float(errors.square().sum(dtype=torch.float64))
         mse: float = total * data.scale**2 / (data.items * data.width)
         return mse
+
+
+def _learned(encoder: Layers, data: _Scaled) -> Arrays:
+    arrays: dict[str, NDArray[Any]] = {"mean": data.mean.numpy(), "scale": np.array([data.scale])}
+    for number, (weight, bias) in enumerate(encoder):
+        arrays |= {f"weight_{number}": weight.numpy(), f"bias_{number}": bias.numpy()}
+    return arrays
 
 
 def _copy(layers: Layers) -> Layers:

@@ -10,14 +10,21 @@ from numpy.typing import NDArray
 
 from fedrec.errors import DataError
 from fedrec.registry import MemberConfig
-from peft_embeddings.encoders.base import Progress, TextVectors
+from peft_embeddings.encoders.base import Arrays, Progress, TextVectors
 
 
 class Reduced(NamedTuple):
-    """Reduced vectors [items, dim], and the mean squared error [per number] of reconstructing the input from them."""
+    """What a reduction makes of the catalogue's vectors.
+
+    Attributes:
+        vectors: Reduced vectors [items, dim].
+        reconstruction_mse: Mean squared error, per number, of reconstructing the input from them.
+        learned: What `reduce_new` needs.
+    """
 
     vectors: NDArray[np.float32]
     reconstruction_mse: float
+    learned: Arrays
 
 
 class Reduction(ABC):
@@ -34,6 +41,10 @@ class Reduction(ABC):
 
         Raises DataError if `dim` is larger than the vectors allow (min of items and width).
         """
+
+    @abstractmethod
+    def reduce_new(self, vectors: TextVectors, learned: Arrays) -> NDArray[np.float32]:
+        """Reduce other vectors [items, width] as those were from which `learned` comes."""
 
 
 def check_dim(vectors: TextVectors, dim: int) -> None:

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from fedrec.registry import MemberConfig, reductions
 from fedrec.rng import counter_normal
-from peft_embeddings.encoders.base import Progress, TextVectors
+from peft_embeddings.encoders.base import Arrays, Progress, TextVectors
 from peft_embeddings.reductions.base import Reduced, Reduction, check_dim
 
 if TYPE_CHECKING:
@@ -62,7 +62,16 @@ class Pca(Reduction):
     @override
     def reduce(self, vectors: TextVectors, dim: int, seed: int, progress: Progress) -> Reduced:
         found = principal_components(vectors, dim, progress)
-        return Reduced(found.scores.astype(np.float32), found.mse)
+        return Reduced(found.scores.astype(np.float32), found.mse, pca_learned(found))
+
+    @override
+    def reduce_new(self, vectors: TextVectors, learned: Arrays) -> NDArray[np.float32]:
+        return _project(vectors, learned["mean"], learned["components"]).astype(np.float32)
+
+
+def pca_learned(found: Principal) -> Arrays:
+    """What `Pca.reduce_new` needs."""
+    return {"mean": found.mean, "components": found.components}
 
 
 def principal_components(vectors: TextVectors, dim: int, progress: Progress) -> Principal:

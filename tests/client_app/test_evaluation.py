@@ -41,7 +41,8 @@ def global_model(embedding: str = "lora", backbone: str = "fedmf", scale: float 
     moved = {
         name: (tensor + 0.3 * torch.randn(tensor.shape, generator=rng)) * scale for name, tensor in trainable.items()
     }
-    return GlobalModel(model, moved, {name: tensor * scale for name, tensor in frozen.items()})
+    held = {name: tensor * scale if tensor.is_floating_point() else tensor for name, tensor in frozen.items()}
+    return GlobalModel(model, moved, held)
 
 
 def users(lengths: Sequence[int], seed: int = 0, backbone: str = "fedmf") -> tuple[Cohort, NDArray[np.int64], Tensors]:

@@ -56,6 +56,12 @@ def row(text: str, name: str) -> list[str]:
     return [cell.strip() for cell in re.split(r"│|  +", found[0].removeprefix(name)) if cell.strip()]
 
 
+def test_what_the_embedding_reports_of_its_start_is_one_line_a_phase() -> None:
+    text = shown(summary(embedding={"peft": {"distinct_codes": 3818, "expected": 3776.317, "used": 0.5}}))
+    assert "peft started with distinct_codes=3818, expected=3776.32, used=0.5\n" in text
+    assert "started with" not in shown(summary(embedding={})) + shown(summary())
+
+
 def test_the_metrics_stand_beside_the_baselines() -> None:
     text = shown(summary())
     assert "Test, full ranking" in text

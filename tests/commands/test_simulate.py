@@ -15,10 +15,9 @@ import pytest
 from rich.console import Console
 
 from commands import simulate as module
-from commands.simulate import LOG, Tail, federation_config, reason, simulate
+from commands.simulate import LOG, Tail, reason, simulate
 from commands.superlink import environment
 from fedrec.config.compose import compose
-from fedrec.config.schema import SimulationConfig
 from fedrec.errors import FederationError, StoreError
 
 RUN = ["run_id=one", "simulation.nodes=3", "simulation.workers=2"]
@@ -175,13 +174,63 @@ def test_half_a_line_waits_for_its_rest(tmp_path: Path) -> None:
     assert [each["round"] for each in tail.records()] == [2]
 
 
-def test_gpus_are_asked_for_only_if_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert federation_config(SimulationConfig(5, 4, 2, 0.25)) == (
-        "num-supernodes=5 client-resources-num-cpus=2 client-resources-num-gpus=0.25 init-args-num-cpus=8"
-    )
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
-    assert "init-args" not in federation_config(SimulationConfig(5, 4, 2, 0.0))
+EMPTY_POOL = """\
+WARNING :   The ActorPool is empty. The system (CPUs=2.0, GPUs=0) does not meet the criteria to host at least one client
+Traceback (most recent call last):
+ValueError: ActorPool is empty. Stopping Simulation.
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+  File "vce_api.py", line 267, in run_api
+RuntimeError: Simulation Runtime crashed.
+
+The above exception was the direct cause of the following exception:
+
+Traceback (most recent call last):
+RuntimeError: An error was encountered. Ending simulation.
+ERROR :     Exit Code: 700
+
+An unhandled exception occurred when running the simulation.
+"""
+
+
+def test_the_reason_is_the_exception_that_flowers_own_were_raised_from() -> None:
+    assert reason(EMPTY_POOL.splitlines()) == "ValueError: ActorPool is empty. Stopping Simulation."
+
+
+def test_resources_that_nobody_has_end_the_run_with_what_to_change(stand_in: type[StandIn]) -> None:
+    stand_in.log = EMPTY_POOL
+    with pytest.raises(FederationError, match=r"room for one worker .*cpus_per_worker=1 .*CPUs=2\.0, GPUs=0"):
+        started()
+    assert stand_in.calls[-1] == ("closed",)
+
+
+def test_a_run_that_failed_while_flower_goes_on_is_ended(
+    stand_in: type[StandIn], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "import time; print('ERROR the run has failed: DataError: no users', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", script]
+    stream = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    monkeypatch.setattr(stand_in, "stream", lambda self, run: stream)
+    monkeypatch.setattr(module, "_GRACE", 0.0)
+    try:
+        with pytest.raises(FederationError, match="the run has failed: DataError: no users\n"):
+            started()
+    finally:
+        stream.kill()
+        stream.communicate()
+    assert stand_in.calls[-1] == ("closed",)
+
+
+def test_a_cluster_that_does_not_answer_is_found_out_before_anything_starts(
+    stand_in: type[StandIn], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(FederationError, match=r"RAY_ADDRESS=127\.0\.0\.1:1: no Ray cluster answers there"):
+        started()
+    assert stand_in.calls == []
+    assert not (tmp_path / "runs").exists()
 
 
 def test_the_environment_is_private(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

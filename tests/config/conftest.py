@@ -30,6 +30,7 @@ base_table: {start: text, dim: 32, norm: 1.0}
 evaluation: {every: 10, ks: [5, 10], sampled_negatives: 0, baselines: true}
 simulation: {nodes: 2, workers: 2, cpus_per_worker: 1, gpus_per_worker: 0.0}
 engine: cohort
+pairs_at_once: 65536
 checkpoint_every: 50
 run_id: null
 runs_dir: null

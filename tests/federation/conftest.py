@@ -108,9 +108,13 @@ def federate(tmp_path: Path) -> Callable[..., Outcome]:
         chosen = {text.partition("=")[0]: text for text in [*SMALL, *overrides]}
         if "dataset" in chosen:
             chosen = {key: text for key, text in chosen.items() if text not in SMALL or not key.startswith("dataset.")}
+        if chosen.get("embedding", "embedding=lora") != "embedding=lora":
+            chosen.pop("embedding.rank", None)
         if chosen.get("strategy") == "strategy=full":
             chosen.pop("embedding.rank", None)
             chosen.pop("strategy.warmup_rounds", None)
+        if "optim" in chosen:
+            chosen.pop("optim.solve_epochs", None)  # of the recipe `paper`
         places = [
             f"runs_dir={tmp_path}/runs-{count}",
             f"cache_dir={tmp_path}/cache",

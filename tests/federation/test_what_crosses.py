@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import client_app.node
 from fedrec.backbones.base import Backbone
 from fedrec.config.describe import load_member
 from fedrec.registry import backbones
-from fedrec.tensors import Tensors
+from fedrec.tensors import Tensors, content_digest
 from strategies.records import FROZEN, METRICS, MODEL, UPDATE, unpack
 
 Federate = Callable[..., Any]
@@ -68,12 +69,12 @@ def test_the_frozen_table_stays_bit_identical_and_the_correction_starts_at_zero(
     seen: list[tuple[str, torch.Tensor, Tensors]] = []
     train = client_app.node.Node.train
 
-    def spy(self: client_app.node.Node, phase: int, round: int, packet: bytes, slots: object, frozen: str) -> bytes:
-        model = self._global_model(phase, self.model_format(phase).decode(packet).tensors, frozen) if frozen else None
-        if model is not None:
-            items = torch.arange(ITEMS)
-            seen.append((frozen, model.item_vectors(model.trainable, items), dict(model.frozen)))
-        return train(self, phase, round, packet, slots, frozen)  # type: ignore[arg-type]
+    def spy(self: client_app.node.Node, received: client_app.node.Received, slots: Any) -> bytes:
+        model = received.model
+        if model.frozen:
+            vectors = model.item_vectors(model.trainable, torch.arange(ITEMS))
+            seen.append((content_digest(model.frozen), vectors, dict(model.frozen)))
+        return train(self, received, slots)
 
     monkeypatch.setattr(client_app.node.Node, "train", spy)
     outcome = federate("checkpoint_every=1")
@@ -93,15 +94,29 @@ def test_the_frozen_table_stays_bit_identical_and_the_correction_starts_at_zero(
     assert torch.equal(warm, bases[3]), "what is frozen is what the warm-up trained"
 
 
-def test_the_meter_counts_what_lone_devices_move(federate: Federate) -> None:
+@pytest.fixture
+def short(tmp_path: Path) -> list[str]:
+    """A table in which some users have too few interactions to be ranked."""
+    path = tmp_path / "clicks.csv"
+    rng = np.random.default_rng(0)
+    lines = [f"u{user},i{item}" for user in range(40) for item in rng.permutation(30)[: 1 + user % 6]]
+    path.write_text("who,what\n" + "\n".join(lines) + "\n")
+    columns = ["dataset.user_column=who", "dataset.item_column=what", "dataset.time_column=null"]
+    return ["dataset=table", f"dataset.interactions={path}", *columns, "base_table.start=random"]
+
+
+@pytest.mark.parametrize("case", ["everybody is ranked", "some are not", "nothing rides", "int8"])
+def test_the_meter_counts_what_lone_devices_move(federate: Federate, short: list[str], case: str) -> None:
     """One node per user: the packets of the real messages, added up by hand, are what the meter says."""
-    outcome = federate(nodes=60)
+    overrides = {"some are not": short, "nothing rides": ["checkpoint_every=1"], "int8": ["codec=int8"]}.get(case, [])
+    users, ranked = (40, 26) if case == "some are not" else (60, 60)
+    outcome = federate("evaluation.every=1", *overrides, nodes=users)
     train = of_type(outcome.grid.sent, "train")
     down = sum(len(packet) for _, packet in packets(train, MODEL))
     up = sum(len(packet) for _, packet in packets(outcome.grid.received, UPDATE))
     moved = outcome.summary["bytes_per_user"]
-    assert moved["down"] * 60 == pytest.approx(down)
-    assert moved["up"] * 60 == pytest.approx(up)
+    assert moved["down"] * users == pytest.approx(down)
+    assert moved["up"] * users == pytest.approx(up)
     assert moved["total"] == pytest.approx(moved["up"] + moved["down"] + moved["one_time"])
     enrolment = [message for message in outcome.grid.sent if message.metadata.message_type == "query.enroll"]
     told = json.loads(str(unpack(enrolment[0].content).fields["setup"]))
@@ -110,11 +125,15 @@ def test_the_meter_counts_what_lone_devices_move(federate: Federate) -> None:
     first = dict(packets(outcome.grid.sent, FROZEN))
     trained_compressed = {m.metadata.dst_node_id for m in train if unpack(m.content).fields["round"] > 2}
     sizes = sorted(len(packet) for packet in first.values())
-    assert moved["one_time"] * 60 == pytest.approx(60 * (setup + 8 + sizes[0]) + len(trained_compressed) * sizes[1])
+    assert moved["one_time"] * users == pytest.approx(
+        users * (setup + 8 + sizes[0]) + len(trained_compressed) * sizes[1]
+    )
+    # Beside the training's own messages, in some of which a ranking rides and needs no model of its own.
     evaluations = of_type(outcome.grid.sent, "evaluate")
     watched = sum(len(packet) for _, packet in packets(evaluations, MODEL))
     watched += sum(len(packet) for _, packet in packets(outcome.grid.received, METRICS))
-    assert moved["evaluation"] * 60 == pytest.approx(watched + 60 * sizes[1])
+    assert moved["evaluation"] * users == pytest.approx(watched + users * sizes[1])
+    assert outcome.summary["test"]["users"] == ranked
 
 
 @pytest.mark.parametrize("nodes", [1, 20])

@@ -1,6 +1,8 @@
-"""The contract of item embeddings, over every member of the family by itself."""
+"""The contract of item embeddings, over every member of the family by itself, in each of its variants and starts."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
@@ -9,18 +11,30 @@ from torch import Tensor
 from fedrec.config.describe import load_member
 from fedrec.registry import embeddings
 from fedrec.rng import generator
-from fedrec.tensors import Tensors, matches
+from fedrec.tensors import TableSpec, Tensors, matches
 from peft_embeddings.base import ItemEmbedding
 
 N_ITEMS, DIM, USERS = 40, 8, 3
 
 
-def make(name: str) -> ItemEmbedding:
-    made: ItemEmbedding = embeddings.get(name)(load_member("embedding", name), N_ITEMS, DIM)
+def cases() -> list[str]:
+    """Every member, and of a compressed one every variant with every start that it has: `lora/C/random`."""
+    found = []
+    for name in embeddings.names():
+        starts = getattr(load_member("embedding", name), "starts", None)
+        ways = [f"/{variant}/{start}" for variant in starts for start in starts[variant]] if starts else [""]
+        found += [name + way for way in ways]
+    return found
+
+
+def make(case: str) -> ItemEmbedding:
+    name, *way = case.split("/")
+    config = load_member("embedding", name, **dict(zip(("variant", "start"), way, strict=False)))
+    made: ItemEmbedding = embeddings.get(name)(config, N_ITEMS, DIM)
     return made
 
 
-@pytest.fixture(params=embeddings.names())
+@pytest.fixture(params=cases())
 def embedding(request: pytest.FixtureRequest) -> ItemEmbedding:
     return make(request.param)
 
@@ -42,10 +56,15 @@ def perturbed(embedding: ItemEmbedding, tensors: Tensors, user: int) -> Tensors:
 
 
 def gathered(embedding: ItemEmbedding, tensors: Tensors, frozen: Tensors, items: Tensor) -> tuple[Tensors, Tensors]:
-    """The rows of each table that items [i] read, [i, r, width], and the dense tensors."""
+    """The rows of each table, also of frozen ones, that items [i] read, [i, r, width], and the dense tensors."""
     rows = embedding.rows(items, frozen)
     dense = {name: tensors[name] for name in embedding.dense}
-    return {name: tensors[name][rows[name]] for name in embedding.tables}, dense
+    return {name: {**frozen, **tensors}[name][rows[name]] for name in read_by_row(embedding)}, dense
+
+
+def read_by_row(embedding: ItemEmbedding) -> dict[str, TableSpec]:
+    held = {name: spec for name, spec in embedding.frozen.items() if isinstance(spec, TableSpec)}
+    return {**embedding.tables, **held}
 
 
 def vectors(embedding: ItemEmbedding, tensors: Tensors, frozen: Tensors, base: Tensor, items: Tensor) -> Tensor:
@@ -58,7 +77,7 @@ def frozen_of(embedding: ItemEmbedding, tensors: Tensors) -> Tensors:
 
 
 def test_specifications_and_initial_tensors_agree(embedding: ItemEmbedding, base: Tensor) -> None:
-    kinds = [embedding.tables, embedding.dense, embedding.frozen]
+    kinds = [embedding.tables, embedding.dense, embedding.frozen, embedding.kept]
     spec = {name: entry for kind in kinds for name, entry in kind.items()}
     assert len(spec) == sum(len(kind) for kind in kinds), "a name stands for two tensors"
     made = init(embedding, base)
@@ -82,9 +101,9 @@ def test_init_is_a_function_of_base_and_generator_alone(embedding: ItemEmbedding
     assert torch.equal(base, as_it_was), "an initial tensor shares its memory with the base"
 
 
-@pytest.mark.parametrize("name", [name for name in embeddings.names() if make(name).uses_base])
-def test_the_first_vectors_are_the_base_to_the_bit(name: str, base: Tensor) -> None:
-    embedding = make(name)
+@pytest.mark.parametrize("case", [case for case in cases() if make(case).uses_base])
+def test_the_first_vectors_are_the_base_to_the_bit(case: str, base: Tensor) -> None:
+    embedding = make(case)
     tensors = init(embedding, base)
     items = torch.arange(N_ITEMS)
     assert torch.equal(vectors(embedding, tensors, frozen_of(embedding, tensors), base, items), base)
@@ -94,12 +113,12 @@ def test_rows_are_in_range_and_a_function_of_the_item(embedding: ItemEmbedding, 
     frozen = frozen_of(embedding, init(embedding, base))
     items = torch.arange(N_ITEMS)
     rows = embedding.rows(items, frozen)
-    assert rows.keys() == embedding.tables.keys()
+    assert rows.keys() == read_by_row(embedding).keys()
     for name, chosen in rows.items():
         assert chosen.dtype == torch.int64
         assert chosen.shape[:-1] == items.shape
         assert chosen.min() >= 0
-        assert chosen.max() < embedding.tables[name].rows
+        assert chosen.max() < read_by_row(embedding)[name].rows
     shape = (2, 3, 5)
     some = torch.randint(N_ITEMS, shape, generator=generator(1))
     for name, chosen in embedding.rows(some, frozen).items():
@@ -128,7 +147,7 @@ def test_a_cohort_is_embedded_as_its_users_are(embedding: ItemEmbedding, base: T
         of_user = gathered(embedding, tensors, frozen, items[user])
         rows.append(of_user[0])
         dense.append(of_user[1])
-    stacked_rows = {name: torch.stack([of[name] for of in rows]) for name in embedding.tables}
+    stacked_rows = {name: torch.stack([of[name] for of in rows]) for name in rows[0]}
     stacked_dense = {name: torch.stack([of[name] for of in dense]) for name in embedding.dense}
     base_rows = base[items] if embedding.uses_base else None
     together = embedding.embed(stacked_rows, stacked_dense, frozen, base_rows)
@@ -163,3 +182,53 @@ def test_the_gradient_at_the_start_moves_something(embedding: ItemEmbedding, bas
     made = vectors(embedding, trained, frozen_of(embedding, start), base, torch.arange(N_ITEMS))
     (made * torch.randn(made.shape, generator=generator(3))).sum().backward()  # type: ignore[no-untyped-call]
     assert any(tensor.grad is not None and tensor.grad.any() for tensor in trained.values())
+
+
+@pytest.mark.parametrize("case", [case for case in cases() if case.endswith("/C/random")])
+def test_alone_and_random_vectors_are_about_as_long_as_those_of_the_base(case: str) -> None:
+    base = 3 * torch.randn(N_ITEMS, DIM, generator=generator(0, "base"))
+    embedding = make(case)
+    found = []
+    for seed in range(30):
+        tensors = init(embedding, base, seed)
+        made = vectors(embedding, tensors, frozen_of(embedding, tensors), base, torch.arange(N_ITEMS))
+        found.append(made.square().sum(1).mean())
+    assert torch.stack(found).mean().sqrt() == pytest.approx(float(base.square().sum(1).mean().sqrt()), rel=0.2)
+
+
+@pytest.mark.parametrize("case", [case for case in cases() if case.endswith("/C/semantic")])
+def test_alone_and_semantic_vectors_are_nearer_to_the_base_than_one_vector_for_all(case: str, base: Tensor) -> None:
+    embedding = make(case)
+    tensors = init(embedding, base)
+    made = vectors(embedding, tensors, frozen_of(embedding, tensors), base, torch.arange(N_ITEMS))
+    assert (made - base).square().sum() < 0.8 * (base - base.mean(0)).square().sum()
+
+
+def test_what_is_reported_are_plain_numbers(embedding: ItemEmbedding, base: Tensor) -> None:
+    frozen = frozen_of(embedding, init(embedding, base))
+    facts = embedding.report(frozen)
+    assert all(isinstance(value, int | float) and math.isfinite(value) for value in facts.values())
+    assert embedding.report(frozen) == facts
+
+
+@pytest.mark.parametrize("new", [0, 1, 7])
+def test_a_grown_catalogue_has_tensors_for_all_and_the_same_vectors_for_the_first(
+    embedding: ItemEmbedding, base: Tensor, new: int
+) -> None:
+    start = init(embedding, base)
+    tensors = {**start, **perturbed(embedding, start, 0)}
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    later = torch.randn(new, DIM, generator=generator(4))
+    grown = type(embedding)(embedding.config, N_ITEMS + new, DIM)
+    made = embedding.grow(tensors, later)
+    spec = {**grown.tables, **grown.dense, **grown.frozen}
+    assert made.keys() == spec.keys()
+    assert all(matches(spec[name], tensor) for name, tensor in made.items())
+    frozen, whole = frozen_of(grown, made), torch.cat([base, later])
+    items = torch.arange(N_ITEMS + new)
+    found = vectors(grown, made, frozen, whole, items)
+    assert found.shape == (N_ITEMS + new, DIM)
+    assert found.isfinite().all()
+    expected = vectors(embedding, tensors, frozen_of(embedding, tensors), base, items[:N_ITEMS])
+    assert torch.equal(vectors(grown, made, frozen, whole, items[:N_ITEMS]), expected)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors.items()), "what was given has changed"

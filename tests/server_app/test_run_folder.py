@@ -35,7 +35,8 @@ def meter() -> Meter:
     made.grow(3, 10)
     made.downloaded(1, np.array([0, 2]), 100, 7)
     made.uploaded(1, np.array([2]), 50)
-    made.evaluated(1, 3, 100, 7, 8)
+    made.evaluated(1, np.arange(3), 1, 100, 7)
+    made.ranked(3, 8)
     return made
 
 

@@ -25,6 +25,7 @@ from fedrec.protocol import (
     UPDATE_SCALARS,
     PhaseSetup,
     Setup,
+    SimulatedData,
     code_digest,
     eligible_spec,
     pack_eligible,
@@ -37,7 +38,7 @@ from strategies.aggregation import UpdateFold
 from strategies.base import FederatedStrategy, StrategyConfig
 from strategies.exchange import exchange
 from strategies.nodes import Nodes
-from strategies.records import FROZEN, KEYS, MISSING, pack, unpack
+from strategies.records import FROZEN, KEYS, MISSING, UNSHARED, pack, unpack, wrap
 
 ITEMS, DIM = 20, 4
 BASE = Path("/somewhere")
@@ -73,6 +74,7 @@ def setup_of(config: RunConfig) -> Setup:
         weight_cap=10,
         max_update_norm=100.0,
         engine="cohort",
+        pairs_at_once=65_536,
         simulation=None,
     )
 
@@ -158,7 +160,7 @@ def test_values_out_of_range_are_all_named_at_once(name: str) -> None:
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_strategy_starts_from_the_base_table(name: str) -> None:
     strategy, base = made(composed(f"strategy={name}"))
-    model, state = strategy._models[0], strategy.state
+    model, state = strategy.model.model, strategy.state
     assert torch.equal(model.item_vectors(state.trainable, state.frozen, torch.arange(ITEMS)), base)
     assert all(matches(model.trainable[key], tensor) for key, tensor in state.trainable.items())
     assert state.trainable.keys() == model.trainable.keys()
@@ -169,24 +171,24 @@ def test_a_new_phase_starts_where_the_last_one_ended(name: str) -> None:
     strategy, _ = made(composed(f"strategy={name}"))
     items, first = torch.arange(ITEMS), 1
     for number, phase in enumerate(strategy.plan):
-        strategy._advance(first)
+        strategy.model.advance(first)
         assert strategy.state.phase == number
-        state, model = strategy.state, strategy._models[number]
+        state, model = strategy.state, strategy.model.model
         rng = generator(number, "moved")
         moved: Tensors = {k: t + torch.randn(t.shape, generator=rng) for k, t in state.trainable.items()}
-        strategy.state = dataclasses.replace(state, trainable=moved)
+        strategy.model.state = dataclasses.replace(state, trainable=moved)
         reached = model.item_vectors(moved, state.frozen, items)
         for round in range(first + 1, first + phase.rounds):
-            strategy._advance(round)
+            strategy.model.advance(round)
             assert strategy.state.phase == number, "within a phase nothing is changed"
         first += phase.rounds
         if number + 1 < len(strategy.plan):
-            strategy._advance(first)
+            strategy.model.advance(first)
             after = strategy.state
-            now = strategy._models[after.phase].item_vectors(after.trainable, after.frozen, items)
+            now = strategy.model.model.item_vectors(after.trainable, after.frozen, items)
             assert torch.equal(now, reached), "the compressed part starts at exactly zero"
             assert after.optimiser == {}
-            assert set(strategy._nodes.once) == {strategy.setup.eligible, after.frozen_digest} - {""}
+            assert set(strategy.model.once) == {after.frozen_digest} - {""}
             assert after.frozen_digest == (content_digest(after.frozen) if after.frozen else "")
 
 
@@ -478,6 +480,33 @@ def test_a_silent_node_does_not_hold_up_the_enrolment_for_ever(monkeypatch: pyte
     nodes = server()
     nodes.enrol(ScriptedGrid({1: lambda _: None, 2: person(20)}))
     assert nodes.directory.nodes == [2]
+    assert nodes.counts == {"enrol_no_answer": 1}
+
+
+def test_many_nodes_have_more_time_to_enrol() -> None:
+    few, many = (ScriptedGrid({node: person(node) for node in range(1, count + 1)}) for count in (10, 1_010))
+    for grid in (few, many):
+        server().enrol(grid)
+    assert many.sent[0].metadata.ttl == pytest.approx(few.sent[0].metadata.ttl + 100.0)
+
+
+def test_only_a_worker_of_a_simulation_ends_the_run_by_saying_that_it_sees_other_folders() -> None:
+    def elsewhere(message: Message) -> Message:
+        return Message(pack({UNSHARED: "another folder"}), reply_to=message)
+
+    grid = ScriptedGrid({1: elsewhere, 2: person(20, then=elsewhere)})
+    deployed = server()
+    deployed.enrol(grid)
+    assert deployed.directory.nodes == [2]
+    assert asked(deployed, grid) == [2]
+    data = SimulatedData("/data", "/state", "t")
+    simulated = Nodes(dataclasses.replace(setup_of(composed()), simulation=data))
+    with pytest.raises(FederationError, match="another folder"):
+        simulated.enrol(grid)
+    grid.answers[1] = person(10)
+    simulated.enrol(grid)
+    with pytest.raises(FederationError, match="another folder"):
+        asked(simulated, grid)
 
 
 def test_nodes_that_never_come() -> None:
@@ -496,7 +525,7 @@ def test_what_is_sent_once_is_sent_once_and_again_to_who_lost_it() -> None:
     grid = ScriptedGrid({1: person(10, then=forgetful), 2: person(20)})
     nodes = server()
     nodes.enrol(grid)
-    nodes.once = {"d": b"content"}
+    nodes.once = {"d": wrap(b"content")}
     carried = []
     for _ in range(3):
         grid.sent.clear()

@@ -16,13 +16,16 @@ def test_bytes_by_hand() -> None:
     assert meter.downloaded(1, np.array([1, 2]), 20, 500) == {"up": 0, "down": 40, "one_time": 1000}
     assert meter.downloaded(1, np.array([2]), 20, 500) == {"up": 0, "down": 20, "one_time": 0}
     meter.uploaded(1, np.array([1, 2]), 30)
-    meter.evaluated(1, 4, model=20, frozen=500, metrics=8)
-    meter.evaluated(1, 4, model=20, frozen=500, metrics=8)
+    meter.evaluated(1, np.arange(4), training=0, model=20, frozen=500)
+    meter.ranked(4, metrics=8)
+    meter.evaluated(1, np.arange(4), training=3, model=20, frozen=500)
+    meter.ranked(2, metrics=8)
     moved = meter.per_user()
     assert moved["by_phase"] == {"warmup": {"up": 27.5, "down": 50.0}, "peft": {"up": 15.0, "down": 15.0}}
     assert (moved["up"], moved["down"], moved["one_time"]) == (42.5, 65.0, 260.0)
     assert moved["total"] == 42.5 + 65.0 + 260.0
-    assert moved["evaluation"] == 2 * 28 + 500
+    # Three of the four downloaded the model of the second ranking to train it; two nodes' metrics were of no use.
+    assert moved["evaluation"] * 4 == (4 * (20 + 500) + 4 * 8) + (1 * 20 + 2 * 8)
 
 
 def test_users_who_join_later_start_at_nothing_but_the_enrolment() -> None:

@@ -1,4 +1,4 @@
-"""The ServerApp: rounds of one empty message to every node, each as quick as the runtime lets it be."""
+"""The ServerApp: rounds of one empty message to each of some nodes, each as quick as the runtime lets it be."""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ def main(grid: Grid, context: Context) -> None:
     while not nodes:
         time.sleep(0.1)
         nodes = list(grid.get_node_ids())
-    for way in ("push_and_pull", "send_and_receive"):
+    asked = int(config["messages"]) or len(nodes)
+    for way in str(config["ways"]).split():
         for number in range(rounds):
-            messages = [Message(RecordDict(), node, "train") for node in nodes]
+            # Others in each round, as a cohort is.
+            start = number * asked % len(nodes)
+            messages = [Message(RecordDict(), node, "train") for node in (nodes[start:] + nodes[:start])[:asked]]
             started = time.perf_counter()
             if way == "push_and_pull":
                 waiting = set(grid.push_messages(messages))

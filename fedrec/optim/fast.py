@@ -1,0 +1,95 @@
+"""The fast recipe: private tensors are solved locally, the shared ones get one gradient, the server steps adaptively.
+
+A user first fits what is private to the received model (a few steps, nothing shared moves), then takes one gradient of
+what is shared, on as many negatives as it likes. What it sends is that gradient as a delta of the usual
+specification. The server takes the weighted mean for a negative gradient (Reddi et al., ICLR 2021).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt
+from torch import Tensor
+from typing_extensions import override
+
+from fedrec.optim.base import Adam, LocalStep, Recipe, Sgd
+from fedrec.optim.losses import LOSSES
+from fedrec.optim.server import ServerOptimiser, server_step
+from fedrec.registry import MemberConfig, optims
+from fedrec.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class FastConfig(MemberConfig):
+    """Configuration of `fast`.
+
+    Attributes:
+        loss: `softmax` (sampled), `bpr` or `bce`.
+        negatives: Negatives of a user, the same for all its positives, or negatives per positive.
+        shared_negatives: Which of the two.
+        fresh_negatives: Whether they are drawn for every local step, or once a round.
+        private_steps: Steps on the private tensors before the shared ones get their gradient.
+        private_lr: Learning rate of these steps' Adam.
+        private_decay: Its L2 regularisation.
+        solve_steps: Such steps before a user is ranked (not sent, not kept).
+        server: The server's optimiser.
+    """
+
+    name: Literal["fast"]
+    loss: Literal["softmax", "bpr", "bce"]
+    negatives: Annotated[int, Ge(1)]
+    shared_negatives: bool
+    fresh_negatives: bool
+    private_steps: Annotated[int, Ge(0)]
+    private_lr: Annotated[float, Gt(0)]
+    private_decay: Annotated[float, Ge(0)]
+    solve_steps: Annotated[int, Ge(0)]
+    server: ServerOptimiser
+
+
+@optims.register("fast")
+class FastRecipe(Recipe):
+    """Solve what is private, one gradient of what is shared, an adaptive step of the server."""
+
+    config_class = FastConfig
+    config: FastConfig
+
+    @property
+    @override
+    def negatives(self) -> int:
+        return self.config.negatives
+
+    @property
+    @override
+    def shared_negatives(self) -> bool:
+        return self.config.shared_negatives
+
+    @property
+    @override
+    def fresh_negatives(self) -> bool:
+        return self.config.fresh_negatives
+
+    @property
+    def _private(self) -> LocalStep:
+        adam = Adam(self.config.private_lr, weight_decay=self.config.private_decay)
+        return LocalStep(private=True, shared=False, optimiser=adam)
+
+    @override
+    def local_steps(self) -> Sequence[LocalStep]:
+        # A step of size one: the delta is the negative gradient itself.
+        return [self._private] * self.config.private_steps + [LocalStep(private=False, shared=True, optimiser=Sgd(1.0))]
+
+    @override
+    def solve_steps(self) -> Sequence[LocalStep]:
+        return [self._private] * self.config.solve_steps
+
+    @override
+    def loss(self, positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
+        return LOSSES[self.config.loss](positive, negative, mask)
+
+    @override
+    def server_update(self, model: Tensors, mean_delta: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+        return server_step(self.config.server, model, mean_delta, state)

@@ -1,0 +1,86 @@
+"""The server's optimisers: the mean of the users' deltas is taken for a negative gradient.
+
+Source: Reddi et al., Adaptive Federated Optimization (ICLR 2021); Adam with the bias correction of Kingma and Ba (ICLR
+2015), as torch has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor
+
+from fedrec.tensors import Tensors
+
+
+@dataclass(frozen=True)
+class ServerOptimiser:
+    """Configuration of the server's step.
+
+    Attributes:
+        kind: `sgd` (with momentum `beta1`), `adagrad`, `adam` or `yogi`.
+        lr: Step size.
+        beta1: Decay of the mean of gradients (0 for plain `sgd`; `adagrad` has none).
+        beta2: Decay of the mean of squares (`adam`, `yogi`).
+        eps: Added to the square root.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "strict": True}
+
+    kind: Literal["sgd", "adagrad", "adam", "yogi"]
+    lr: Annotated[float, Gt(0)]
+    beta1: Annotated[float, Ge(0), Lt(1)]
+    beta2: Annotated[float, Ge(0), Lt(1)]
+    eps: Annotated[float, Gt(0)]
+
+
+def server_step(rule: ServerOptimiser, model: Tensors, mean_delta: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+    """The next (model, state); nothing given is changed. `state` starts empty: a count, and two moments a tensor."""
+    count = state.get("count", torch.zeros((), dtype=torch.int64)) + 1
+    moved: Tensors = {}
+    kept: Tensors = {"count": count}
+    for name, tensor in model.items():
+        gradient = -mean_delta[name]
+        first = state.get(f"first.{name}", torch.zeros_like(tensor))
+        second = state.get(f"second.{name}", torch.zeros_like(tensor))
+        step, first, second = _STEPS[rule.kind](rule, gradient, first, second, int(count))
+        moved[name] = tensor - rule.lr * step
+        kept |= {f"first.{name}": first, f"second.{name}": second}
+    return moved, kept
+
+
+_Step = Callable[[ServerOptimiser, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
+
+
+def _sgd(rule: ServerOptimiser, gradient: Tensor, first: Tensor, second: Tensor, count: int) -> Any:
+    first = rule.beta1 * first + gradient
+    return first, first, second
+
+
+def _adagrad(rule: ServerOptimiser, gradient: Tensor, first: Tensor, second: Tensor, count: int) -> Any:
+    second = second + gradient.square()
+    return gradient / (second.sqrt() + rule.eps), first, second
+
+
+def _adam(rule: ServerOptimiser, gradient: Tensor, first: Tensor, second: Tensor, count: int) -> Any:
+    second = rule.beta2 * second + (1 - rule.beta2) * gradient.square()
+    return _adaptive(rule, gradient, first, second, count)
+
+
+def _yogi(rule: ServerOptimiser, gradient: Tensor, first: Tensor, second: Tensor, count: int) -> Any:
+    square = gradient.square()
+    second = second - (1 - rule.beta2) * square * (second - square).sign()
+    return _adaptive(rule, gradient, first, second, count)
+
+
+def _adaptive(rule: ServerOptimiser, gradient: Tensor, first: Tensor, second: Tensor, count: int) -> Any:
+    first = rule.beta1 * first + (1 - rule.beta1) * gradient
+    mean, square = first / (1 - rule.beta1**count), second / (1 - rule.beta2**count)
+    return mean / (square.sqrt() + rule.eps), first, second
+
+
+_STEPS: Mapping[str, _Step] = {"sgd": _sgd, "adagrad": _adagrad, "adam": _adam, "yogi": _yogi}

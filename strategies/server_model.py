@@ -1,0 +1,128 @@
+"""The global model on the server: its phases, what of it is frozen, and the packets that carry it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import Array
+from torch import Tensor
+
+from fedrec import registry
+from fedrec.backbones.base import Backbone
+from fedrec.protocol import Setup, frozen_format
+from fedrec.registry import MemberConfig
+from fedrec.rng import derive, generator
+from fedrec.tensors import Tensors, content_digest, spec_of
+from peft_embeddings.base import ItemEmbedding
+from peft_embeddings.model import Model
+from strategies import records
+from strategies.reports import report_start
+
+_ITEMS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Consecutive rounds in which the same tensors are trained."""
+
+    name: str
+    rounds: int
+    embedding: MemberConfig
+
+
+@dataclass
+class ServerState:
+    """The global model between two rounds.
+
+    Attributes:
+        phase: Number of the phase in the plan.
+        trainable: What is trained and sent.
+        frozen: What was sent once.
+        frozen_digest: Names the content of `frozen`; empty if nothing is frozen.
+        optimiser: The server optimiser's own tensors.
+        kept: What the embedding keeps on the server, for items that come later.
+    """
+
+    phase: int
+    trainable: Tensors
+    frozen: Tensors
+    frozen_digest: str
+    optimiser: Tensors
+    kept: Tensors = field(default_factory=dict)
+
+
+class ServerModel:
+    """The model of a run from phase to phase.
+
+    Attributes:
+        state: Where it stands; the strategy replaces it after each round.
+        models: The model of each phase.
+        once: What is frozen in the present phase, as a wrapped packet by the digest of its content.
+        reports: What the embedding of each phase so far said of its start, by the phase's name.
+    """
+
+    def __init__(self, setup: Setup, plan: Sequence[Phase], backbone: Backbone, base: Tensor) -> None:
+        """The model before the first round of the plan, over the base table [items, dim]."""
+        self.models = [Model(_embedding(phase, setup), backbone) for phase in plan]
+        self.once: dict[str, Array] = {}
+        self.reports: dict[str, dict[str, float]] = {}
+        self._setup = setup
+        self._plan = plan
+        self.state = self._entered(0, base, backbone.init_shared(generator(setup.seed, "shared")))
+
+    @property
+    def model(self) -> Model:
+        """The model of the present phase."""
+        return self.models[self.state.phase]
+
+    @property
+    def phase_name(self) -> str:
+        """Name of the present phase."""
+        return self._plan[self.state.phase].name
+
+    def enters(self, round: int) -> bool:
+        """Whether `round` is the first of the phase after the present one."""
+        return round == 1 + sum(phase.rounds for phase in self._plan[: self.state.phase + 1])
+
+    def advance(self, round: int) -> None:
+        """Enter the phase to which `round` belongs, if it is the first of it: its base is what was trained so far."""
+        if self.enters(round):
+            model, state = self.model, self.state
+            parts = torch.split(torch.arange(self._setup.n_items), _ITEMS_AT_ONCE)
+            base = torch.cat([model.item_vectors(state.trainable, state.frozen, part) for part in parts])
+            self.state = self._entered(state.phase + 1, base, model.shared(state.trainable))
+
+    def _entered(self, phase: int, base: Tensor, shared: Tensors) -> ServerState:
+        rng = generator(self._setup.seed, "embedding", self._plan[phase].name)
+        trainable, frozen, kept = self.models[phase].start(base, shared, rng)
+        name = self._plan[phase].name
+        self.reports[name] = report_start(name, self.models[phase].embedding, frozen)
+        digest = content_digest(frozen) if frozen else ""
+        packet = frozen_format(spec_of(frozen)).encode(phase, 0, frozen)
+        self.once = {digest: records.wrap(packet)} if frozen else {}
+        return ServerState(phase, trainable, frozen, digest, {}, kept)
+
+    def packet(self, round: int, kept: int) -> Array:
+        """The model as every message of `round` carries it, wrapped once for all of them.
+
+        `kept` is the last round to which the server may go back: older private tensors are needed no more.
+        """
+        fmt = self._setup.model_format(self.model.trainable)
+        seed = derive(self._setup.seed, "codec", round)
+        return records.wrap(fmt.encode(self.state.phase, round, self.state.trainable, [float(kept)], seed))
+
+    def fields(self, round: int) -> dict[str, records.Field]:
+        """What a message of `round` says about the model that it carries."""
+        return {"phase": self.state.phase, "round": round, "frozen": self.state.frozen_digest}
+
+    @property
+    def frozen_bytes(self) -> int:
+        """Bytes of what is frozen in the present phase, as it is sent once."""
+        return sum(map(records.size, self.once.values()))
+
+
+def _embedding(phase: Phase, setup: Setup) -> ItemEmbedding:
+    made: ItemEmbedding = registry.embeddings.get(phase.embedding.name)(phase.embedding, setup.n_items, setup.dim)
+    return made
