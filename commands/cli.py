@@ -126,6 +126,25 @@ def config_command(overrides: Overrides = None, as_json: AsJson = False) -> None
                 print(f"# {change.key}: {_shown(change.default)} -> {_shown(change.value)}")
 
 
+@app.command("describe", cls=OverridesCommand)
+def describe_command(
+    overrides: Overrides = None,
+    items: Annotated[
+        int | None, typer.Option(min=1, help="Items of the catalogue, instead of reading the data set.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run would train, who holds it, when it crosses the network, and how many bytes that is."""
+    with _ending(as_json) as (console, end):
+        config, _ = _prepared(overrides or [])
+        from commands.describe import describe, show_sizes  # the strategies and torch: as below
+
+        found = describe(config, items)
+        end.update(found.as_dict())
+        if not as_json:
+            show_sizes(found, console)
+
+
 @app.command("train", cls=OverridesCommand)
 def train_command(overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Train in this process, with the real server and clients but without Flower's runtime: for quick work."""

@@ -157,7 +157,9 @@ def _run(
     table = _base_table(config, dataset, cache_dir, progress)
     if table.text_map is not None:
         table.text_map.save(folder.path)
-    setup = _setup(config, dataset, SimulatedData(str(store), str(folder.state_dir), leave_token(folder.state_dir)))
+    eligible = pack_eligible(dataset.eligible, len(dataset.catalogue))
+    place = SimulatedData(str(store), str(folder.state_dir), leave_token(folder.state_dir))
+    setup = make_setup(config, len(dataset.catalogue), dataset.catalogue.digest, content_digest(eligible), place)
     folder.write_json("manifest.json", _manifest(config, overrides, dataset, table, store))
     baselines = {}
     if config.evaluation.baselines:
@@ -166,7 +168,6 @@ def _run(
         if config.base_table.start == "text":
             vectors = text_vectors(dataset.catalogue, _encoder(config), cache_dir, progress)
         baselines = simulated_baselines(setup, dataset, vectors, "test")
-    eligible = pack_eligible(dataset.eligible, len(dataset.catalogue))
     strategy: FederatedStrategy = registry.strategies.get(config.strategy.name)(
         config, setup, table.table, eligible, _Recorder(folder, watcher)
     )
@@ -217,18 +218,28 @@ def _base_table(config: RunConfig, dataset: Dataset, cache_dir: Path, progress: 
     return table
 
 
-def _setup(config: RunConfig, dataset: Dataset, simulation: SimulatedData) -> Setup:
-    """What every client is told about this run."""
+def make_setup(
+    config: RunConfig, n_items: int, catalogue: str, eligible: str, simulation: SimulatedData | None
+) -> Setup:
+    """What every client is told about a run.
+
+    Args:
+        config: The whole configuration.
+        n_items: Rows of the catalogue.
+        catalogue: The catalogue's digest.
+        eligible: The digest of the list of eligible items, as it is sent.
+        simulation: Where a simulated node finds its users' data.
+    """
     strategy: Any = config.strategy
     phases = registry.strategies.get(strategy.name).phases(config)
     return Setup(
         protocol=PROTOCOL_VERSION,
         run_key=text_digest(str(config.run_id)),
         seed=config.seed,
-        n_items=len(dataset.catalogue),
+        n_items=n_items,
         dim=config.base_table.dim,
-        catalogue=dataset.catalogue.digest,
-        eligible=content_digest(pack_eligible(dataset.eligible, len(dataset.catalogue))),
+        catalogue=catalogue,
+        eligible=eligible,
         phases=tuple(PhaseSetup(phase.name, dataclasses.asdict(phase.embedding)) for phase in phases),
         backbone=dataclasses.asdict(config.backbone),
         optim=dataclasses.asdict(config.optim),

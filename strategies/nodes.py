@@ -23,7 +23,7 @@ log = logging.getLogger("fedrec")
 _ENROLL_TIMEOUT = 120.0
 _ENROLL_PATIENCE = 0.1
 """Seconds more for every node: Flower's simulation serves some ten to a hundred calls a second among thousands."""
-_KEY_BYTES = 8
+KEY_BYTES = 8
 _POLL = 0.1
 
 
@@ -44,7 +44,7 @@ class Nodes:
         self.counts: Counter[str] = Counter()
         self._setup = setup.to_json()
         self._simulated = setup.simulation is not None
-        self.enrolment_bytes = len(setup.device_json().encode()) + _KEY_BYTES
+        self.enrolment_bytes = len(setup.device_json().encode()) + KEY_BYTES
         self._holds: dict[int, set[str]] = {}
         self._refused: set[int] = set()
         self._senders: dict[str, int] = {}

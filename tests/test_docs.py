@@ -25,11 +25,19 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 README, CONTRIBUTING, DATA = (
     (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "CONTRIBUTING.md", "docs/data.md")
 )
-_SPEC = importlib.util.spec_from_file_location("results_table", ROOT / "benchmarks" / "results_table.py")
-assert _SPEC is not None
-assert _SPEC.loader is not None
-results_table: ModuleType = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(results_table)
+
+
+def script(name: str) -> ModuleType:
+    """A module of `benchmarks`, which are not installed."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+results_table = script("results_table")
 
 SMALL = [
     "dataset.n_users=40",
@@ -62,6 +70,14 @@ def first_cells(text: str) -> set[str]:
 def test_the_readmes_results_are_those_of_the_kept_runs() -> None:
     made = results_table.spliced(README, results_table.block(results_table.load()))
     assert made == README, "run `python benchmarks/results_table.py`"
+
+
+def test_the_bytes_of_every_method_are_those_that_describe_works_out() -> None:
+    bytes_page = script("bytes_page")
+    assert bytes_page.main(["--check"]) == 0, "run `python -m benchmarks.bytes_page`"
+    lines = bytes_page.PAGE.read_text(encoding="utf-8").splitlines()
+    named = {embedding for embedding in FAMILIES["embedding"].names() if any(f"`{embedding}" in line for line in lines)}
+    assert named == set(FAMILIES["embedding"].names())
 
 
 def test_kept_runs_are_as_the_table_needs_them_and_name_no_place() -> None:
@@ -103,7 +119,7 @@ COMMANDS = sorted(
         for path in DOCUMENTS
         for block in blocks(path.read_text(encoding="utf-8"), "sh")
         for line in block.splitlines()
-        if re.match(r"(fedrec (train|simulate|config)|flwr run)\b", line)
+        if re.match(r"(fedrec (train|simulate|config|describe)|flwr run)\b", line)
     }
 )
 

@@ -1,0 +1,125 @@
+"""The tables of docs/bytes.md: what every method in the registry moves, as `fedrec describe` has it.
+
+    python -m benchmarks.bytes_page           write the tables
+    python -m benchmarks.bytes_page --check   exit 1 if the page has others
+
+Every embedding, in every variant it offers, with every backbone, under each strategy that takes it; all other values
+are the defaults. Nothing is trained; Amazon Industrial is read (from `FEDREC_DATA`) for the number of its items.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, cast, get_args
+
+from commands.describe import describe
+from fedrec.config.compose import compose
+from fedrec.config.schema import RunConfig
+from fedrec.config.validate import field_types
+from fedrec.data.prepare import load
+from fedrec.datasets.base import DatasetConfig
+from fedrec.errors import ConfigError
+from fedrec.registry import backbones, embeddings, strategies
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "bytes.md"
+BEGIN, END = "<!-- bytes:begin -->", "<!-- bytes:end -->"
+
+_HEAD = (
+    "| strategy | embedding | backbone | up, a round | down, a round | once | up, 1,000 rounds | down, 1,000 rounds |\n"
+    "|---|---|---|---:|---:|---:|---:|---:|\n"
+)
+
+
+class Method(NamedTuple):
+    """One line of a table."""
+
+    strategy: str
+    embedding: str
+    backbone: str
+    config: RunConfig
+
+
+def methods() -> Iterator[Method]:
+    """Everything in the registry that fits together. Raises SystemExit for an embedding that no strategy takes."""
+    for embedding in embeddings.names():
+        variants = get_args(field_types(embeddings.get(embedding).config_class).get("variant", ()))
+        for variant in variants or (None,):
+            chosen = [f"embedding={embedding}", *([f"embedding.variant={variant}"] if variant else [])]
+            label = f"{embedding} {variant}" if variant else embedding
+            taken = [name for name in strategies.names() if _composed(f"strategy={name}", *chosen)]
+            if not taken:
+                raise SystemExit(f"no strategy takes {' '.join(chosen)}")
+            for strategy in taken:
+                for backbone in backbones.names():
+                    config = _composed(f"strategy={strategy}", f"backbone={backbone}", *chosen)
+                    assert config is not None, f"{strategy} takes {label} with one backbone and not with {backbone}"
+                    yield Method(strategy, label, backbone, config)
+
+
+def _composed(*overrides: str) -> RunConfig | None:
+    try:
+        return compose(overrides, base=ROOT)
+    except ConfigError:
+        return None
+
+
+def industrial_items(data: Path) -> int:
+    """Items of Amazon Industrial, as the data set `table` lists them."""
+    folder = data / "amazon-industrial"
+    places = [f"dataset.interactions={folder}/interactions.csv", f"dataset.item_table={folder}/items.csv"]
+    config = compose(["dataset=table", *places], base=None)
+    return len(load(cast(DatasetConfig, config.dataset)).catalogue)
+
+
+def tables(industrial: int) -> str:
+    """What stands between the two marks of the page."""
+    catalogues = {
+        "MovieLens 1M, every film id up to the highest, as the paper counts": 3_952,
+        "MovieLens 1M, the rated films": 3_706,
+        "Amazon Industrial and Scientific": industrial,
+        "A large catalogue": 1_000_000,
+    }
+    chosen = list(methods())
+    text = ""
+    for title, items in catalogues.items():
+        lines = sorted((_line(method, items) for method in chosen), key=lambda line: (line[0], -line[1]))
+        text += f"### {title}: {items:,} items\n\n{_HEAD}{''.join(row for *_, row in lines)}\n"
+    return text
+
+
+def _line(method: Method, items: int) -> tuple[str, int, str]:
+    """Backbone and bytes up, to sort by, and the line itself."""
+    found = describe(method.config, items)
+    last, long = found.phases[-1], found.per_1000_rounds
+    numbers = (last.up, last.down, long.one_time, round(long.up), round(long.down))
+    cells = [f"`{method.strategy}`", f"`{method.embedding}`", f"`{method.backbone}`", *(f"{n:,}" for n in numbers)]
+    return method.backbone, last.up, f"| {' | '.join(cells)} |\n"
+
+
+def spliced(page: str, text: str) -> str:
+    """The page with `text` between its two marks."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise SystemExit(f"{PAGE.name} needs the two lines {BEGIN} and {END}, in this order")
+    return f"{before}{begin}\n\n{text}{end}{after}"
+
+
+def main(arguments: Sequence[str]) -> int:
+    data = Path(os.environ.get("FEDREC_DATA") or ROOT.parent / "shared" / "data").absolute()
+    before = PAGE.read_text(encoding="utf-8")
+    after = spliced(before, tables(industrial_items(data)))
+    if "--check" in arguments:
+        if before != after:
+            print(f"{PAGE.name} has other tables: run `python -m benchmarks.bytes_page`", file=sys.stderr)
+        return int(before != after)
+    PAGE.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

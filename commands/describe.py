@@ -1,0 +1,72 @@
+"""`fedrec describe`: what a run would hold and move, without running it."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from rich.console import Console
+from rich.table import Table
+
+from fedrec.config.schema import RunConfig
+from fedrec.data.prepare import load
+from fedrec.datasets.base import DatasetConfig
+from server_app.run import make_setup
+from strategies.sizes import PhaseSizes, Sizes, Totals, sizes
+
+_DIGEST = "0" * 32
+"""In the place of a digest of data that is not read; all are of this length."""
+
+
+def describe(config: RunConfig, items: int | None) -> Sizes:
+    """The sizes of a run of this configuration.
+
+    Args:
+        config: The composed configuration.
+        items: Rows of the catalogue; None: as many as the configured data set has, which is then read.
+
+    Raises DataError if the data set cannot be read.
+    """
+    if items is None:
+        items = len(load(cast(DatasetConfig, config.dataset)).catalogue)
+    return sizes(config, make_setup(config, items, _DIGEST, _DIGEST, None))
+
+
+def show_sizes(found: Sizes, console: Console) -> None:
+    """Print a table of tensors for each phase, and one of bytes."""
+    for phase in found.phases:
+        console.print(_tensors(phase))
+    console.print(_bytes(found))
+    console.print(
+        f"{found.items:,} items. Apart, a ranking moves {found.metrics:,} bytes of metrics up, and the model down to "
+        "who does not train in the same message."
+    )
+
+
+def _tensors(phase: PhaseSizes) -> Table:
+    table = Table(title=f"{phase.name}: {phase.rounds:,} rounds, embedding={phase.embedding}", title_justify="left")
+    for column in ("tensor", "shape", "bytes", "held by", "crosses"):
+        table.add_column(column, justify="right" if column == "bytes" else "left", no_wrap=True)
+    for row in phase.tensors:
+        shape = " x ".join(f"{size:,}" for size in row.shape)
+        dtype = "" if row.dtype == "float32" else f" {row.dtype}"
+        table.add_row(row.tensor, shape + dtype, f"{row.bytes:,}", row.held_by, row.crosses)
+    return table
+
+
+def _bytes(found: Sizes) -> Table:
+    table = Table(title="Bytes of one user's device, packets with their headers", title_justify="left")
+    for column in ("", "up", "down", "once"):
+        table.add_column(column, justify="right" if column else "left")
+    joining = ", ".join(f"{name} {count:,}" for name, count in found.joining.items())
+    table.add_row(f"joining ({joining})", "", "", f"{sum(found.joining.values()):,}")
+    for phase in found.phases:
+        once = f"{phase.once:,}" if phase.once else ""
+        table.add_row(f"{phase.name}, each round chosen", f"{phase.up:,}", f"{phase.down:,}", once)
+    for totals in dict.fromkeys((found.run, found.per_1000_rounds)):
+        name = f"{totals.rounds:,} rounds, chosen in {100 * found.fraction:g} %"
+        table.add_row(name, *_cells(totals), style="bold" if totals is found.run else None)
+    return table
+
+
+def _cells(totals: Totals) -> tuple[str, str, str]:
+    return f"{round(totals.up):,}", f"{round(totals.down):,}", f"{totals.one_time:,}"

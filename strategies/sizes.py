@@ -1,0 +1,173 @@
+"""What a run moves and who holds it, worked out from its configuration and the number of items alone.
+
+Nothing is trained and no data is read: a packet's size is known beforehand, so these are, to the byte, what the meter
+of a real run counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedrec import registry
+from fedrec.backbones.base import Backbone
+from fedrec.config.schema import RunConfig
+from fedrec.packet import PacketFormat
+from fedrec.protocol import Setup, eligible_spec, frozen_format
+from fedrec.tensors import Spec, TensorSpec
+from peft_embeddings.model import Model
+from strategies.base import Phase
+from strategies.nodes import KEY_BYTES
+
+EACH_ROUND, ONCE, NEVER = "each round", "once", "never"
+ALL, SERVER, OWN = "server, devices", "server", "own device"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor of a phase.
+
+    Attributes:
+        tensor: Its name.
+        shape: Its shape.
+        dtype: Its type.
+        bytes: What it adds to a packet; of a tensor that never crosses, its size in memory.
+        held_by: `server, devices`, the `server` alone, or the `own device` of the user whom it belongs to.
+        crosses: When it travels: `each round` in which a user is chosen, down and up; `once` a phase, down; or `never`.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    held_by: str
+    crosses: str
+
+
+@dataclass(frozen=True)
+class PhaseSizes:
+    """One phase of the plan.
+
+    Attributes:
+        name: Of the phase.
+        rounds: How many it has.
+        embedding: What is trained in it.
+        tensors: Everything that is trained, frozen or kept in it.
+        up: Bytes of the update packet, for each round in which a user is chosen.
+        down: Bytes of the model packet.
+        once: Bytes of the frozen packet, the first time that a user is chosen in the phase; 0 if nothing is frozen.
+    """
+
+    name: str
+    rounds: int
+    embedding: str
+    tensors: tuple[Row, ...]
+    up: int
+    down: int
+    once: int
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Bytes of a user who is chosen in the mean share of so many rounds, and in some round of every phase."""
+
+    rounds: int
+    up: float
+    down: float
+    one_time: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a run moves.
+
+    Attributes:
+        items: Rows of the catalogue.
+        fraction: Share of the users who are chosen in a round.
+        joining: Bytes that a user's device moves once to join: setup and list of eligible items down, its key up.
+        metrics: Bytes of the metrics up, for each ranking of a split. A device that does not train in the same message
+            downloads the model for it too. Not part of the totals.
+        phases: The plan.
+        run: A mean user's bytes over the rounds of the configuration.
+        per_1000_rounds: The same over 1,000 rounds: the plan cut off there, or its last phase made longer.
+    """
+
+    items: int
+    fraction: float
+    joining: Mapping[str, int]
+    metrics: int
+    phases: tuple[PhaseSizes, ...]
+    run: Totals
+    per_1000_rounds: Totals
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def sizes(config: RunConfig, setup: Setup) -> Sizes:
+    """The sizes of a run whose clients are told `setup`."""
+    strategy: Any = config.strategy
+    backbone: Backbone = registry.backbones.get(config.backbone.name)(config.backbone, setup.dim)
+    joining = {
+        "setup": len(setup.device_json().encode()),
+        "key": KEY_BYTES,
+        "eligible items": frozen_format(eligible_spec(setup.n_items)).size(),
+    }
+    plan: Sequence[Phase] = registry.strategies.get(strategy.name).phases(config)
+    phases = tuple(_phase(phase, backbone, setup) for phase in plan)
+    once, rounds = sum(joining.values()), sum(phase.rounds for phase in phases)
+    return Sizes(
+        items=setup.n_items,
+        fraction=strategy.fraction,
+        joining=joining,
+        metrics=setup.metrics_format().size(),
+        phases=phases,
+        run=_totals(phases, rounds, strategy.fraction, once),
+        per_1000_rounds=_totals(phases, 1000, strategy.fraction, once),
+    )
+
+
+def _phase(phase: Phase, backbone: Backbone, setup: Setup) -> PhaseSizes:
+    made = registry.embeddings.get(phase.embedding.name)(phase.embedding, setup.n_items, setup.dim)
+    model = Model(made, backbone)
+    down, up = setup.model_format(model.trainable), setup.update_format(model.trainable, users=1)
+    frozen = frozen_format(model.frozen)
+    private = {f"private.{name}": entry for name, entry in backbone.private.items()}
+    rows = [
+        *_sent(down, EACH_ROUND),
+        *_sent(frozen, ONCE),
+        *(_stays(name, entry, SERVER) for name, entry in made.kept.items()),
+        *(_stays(name, entry, OWN) for name, entry in private.items()),
+    ]
+    return PhaseSizes(
+        name=phase.name,
+        rounds=phase.rounds,
+        embedding=phase.embedding.name,
+        tensors=tuple(rows),
+        up=up.size(),
+        down=down.size(),
+        once=frozen.size() if model.frozen else 0,
+    )
+
+
+def _sent(packet: PacketFormat, crosses: str) -> Iterator[Row]:
+    for name, entry in packet.spec.items():
+        alone: Spec = {name: entry}
+        yield Row(name, entry.shape, entry.dtype, packet.codec.size(alone), ALL, crosses)
+
+
+def _stays(name: str, entry: TensorSpec, held_by: str) -> Row:
+    return Row(name, entry.shape, entry.dtype, entry.nbytes, held_by, NEVER)
+
+
+def _totals(phases: Sequence[PhaseSizes], rounds: int, fraction: float, joining: int) -> Totals:
+    up = down = 0
+    once, left = joining, rounds
+    for phase in phases:
+        here = left if phase is phases[-1] else min(left, phase.rounds)
+        up, down, left = up + here * phase.up, down + here * phase.down, left - here
+        once += phase.once if here else 0
+    return Totals(rounds, fraction * up, fraction * down, once)

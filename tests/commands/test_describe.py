@@ -1,0 +1,95 @@
+"""`fedrec describe`: what a run would hold and move, beside the paper's sizes; real runs are in `tests/federation`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from commands.cli import app
+from commands.describe import describe
+from fedrec.config.compose import compose
+from strategies.sizes import EACH_ROUND, NEVER, ONCE, Sizes
+
+HEADER, DOWN, UP = 36, 8, 8 * 8
+"""Of a packet; of the scalars that go with a model, and with an update."""
+
+
+def of(*overrides: str, items: int | None = 3952) -> Sizes:
+    return describe(compose(list(overrides), base=Path("/somewhere")), items)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "tensors"),
+    [
+        (["strategy=full"], 505_856),
+        (["embedding.rank=4"], 63_744),
+        (["strategy=full", "backbone=fedncf"], 505_856 + 83_204),
+        (["embedding.rank=4", "backbone=fedncf"], 63_744 + 83_204),
+        (["embedding.rank=4", "backbone=pfedrec"], 63_744),
+    ],
+)
+def test_movielens_1m_at_the_papers_sizes(overrides: list[str], tensors: int) -> None:
+    """3,952 items, 32 numbers each: the bytes of `A` *and* `B`, and of the network."""
+    phase = of(*overrides).phases[-1]
+    assert sum(row.bytes for row in phase.tensors if row.crosses == EACH_ROUND) == tensors
+    assert (phase.down, phase.up) == (HEADER + DOWN + tensors, HEADER + UP + tensors)
+
+
+def test_who_holds_what_and_when_it_crosses() -> None:
+    warmup, peft = of("backbone=pfedrec", items=100).phases
+    assert {row.tensor: row.crosses for row in warmup.tensors if not row.tensor.startswith("private.")} == {
+        "embedding.items": EACH_ROUND
+    }
+    assert {row.tensor: row.crosses for row in peft.tensors if not row.tensor.startswith("private.")} == {
+        "embedding.A": EACH_ROUND,
+        "embedding.B": EACH_ROUND,
+        "base": ONCE,
+    }
+    private = [row for row in peft.tensors if row.tensor.startswith("private.")]
+    assert {(row.crosses, row.held_by) for row in private} == {(NEVER, "own device")}
+    assert sum(row.bytes for row in private) == 4 * 4225
+    assert (warmup.once, peft.once) == (0, HEADER + 4 * 100 * 32)
+
+
+def test_totals_follow_the_plan() -> None:
+    found = of("strategy.rounds=100", "strategy.warmup_rounds=20", "strategy.fraction=0.1", items=50)
+    warmup, peft = found.phases
+    joining = sum(found.joining.values())
+    assert found.joining["eligible items"] == HEADER + 7
+    assert (found.run.rounds, found.per_1000_rounds.rounds) == (100, 1000)
+    assert found.run.up == pytest.approx(2 * warmup.up + 8 * peft.up)
+    assert found.per_1000_rounds.down == pytest.approx(2 * warmup.down + 98 * peft.down)
+    assert found.run.one_time == found.per_1000_rounds.one_time == joining + peft.once
+    cut_off = of("strategy.rounds=3000", "strategy.warmup_rounds=2000", items=50).per_1000_rounds
+    assert (cut_off.up, cut_off.one_time) == (pytest.approx(100 * warmup.up), joining)
+
+
+def test_the_command_needs_no_data_when_the_number_of_items_is_given() -> None:
+    missing = ["dataset=ml_100k", "dataset.root=/nowhere/at/all"]
+    done = CliRunner().invoke(app, ["describe", *missing, "--items", "3706", "--json"])
+    assert done.exit_code == 0, done.stderr
+    line = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    assert line["items"] == 3706
+    assert line["phases"][0]["tensors"][0]["shape"] == [3706, 32]
+    assert line["run"]["one_time"] == sum(line["joining"].values()) + sum(phase["once"] for phase in line["phases"])
+    without = CliRunner().invoke(app, ["describe", *missing])
+    assert without.exit_code == 1
+    assert "/nowhere/at/all" in without.stderr
+
+
+def test_the_command_reads_the_configured_data_set_and_prints_tables() -> None:
+    overrides = ["dataset.n_items=321", "dataset.n_users=50", "backbone=pfedrec"]
+    done = CliRunner().invoke(app, ["describe", *overrides], env={"COLUMNS": "100"})
+    assert done.exit_code == 0, done.stderr
+    assert "321 x 32" in done.stdout
+    assert "private.weight1.item" in done.stdout
+    assert f"{HEADER + DOWN + 4 * 4 * (321 + 32):,}" in done.stdout
+
+
+@pytest.mark.parametrize("items", ["0", "-3", "many"])
+def test_a_number_of_items_that_cannot_be_is_refused(items: str) -> None:
+    assert CliRunner().invoke(app, ["describe", "--items", items]).exit_code == 2
