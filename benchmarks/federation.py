@@ -23,11 +23,11 @@ from commands.local_grid import LocalGrid
 from fedrec import registry
 from fedrec.config.compose import compose
 from fedrec.data.store import open_store
-from fedrec.data.types import Catalogue, DataReport, Dataset, DataSummary
 from fedrec.protocol import SimulatedData, pack_eligible
 from fedrec.rng import generator
 from fedrec.shared_folder import leave_token
-from server_app.run import _setup
+from fedrec.tensors import content_digest
+from server_app.run import make_setup
 from server_app.run_folder import METRICS, SUMMARY
 from strategies.base import FederatedStrategy, ServerState
 from strategies.meter import Meter
@@ -92,20 +92,18 @@ def _strategy(
     """A strategy of one phase over a prepared store, as `server_app.run` makes it, with a random base table."""
     interactions = open_store(Path(data["store"]))
     eligible, items = np.load(data["eligible"], mmap_mode="r"), int(data["items"])
-    names = tuple(map(str, range(items)))
-    summary = DataSummary(interactions.users, items, len(interactions.items))
-    catalogue = Catalogue(names, names, names)
-    dataset = Dataset("benchmark", catalogue, interactions, eligible, DataReport(summary, summary, {}))
     strategy = ["strategy=full"] if embedding == "full" else [f"embedding={embedding}", "strategy.warmup_rounds=0"]
     fraction = min(1.0, users_per_round / interactions.users)
     folder = Path(tempfile.mkdtemp(prefix="fedrec-benchmark-"))
     overrides = [*strategy, f"strategy.rounds={rounds}", f"strategy.fraction={fraction!r}"]
     overrides += [f"simulation.nodes={nodes}", "evaluation.every=0", "checkpoint_every=0", "run_id=benchmark"]
     config = compose(overrides, base=None)
-    setup = _setup(config, dataset, SimulatedData(str(data["store"]), str(folder), leave_token(folder)))
+    listed = pack_eligible(eligible, items)
+    place = SimulatedData(str(data["store"]), str(folder), leave_token(folder))
+    setup = make_setup(config, items, "benchmark", content_digest(listed), place)
     base = torch.randn(items, setup.dim, generator=generator(0, "benchmark")) / setup.dim**0.5
     watch = _Watch()
-    made = registry.strategies.get(config.strategy.name)(config, setup, base, pack_eligible(eligible, items), watch)
+    made = registry.strategies.get(config.strategy.name)(config, setup, base, listed, watch)
     # The last round would be followed by a ranking of all users, which is not what is measured here.
     made._evaluated = lambda grid, round, record: {}  # type: ignore[method-assign]
     return cast(FederatedStrategy, made), watch, folder
