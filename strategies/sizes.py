@@ -15,7 +15,7 @@ from fedrec import registry
 from fedrec.backbones.base import Backbone
 from fedrec.config.schema import RunConfig
 from fedrec.packet import PacketFormat
-from fedrec.protocol import Setup, eligible_spec, frozen_format
+from fedrec.protocol import Setup, counts_format, eligible_spec, frozen_format
 from fedrec.tensors import Spec, TensorSpec
 from peft_embeddings.model import Model
 from strategies.base import Phase
@@ -86,7 +86,8 @@ class Sizes:
     Attributes:
         items: Rows of the catalogue.
         fraction: Share of the users who are chosen in a round.
-        joining: Bytes that a user's device moves once to join: setup and list of eligible items down, its key up.
+        joining: Bytes that a user's device moves once to join: setup and list of eligible items down, its key up, and
+            its report of items where the backbone has them counted.
         metrics: Bytes of the metrics up, for each ranking of a split. A device that does not train in the same message
             downloads the model for it too. Not part of the totals.
         phases: The plan.
@@ -116,6 +117,8 @@ def sizes(config: RunConfig, setup: Setup) -> Sizes:
         "key": KEY_BYTES,
         "eligible items": frozen_format(eligible_spec(setup.n_items)).size(),
     }
+    if backbone.item_counting is not None:
+        joining["report of items"] = counts_format(setup.n_items).size()
     plan: Sequence[Phase] = registry.strategies.get(strategy.name).phases(config)
     phases = tuple(_phase(phase, backbone, setup) for phase in plan)
     once, rounds = sum(joining.values()), sum(phase.rounds for phase in phases)
