@@ -31,6 +31,7 @@ evaluation: {every: 10, ks: [5, 10], sampled_negatives: 0, baselines: true}
 simulation: {nodes: 2, workers: 2, cpus_per_worker: 1, gpus_per_worker: 0.0}
 engine: cohort
 checkpoint_every: 50
+checkpoints_kept: 2
 run_id: null
 runs_dir: null
 cache_dir: null
