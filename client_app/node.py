@@ -53,7 +53,7 @@ class Received(NamedTuple):
         phase: The phase to which it belongs.
         round: The round in which it was sent.
         model: The model.
-        checkpoint_round: The last round to which the server may go back.
+        checkpoint_round: The earliest round to which the server may go back.
     """
 
     phase: int

@@ -1,8 +1,9 @@
 """The users' private store: their private tensors, on the node's own disk, versioned by round and keyed by run.
 
 A version is one user's tensors after one round. The versions of a round are written in one transaction, so a node that
-is killed leaves either the old versions or the new ones. Those newer than the last checkpoint are kept, and one that is
-older, so that a resumed run finds the state that belongs to its model. What is needed no more makes way now and then.
+is killed leaves either the old versions or the new ones. Those newer than the oldest checkpoint to which the server may
+go back are kept, and one that is older, so that a resumed run finds the state that belongs to its model. What is needed
+no more makes way now and then.
 """
 
 from __future__ import annotations

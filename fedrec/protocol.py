@@ -33,7 +33,8 @@ _CHECKED: Mapping[str, Any] = {"extra": "forbid", "strict": True, "allow_inf_nan
 _MOST = 2**31 - 1
 
 MODEL_SCALARS = ("checkpoint_round",)
-"""With the model goes the last checkpointed round: older versions of private tensors need not be kept."""
+"""With the model goes the round of the oldest checkpoint that is kept: the server may go back so far, and a node keeps
+the versions of private tensors that it would need then."""
 
 UPDATE_SCALARS = ("weight", "users", "examples", "loss", "cold_users", *DROPPED)
 """With an update go sums over the node's users: weight, users in the sum, examples, weighted loss, users who trained

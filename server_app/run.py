@@ -93,8 +93,9 @@ class _Progress:
 class _Recorder:
     """The strategy's observer: metrics and checkpoints into the run folder, rounds to the watcher and the log."""
 
-    def __init__(self, folder: RunFolder, watcher: Watcher) -> None:
+    def __init__(self, folder: RunFolder, watcher: Watcher, checkpoints_kept: int) -> None:
         self._folder = folder
+        self._checkpoints_kept = checkpoints_kept
         self._watcher = watcher
 
     def on_round(self, record: dict[str, Any]) -> None:
@@ -107,6 +108,7 @@ class _Recorder:
 
     def on_checkpoint(self, round: int, state: ServerState, meter: Meter) -> None:
         self._folder.write_checkpoint(round, state, meter)
+        self._folder.prune_checkpoints(round, self._checkpoints_kept)
 
 
 def new_run_id(config: RunConfig) -> str:
@@ -169,7 +171,7 @@ def _run(
             vectors = text_vectors(dataset.catalogue, _encoder(config), cache_dir, progress)
         baselines = simulated_baselines(setup, dataset, vectors, "test")
     strategy: FederatedStrategy = registry.strategies.get(config.strategy.name)(
-        config, setup, table.table, eligible, _Recorder(folder, watcher)
+        config, setup, table.table, eligible, _Recorder(folder, watcher, config.checkpoints_kept)
     )
     watcher.stage("waiting for nodes")
     training = time.monotonic()

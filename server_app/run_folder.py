@@ -6,7 +6,7 @@ metrics.jsonl     one JSON object per round
 summary.json      the result, once the run has ended
 text_map.*        encoder and reduction as they were fitted, for items that come later
 log.txt           what happened, as plain lines
-checkpoints/      round-000100.safetensors (global model) and .json (where it stands)
+checkpoints/      round-000100.safetensors (global model) and .json (where it stands), the newest few
 state/            simulation only: what the simulated devices keep on their own disks
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -75,16 +76,55 @@ class RunFolder:
             file.write(json.dumps(record) + "\n")
 
     def write_checkpoint(self, round: int, state: ServerState, meter: Meter) -> None:
-        """Keep the global model, the server optimiser and the byte meter after a round; the JSON file comes last."""
+        """Keep the global model, the server optimiser and the byte meter after a round; the JSON file comes last.
+
+        When this returns, the checkpoint is on the disk itself, and would be there after a power failure.
+        """
         tensors: Tensors = {f"trainable.{name}": tensor for name, tensor in state.trainable.items()}
         tensors |= {f"frozen.{name}": tensor for name, tensor in state.frozen.items()}
         tensors |= {f"kept.{name}": tensor for name, tensor in state.kept.items()}
         tensors |= {f"optimiser.{name}": tensor for name, tensor in state.optimiser.items()}
         tensors |= {f"meter.{name}": torch.from_numpy(counts) for name, counts in meter.state().items()}
-        name = f"checkpoints/round-{round:06d}"
-        temporary = self.path / f"{name}.part"
+        name = _name(round)
+        temporary = self._checkpoints / f"{name}.part"
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
-        temporary.replace(self.path / f"{name}.safetensors")
+        self._settle(temporary, f"{name}.safetensors")
         where = {"round": round, "phase": state.phase, "frozen_digest": state.frozen_digest}
         temporary.write_text(json.dumps(where) + "\n", encoding="utf-8")
-        temporary.replace(self.path / f"{name}.json")
+        self._settle(temporary, f"{name}.json")
+
+    def prune_checkpoints(self, round: int, kept: int) -> None:
+        """Delete the checkpoints before `round`, which has been written, but for the newest `kept - 1`.
+
+        A checkpoint that is half there, because a run was killed at that moment, is deleted too.
+        """
+        whole = sorted(path.stem for path in self._checkpoints.glob("round-*.json") if path.stem < _name(round))
+        spared = {_name(round), *whole[max(0, len(whole) - kept + 1) :]}
+        # The JSON file first: whoever finds it finds the tensors.
+        for suffix in ("json", "safetensors", "part"):
+            for path in sorted(self._checkpoints.glob(f"round-*.{suffix}")):
+                if path.stem <= _name(round) and path.stem not in spared:
+                    path.unlink()
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def _settle(self, temporary: Path, name: str) -> None:
+        """Give a written file of the checkpoints its name; content and name are on the disk when this returns."""
+        _sync(temporary)
+        temporary.replace(self._checkpoints / name)
+        _sync(self._checkpoints)
+
+
+def _name(round: int) -> str:
+    return f"round-{round:06d}"
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file's content, or a folder's names, have reached the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Protocol, cast
@@ -103,7 +104,7 @@ class FederatedStrategy(Strategy):
         self._shares: dict[int, Share] = {}
         self._ranking: Ranking | None = None
         self._bytes: dict[str, int] = {}
-        self._checkpoint_round = 0
+        self._checkpoints: deque[int] = deque([0], maxlen=config.checkpoints_kept)
 
     @classmethod
     @abstractmethod
@@ -331,11 +332,11 @@ class FederatedStrategy(Strategy):
 
     def _packet(self, round: int) -> Array:
         # Without checkpoints there is nothing to go back to, and no older private tensors need be kept.
-        return self.model.packet(round, self._checkpoint_round if self._run.checkpoint_every else round - 1)
+        return self.model.packet(round, self._checkpoints[0] if self._run.checkpoint_every else round - 1)
 
     def _due(self, round: int, every: int) -> bool:
         return bool(round == self.config.rounds or (every and round % every == 0))
 
     def _checkpoint(self, round: int) -> None:
         self._observer.on_checkpoint(round, self.state, self.meter)
-        self._checkpoint_round = round
+        self._checkpoints.append(round)

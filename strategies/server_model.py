@@ -119,7 +119,7 @@ class ServerModel:
     def packet(self, round: int, kept: int) -> Array:
         """The model as every message of `round` carries it, wrapped once for all of them.
 
-        `kept` is the last round to which the server may go back: older private tensors are needed no more.
+        `kept` is the earliest round to which the server may go back: older private tensors are needed no more.
         """
         fmt = self._setup.model_format(self.model.trainable)
         seed = derive(self._setup.seed, "codec", round)

@@ -80,6 +80,7 @@ class RunConfig:
             and plain, the same result).
         pairs_at_once: Pairs of a user and a training item that the cohort engine trains at once: bounds its memory.
         checkpoint_every: Rounds between two checkpoints of the global model (0: only the last).
+        checkpoints_kept: How many checkpoints are kept; the oldest is deleted when a new one is safe on the disk.
         run_id: Name of the run's folder (null: made from the time and the members' names).
         runs_dir: Absolute folder of all runs (null: the command's own default).
         cache_dir: Absolute folder of what can be computed anew: prepared data, text vectors, base tables.
@@ -103,6 +104,7 @@ class RunConfig:
     engine: Literal["cohort", "oracle"]
     pairs_at_once: Annotated[int, Ge(1)]
     checkpoint_every: Annotated[int, Ge(0)]
+    checkpoints_kept: Annotated[int, Ge(1)]
     run_id: str | None
     runs_dir: Annotated[Path, Strict(False)] | None
     cache_dir: Annotated[Path, Strict(False)] | None

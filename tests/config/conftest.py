@@ -32,6 +32,7 @@ simulation: {nodes: 2, workers: 2, cpus_per_worker: 1, gpus_per_worker: 0.0}
 engine: cohort
 pairs_at_once: 65536
 checkpoint_every: 50
+checkpoints_kept: 2
 run_id: null
 runs_dir: null
 cache_dir: null

@@ -77,7 +77,7 @@ def test_the_frozen_table_stays_bit_identical_and_the_correction_starts_at_zero(
         return train(self, received, slots)
 
     monkeypatch.setattr(client_app.node.Node, "train", spy)
-    outcome = federate("checkpoint_every=1")
+    outcome = federate("checkpoint_every=1", "checkpoints_kept=5")
     bases = {
         round: load_file(outcome.folder / f"checkpoints/round-{round:06d}.safetensors").get("frozen.base")
         for round in range(1, 6)

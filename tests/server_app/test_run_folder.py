@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from safetensors.torch import load_file
 
 from fedrec.errors import StoreError
 from server_app import run_folder
+from server_app.run import _Recorder
 from server_app.run_folder import METRICS, RunFolder
 from strategies.base import ServerState
 from strategies.meter import Meter
@@ -140,6 +143,64 @@ def test_the_json_of_a_checkpoint_comes_last(folder: RunFolder, monkeypatch: pyt
         folder.write_checkpoint(1, state(), meter())
     assert not list((folder.path / "checkpoints").glob("*.json"))
     assert not list((folder.path / "checkpoints").glob("*.safetensors"))
+
+
+def rounds(folder: RunFolder) -> list[int]:
+    """Rounds of the whole checkpoints, both files there."""
+    names = everything(folder)
+    return [n for n in range(100) if {f"checkpoints/round-{n:06d}.{end}" for end in ("json", "safetensors")} <= names]
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_the_newest_checkpoints_are_kept(folder: RunFolder, kept: int) -> None:
+    for number in range(1, 7):
+        folder.write_checkpoint(number, state(), meter())
+        folder.prune_checkpoints(number, kept)
+        assert rounds(folder) == list(range(max(1, number - kept + 1), number + 1))
+    assert len(everything(folder)) == 2 * kept
+
+
+def test_what_a_killed_run_left_half_done_goes_and_later_rounds_stay(folder: RunFolder) -> None:
+    for number in (2, 4, 6, 8):
+        folder.write_checkpoint(number, state(), meter())
+    (folder.path / "checkpoints/round-000004.json").unlink()
+    (folder.path / "checkpoints/round-000005.part").write_bytes(b"half")
+    folder.prune_checkpoints(6, 2)
+    assert rounds(folder) == [2, 6, 8]
+    assert len(everything(folder)) == 6
+
+
+def test_nothing_is_deleted_before_the_new_checkpoint_is_on_the_disk(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    fsync, unlink, replace = os.fsync, Path.unlink, Path.replace
+
+    def synced(handle: int) -> None:
+        told.append(f"sync {Path(f'/proc/self/fd/{handle}').readlink().name}")
+        fsync(handle)
+
+    def named(self: Path, target: Path) -> Path:
+        told.append(f"name {target.name}")
+        return replace(self, target)
+
+    def deleted(self: Path, missing_ok: bool = False) -> None:
+        told.append(f"delete {self.name}")
+        unlink(self, missing_ok)
+
+    recorder = _Recorder(folder, cast(Any, None), checkpoints_kept=1)
+    recorder.on_checkpoint(1, state(), meter())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", synced)
+        patch.setattr(Path, "unlink", deleted)
+        patch.setattr(Path, "replace", named)
+        recorder.on_checkpoint(2, state(), meter())
+    written = [
+        step
+        for end in ("safetensors", "json")
+        for step in ("sync round-000002.part", f"name round-000002.{end}", "sync checkpoints")
+    ]
+    assert told == [*written, "delete round-000001.json", "delete round-000001.safetensors"]
 
 
 def test_there_is_no_pickle_in_it(folder: RunFolder) -> None:
