@@ -12,6 +12,7 @@ from torch import Tensor
 from client_app.engine import GlobalModel, Limits
 from client_app.oracle import OracleEngine
 from client_app.users import Cohort
+from fedrec.backbones.base import Advice
 from fedrec.config.describe import load_member
 from fedrec.negatives import NegativeSampler
 from fedrec.privacy.pseudo_items import PseudoItems, PseudoItemsConfig, distinct
@@ -118,7 +119,7 @@ def real_updates(users: int) -> list[tuple[Spec, Tensors]]:
     rng = generator(0, "seen")
     trainable, frozen = model.init(torch.randn(n_items, dim, generator=rng) / 4, {}, rng)
     privacy = privacies.get("none")(load_member("privacy", "none"))
-    recipe = optims.get("paper")(load_member("optim", "paper"))
+    recipe = optims.get("paper")(load_member("optim", "paper"), Advice("bpr", 0.01))
     engine = OracleEngine(recipe, NegativeSampler(np.arange(n_items)), privacy, Limits(1, 1e9))
     keys, found = counter_bits(0, np.arange(users)), []
     for user in range(users):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,16 @@ from flwr.app import Context, Message
 from safetensors.torch import load_file
 
 from client_app.app import app as honest
+from client_app.store import PrivateStore
 from fedrec.backbones.fedpergnn import FedPerGNN
+from fedrec.config.describe import load_member
 from fedrec.data import split
 from fedrec.data.store import open_store
 from fedrec.errors import FederationError
 from fedrec.keys import opaque_keys, simulation_secret
 from fedrec.protocol import counts_format
-from fedrec.tensors import Tensors
+from fedrec.registry import backbones
+from fedrec.tensors import Tensors, text_digest
 from strategies import records
 from strategies.records import FROZEN, UPDATE, pack, unpack
 
@@ -251,14 +253,14 @@ def round_of_me(federate: Federate, path: Path, histories: dict[str, Sequence[in
         for message in outcome.grid.received
         if has(message, records.KEYS) and unpack(message.content).array(records.KEYS) == key
     }
-    with sqlite3.connect(outcome.folder / "state" / "users.sqlite") as connection:
-        query = "SELECT tensors FROM private WHERE user = ?"
-        ((blob,),) = connection.execute(query, (int(key.astype(np.int64)[0]),)).fetchall()
+    spec = backbones.get("fedpergnn")(load_member("backbone", "fedpergnn"), 8).private
+    kept, found = PrivateStore(outcome.folder / "state", text_digest("r"), spec).load(key, before=2)
+    assert found.all()
     sent: dict[str, bytes] = {}
     for message in [*messages(outcome, records.COUNT), *messages(outcome, records.TRAIN)]:
         if message.metadata.dst_node_id in home:
             sent |= {name: values.tobytes() for name, values in unpack(message.content).arrays.items()}
-    return blob, sent
+    return kept["user"].numpy().tobytes(), sent
 
 
 def test_a_client_sees_of_others_nothing_but_the_degrees(federate: Federate, tmp_path: Path) -> None:
