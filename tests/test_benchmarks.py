@@ -20,7 +20,7 @@ from benchmarks import common, page  # noqa: E402
 from benchmarks.phases import clocked  # noqa: E402
 
 IN_PROCESS = ("engine", "scaling", "evaluation", "pretraining")
-THROUGH_FLOWER = ("round_phases", "stock_flower")
+THROUGH_FLOWER = ("round_phases", "stock_flower", "one_user_per_node", "startup")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_benchmark_runs_and_writes_a_valid_result(name: str, tmp_path: Path, cache: Path) -> None:
     result = run(name, tmp_path, cache)
     check(result, name)
-    filled = page.fill((ROOT / "docs" / "performance.md").read_text(), {name: result})
+    filled = page.fill(page.PAGES[0].read_text(), {name: result})
     assert "Not measured yet" in filled
     assert f"benchmarks.{name} " not in filled.split("<!-- speed:where -->")[1]
     if name == "engine":
@@ -120,4 +120,7 @@ def test_a_plot_is_drawn_from_results(tmp_path: Path) -> None:
 @pytest.mark.runtime
 @pytest.mark.parametrize("name", THROUGH_FLOWER)
 def test_a_benchmark_runs_through_flower(name: str, tmp_path: Path, cache: Path) -> None:
-    check(run(name, tmp_path, cache), name)
+    result = run(name, tmp_path, cache)
+    check(result, name)
+    filled = [page.fill(path.read_text(), {name: result}) for path in page.PAGES]
+    assert not any(f"benchmarks.{name} --sizes" in text for text in filled)
