@@ -39,6 +39,7 @@ def run_app(
     if superlink is None:
         begun = time.perf_counter()
         with SuperLink() as own:
+            own.wait()
             up = time.perf_counter() - begun
             found = run_app(app, values, nodes, workers, watched=watched, timeout=timeout, superlink=own)
         return {"superlink_seconds": up, **found}

@@ -1,4 +1,4 @@
-"""The figures in docs/performance.md, filled in from the result files, so that they cannot drift.
+"""The figures in docs/performance.md and docs/simulation.md: filled in from the result files, so that none can drift.
 
     python -m benchmarks.page           write the blocks
     python -m benchmarks.page --check   exit 1 if a block says something else than the results
@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS, ROOT
 
-PAGE = ROOT / "docs" / "performance.md"
+PAGES = (ROOT / "docs" / "performance.md", ROOT / "docs" / "simulation.md")
 _BLOCK = re.compile(r"(<!-- speed:(?!end)([a-z-]+) -->\n)(.*?)(<!-- speed:end -->)", re.DOTALL)
 _MISSING = "*Not measured yet: `python -m benchmarks.{name} --sizes full`.*\n"
 
@@ -223,6 +223,43 @@ def _pretraining(results: dict[str, Any]) -> str:
     return _table(["vectors", "reduction", "shape", "seconds", "reconstruction MSE", "peak memory"], rows)
 
 
+def _many_nodes(results: dict[str, Any]) -> str:
+    """Seconds of a round with one user per node, and of as many empty messages."""
+    rows = [
+        [
+            f"{entry['nodes']:,}",
+            f"{entry['users_per_round']:,}",
+            _or(entry["fedrec"], "seconds"),
+            _or(entry["empty_cohort"], "push_and_pull"),
+            _range(entry["empty_cohort"].get("calls_per_second")),
+            _or(entry["empty_everybody"], "push_and_pull"),
+        ]
+        for entry in results["one_user_per_node"]["figures"]["sizes"]
+    ]
+    head = ["nodes", "messages a round", "a round, s", "empty messages, s", "empty calls/s", "one to every node, s"]
+    return _table(head, rows) + _measured_with(results["one_user_per_node"])
+
+
+def _startup(results: dict[str, Any]) -> str:
+    """When each stage of a start was reached."""
+    figures = results["startup"]["figures"]
+    ways = {name: figures[name] for name in ("fedrec_simulate", "flwr_run")}
+    stages = [stage for stage in ways["fedrec_simulate"]["first_start"] if stage != "end"]
+    rows = [
+        [stage, *(_seconds(way[start], stage) for way in ways.values() for start in ("first_start", "second_start"))]
+        for stage in stages
+    ]
+    head = ["reached", "`fedrec simulate`, first", "later", "`flwr run`, first", "later"]
+    said = ", ".join(f"{_range(way['to_first_round'])} s by `{name.replace('_', ' ')}`" for name, way in ways.items())
+    text = f"\nTo the first round of a later start: {said}.\n"
+    return _table(head, rows) + text + _measured_with(results["startup"])
+
+
+def _measured_with(result: dict[str, Any]) -> str:
+    found = result["environment"]
+    return f"\n{found['cores']} cores, load {found['load_before']} before; medians, with least and most.\n"
+
+
 IMAGES = {
     "image-engines": "Client updates a second",
     "image-engine-parts": "Where the engine's time goes",
@@ -241,6 +278,8 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "scaling": ("scaling", _scaling),
     "evaluation": ("evaluation", _evaluation),
     "pretraining": ("pretraining", _pretraining),
+    "many-nodes": ("one_user_per_node", _many_nodes),
+    "startup": ("startup", _startup),
 }
 
 
@@ -250,7 +289,7 @@ def fill(text: str, results: dict[str, Any]) -> str:
     def block(found: re.Match[str]) -> str:
         if found[2] in IMAGES:
             image = f"img/{found[2].replace('image-', 'speed-', 1)}.png"
-            shown = f"\n![{IMAGES[found[2]]}]({image})\n\n" if (PAGE.parent / image).is_file() else ""
+            shown = f"\n![{IMAGES[found[2]]}]({image})\n\n" if (PAGES[0].parent / image).is_file() else ""
             return f"{found[1]}{shown}{found[4]}"
         needed, make = BLOCKS[found[2]]
         body = make(results) if needed in results else _MISSING.format(name=needed)
@@ -268,16 +307,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.page", description=__doc__)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--page", type=Path, default=PAGE)
     parsed = parser.parse_args(arguments)
-    before = parsed.page.read_text(encoding="utf-8")
-    after = fill(before, load(parsed.results))
-    if parsed.check:
-        if before != after:
-            print(f"{parsed.page.name} differs from the results: python -m benchmarks.page", file=sys.stderr)
-        return int(before != after)
-    parsed.page.write_text(after, encoding="utf-8")
-    return 0
+    results, differ = load(parsed.results), 0
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = fill(before, results)
+        if parsed.check and before != after:
+            print(f"{page.name} differs from the results: python -m benchmarks.page", file=sys.stderr)
+            differ = 1
+        if not parsed.check:
+            page.write_text(after, encoding="utf-8")
+    return differ
 
 
 if __name__ == "__main__":

@@ -162,12 +162,16 @@ def simulate_command(
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the whole log of the run.")] = False,
 ) -> None:
     """Train on Flower's simulation runtime: `flwr run` with its own home, the right environment and exit status."""
-    with _ending(as_json) as (console, end):
+    from commands.signals import signals_as_exceptions
+    from commands.superlink import SuperLink
+
+    # Composing takes seconds, of which torch's import is most: Flower can start meanwhile.
+    with _ending(as_json) as (console, end), signals_as_exceptions(), SuperLink() as superlink:
         config, same = _prepared(overrides or [])
         from commands.report import show_summary
         from commands.simulate import simulate  # as above
 
-        end.update(simulate(config, same, console=console, verbose=verbose))
+        end.update(simulate(config, same, console=console, verbose=verbose, superlink=superlink))
         show_summary(end, console)
 
 

@@ -6,14 +6,12 @@ import dataclasses
 import json
 import queue
 import re
-import signal
 import subprocess
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from types import FrameType
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -21,6 +19,7 @@ from rich.console import Console
 from commands.flower_app import assemble, run_config
 from commands.progress import RunProgress
 from commands.resources import cluster, explain, federation_config, require
+from commands.signals import signals_as_exceptions
 from commands.superlink import NAME, SuperLink
 from fedrec.config.paths import assign, portable, settle
 from fedrec.config.schema import RunConfig, SimulationConfig
@@ -49,7 +48,12 @@ _NOISE = re.compile(
 
 
 def simulate(
-    config: RunConfig, overrides: Sequence[str], *, console: Console | None = None, verbose: bool = False
+    config: RunConfig,
+    overrides: Sequence[str],
+    *,
+    console: Console | None = None,
+    verbose: bool = False,
+    superlink: SuperLink | None = None,
 ) -> dict[str, Any]:
     """Run a configuration on Flower's simulation runtime and return the content of the run's `summary.json`.
 
@@ -61,6 +65,7 @@ def simulate(
         overrides: The overrides that it was composed from; the app composes it again.
         console: Where progress is shown (default: standard error).
         verbose: Show the whole log of the run, and not only its warnings; it is in the run folder in any case.
+        superlink: One that was started already; whoever started it ends it (None: one is started for this run).
     """
     console = console or Console(stderr=True)
     require(config.simulation)
@@ -70,18 +75,19 @@ def simulate(
     folder = _make_folder(config)
     same = [text for text in portable(overrides, config) if text.partition("=")[0].strip() != "run_id"]
     with (
-        _signals_as_exceptions(),
+        signals_as_exceptions(),
         RunProgress(console) as progress,
         (folder / LOG).open("a", encoding="utf-8") as log,
     ):
         if address := cluster():
             progress.note(f"on the Ray cluster {address}: its size decides the number of workers")
         progress.stage("starting Flower")
-        with SuperLink() as superlink:
-            run = _submit(superlink, config.simulation, [*same, assign("run_id", run_id)])
+        with nullcontext(superlink) if superlink else SuperLink() as link:
+            link.wait()
+            run = _submit(link, config.simulation, [*same, assign("run_id", run_id)])
             progress.stage(f"run {run_id}")
-            tail = _follow(superlink, run, folder, config, log, progress, verbose)
-            _require_success(superlink, run, folder, tail)
+            tail = _follow(link, run, folder, config, log, progress, verbose)
+            _require_success(link, run, folder, tail)
     return _summary(folder)
 
 
@@ -221,26 +227,3 @@ def _summary(folder: Path) -> dict[str, Any]:
     if not isinstance(summary, dict):
         raise FederationError(f"{path} should hold a JSON object, it holds a {type(summary).__name__}")
     return summary
-
-
-@contextmanager
-def _signals_as_exceptions() -> Iterator[None]:
-    """Let a SIGTERM or SIGHUP unwind the stack as a Ctrl-C does, once: a second one must not cut the ending short."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        for each in watched:
-            signal.signal(each, signal.SIG_IGN)
-        if signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + signum)
-
-    before = {each: signal.signal(each, stop) for each in watched}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)

@@ -22,6 +22,7 @@ from fedrec.errors import FederationError
 NAME = "simulation"
 _START_TIMEOUT = 300.0
 _CALL_TIMEOUT = 300.0
+_POLL = 0.05
 _LONGEST_BASE = 32  # Ray's sockets lie 68 characters deeper than this, and a socket's path may have 103 on some systems
 
 _ENVIRONMENT = {
@@ -31,8 +32,8 @@ _ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # What Ray will do by default anyway, and warns about until then.
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # A worker that asks for no GPU sees none; Ray announces another default.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_DEDUP_LOGS": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONUNBUFFERED": "1",
@@ -40,7 +41,7 @@ _ENVIRONMENT = {
 
 
 class SuperLink:
-    """A simulation SuperLink, running inside `with`.
+    """A simulation SuperLink, running inside `with`; there is other work to do until it answers, then call `wait`.
 
     Attributes:
         base: Private temporary folder; all that Flower and Ray write lies in it and goes with it.
@@ -53,10 +54,11 @@ class SuperLink:
         self._cwd = self.base / "cwd"  # empty: a worker imports from its working directory before the app's bundle
         self._log = self.base / "superlink.log"
         self._env = environment(self.base)
+        self._port = 0
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
-        """Start, and wait until it answers."""
+        """Start."""
         try:
             self._start()
         except BaseException:
@@ -74,7 +76,7 @@ class SuperLink:
         home = Path(self._env["FLWR_HOME"])
         home.mkdir()
         self._cwd.mkdir()
-        port = _free_port()
+        self._port = port = _free_port()
         (home / "config.toml").write_text(
             f'[superlink]\ndefault = "{NAME}"\n\n[superlink.{NAME}]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
         )
@@ -84,14 +86,18 @@ class SuperLink:
             self._process = self.offspring.start(
                 command, self._env, self._cwd, stdout=log.fileno(), stderr=subprocess.STDOUT
             )
+
+    def wait(self) -> None:
+        """Wait until it answers. Raises FederationError if it ends instead, or takes too long."""
         deadline = time.monotonic() + _START_TIMEOUT
-        while not _healthy(port):
+        while not _healthy(self._port):
             self.check()
             if time.monotonic() > deadline:
+                where = f"127.0.0.1:{self._port}"
                 raise FederationError(
-                    f"Flower's SuperLink did not answer on 127.0.0.1:{port} in {_START_TIMEOUT:.0f} s:\n{self.tail()}"
+                    f"Flower's SuperLink did not answer on {where} in {_START_TIMEOUT:.0f} s:\n{self.tail()}"
                 )
-            time.sleep(0.1)
+            time.sleep(_POLL)
         self.offspring.look()
 
     def check(self) -> None:

@@ -22,7 +22,7 @@ from fedrec.config.compose import compose  # noqa: E402
 from fedrec.registry import backbones  # noqa: E402
 
 IN_PROCESS = ("engine", "scaling", "evaluation", "pretraining")
-THROUGH_FLOWER = ("round_phases", "stock_flower")
+THROUGH_FLOWER = ("round_phases", "stock_flower", "one_user_per_node", "startup")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_benchmark_runs_and_writes_a_valid_result(name: str, tmp_path: Path, cache: Path) -> None:
     result = run(name, tmp_path, cache)
     check(result, name)
-    filled = page.fill((ROOT / "docs" / "performance.md").read_text(), {name: result})
+    filled = page.fill(page.PAGES[0].read_text(), {name: result})
     assert "Not measured yet" in filled
     assert f"benchmarks.{name} " not in filled.split("<!-- speed:where -->")[1]
     if name == "engine":
@@ -122,7 +122,10 @@ def test_a_plot_is_drawn_from_results(tmp_path: Path) -> None:
 @pytest.mark.runtime
 @pytest.mark.parametrize("name", THROUGH_FLOWER)
 def test_a_benchmark_runs_through_flower(name: str, tmp_path: Path, cache: Path) -> None:
-    check(run(name, tmp_path, cache), name)
+    result = run(name, tmp_path, cache)
+    check(result, name)
+    filled = [page.fill(path.read_text(), {name: result}) for path in page.PAGES]
+    assert not any(f"benchmarks.{name} --sizes" in text for text in filled)
 
 
 def test_the_methods_page_has_the_tables_of_the_kept_runs() -> None:

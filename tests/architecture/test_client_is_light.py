@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import client_app
@@ -25,11 +26,25 @@ families = embeddings, backbones, optims, codecs, privacies
 assert {MEMBERS}
 print(*[name for name in {HEAVY} if name in sys.modules])
 """
-    loaded = subprocess.run(
+    assert printed(script) == []
+
+
+def test_flower_loads_both_apps_without_torch() -> None:
+    """It starts Ray after it has loaded them, and torch takes seconds."""
+    components = tomllib.loads((Path(ROOT) / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["components"]
+    modules = [reference.partition(":")[0] for reference in components.values()]
+    assert len(modules) == 2
+    script = f"import {', '.join(modules)}, sys; print(*[name for name in {[*HEAVY, 'torch']} if name in sys.modules])"
+    assert printed(script) == []
+
+
+def printed(script: str) -> list[str]:
+    """The words that a script prints in a process of its own."""
+    done = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, "PYTHONPATH": ROOT},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert loaded.stdout.split() == []
+    return done.stdout.split()

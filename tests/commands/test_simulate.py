@@ -15,6 +15,7 @@ import pytest
 from rich.console import Console
 
 from commands import simulate as module
+from commands.signals import signals_as_exceptions
 from commands.simulate import LOG, Tail, reason, simulate
 from commands.superlink import environment
 from fedrec.config.compose import compose
@@ -55,6 +56,8 @@ class StandIn:
         self.calls.append(("closed",))
 
     def look(self) -> None: ...
+
+    def wait(self) -> None: ...
 
     def check(self) -> None: ...
 
@@ -241,4 +244,25 @@ def test_the_environment_is_private(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     assert env["FLWR_HOME"] == str(tmp_path / "home")
     assert "FLWR_DATABASE" not in env
     assert env["FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION"] == "1"
+    assert env["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] == "1", "workers without a GPU of their own see none"
     assert env["NO_PROXY"] == "example.org,127.0.0.1,localhost"
+
+
+def test_signals_are_taken_once_and_given_back() -> None:
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(each) for each in watched]
+    after_the_first: list[Any] = []
+
+    def ended_twice() -> None:
+        with signals_as_exceptions(), signals_as_exceptions():
+            try:
+                os.kill(os.getpid(), signal.SIGHUP)
+            finally:
+                after_the_first.extend(signal.getsignal(each) for each in watched)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as caught:
+        ended_twice()
+    assert caught.value.code == 128 + signal.SIGHUP
+    assert after_the_first == [signal.SIG_IGN] * 3
+    assert [signal.getsignal(each) for each in watched] == before

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from client_app import entry
 from fedrec.errors import DataError
 
 Federate = Callable[..., Any]
@@ -43,6 +44,10 @@ def test_a_table_without_text_trains_from_random_numbers(federate: Federate, int
 def test_a_table_without_text_says_what_to_do(federate: Federate, interactions: Path) -> None:
     with pytest.raises(DataError, match=r"none of the catalogue's \d+ items has any text.*base_table\.start=random"):
         federate(*table(interactions))
+
+
+def test_the_client_that_flower_loads_is_the_real_one(federate: Federate) -> None:
+    assert federate(client=entry.app).summary["test"] == federate().summary["test"]
 
 
 def test_random_starts_depend_on_the_seed_alone(federate: Federate) -> None:
