@@ -31,7 +31,9 @@ print(*[name for name in {HEAVY} if name in sys.modules])
 
 def test_flower_loads_both_apps_without_torch() -> None:
     """It starts Ray after it has loaded them, and torch takes seconds."""
-    components = tomllib.loads((Path(ROOT) / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["components"]
+    components = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["flwr"]["app"][
+        "components"
+    ]
     modules = [reference.partition(":")[0] for reference in components.values()]
     assert len(modules) == 2
     script = f"import {', '.join(modules)}, sys; print(*[name for name in {[*HEAVY, 'torch']} if name in sys.modules])"

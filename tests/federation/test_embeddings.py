@@ -59,6 +59,7 @@ def test_it_learns_what_it_trains_freezes_the_rest_and_moves_what_it_says(
             "optim.lr=0.03",
             "evaluation.every=0",
             "checkpoint_every=1",
+            "checkpoints_kept=100",
             *keys,
         )
     peft = [line for line in outcome.metrics if line["phase"] == "peft"]
