@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Protocol, cast
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, cast
 
 from annotated_types import Ge, Gt, Le
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -23,6 +23,7 @@ from torch import Tensor
 from fedrec import registry
 from fedrec.config.schema import RunConfig
 from fedrec.errors import PacketError
+from fedrec.item_list import item_list_packet
 from fedrec.keys import simulation_secret
 from fedrec.protocol import Setup, frozen_format
 from fedrec.registry import MemberConfig
@@ -38,7 +39,7 @@ from strategies.nodes import Nodes
 from strategies.ranking import TEST, VALIDATION, Ranking
 from strategies.server_model import Phase, ServerModel, ServerState
 
-__all__ = ["FederatedStrategy", "Observer", "Phase", "ServerState", "StrategyConfig"]
+__all__ = ["Deployed", "FederatedStrategy", "Observer", "Phase", "ServerState", "StrategyConfig"]
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,32 @@ class Observer(Protocol):
         """The global model after `round` is to be kept."""
 
 
+class Deployed(NamedTuple):
+    """What only a deployment has.
+
+    Attributes:
+        secret: The server's secret root, of its noise.
+        item_list: The public list of items, as it is sent to sites that have not got it.
+    """
+
+    secret: int
+    item_list: Tensors
+
+
 class FederatedStrategy(Strategy):
     """A member of the family `strategy`: its phases, and the loop over rounds."""
 
     config_class: ClassVar[type[StrategyConfig]]
 
-    def __init__(self, config: RunConfig, setup: Setup, base: Tensor, eligible: Tensors, observer: Observer) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        setup: Setup,
+        base: Tensor,
+        eligible: Tensors,
+        observer: Observer,
+        deployed: Deployed | None = None,
+    ) -> None:
         """A strategy for one run.
 
         Args:
@@ -86,6 +107,7 @@ class FederatedStrategy(Strategy):
             base: The pre-trained table [items, dim].
             eligible: The public list of items that may be recommended, as it is sent.
             observer: Is told of rounds and checkpoints.
+            deployed: What only a deployment has; None in a simulation.
         """
         self.config: Any = config.strategy
         self.setup = setup
@@ -99,7 +121,10 @@ class FederatedStrategy(Strategy):
         self.model = ServerModel(setup, self.plan, backbone, base)
         self.test: dict[str, float] = {}
         """Metrics at test, once the last round has ended."""
-        self._nodes = Nodes(setup)
+        self._secret = deployed.secret if deployed else simulation_secret(setup.seed)
+        item_list = deployed and records.wrap(item_list_packet(deployed.item_list))
+        self._item_list_bytes = records.size(item_list) if item_list else 0
+        self._nodes = Nodes(setup, item_list)
         self._eligible = records.wrap(frozen_format(spec_of(eligible)).encode(0, 0, eligible))
         self._shares: dict[int, Share] = {}
         self._ranking: Ranking | None = None
@@ -158,7 +183,8 @@ class FederatedStrategy(Strategy):
         started = time.monotonic()
         self._nodes.counts.clear()
         self._nodes.enrol(grid)
-        self.meter.grow(len(self._nodes.directory), self._nodes.enrolment_bytes + records.size(self._eligible))
+        joining = self._nodes.enrolment_bytes + self._item_list_bytes + records.size(self._eligible)
+        self.meter.grow(len(self._nodes.directory), joining)
         self._count_items(grid)
         self.model.advance(round)
         self._nodes.once = {self.setup.eligible: self._eligible, **self.model.once}
@@ -287,7 +313,7 @@ class FederatedStrategy(Strategy):
         mean = fold.mean()
         if mean is not None:
             taken = int(fold.scalar("users"))
-            noise = derive(simulation_secret(self.setup.seed), "privacy", server_round)
+            noise = derive(self._secret, "privacy", server_round)
             mean = self._privacy.protect_mean(mean, taken, noise)
             moved, optimiser = self._recipe.server_update(self.state.trainable, mean, self.state.optimiser)
             self.model.state = replace(self.state, trainable=moved, optimiser=optimiser)
