@@ -118,7 +118,10 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _received(node: Node, content: Content) -> Received:
     phase, round = content.integer("phase"), content.integer("round")
-    return node.receive(phase, round, content.packet(records.MODEL), content.text("frozen"))
+    packet, frozen = content.packet(records.MODEL), content.text("frozen")
+    received = node.receive(phase, round, packet, frozen)
+    node.keep_model(phase, round, packet, frozen)
+    return received
 
 
 def _metrics(node: Node, content: Content, received: Received) -> dict[str, bytes]:

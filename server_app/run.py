@@ -173,6 +173,7 @@ def _run(
         deployed, catalogue = Deployed(own_secret(folder.path), listed), content_digest(listed)
     setup = make_setup(config, len(dataset.catalogue), catalogue, content_digest(eligible), place)
     folder.write_json("manifest.json", _manifest(config, overrides, dataset, table, place))
+    folder.write_public(setup, dataset.catalogue)
     baselines = {}
     if config.evaluation.baselines and not simulated:
         log.info("no baselines: they need everybody's interactions in one place, which no deployment has")
