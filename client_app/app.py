@@ -148,7 +148,9 @@ def _answer(message: Message, context: Context, work: Callable[[Node, Content], 
         if (known := content.fields.get(records.NAMED)) is not None and known != node.named:
             log.warning("the server knows other users here than there are now: they join anew")
             return Message(pack({records.MISSING: records.NAMED}), reply_to=message)
-        return Message(pack({}, work(node, content)), reply_to=message)
+        packets = work(node, content)
+        lost = node.stores_lost()
+        return Message(pack({records.STORES_LOST: lost} if lost else {}, packets), reply_to=message)
     except MissingFrozenError as missing:
         return Message(pack({records.MISSING: missing.digest}), reply_to=message)
     except NotSharedError as error:

@@ -118,6 +118,13 @@ class Node:
         home = self._home
         return PrivateStore(home.state_dir, self.setup.run_key, self._backbone.private, synced=home.synced)
 
+    def stores_lost(self) -> int:
+        """How often the private store was found damaged, and begun anew, since this was last asked."""
+        if "private_store" not in vars(self):  # nothing has read it
+            return 0
+        lost, self.private_store.damaged = self.private_store.damaged, 0
+        return lost
+
     @cached_property
     def _backbone(self) -> Backbone:
         config = member_config("backbone", dict(self.setup.backbone))

@@ -17,7 +17,20 @@ from fedrec.keys import keys_digest
 from fedrec.protocol import Setup, code_digest
 from strategies.directory import Directory
 from strategies.exchange import exchange
-from strategies.records import ENROLL, FROZEN, KEYS, MISSING, NAMED, PROBLEM, UNSHARED, Content, Field, pack, unpack
+from strategies.records import (
+    ENROLL,
+    FROZEN,
+    KEYS,
+    MISSING,
+    NAMED,
+    PROBLEM,
+    STORES_LOST,
+    UNSHARED,
+    Content,
+    Field,
+    pack,
+    unpack,
+)
 
 log = logging.getLogger("fedrec")
 
@@ -248,6 +261,9 @@ class Nodes:
         except PacketError:
             return None
         self._require_shared(content)
+        if content.fields.get(STORES_LOST):
+            self.counts["store_damaged"] += 1
+            log.warning("node %d found its users' store damaged: they start anew", reply.metadata.src_node_id)
         missing = content.fields.get(MISSING)
         return missing if isinstance(missing, str) else None
 

@@ -265,6 +265,30 @@ def test_a_disk_that_is_wiped_during_a_run_starts_anew(shop: Shop) -> None:
     assert sum(line["dropped_replies"].get("users_changed", 0) for line in shop.metrics("r")) == 1
 
 
+def test_a_store_that_is_damaged_between_two_rounds_is_put_aside_and_counted(shop: Shop) -> None:
+    """Its users are known by the same keys, and start anew; nothing else is lost, and the round goes on."""
+    grid = shop.grid()
+    trained = 0
+
+    def answer(message: Message) -> Message:
+        nonlocal trained
+        trained += message.metadata.message_type == "train"
+        if trained == 2 * SITES + 1:
+            trained += 1
+            store = shop.folder / "state0" / "users.sqlite"
+            store.write_bytes(store.read_bytes()[:5000] + b"no pages of a store" * 500)
+        app_module._node.cache_clear()
+        return RecordingGrid.respond(grid, message)
+
+    grid.respond = answer  # type: ignore[method-assign]
+    summary = shop.deploy("r", grid=grid)
+    assert summary["test"]["users"] == USERS
+    counted = [line["dropped_replies"] for line in shop.metrics("r")]
+    assert [line.get("store_damaged", 0) for line in counted] == [0, 0, 1, 0]
+    assert (shop.folder / "state0" / "users.sqlite.damaged-1").exists()
+    assert len(set(keys(grid))) == USERS
+
+
 def test_all_mistakes_of_a_node_are_told_at_once_and_cost_the_others_nothing(
     shop: Shop, caplog: pytest.LogCaptureFixture
 ) -> None:
