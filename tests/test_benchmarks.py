@@ -78,6 +78,7 @@ def test_a_benchmark_runs_and_writes_a_valid_result(name: str, tmp_path: Path, c
         assert all(not entry["not_found"] for entry in result["figures"]["parts"])
 
 
+@pytest.mark.runtime
 def test_the_message_of_a_device_is_measured(tmp_path: Path) -> None:
     importlib.import_module("benchmarks.light_client").main(["--out", str(tmp_path / "light_client.json")])
     result = json.loads((tmp_path / "light_client.json").read_text())
