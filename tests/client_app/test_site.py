@@ -117,8 +117,8 @@ def test_damage_of_what_was_prepared_is_mended_from_the_file(tmp_path: Path) -> 
         ),
         ("zelda,zelda,1\n", "two columns have the same name, among columns [1, 2]"),
         ("user_id,item_id,timestamp\n", "has no interaction that can be used, of 0 read"),
-        ("user_id,item_id,timestamp\nann,nowhere,1\n", "of 1 read: 1 interactions with items that are not in the"),
-        ("user_id,item_id,timestamp\nann,b,soon\n", "of 1 read: 1 lines that could not be read"),
+        ("user_id,item_id,timestamp\nzelda,nowhere,1\n", "of 1 read: 1 interactions with items that are not in the"),
+        ("user_id,item_id,timestamp\nzelda,b,soon\n", "of 1 read: 1 lines that could not be read"),
     ],
 )
 def test_what_cannot_be_used_is_said_without_anybodys_data(tmp_path: Path, text: str, said: str) -> None:
@@ -130,7 +130,7 @@ def test_what_cannot_be_used_is_said_without_anybodys_data(tmp_path: Path, text:
 
 
 def test_a_log_has_totals_and_nobody_in_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    text = "user_id,item_id,timestamp\nann,b,1\nann,b,2\nmallory\neve,nowhere,1\nann,c,soon\n,b,3\n"
+    text = "user_id,item_id,timestamp\nzelda,b,1\nzelda,b,2\nmallory\neve,nowhere,1\nzelda,c,soon\n,b,3\n"
     with caplog.at_level(logging.DEBUG):
         assert prepared(site(tmp_path, text)) == {"zelda": [1]}
     said = caplog.text
