@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from client_app import app as app_module
 from client_app.app import app as client_app
+from client_app.pieces import close_file
 from commands.local_grid import LocalGrid
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
@@ -225,23 +226,32 @@ def test_the_list_of_items_is_sent_once_and_the_file_is_read_once(
     assert "prepared 13 users" in caplog.text
 
 
-def test_between_rounds_of_a_run_the_prepared_data_stays(shop: Shop) -> None:
+def test_what_a_site_needs_between_rounds_is_in_its_state_dir(shop: Shop) -> None:
+    """Every message is a new process, two nodes are started anew, the files have gone: the run is the same."""
+    plain = shop.deploy("plain")
     grid = shop.grid()
-    ask = grid.respond
+    messages = 0
 
-    def changing(message: Any) -> Any:
-        for config in shop.configs:  # every message is a new process, and the file is another one by now
-            Path(config["interactions"]).unlink(missing_ok=True)
-        app_module._node.cache_clear()
-        return ask(message)
-
-    def first(message: Any) -> Any:
+    def answer(message: Message) -> Message:
+        nonlocal messages
         if message.metadata.message_type != "query.enroll":
-            grid.respond = changing  # type: ignore[method-assign]
-        return grid.respond(message) if message.metadata.message_type != "query.enroll" else ask(message)
+            messages += 1
+            for config in shop.configs:
+                Path(config["interactions"]).unlink(missing_ok=True)
+            if messages in (3, 6):  # a restart: the runtime's own memory of the node is gone
+                grid._contexts[message.metadata.dst_node_id].state.clear()
+        app_module._node.cache_clear()
+        for path in shop.folder.glob("state*/users.sqlite"):
+            close_file(path, synced=True)
+        return RecordingGrid.respond(grid, message)
 
-    grid.respond = first  # type: ignore[method-assign]
-    assert shop.deploy("r", grid=grid)["test"]["users"] == USERS
+    grid.respond = answer  # type: ignore[method-assign]
+    again = shop.deploy("again", grid=grid)
+    assert again["test"] == pytest.approx(plain["test"], abs=1e-9)
+    trained = [[(line["loss"], line["cold_users"]) for line in shop.metrics(run)] for run in ("plain", "again")]
+    assert trained[0] == trained[1]
+    assert sum(cold for _, cold in trained[1]) < sum(line["users"] for line in shop.metrics("again"))
+    assert again["bytes_per_user"] == plain["bytes_per_user"]
 
 
 def test_a_disk_that_is_wiped_during_a_run_starts_anew(shop: Shop) -> None:
