@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -109,7 +110,7 @@ def of_run(folder: Path) -> Source:
     """The last checkpoint of a simulated run, and the node on which all its users live."""
     if not folder.is_dir():
         near = get_close_matches(folder.name, _names(folder.parent), n=_CLOSE)
-        hint = f"did you mean {' or '.join(str(folder.parent / name) for name in near)}?" if near else "see its path"
+        hint = f"did you mean {' or '.join(str(folder.parent / name) for name in near)}?" if near else "give the path of a run folder, runs/<id>"
         raise RecommendError(f"{folder}: there is no such run; {hint}")
     try:
         setup = Setup.from_json((folder / "setup.json").read_text(encoding="utf-8"))
@@ -136,7 +137,7 @@ def of_run(folder: Path) -> Source:
         raise StoreError(f"{newest.with_suffix('')} cannot be used ({error}): the checkpoint is damaged") from error
     # The folder may have been moved since.
     place = SimulatedData(setup.simulation.interactions, str((folder / "state").resolve()), token)
-    setup = Setup(**{**vars(setup), "simulation": place})
+    setup = dataclasses.replace(setup, simulation=place)
     node = Node(setup, Place(0, 1))
     model = GlobalModel(node.models[phase], _under("trainable.", tensors), _under("frozen.", tensors))
     return Source(str(folder), node, Received(phase, round, model, 0), items)
