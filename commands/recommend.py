@@ -110,7 +110,8 @@ def of_run(folder: Path) -> Source:
     """The last checkpoint of a simulated run, and the node on which all its users live."""
     if not folder.is_dir():
         near = get_close_matches(folder.name, _names(folder.parent), n=_CLOSE)
-        hint = f"did you mean {' or '.join(str(folder.parent / name) for name in near)}?" if near else "give the path of a run folder, runs/<id>"
+        paths = " or ".join(str(folder.parent / name) for name in near)
+        hint = f"did you mean {paths}?" if near else "give the path of a run folder, runs/<id>"
         raise RecommendError(f"{folder}: there is no such run; {hint}")
     try:
         setup = Setup.from_json((folder / "setup.json").read_text(encoding="utf-8"))
