@@ -108,7 +108,7 @@ def test_a_write_that_breaks_off_leaves_no_file_of_that_name(
 ) -> None:
     """The name appears with the whole content or not at all, whatever lay there before stays."""
 
-    def half(tensors: Tensors, path: str) -> None:
+    def half(tensors: Tensors, path: str, metadata: dict[str, str]) -> None:
         Path(path).write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
