@@ -1,0 +1,393 @@
+"""Merge and restart: the correction is folded into the base table, and everybody comes to the same table by its own way.
+
+A base table here takes 3,236 bytes and a merge 900, so that three merges are shorter than the table and four are not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from flwr.app import Context, Message
+from safetensors.torch import load_file
+from torch import Tensor
+
+from client_app.app import app as honest
+from client_app.engine import GlobalModel
+from client_app.frozen import FrozenStore
+from client_app.node import Node, Place, Received, _resident
+from client_app.oracle import OracleEngine
+from commands.describe import describe
+from fedrec.config.describe import from_dict
+from fedrec.protocol import Setup
+from fedrec.rng import derive, generator
+from fedrec.tensors import Tensors
+from strategies.directory import Directory
+from strategies.records import FROZEN, MERGED, MODEL, VERSIONS, pack, unpack
+
+Federate = Callable[..., Any]
+
+HEADER, ITEMS, DIM, RANK, USERS, WARMUP, EVERY, ROUNDS = 36, 100, 8, 2, 24, 2, 2, 14
+TABLE, MERGE = HEADER + 4 * ITEMS * DIM, HEADER + 4 * RANK * (ITEMS + DIM)
+MERGING = [f"strategy.rounds={ROUNDS}", f"strategy.merge_every={EVERY}", "evaluation.every=0"]
+MERGING += [f"dataset.n_users={USERS}", "optim.solve_epochs=1"]
+MERGES_AFTER = [4, 6, 8, 10, 12]  # and not after 14, the last round
+ALL = ["checkpoint_every=1", "checkpoints_kept=99"]
+
+
+def checkpoint(outcome: Any, round: int = ROUNDS) -> Tensors:
+    return load_file(outcome.folder / f"checkpoints/round-{round:06d}.safetensors")
+
+
+def where(outcome: Any, round: int = ROUNDS) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((outcome.folder / f"checkpoints/round-{round:06d}.json").read_text())
+    return found
+
+
+def arrays(messages: list[Message], prefix: str) -> Iterator[tuple[Message, str, bytes]]:
+    for message in messages:
+        for name, values in unpack(message.content).arrays.items():
+            if name.startswith(prefix):
+                yield message, name.removeprefix(prefix), values.tobytes()
+
+
+def setup_of(outcome: Any) -> Setup:
+    enrolment = next(m for m in outcome.grid.sent if m.metadata.message_type == "query.enroll")
+    return Setup.from_json(str(unpack(enrolment.content).fields["setup"]))
+
+
+def correction(outcome: Any, packet: bytes) -> Tensor:
+    """What a packet of a merge decodes to, multiplied out by hand (the scaling is 1)."""
+    node = Node(setup_of(outcome), Place(0, 1))
+    fmt = node.setup.merged_format(node.models[1].correction)
+    factors = fmt.decode(packet).tensors
+    return factors["embedding.A"].double() @ factors["embedding.B"].double()
+
+
+@pytest.fixture
+def own_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every node keeps what is sent once in a folder of its own, as devices do."""
+
+    def own(self: Node) -> FrozenStore:
+        assert self.setup.simulation is not None
+        return FrozenStore(Path(self.setup.simulation.state_dir) / f"device-{self.users.keys[0]}")
+
+    monkeypatch.setattr(Node, "frozen_store", property(own))
+
+
+@pytest.fixture
+def bases(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[Tensor]]:
+    """The base tables on which devices trained, by round."""
+    seen: dict[int, list[Tensor]] = {}
+    train = Node.train
+
+    def spy(self: Node, received: Received, slots: Any) -> bytes:
+        if "base" in received.model.frozen:
+            seen.setdefault(received.round, []).append(received.model.frozen["base"].clone())
+        return train(self, received, slots)
+
+    monkeypatch.setattr(Node, "train", spy)
+    return seen
+
+
+# The server ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["float32", "int8"])
+def test_versions_are_named_by_the_chain_of_packets_and_made_of_what_they_decode_to(
+    federate: Federate, codec: str
+) -> None:
+    outcome = federate(*MERGING, *ALL, f"codec={codec}")
+    packets = {name: packet for _, name, packet in arrays(outcome.grid.sent, MERGED)}
+    assert len(packets) == len(MERGES_AFTER)
+    for round in range(WARMUP + 1, ROUNDS + 1):
+        before, after = checkpoint(outcome, round - 1), checkpoint(outcome, round)
+        name, named = where(outcome, round - 1)["frozen_digest"], where(outcome, round)["frozen_digest"]
+        if round not in MERGES_AFTER:
+            same = after["frozen.base"] if round == WARMUP + 1 else before["frozen.base"]
+            assert torch.equal(after["frozen.base"], same)
+            assert after["trainable.embedding.B"].any()
+            continue
+        made = hashlib.sha256(name.encode() + b"\0" + hashlib.sha256(packets[named]).digest()).hexdigest()
+        assert made == named
+        folded = (before["frozen.base"].double() + correction(outcome, packets[named])).float()
+        assert torch.equal(after["frozen.base"], folded)
+        assert not torch.equal(after["frozen.base"], before["frozen.base"])
+        assert not after["trainable.embedding.B"].any()
+        assert float(after["trainable.embedding.A"].std()) == pytest.approx(0.1, rel=0.2)
+        assert where(outcome, round)["merges"] == MERGES_AFTER.index(round) + 1
+    assert [record["merges"] for record in outcome.metrics] == [
+        sum(after <= round for after in MERGES_AFTER) for round in range(1, ROUNDS + 1)
+    ]
+    assert outcome.summary["merges"] == len(MERGES_AFTER)
+
+
+def test_every_restart_is_another_and_the_rank_grows_beyond_that_of_one_correction(federate: Federate) -> None:
+    outcome = federate(*MERGING, *ALL)
+    starts = [checkpoint(outcome, round)["trainable.embedding.A"] for round in MERGES_AFTER]
+    for number, start in enumerate(starts, start=1):
+        rng = generator(setup_of(outcome).seed, "embedding", "peft", "merge", number)
+        assert torch.equal(start, 0.1 * torch.randn(ITEMS, RANK, generator=rng))
+    moved = checkpoint(outcome)["frozen.base"] - checkpoint(outcome, WARMUP + 1)["frozen.base"]
+    assert torch.linalg.matrix_rank(moved, rtol=1e-3) == DIM > RANK
+    without = federate(*MERGING, "strategy.merge_every=0")
+    last = checkpoint(without)
+    assert torch.linalg.matrix_rank(last["trainable.embedding.A"] @ last["trainable.embedding.B"]) == RANK
+    assert without.summary["merges"] == 0
+
+
+def test_the_servers_optimiser_starts_anew_and_the_backbone_goes_on(federate: Federate) -> None:
+    fast = ["optim=fast", "optim.solve_steps=1", "optim.negatives=20", "backbone=fedncf"]
+    outcome = federate(*MERGING, *ALL, *fast, "strategy.rounds=6")
+    optimiser = {round: {k: t for k, t in checkpoint(outcome, round).items() if "optimiser" in k} for round in (3, 4, 5)}
+    assert int(optimiser[3]["optimiser.count"]) == 1
+    assert optimiser[4] == {}
+    assert int(optimiser[5]["optimiser.count"]) == 1
+    before, after = checkpoint(outcome, 3), checkpoint(outcome, 4)
+    shared = [name for name in after if name.startswith("trainable.backbone.")]
+    assert shared
+    assert all((before[name] - after[name]).abs().max() < 0.1 for name in shared), "a step, and not a new start"
+
+
+def test_a_loop_by_hand_that_merges_comes_to_the_same_table(federate: Federate) -> None:
+    """No strategy, packets, nodes or stores: the one-at-a-time engine, a weighted mean, and a merge written out."""
+    outcome = federate(*MERGING, *ALL, nodes=7)
+    setup, config = setup_of(outcome), from_dict(yaml.safe_load((outcome.folder / "config.yaml").read_text()))
+    node = Node(setup, Place(0, 1))
+    cohort, model, backbone = node.users.training(np.arange(USERS)), node.models[1], node.models[1].backbone
+    directory = Directory()
+    directory.join(1, cohort.keys)
+    engine = node.engine
+    oracle = OracleEngine(engine.recipe, engine.sampler, engine.privacy, engine.limits)
+    private, found = node.private_store.load(cohort.keys, before=WARMUP + 1)
+    start = backbone.init_private(setup.seed, cohort.keys)["user"]
+    vectors = torch.where(torch.from_numpy(found)[:, None], private["user"], start)
+    base = checkpoint(outcome, WARMUP)["trainable.embedding.items"].clone()
+    rng = generator(setup.seed, "embedding", "peft")
+    a, b = 0.1 * torch.randn(ITEMS, RANK, generator=rng), torch.zeros(RANK, DIM)
+    merges = 0
+    for round in range(WARMUP + 1, ROUNDS + 1):
+        chosen = directory.cohort(setup.seed, round, config.strategy.fraction)  # type: ignore[attr-defined]
+        received = GlobalModel(model, {"embedding.A": a, "embedding.B": b}, {"base": base})
+        seed = derive(node.secret, "train", round)
+        trained = oracle.train(received, cohort.select(chosen), {"user": vectors[chosen]}, seed)
+        vectors[chosen] = trained.private["user"]
+        a = a + trained.update.total["embedding.A"] / trained.update.weight
+        b = b + trained.update.total["embedding.B"] / trained.update.weight
+        if (round - WARMUP) % EVERY == 0 and round < ROUNDS:
+            merges += 1
+            base = base + a @ b
+            rng = generator(setup.seed, "embedding", "peft", "merge", merges)
+            a, b = 0.1 * torch.randn(ITEMS, RANK, generator=rng), torch.zeros(RANK, DIM)
+    last = checkpoint(outcome)
+    torch.testing.assert_close(last["frozen.base"], base, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(last["trainable.embedding.A"], a, atol=2e-4, rtol=1e-4)
+    torch.testing.assert_close(last["trainable.embedding.B"], b, atol=2e-4, rtol=1e-4)
+
+
+# The devices ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("codec", ["float32", "int8"])
+def test_the_layout_changes_nothing(federate: Federate, own_disks: None, codec: str) -> None:
+    # With SGD where updates are rounded, so that the last bits of a sum do not become whole steps.
+    sgd = ["optim=fast", "optim.server.kind=sgd", "optim.server.beta1=0.0"] if codec == "int8" else []
+    overrides = [*MERGING, "strategy.rounds=8", "evaluation.every=2", f"codec={codec}", *sgd]
+    one = federate(*overrides, nodes=1)
+    for nodes in (2, 7, USERS) if codec == "float32" else (7,):
+        many = federate(*overrides, nodes=nodes)
+        expected = {name: t for name, t in checkpoint(one, 8).items() if not name.startswith(("meter.", "merged."))}
+        found = checkpoint(many, 8)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=1e-4, msg=f"{name} of {nodes} nodes")
+        for before, after in zip(one.metrics, many.metrics, strict=True):
+            assert before["bytes_per_user"] == after["bytes_per_user"]
+            assert before["merges"] == after["merges"]
+            assert before["bytes"] == after["bytes"]
+            assert before["loss"] == pytest.approx(after["loss"], abs=1e-4)
+        assert many.summary["test"]["ndcg@10"] == pytest.approx(one.summary["test"]["ndcg@10"], abs=1e-3)
+
+
+def missed(outcome: Any) -> dict[tuple[int, int], int | None]:
+    """For each training message of the compressed phase, by (round, node): merges since the node's last; None: first."""
+    found: dict[tuple[int, int], int | None] = {}
+    last: dict[int, int] = {}
+    for message in outcome.grid.sent:
+        round = int(unpack(message.content).fields.get("round", 0))
+        if message.metadata.message_type == "train" and round > WARMUP:
+            node = message.metadata.dst_node_id
+            version = sum(after < round for after in MERGES_AFTER)
+            found[round, node] = version - last[node] if node in last else None
+            last[node] = version
+    return found
+
+
+@pytest.mark.parametrize("codec", ["float32", "int8"])
+def test_who_missed_merges_is_sent_the_shorter_way_and_holds_the_servers_table_to_the_bit(
+    federate: Federate, own_disks: None, bases: dict[int, list[Tensor]], codec: str
+) -> None:
+    overrides = [*MERGING, *ALL, "strategy.fraction=0.2", f"codec={codec}"]
+    outcome = federate(*overrides, nodes=USERS)
+    behind = missed(outcome)
+    times = Counter(behind.values())
+    size = max(len(packet) for _, _, packet in arrays(outcome.grid.sent, MERGED))
+    enough = TABLE // size
+    assert all(times[count] for count in (None, 0, 1, 2, 3)), "a first time, and every kind of gap"
+    assert codec == "int8" or any(count is not None and count > enough for count in times), "one too long for merges"
+    for (round, node), count in behind.items():
+        sent = [m for m in outcome.grid.sent if m.metadata.dst_node_id == node]
+        sent = [m for m in sent if unpack(m.content).fields.get("round") == round and m.metadata.message_type == "train"]
+        assert len(sent) == 1, "nobody had to ask again"
+        content = unpack(sent[0].content)
+        tables = [name for name in content.arrays if name.startswith(FROZEN) and len(content.arrays[name]) == TABLE]
+        merges = [name for name in content.arrays if name.startswith(MERGED)]
+        by_merges = bool(count) and count * size < TABLE  # type: ignore[operator]
+        assert len(merges) == (count if by_merges else 0)
+        assert len(tables) == (count is None or (count > 0 and not by_merges))
+        assert (VERSIONS in content.fields) == by_merges
+    assert set(bases) == set(range(WARMUP + 1, ROUNDS + 1))
+    for round, seen in bases.items():
+        table = checkpoint(outcome, max(WARMUP + 1, round - 1))["frozen.base"]
+        assert all(torch.equal(base, table) for base in seen), f"round {round}"
+
+
+def test_the_meter_counts_the_bytes_of_real_messages(federate: Federate, own_disks: None) -> None:
+    outcome = federate(*MERGING, "strategy.fraction=0.2", nodes=USERS)
+    train = [m for m in outcome.grid.sent if m.metadata.message_type == "train"]
+    moved = outcome.summary["bytes_per_user"]
+    assert moved["down"] * USERS == pytest.approx(sum(len(packet) for *_, packet in arrays(train, MODEL)))
+    behind = missed(outcome)
+    tables = [
+        (int(unpack(m.content).fields["round"]), m.metadata.dst_node_id)
+        for m, _, packet in arrays(train, FROZEN)
+        if len(packet) == TABLE
+    ]
+    caught_up = sum(len(packet) for *_, packet in arrays(train, MERGED))
+    caught_up += TABLE * sum(behind[at] is not None for at in tables)
+    assert moved["merges"] * USERS == pytest.approx(caught_up)
+    assert caught_up == sum(min(count * MERGE, TABLE) for count in behind.values() if count)
+    joining = sum(describe(from_dict(yaml.safe_load((outcome.folder / "config.yaml").read_text())), None).joining.values())
+    first = TABLE * sum(count is None for count in behind.values())
+    assert moved["one_time"] * USERS == pytest.approx(USERS * joining + first)
+    assert moved["total"] == pytest.approx(sum(moved[way] for way in ("up", "down", "one_time", "merges")))
+    assert sum(record["bytes"]["merges"] for record in outcome.metrics) == caught_up
+    # Evaluation, once in the end, has a ledger of its own: the whole for all, as nobody has been ranked before.
+    ranked = describe(from_dict(yaml.safe_load((outcome.folder / "config.yaml").read_text())), None)
+    assert moved["evaluation"] == ranked.phases[-1].down + TABLE + 2 * ranked.metrics
+
+
+def test_a_user_of_every_round_moves_what_was_described(federate: Federate) -> None:
+    outcome = federate(*MERGING, "strategy.fraction=1.0")
+    found = describe(from_dict(yaml.safe_load((outcome.folder / "config.yaml").read_text())), None)
+    counted = outcome.summary["bytes_per_user"]
+    assert (found.phases[-1].merge_every, found.phases[-1].merge) == (EVERY, MERGE)
+    assert counted["merges"] == found.run.merges == len(MERGES_AFTER) * MERGE
+    assert (counted["up"], counted["down"], counted["one_time"]) == (found.run.up, found.run.down, found.run.one_time)
+
+
+def test_a_device_whose_disk_was_wiped_asks_and_is_sent_the_table(
+    federate: Federate, own_disks: None, bases: dict[int, list[Tensor]], tmp_path: Path
+) -> None:
+    wiped: list[tuple[int, int]] = []
+
+    def client(message: Message, context: Context) -> Message:
+        round = unpack(message.content).fields.get("round")
+        if round in (6, 8) and message.metadata.message_type == "train" and (round, context.node_id) not in wiped:
+            wiped.append((round, context.node_id))
+            for path in (tmp_path / "runs-1/r/state").glob("device-*/frozen/*"):
+                path.unlink()
+            _resident.cache_clear()  # a new process
+        return honest(message, context)
+
+    outcome = federate(*MERGING, *ALL, nodes=2, client=client)
+    assert len(wiped) == 4
+    answered = [m for m in outcome.grid.received if "missing" in unpack(m.content).fields]
+    assert answered, "they asked for what they lacked"
+    again = [m for m, _, packet in arrays(outcome.grid.sent, FROZEN) if len(packet) == TABLE]
+    assert len(again) > 2, "beside the first time of each"
+    assert all(not record["dropped_replies"] for record in outcome.metrics)
+    for round, seen in bases.items():
+        table = checkpoint(outcome, max(WARMUP + 1, round - 1))["frozen.base"]
+        assert all(torch.equal(base, table) for base in seen), f"round {round}"
+    untouched = federate(*MERGING, *ALL, nodes=2)
+    assert torch.equal(checkpoint(outcome)["frozen.base"], checkpoint(untouched)["frozen.base"])
+
+
+DAMAGE: dict[str, Callable[[bytes, bytes], bytes]] = {
+    "one bit": lambda packet, before: packet[:-1] + bytes([packet[-1] ^ 1]),
+    "truncated": lambda packet, before: packet[:-5],
+    "a whole packet, of another merge": lambda packet, before: before,
+    "noise": lambda packet, before: bytes(range(256)) * 4,
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_what_does_not_make_the_announced_version_is_refused(
+    federate: Federate, own_disks: None, bases: dict[int, list[Tensor]], case: str
+) -> None:
+    seen: list[bytes] = []
+    refused: list[str] = []
+
+    def client(message: Message, context: Context) -> Message:
+        content = unpack(message.content)
+        found = [name for name in content.arrays if name.startswith(MERGED)]
+        if message.metadata.message_type != "train" or not found:
+            return honest(message, context)
+        packet = content.arrays[found[-1]].tobytes()
+        if content.fields["round"] == 7 and context.node_id == 2:
+            damaged = np.frombuffer(DAMAGE[case](packet, seen[0]), dtype=np.uint8)
+            told = pack(content.fields, arrays={**content.arrays, found[-1]: damaged})
+            changed = Message(told, context.node_id, message.metadata.message_type)
+            changed.metadata.__dict__["_message_id"] = message.metadata.message_id
+            try:
+                return honest(changed, context)
+            except Exception as error:
+                refused.append(str(error))
+                raise
+        seen.append(packet)
+        return honest(message, context)
+
+    outcome = federate(*MERGING, *ALL, nodes=2, client=client)
+    assert len(refused) == 1
+    assert "does not make" in refused[0]
+    assert outcome.metrics[6]["dropped_replies"] == {"failed": 1}
+    assert all(not record["dropped_replies"] for record in outcome.metrics if record["round"] != 7)
+    for round, used in bases.items():
+        table = checkpoint(outcome, max(WARMUP + 1, round - 1))["frozen.base"]
+        assert len(used) == (1 if round == 7 else 2)
+        assert all(torch.equal(base, table) for base in used), f"round {round}: in the next the merge came as it should"
+
+
+# Rankings and checkpoints --------------------------------------------------------------------------------------------
+
+
+def test_a_ranking_that_rides_past_a_merge_ranks_the_same_model(federate: Federate) -> None:
+    overrides = [*MERGING, "strategy.rounds=8", "evaluation.every=1"]
+    alone, riding = federate(*overrides, "checkpoint_every=1"), federate(*overrides, "checkpoint_every=0")
+    for before, after in zip(alone.metrics, riding.metrics, strict=True):
+        for name in ("validation", "loss", "users", "examples", "bytes", "merges"):
+            assert before[name] == after[name], f"{name} of round {before['round']}"
+    assert alone.summary["test"] == riding.summary["test"]
+    assert torch.equal(checkpoint(alone, 8)["frozen.base"], checkpoint(riding, 8)["frozen.base"])
+
+
+def test_a_device_keeps_the_versions_that_a_checkpoint_needs_and_no_older_one(
+    federate: Federate, own_disks: None
+) -> None:
+    def kept(outcome: Any) -> list[int]:
+        (folder,) = (outcome.folder / "state").glob("device-*/frozen")
+        return sorted(path.stat().st_size > TABLE - HEADER for path in folder.iterdir()).count(True)
+
+    # The last message is the final ranking, when the newest checkpoint is not yet written.
+    assert kept(federate(*MERGING, "checkpoint_every=0", nodes=1)) == 1
+    # Kept are the checkpoints of rounds 10 and 12, and a message of round 13 or 14 names 10: versions 4 and 5.
+    assert kept(federate(*MERGING, "checkpoint_every=2", "checkpoints_kept=2", nodes=1)) == 2
+    assert kept(federate(*MERGING, *ALL, nodes=1)) == 1 + len(MERGES_AFTER)
