@@ -162,7 +162,7 @@ class Model:
         """
         dense = {name: tensor.double() for name, tensor in self.dense(correction).items()}
         parts = []
-        for part in torch.arange(self.embedding.n_items).split(_ITEMS_AT_ONCE):
+        for part in torch.split(torch.arange(self.embedding.n_items), _ITEMS_AT_ONCE):
             places, fixed = self.embedding.rows(part, frozen), self.fixed_rows(frozen, part)
             rows = {name: table[places[name]].double() for name, table in self.tables(correction).items()}
             fixed = FixedRows(fixed.tables, None if fixed.base is None else fixed.base.double())

@@ -118,7 +118,7 @@ class Meter:
 
 
 def _lacking(held: _Counts, users: NDArray[np.int64], frozen: FrozenBytes) -> tuple[_Counts, _Counts]:
-    """Bytes for each of `users` who lack what is frozen: those whom nothing of it was sent, and those with an older base.
+    """Bytes for each of `users` who lack what is frozen: who was sent nothing of it yet, and who has an older base.
 
     `held` has the version that each user of the directory was sent last, and is brought up to date.
     """

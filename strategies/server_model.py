@@ -49,8 +49,8 @@ class ServerState:
         phase: Number of the phase in the plan.
         trainable: What is trained and sent.
         frozen: What was sent once.
-        frozen_digest: Names `frozen`: the digest of its content or, after a merge, the name of the base's version; empty
-            if nothing is frozen.
+        frozen_digest: Names `frozen`: the digest of its content or, after a merge, the name of the base's version;
+            empty if nothing is frozen.
         optimiser: The server optimiser's own tensors.
         kept: What the embedding keeps on the server, for items that come later.
         merges: What was merged into the base table in this phase.
@@ -62,7 +62,7 @@ class ServerState:
     frozen_digest: str
     optimiser: Tensors
     kept: Tensors = field(default_factory=dict)
-    merges: Merges = Merges()
+    merges: Merges = field(default_factory=Merges)
 
 
 class ServerModel:

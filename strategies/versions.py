@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,6 @@ from flwr.app import Array
 
 from fedrec.tensors import Tensors
 from strategies import records
-
 
 _NEGLIGIBLE = 1e-12
 
@@ -68,8 +68,7 @@ class Merges:
         """The inverse of `state`."""
         names = list(plain["versions"])
         log = [
-            Merged(before, after, records.wrap(packets[after].numpy().tobytes()))
-            for before, after in zip(names, names[1:], strict=False)
+            Merged(before, after, records.wrap(packets[after].numpy().tobytes())) for before, after in pairwise(names)
         ]
         return Merges(int(plain["merges"]), tuple(log))
 

@@ -152,12 +152,12 @@ def test_a_version_is_kept_under_its_name_and_checked_by_its_content(store: Froz
     assert versions(store) == [2], "another version in its place counts as missing"
 
 
-@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "", DIGEST, CHAIN[1].replace("0", "g"), CHAIN[1] + "/x"])
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "", DIGEST, "g" * 64, CHAIN[1] + "/x"])
 def test_a_name_that_is_no_versions_is_refused_and_nothing_written(
     store: FrozenStore, tmp_path: Path, name: str
 ) -> None:
     """It comes over the network, and would be that of a file."""
-    with pytest.raises(PacketError, match="of a name that is no version's|have another content"):
+    with pytest.raises(PacketError, match=r"of a name that is no version's|have another content"):
         store.put(table(1), name, content_digest(table(1)) if name else "", Since("r", 1))
     assert not list((tmp_path / "frozen").iterdir())
 

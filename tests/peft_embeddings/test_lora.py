@@ -77,11 +77,12 @@ def test_starts_that_a_variant_does_not_have() -> None:
 def test_a_merged_base_is_the_vectors_there_were(scaling: float) -> None:
     rng = generator(1)
     model = Model(make(scaling=scaling, rank=3), backbones.get("fedmf")(load_member("backbone", "fedmf"), DIM))
-    correction = {"embedding.A": torch.randn(ITEMS, 3, generator=rng), "embedding.B": torch.randn(3, DIM, generator=rng)}
+    a, b = torch.randn(ITEMS, 3, generator=rng), torch.randn(3, DIM, generator=rng)
+    correction = {"embedding.A": a, "embedding.B": b}
     frozen = {"base": table()}
     merged = model.merged(correction, frozen)
     assert merged.dtype == torch.float32
-    by_hand = frozen["base"].double() + scaling * correction["embedding.A"].double() @ correction["embedding.B"].double()
+    by_hand = frozen["base"].double() + scaling * a.double() @ b.double()
     assert torch.equal(merged, by_hand.float()), "added up in float64 and rounded once"
     before = model.item_vectors(correction, frozen, torch.arange(ITEMS))
     torch.testing.assert_close(merged, before, atol=1e-5, rtol=1e-5)
