@@ -116,16 +116,12 @@ class ServerModel:
         return self._frozen(ServerState(phase, trainable, frozen, "", {}, kept))
 
     def _frozen(self, state: ServerState) -> ServerState:
-        """The state with the name of what is frozen, whose packet is made."""
-        digest = content_digest(state.frozen) if state.frozen else ""
-        self._wrap(digest, state, 0, digest)
-        return replace(state, frozen_digest=digest)
-
-    def _wrap(self, name: str, state: ServerState, round: int, content: str) -> None:
-        """Make the packet of what is frozen, which has been so since `round` (0: the start of the phase)."""
-        packet = frozen_format(spec_of(state.frozen)).encode(state.phase, round, state.frozen)
+        """The state with the name of what is frozen, whose packet is made; it says since which round that is so."""
+        merges, self._content = state.merges, content_digest(state.frozen) if state.frozen else ""
+        name = state.frozen_digest if merges.count else self._content
+        packet = frozen_format(spec_of(state.frozen)).encode(state.phase, merges.round, state.frozen)
         self.once = {name: records.wrap(packet)} if state.frozen else {}
-        self._content = content
+        return replace(state, frozen_digest=name)
 
     def freeze_counts(self, counts: Tensor) -> None:
         """Users per item [items] have been counted: what of them the backbone reads is frozen from here on."""
@@ -150,16 +146,16 @@ class ServerModel:
         restarted = model.embedding.restart(generator(self._setup.seed, "embedding", phase.name, "merge", number))
         if restarted is None:
             raise ValueError(f"embedding={phase.embedding.name} does not merge: the configuration was not checked")
-        name = version_name(state.frozen_digest, packet)
-        self.state = replace(
+        name, whole = version_name(state.frozen_digest, packet), self.frozen_bytes.whole
+        merged = replace(
             state,
             trainable=model.named(restarted, model.shared(state.trainable)),
             frozen=state.frozen | {BASE: model.merged(fmt.decode(packet).tensors, state.frozen)},
             frozen_digest=name,
             optimiser={},
-            merges=state.merges.then(Merged(state.frozen_digest, name, records.wrap(packet)), self.frozen_bytes.whole),
+            merges=state.merges.then(Merged(state.frozen_digest, name, records.wrap(packet)), round, whole),
         )
-        self._wrap(name, self.state, round, content_digest(self.state.frozen))
+        self.state = self._frozen(merged)
         return True
 
     def packet(self, round: int, kept: int) -> Array:

@@ -36,19 +36,21 @@ class Merges:
 
     Attributes:
         count: How many there were so far, the number of the newest version.
+        round: The round after which the newest was made; 0 before the first merge.
         log: The newest ones, oldest first: those that are together shorter than all that is frozen. From an earlier
             version there is no shorter way.
     """
 
     count: int = 0
+    round: int = 0
     log: tuple[Merged, ...] = ()
 
-    def then(self, merged: Merged, whole: int) -> Merges:
-        """With one more merge, where all that is frozen has `whole` bytes."""
+    def then(self, merged: Merged, round: int, whole: int) -> Merges:
+        """With one more merge, after `round`, where all that is frozen has `whole` bytes."""
         log = (*self.log, merged)
         while log and sum(records.size(each.packet) for each in log) >= whole:
             log = log[1:]
-        return Merges(self.count + 1, log)
+        return Merges(self.count + 1, round, log)
 
     def since(self, held: Container[str]) -> tuple[Merged, ...]:
         """The merges that lead to the newest version from the newest that is held; none if there is no shorter way."""
@@ -61,7 +63,7 @@ class Merges:
         """For a checkpoint: what is plain, and the packets of the log as tensors of bytes, by the version they make."""
         names = [self.log[0].before, *(merged.after for merged in self.log)] if self.log else []
         packets = {merged.after: torch.from_numpy(merged.packet.numpy().copy()) for merged in self.log}
-        return {"merges": self.count, "versions": names}, packets
+        return {"merges": self.count, "merged_round": self.round, "versions": names}, packets
 
     @staticmethod
     def restored(plain: Mapping[str, Any], packets: Mapping[str, torch.Tensor]) -> Merges:
@@ -70,7 +72,7 @@ class Merges:
         log = [
             Merged(before, after, records.wrap(packets[after].numpy().tobytes())) for before, after in pairwise(names)
         ]
-        return Merges(int(plain["merges"]), tuple(log))
+        return Merges(int(plain["merges"]), int(plain["merged_round"]), tuple(log))
 
 
 class FrozenBytes(NamedTuple):

@@ -220,6 +220,20 @@ def test_the_layout_changes_nothing(federate: Federate, own_disks: None, codec: 
         assert many.summary["test"]["ndcg@10"] == pytest.approx(one.summary["test"]["ndcg@10"], abs=1e-3)
 
 
+@pytest.mark.parametrize("backbone", ["fedncf", "fedpergnn"])
+def test_what_the_backbone_shares_or_froze_goes_on(federate: Federate, own_disks: None, backbone: str) -> None:
+    overrides = [*MERGING, *ALL, "strategy.rounds=8", f"backbone={backbone}"]
+    one, many = federate(*overrides, nodes=1), federate(*overrides, nodes=7)
+    for name, tensor in checkpoint(one, 8).items():
+        if not name.startswith(("meter.", "merged.")):
+            torch.testing.assert_close(checkpoint(many, 8)[name], tensor, atol=1e-4, rtol=1e-4, msg=name)
+    assert [line["bytes_per_user"] for line in one.metrics] == [line["bytes_per_user"] for line in many.metrics]
+    assert one.summary["merges"] == 2
+    frozen = [name for name in checkpoint(one, 8) if name.startswith("frozen.") and name != "frozen.base"]
+    assert bool(frozen) == (backbone == "fedpergnn")
+    assert all(torch.equal(checkpoint(one, 3)[name], checkpoint(one, 8)[name]) for name in frozen)
+
+
 def missed(outcome: Any) -> dict[tuple[int, int], int | None]:
     """Merges since the node's last message, by (round, node) of those of the compressed phase; None for the first."""
     found: dict[tuple[int, int], int | None] = {}

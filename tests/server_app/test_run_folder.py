@@ -36,7 +36,7 @@ def state() -> ServerState:
         {"base": table[:2]},
         "c",
         {"m": torch.ones(2)},
-        merges=Merges(5, (Merged("a", "b", wrap(b"from a")), Merged("b", "c", wrap(b"from b")))),
+        merges=Merges(5, 90, (Merged("a", "b", wrap(b"from a")), Merged("b", "c", wrap(b"from b")))),
     )
 
 
@@ -136,10 +136,11 @@ def test_a_checkpoint_holds_the_model_the_optimiser_and_the_meter(folder: RunFol
     for name, counts in counted.items():
         np.testing.assert_array_equal(tensors[f"meter.{name}"].numpy(), counts)
     where = json.loads((folder.path / "checkpoints/round-000100.json").read_text())
-    assert where == {"round": 100, "phase": 1, "frozen_digest": "c", "merges": 5, "versions": ["a", "b", "c"]}
+    plain = {"merges": 5, "merged_round": 90, "versions": ["a", "b", "c"]}
+    assert where == {"round": 100, "phase": 1, "frozen_digest": "c", **plain}
     packets = {name.removeprefix("merged."): tensor for name, tensor in tensors.items() if name.startswith("merged.")}
     restored = Merges.restored(where, packets)
-    assert restored.state()[0] == {"merges": 5, "versions": ["a", "b", "c"]}
+    assert restored.state()[0] == plain
     assert [each.packet.numpy().tobytes() for each in restored.since({"a"})] == [b"from a", b"from b"]
 
 

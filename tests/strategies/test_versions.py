@@ -19,14 +19,14 @@ def merged(number: int, size: int = 10) -> Merged:
 def log(merges: int, whole: int = 35) -> Merges:
     made = Merges()
     for number in range(1, merges + 1):
-        made = made.then(merged(number), whole)
+        made = made.then(merged(number), 2 * number, whole)
     return made
 
 
 @pytest.mark.parametrize(("merges", "kept"), [(0, 0), (1, 1), (3, 3), (4, 3), (9, 3)])
 def test_the_log_is_as_long_as_it_is_shorter_than_the_whole(merges: int, kept: int) -> None:
     made = log(merges)
-    assert made.count == merges
+    assert (made.count, made.round) == (merges, 2 * merges)
     assert [each.after for each in made.log] == [f"v{n}" for n in range(merges - kept + 1, merges + 1)]
     assert len(log(merges, whole=30).log) == min(merges, 2), "as long as the whole is not shorter"
 
@@ -43,7 +43,7 @@ def test_a_checkpoint_restores_the_log() -> None:
     for made in (log(0), log(5)):
         plain, packets = made.state()
         again = Merges.restored(plain, packets)
-        assert again.count == made.count
+        assert (again.count, again.round) == (made.count, made.round)
         assert [(each.before, each.after) for each in again.log] == [(each.before, each.after) for each in made.log]
         assert [each.packet.data for each in again.log] == [each.packet.data for each in made.log]
 
