@@ -27,8 +27,7 @@ from strategies.records import MERGED, unpack
 
 Federate = Callable[..., Any]
 
-HEADER, ITEMS, DIM, RANK, USERS, WARMUP, EVERY, ROUNDS = 36, 100, 8, 2, 24, 2, 2, 14
-TABLE, MERGE = HEADER + 4 * ITEMS * DIM, HEADER + 4 * RANK * (ITEMS + DIM)
+ITEMS, DIM, RANK, USERS, WARMUP, EVERY, ROUNDS = 100, 8, 2, 24, 2, 2, 14
 MERGING = [f"strategy.rounds={ROUNDS}", f"strategy.merge_every={EVERY}", "evaluation.every=0"]
 MERGING += [f"dataset.n_users={USERS}", "optim.solve_epochs=1"]
 MERGES_AFTER = [4, 6, 8, 10, 12]  # and not after 14, the last round
