@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message
@@ -124,9 +125,22 @@ def _answer(message: Message, context: Context, work: Callable[[Node, Content], 
         for array in content.arrays:
             if array.startswith(records.FROZEN):
                 digest = array.removeprefix(records.FROZEN)
-                node.keep_frozen(content.integer("phase"), digest, content.packet(array))
+                node.keep_frozen(content.integer("phase"), digest, content.packet(array), _content(content, digest))
+        _keep_merged(node, content)
         return Message(pack({}, work(node, content)), reply_to=message)
     except MissingFrozenError as missing:
         return Message(pack({records.MISSING: missing.digest}), reply_to=message)
     except NotSharedError as error:
         return Message(pack({records.UNSHARED: str(error)}), reply_to=message)
+
+
+def _content(content: Content, name: str) -> str:
+    """The digest of what came frozen under a name: the name itself, but for a base that has been merged into."""
+    return content.text(records.CONTENT) if name == content.fields.get("frozen") else name
+
+
+def _keep_merged(node: Node, content: Content) -> None:
+    """Bring the base table up to date with what was merged into it, one merge after the other."""
+    if records.VERSIONS in content.fields:
+        for before, after in pairwise(content.text(records.VERSIONS).split()):
+            node.keep_merged(content.integer("phase"), before, after, content.packet(records.MERGED + after))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from client_app.cohort import CohortEngine
 from client_app.engine import Engine, GlobalModel, Limits, all_finite, codec_seeds
 from client_app.evaluation import RankingProtocol, rank_users
-from client_app.frozen import FrozenStore
+from client_app.frozen import FrozenStore, Since
 from client_app.oracle import OracleEngine
 from client_app.store import PrivateStore
 from client_app.users import LocalUsers
@@ -28,12 +28,21 @@ from fedrec.item_counts import report_sum
 from fedrec.keys import simulation_secret
 from fedrec.negatives import NegativeSampler
 from fedrec.packet import PacketFormat
-from fedrec.protocol import COUNTS, Setup, SimulatedData, counts_format, eligible_spec, frozen_format, unpack_eligible
+from fedrec.protocol import (
+    COUNTS,
+    Setup,
+    SimulatedData,
+    counts_format,
+    eligible_spec,
+    frozen_format,
+    unpack_eligible,
+    version_name,
+)
 from fedrec.rng import derive
 from fedrec.shared_folder import require_shared
-from fedrec.tensors import Tensors
+from fedrec.tensors import Tensors, content_digest
 from peft_embeddings.base import ItemEmbedding
-from peft_embeddings.model import Model
+from peft_embeddings.model import BASE, Model
 
 ENGINES: dict[str, type[Engine]] = {"cohort": CohortEngine, "oracle": OracleEngine}
 
@@ -154,11 +163,32 @@ class Node:
             raise PacketError("malformed", f"phase {phase} is none of the run's {len(self.models)}")
         return self.models[phase]
 
-    def keep_frozen(self, phase: int, digest: str, packet: bytes) -> None:
-        """Check frozen tensors that came with a message of a phase, and keep them."""
-        is_list = digest == self.setup.eligible
+    def keep_frozen(self, phase: int, name: str, packet: bytes, content: str) -> None:
+        """Check that frozen tensors which came with a message of a phase have that content, and keep them."""
+        is_list = name == self.setup.eligible
         spec = eligible_spec(self.setup.n_items) if is_list else self._model(phase).frozen
-        self.frozen_store.put(frozen_format(spec).decode(packet).tensors, digest)
+        received = frozen_format(spec).decode(packet)
+        since = None if is_list else Since(self.setup.run_key, received.round)
+        self.frozen_store.put(received.tensors, name, content, since)
+
+    def keep_merged(self, phase: int, before: str, after: str, packet: bytes) -> None:
+        """Make the version `after` of the base table from `before` and the packet of what was merged, and keep it.
+
+        Nothing is done if it is here already, or if `before` is not: then what is missing will be asked for. Raises
+        PacketError (`malformed`) if merging the packet does not make a version of that name.
+        """
+        held = self.frozen_store.get(before)
+        if held is None or self.frozen_store.get(after) is not None:
+            return
+        if version_name(before, packet) != after:
+            raise PacketError("malformed", f"what came to be merged into {before} does not make {after}")
+        model = self._model(phase)
+        if BASE not in held or BASE not in model.frozen:
+            raise PacketError("malformed", f"in phase {phase} there is no base table to merge anything into")
+        merged = self.setup.merged_format(model.correction).decode(packet, phase=phase)
+        frozen = held | {BASE: model.merged(merged.tensors, held)}
+        since = Since(self.setup.run_key, merged.round)
+        self.frozen_store.put(frozen, after, content_digest(frozen), since)
 
     def count_items(self) -> bytes:
         """The encoded sum of what all users here report of the items that they train on."""
@@ -177,7 +207,9 @@ class Node:
         device = _device()
         held = _resident(self.frozen_store, frozen, device) if frozen else {}
         trainable = {name: tensor.to(device) for name, tensor in received.tensors.items()}
-        return Received(phase, round, GlobalModel(self.models[phase], trainable, held), int(received.scalars[0]))
+        checkpoint_round = int(received.scalars[0])
+        _tidy(self.frozen_store, self.setup.run_key, frozen, checkpoint_round)
+        return Received(phase, round, GlobalModel(self.models[phase], trainable, held), checkpoint_round)
 
     def train(self, received: Received, slots: NDArray[np.int64]) -> bytes:
         """Train the users in `slots` on the model; the encoded update of the node."""
@@ -240,6 +272,13 @@ def _resident(store: FrozenStore, digest: str, device: torch.device) -> Tensors:
     if held is None:
         raise MissingFrozenError(digest)
     return {name: tensor.to(device) for name, tensor in held.items()}
+
+
+@lru_cache(maxsize=4)
+def _tidy(store: FrozenStore, run_key: str, name: str, checkpoint_round: int) -> None:
+    """Once a round: delete the versions of the base table that nothing can ask for any more."""
+    if store.drop(run_key, checkpoint_round, name):
+        _resident.cache_clear()
 
 
 @lru_cache(maxsize=4)

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Protocol, cast
+from typing import Annotated, Any, ClassVar, cast
 
 from annotated_types import Ge, Gt, Le
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -35,6 +35,7 @@ from strategies.directory import Share
 from strategies.item_counts import count_items
 from strategies.meter import Meter
 from strategies.nodes import Nodes
+from strategies.observer import Observer
 from strategies.ranking import TEST, VALIDATION, Ranking
 from strategies.server_model import Phase, ServerModel, ServerState
 
@@ -60,16 +61,6 @@ class StrategyConfig(MemberConfig):
     max_update_norm: Annotated[float, Gt(0), Le(1e6)]
     max_failures: Annotated[float, Ge(0), Le(1)]
     round_timeout: Annotated[float, Gt(0)]
-
-
-class Observer(Protocol):
-    """Is told what happens; writes it down or shows it."""
-
-    def on_round(self, record: dict[str, Any]) -> None:
-        """A round has ended; `record` is its metrics, one JSON object."""
-
-    def on_checkpoint(self, round: int, state: ServerState, meter: Meter) -> None:
-        """The global model after `round` is to be kept."""
 
 
 class FederatedStrategy(Strategy):
@@ -161,17 +152,25 @@ class FederatedStrategy(Strategy):
         self.meter.grow(len(self._nodes.directory), self._nodes.enrolment_bytes + records.size(self._eligible))
         self._count_items(grid)
         self.model.advance(round)
-        self._nodes.once = {self.setup.eligible: self._eligible, **self.model.once}
+        self._offer()
         messages = self.configure_train(round, ArrayRecord(), ConfigRecord(), grid)
         _, trained = self.aggregate_train(round, self._nodes.collect(grid, messages, self.config.round_timeout))
         assert trained is not None
+        if self.model.merge(round):
+            self._offer()
         return {
             **self._record(round, trained),
+            "merges": self.state.merges.count,
             "dropped_replies": self.dropped_replies,
             "bytes": self._bytes,
             "bytes_per_user": self.meter.per_user(),
             "seconds": time.monotonic() - started,
         }
+
+    def _offer(self) -> None:
+        """From here on a node gets what it lacks of what is frozen now."""
+        self._nodes.once = {self.setup.eligible: self._eligible, **self.model.once}
+        self._nodes.merges = self.state.merges
 
     def _count_items(self, grid: Grid) -> None:
         """Once, if the backbone wants it: how many users have each item, as they report it with noise."""

@@ -16,7 +16,20 @@ from fedrec.errors import FederationError, PacketError
 from fedrec.protocol import Setup, code_digest
 from strategies.directory import Directory
 from strategies.exchange import exchange
-from strategies.records import ENROLL, FROZEN, KEYS, MISSING, UNSHARED, Content, Field, pack, unpack
+from strategies.records import (
+    ENROLL,
+    FROZEN,
+    KEYS,
+    MERGED,
+    MISSING,
+    UNSHARED,
+    VERSIONS,
+    Content,
+    Field,
+    pack,
+    unpack,
+)
+from strategies.versions import Merges
 
 log = logging.getLogger("fedrec")
 
@@ -34,6 +47,7 @@ class Nodes:
         directory: The users, and the node each lives on.
         once: What every node must hold by now, as wrapped packets by the digest of their content. A node gets those
             that it is not known to hold along with the next message to it.
+        merges: What was merged into the base table among them: the shorter way for a node that holds an older version.
         enrolment_bytes: What one user's device moves to join: the setup down, its key up.
         counts: What went wrong since it was last cleared, by name; the caller clears it every round.
     """
@@ -41,6 +55,7 @@ class Nodes:
     def __init__(self, setup: Setup) -> None:
         self.directory = Directory()
         self.once: dict[str, Array] = {}
+        self.merges = Merges()
         self.counts: Counter[str] = Counter()
         self._setup = setup.to_json()
         self._simulated = setup.simulation is not None
@@ -144,7 +159,14 @@ class Nodes:
         arrays: Mapping[str, NDArray[np.generic]] | None = None,
     ) -> Message:
         """A message to a node, with what it does not yet hold."""
-        missing = {FROZEN + digest: packet for digest, packet in self.once.items() if digest not in self._holds[node]}
+        held = self._holds[node]
+        lacking = {digest: packet for digest, packet in self.once.items() if digest not in held}
+        since = self.merges.since(held) if self.merges.log and self.merges.log[-1].after in lacking else ()
+        if since:
+            del lacking[since[-1].after]
+            fields = {**fields, VERSIONS: " ".join([since[0].before, *(merged.after for merged in since)])}
+        missing = {FROZEN + digest: packet for digest, packet in lacking.items()}
+        missing |= {MERGED + merged.after: merged.packet for merged in since}
         return Message(pack(fields, {**packets, **missing}, arrays), node, message_type)
 
     def sender(self, reply: Message) -> int:
