@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,8 +46,11 @@ class Home(Protocol):
     def secret(self) -> int:
         """The secret root: of users' keys, negatives and noise."""
 
-    def users(self, frozen: FrozenStore) -> tuple[Interactions, NDArray[np.int64]]:
-        """Interactions, and who of their users lives here. Raises MissingFrozenError if the list of items lacks."""
+    def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
+        """Interactions, and who of their users lives here; `frozen` is asked only if the data is not prepared yet.
+
+        Raises MissingFrozenError if the list of items lacks then.
+        """
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ class SimulatedHome:
         """As in `Home`."""
         return simulation_secret(self.setup.seed)
 
-    def users(self, frozen: FrozenStore) -> tuple[Interactions, NDArray[np.int64]]:
+    def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
         """As in `Home`."""
         interactions = open_store(Path(self.data.interactions))
         return interactions, np.arange(self.place.partition, interactions.users, self.place.partitions)
@@ -92,10 +96,10 @@ class SiteHome:
         """As in `Home`."""
         return own_secret(self.site.state_dir)
 
-    def users(self, frozen: FrozenStore) -> tuple[Interactions, NDArray[np.int64]]:
+    def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
         """As in `Home`."""
         setup = self.setup
-        interactions = prepared_data(self.site, setup.run_key, setup.catalogue, lambda: item_list(frozen, setup))
+        interactions = prepared_data(self.site, setup.run_key, setup.catalogue, lambda: item_list(frozen(), setup))
         return interactions, np.arange(interactions.users)
 
 

@@ -200,6 +200,7 @@ def _run(
         "validation": dict(result.evaluate_metrics_clientapp[rounds]),
         "baselines": baselines,
         "dropped_replies": strategy.dropped_replies,
+        "merges": strategy.state.merges.count,
         "embedding": {phase: facts for phase, facts in strategy.model.reports.items() if facts},
         "bytes_per_user": strategy.meter.per_user(),
     }

@@ -97,12 +97,14 @@ class RunFolder:
         tensors |= {f"frozen.{name}": tensor for name, tensor in state.frozen.items()}
         tensors |= {f"kept.{name}": tensor for name, tensor in state.kept.items()}
         tensors |= {f"optimiser.{name}": tensor for name, tensor in state.optimiser.items()}
+        plain, merged = state.merges.state()
+        tensors |= {f"merged.{name}": packet for name, packet in merged.items()}
         tensors |= {f"meter.{name}": torch.from_numpy(counts) for name, counts in meter.state().items()}
         name = _name(round)
         temporary = self._checkpoints / f"{name}.part"
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
         self._settle(temporary, f"{name}.safetensors")
-        where = {"round": round, "phase": state.phase, "frozen_digest": state.frozen_digest}
+        where = {"round": round, "phase": state.phase, "frozen_digest": state.frozen_digest, **plain}
         temporary.write_text(json.dumps(where) + "\n", encoding="utf-8")
         self._settle(temporary, f"{name}.json")
 

@@ -12,7 +12,7 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, cast
+from typing import Annotated, Any, ClassVar, cast
 
 from annotated_types import Ge, Gt, Le
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -32,10 +32,12 @@ from fedrec.tensors import Tensors, spec_of
 from fedrec.updates import DROPPED
 from strategies import records
 from strategies.aggregation import UpdateFold, weighted
+from strategies.deployed import Deployed
 from strategies.directory import Share
 from strategies.item_counts import count_items
 from strategies.meter import Meter
 from strategies.nodes import Nodes
+from strategies.observer import Observer
 from strategies.ranking import TEST, VALIDATION, Ranking
 from strategies.server_model import Phase, ServerModel, ServerState
 
@@ -61,28 +63,6 @@ class StrategyConfig(MemberConfig):
     max_update_norm: Annotated[float, Gt(0), Le(1e6)]
     max_failures: Annotated[float, Ge(0), Le(1)]
     round_timeout: Annotated[float, Gt(0)]
-
-
-class Observer(Protocol):
-    """Is told what happens; writes it down or shows it."""
-
-    def on_round(self, record: dict[str, Any]) -> None:
-        """A round has ended; `record` is its metrics, one JSON object."""
-
-    def on_checkpoint(self, round: int, state: ServerState, meter: Meter) -> None:
-        """The global model after `round` is to be kept."""
-
-
-class Deployed(NamedTuple):
-    """What only a deployment has.
-
-    Attributes:
-        secret: The server's secret root, of its noise.
-        item_list: The public list of items, as it is sent to sites that have not got it.
-    """
-
-    secret: int
-    item_list: Tensors
 
 
 class FederatedStrategy(Strategy):
@@ -122,9 +102,7 @@ class FederatedStrategy(Strategy):
         self.test: dict[str, float] = {}
         """Metrics at test, once the last round has ended."""
         self._secret = deployed.secret if deployed else simulation_secret(setup.seed)
-        item_list = deployed and records.wrap(item_list_packet(deployed.item_list))
-        self._item_list_bytes = records.size(item_list) if item_list else 0
-        self._nodes = Nodes(setup, item_list)
+        self._nodes = Nodes(setup, deployed and records.wrap(item_list_packet(deployed.item_list)))
         self._eligible = records.wrap(frozen_format(spec_of(eligible)).encode(0, 0, eligible))
         self._shares: dict[int, Share] = {}
         self._ranking: Ranking | None = None
@@ -183,21 +161,28 @@ class FederatedStrategy(Strategy):
         started = time.monotonic()
         self._nodes.counts.clear()
         self._nodes.enrol(grid)
-        joining = self._nodes.enrolment_bytes + self._item_list_bytes + records.size(self._eligible)
-        self.meter.grow(len(self._nodes.directory), joining)
+        self.meter.grow(len(self._nodes.directory), self._nodes.enrolment_bytes + records.size(self._eligible))
         self._count_items(grid)
         self.model.advance(round)
-        self._nodes.once = {self.setup.eligible: self._eligible, **self.model.once}
+        self._offer()
         messages = self.configure_train(round, ArrayRecord(), ConfigRecord(), grid)
         _, trained = self.aggregate_train(round, self._nodes.collect(grid, messages, self.config.round_timeout))
         assert trained is not None
+        if self.model.merge(round):
+            self._offer()
         return {
             **self._record(round, trained),
+            "merges": self.state.merges.count,
             "dropped_replies": self.dropped_replies,
             "bytes": self._bytes,
             "bytes_per_user": self.meter.per_user(),
             "seconds": time.monotonic() - started,
         }
+
+    def _offer(self) -> None:
+        """From here on a node gets what it lacks of what is frozen now."""
+        self._nodes.once = {self.setup.eligible: self._eligible, **self.model.once}
+        self._nodes.merges = self.state.merges
 
     def _count_items(self, grid: Grid) -> None:
         """Once, if the backbone wants it: how many users have each item, as they report it with noise."""

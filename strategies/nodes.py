@@ -21,16 +21,20 @@ from strategies.records import (
     ENROLL,
     FROZEN,
     KEYS,
+    MERGED,
     MISSING,
     NAMED,
     PROBLEM,
     STORES_LOST,
     UNSHARED,
+    VERSIONS,
     Content,
     Field,
     pack,
+    size,
     unpack,
 )
+from strategies.versions import Merges
 
 log = logging.getLogger("fedrec")
 
@@ -49,7 +53,8 @@ class Nodes:
         directory: The users, and the node each lives on.
         once: What every node must hold by now, as wrapped packets by the digest of their content. A node gets those
             that it is not known to hold along with the next message to it.
-        enrolment_bytes: What one user's device moves to join: the setup down, its key up.
+        merges: What was merged into the base table among them: the shorter way for a node that holds an older version.
+        enrolment_bytes: What one user's device moves to join: the setup down (and the list of items), its key up.
         counts: What went wrong since it was last cleared, by name; the caller clears it every round.
     """
 
@@ -57,13 +62,14 @@ class Nodes:
         """Of a run whose clients are told `setup`; sites that have none yet are sent `item_list`, wrapped."""
         self.directory = Directory()
         self.once: dict[str, Array] = {}
+        self.merges = Merges()
         self.counts: Counter[str] = Counter()
         self._setup = setup.to_json()
         self._simulated = setup.simulation is not None
         self._catalogue = setup.catalogue
         self._item_list = item_list
         self._named: dict[int, str] = {}
-        self.enrolment_bytes = len(setup.device_json().encode()) + KEY_BYTES
+        self.enrolment_bytes = len(setup.device_json().encode()) + KEY_BYTES + (size(item_list) if item_list else 0)
         self._holds: dict[int, set[str]] = {}
         self._refused: set[int] = set()
         self._senders: dict[str, int] = {}
@@ -186,7 +192,14 @@ class Nodes:
         """A message to a node, with what it does not yet hold."""
         if not self._simulated:
             fields = {**fields, NAMED: self._named[node]}
-        missing = {FROZEN + digest: packet for digest, packet in self.once.items() if digest not in self._holds[node]}
+        held = self._holds[node]
+        lacking = {digest: packet for digest, packet in self.once.items() if digest not in held}
+        since = self.merges.since(held) if self.merges.log and self.merges.log[-1].after in lacking else ()
+        if since:
+            del lacking[since[-1].after]
+            fields = {**fields, VERSIONS: " ".join([since[0].before, *(merged.after for merged in since)])}
+        missing = {FROZEN + digest: packet for digest, packet in lacking.items()}
+        missing |= {MERGED + merged.after: merged.packet for merged in since}
         return Message(pack(fields, {**packets, **missing}, arrays), node, message_type)
 
     def sender(self, reply: Message) -> int:
