@@ -70,6 +70,7 @@ def a_site(folder: Path, a_run: Path) -> Path:
         *SMALL,
         "embedding.rank=2",
         "runtime=deployment",
+        "strategy.merge_every=1",
         "dataset=table",
         f"dataset.item_table={folder}/items.csv",
     ]
