@@ -259,11 +259,10 @@ def _light_client(results: dict[str, Any]) -> str:
     """A device's message: seconds of one core by stage, and memory."""
     phases = results["light_client"]["figures"]
     stages = [name for name in phases["peft"]["seconds"] if name not in ("cpu", "wall")]
-    rows = [
-        [figures["trains"], *(_range(figures["seconds"][name]) for name in ("cpu", *stages, "wall"))]
-        + [f"{figures['peak_bytes']['median'] / 1e6:.0f} MB"]
-        for figures in phases.values()
-    ]
+    rows = []
+    for figures in phases.values():
+        seconds = [_range(figures["seconds"][name]) for name in ("cpu", *stages, "wall")]
+        rows.append([figures["trains"], *seconds, f"{figures['peak_bytes']['median'] / 1e6:.0f} MB"])
     named = [name.removeprefix("cpu_") for name in stages]
     head = ["trains", "CPU, s", *named, "wall, s", "memory"]
     return _table(head, rows) + _measured_with(results["light_client"])
