@@ -56,14 +56,25 @@ def _known_node(context: Context) -> Node | None:
 @app.query("enroll")
 def enroll(message: Message, context: Context) -> Message:
     """Take the run's setup; answer with the users' opaque keys and the digest of the code that runs here."""
-    text = unpack(message.content).text(_SETUP)
+    content = unpack(message.content)
+    text = content.text(_SETUP)
     node = _node(text, _place(context))
     context.state[_SETUP] = ConfigRecord({"json": text})
     try:
-        content = pack({"code": code_digest()}, arrays={records.KEYS: node.users.keys})
+        if records.RESUMED in content.fields:
+            node.resume(_rounds(content.text(records.RESUMED)))
+        answer = pack({"code": code_digest()}, arrays={records.KEYS: node.users.keys})
     except NotSharedError as error:
-        content = pack({records.UNSHARED: str(error)})
-    return Message(content, reply_to=message)
+        answer = pack({records.UNSHARED: str(error)})
+    return Message(answer, reply_to=message)
+
+
+def _rounds(text: str) -> list[int]:
+    """Rounds with blanks between them."""
+    words = text.split()
+    if not all(word.isdecimal() and len(word) <= 10 for word in words):
+        raise PacketError("malformed", f"the rounds after which a run was resumed should be numbers, they are {text!r}")
+    return [int(word) for word in words]
 
 
 @app.query("count_items")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -153,6 +154,10 @@ class Node:
         if not 0 <= phase < len(self.models):
             raise PacketError("malformed", f"phase {phase} is none of the run's {len(self.models)}")
         return self.models[phase]
+
+    def resume(self, resumes: Sequence[int]) -> None:
+        """The run was resumed after these rounds: what was trained since, and is not part of it, is forgotten."""
+        self.private_store.resume(resumes)
 
     def keep_frozen(self, phase: int, digest: str, packet: bytes) -> None:
         """Check frozen tensors that came with a message of a phase, and keep them."""

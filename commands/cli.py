@@ -46,6 +46,7 @@ _KEYS = (
     ("evaluation.ks=[5,10,20]", "cut-offs of the metrics"),
     ("simulation.nodes=4", "SuperNodes that share the users (changes no result)"),
     ("seed=1", "another run of the same"),
+    ("resume=<run_id>", "go on with a run that was interrupted"),
 )
 
 

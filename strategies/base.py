@@ -11,10 +11,9 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, Protocol, cast
+from dataclasses import replace
+from typing import Any, ClassVar, cast
 
-from annotated_types import Ge, Gt, Le
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
@@ -25,12 +24,13 @@ from fedrec.config.schema import RunConfig
 from fedrec.errors import PacketError
 from fedrec.keys import simulation_secret
 from fedrec.protocol import Setup, frozen_format
-from fedrec.registry import MemberConfig
 from fedrec.rng import derive
 from fedrec.tensors import Tensors, spec_of
 from fedrec.updates import DROPPED
 from strategies import records
 from strategies.aggregation import UpdateFold, weighted
+from strategies.checkpoint import Checkpoint
+from strategies.contract import Observer, StrategyConfig
 from strategies.directory import Share
 from strategies.item_counts import count_items
 from strategies.meter import Meter
@@ -39,37 +39,6 @@ from strategies.ranking import TEST, VALIDATION, Ranking
 from strategies.server_model import Phase, ServerModel, ServerState
 
 __all__ = ["FederatedStrategy", "Observer", "Phase", "ServerState", "StrategyConfig"]
-
-
-@dataclass(frozen=True)
-class StrategyConfig(MemberConfig):
-    """What every strategy's configuration has.
-
-    Attributes:
-        rounds: Rounds of the whole run.
-        fraction: Share of the users who train in a round.
-        weight_cap: A user's weight in the average is the number of its training items, at most this.
-        max_update_norm: A user's delta of a larger norm is dropped (and counted).
-        max_failures: Share of the asked nodes that may fail in a round before the run is given up.
-        round_timeout: Seconds after which a round goes on without those that have not answered.
-    """
-
-    rounds: Annotated[int, Ge(1)]
-    fraction: Annotated[float, Gt(0), Le(1)]
-    weight_cap: Annotated[int, Ge(1), Le(1_000_000)]
-    max_update_norm: Annotated[float, Gt(0), Le(1e6)]
-    max_failures: Annotated[float, Ge(0), Le(1)]
-    round_timeout: Annotated[float, Gt(0)]
-
-
-class Observer(Protocol):
-    """Is told what happens; writes it down or shows it."""
-
-    def on_round(self, record: dict[str, Any]) -> None:
-        """A round has ended; `record` is its metrics, one JSON object."""
-
-    def on_checkpoint(self, round: int, state: ServerState, meter: Meter) -> None:
-        """The global model after `round` is to be kept."""
 
 
 class FederatedStrategy(Strategy):
@@ -97,14 +66,15 @@ class FederatedStrategy(Strategy):
         backbone = registry.backbones.get(config.backbone.name)(config.backbone, setup.dim)
         self._recipe = registry.optims.get(config.optim.name)(config.optim, backbone.advice)
         self.model = ServerModel(setup, self.plan, backbone, base)
-        self.test: dict[str, float] = {}
-        """Metrics at test, once the last round has ended."""
+        self.ended: dict[str, Any] = {}
+        """Once the last round has ended: its metrics by split, and the replies of it that were of no use."""
         self._nodes = Nodes(setup)
         self._eligible = records.wrap(frozen_format(spec_of(eligible)).encode(0, 0, eligible))
         self._shares: dict[int, Share] = {}
         self._ranking: Ranking | None = None
         self._bytes: dict[str, int] = {}
         self._checkpoints: deque[int] = deque([0], maxlen=config.checkpoints_kept)
+        self._after = 0
 
     @classmethod
     @abstractmethod
@@ -115,6 +85,23 @@ class FederatedStrategy(Strategy):
     def problems(cls, config: RunConfig) -> list[str]:
         """What is wrong with a configuration as a whole, one line each; asked before anything starts."""
         return []
+
+    def resume(self, checkpoint: Checkpoint | None, kept: Sequence[int], resumes: Sequence[int]) -> None:
+        """Go on from a checkpoint, or from the beginning if there is none; to be called before `start`.
+
+        Args:
+            checkpoint: The one to go on from.
+            kept: Rounds of the checkpoints that are kept, this one the last.
+            resumes: The round after which the run went on each time that it was resumed, this time included.
+        """
+        self._nodes.resumes = tuple(resumes)
+        if checkpoint is not None:
+            self._after = checkpoint.round
+            self._checkpoints.extend(kept)
+            self._nodes.directory.restore(checkpoint.users)
+            self.meter.restore(checkpoint.meter)
+            self.model.restore(checkpoint.state, checkpoint.counts, checkpoint.reports)
+            self.ended = dict(checkpoint.ended)
 
     # The loop ------------------------------------------------------------------------------------------------------
 
@@ -131,9 +118,10 @@ class FederatedStrategy(Strategy):
         """Run all rounds of the plan; model, rounds and deadlines come from the configuration, not from here."""
         result = Result()
         waiting: dict[str, Any] | None = None  # the record of a round whose ranking rides on the next one's messages
-        self._nodes.wait(grid, self._run.simulation.nodes, timeout)
+        if self._after < self.config.rounds:
+            self._nodes.wait(grid, self._run.simulation.nodes, timeout)
         try:
-            for round in range(1, self.config.rounds + 1):
+            for round in range(self._after + 1, self.config.rounds + 1):
                 record = self._train(grid, round)
                 if waiting is not None:
                     self._tell(result, waiting, self._ranked())
@@ -211,7 +199,7 @@ class FederatedStrategy(Strategy):
             record["validation"] = ranked[VALIDATION]
             record["bytes_per_user"]["evaluation"] = self.meter.evaluation
             result.evaluate_metrics_clientapp[record["round"]] = MetricRecord(dict(ranked[VALIDATION]))
-            self.test = ranked.get(TEST, {})
+            self.ended = {**ranked, "dropped_replies": self.dropped_replies} if TEST in ranked else {}
         self._observer.on_round(record)
 
     def _record(self, round: int, trained: MetricRecord) -> dict[str, Any]:
@@ -338,5 +326,8 @@ class FederatedStrategy(Strategy):
         return bool(round == self.config.rounds or (every and round % every == 0))
 
     def _checkpoint(self, round: int) -> None:
-        self._observer.on_checkpoint(round, self.state, self.meter)
+        users, model = self._nodes.directory.keys.copy(), self.model
+        self._observer.on_checkpoint(
+            Checkpoint(round, self.state, self.meter.state(), users, model.counts, model.reports, self.ended)
+        )
         self._checkpoints.append(round)

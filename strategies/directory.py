@@ -35,6 +35,12 @@ class Directory:
     def __len__(self) -> int:
         return len(self._numbers)
 
+    def restore(self, keys: NDArray[np.uint64]) -> None:
+        """Know these users (uint64 [users]) by the numbers that they had; all are away until a node names them."""
+        self._numbers = {key: number for number, key in enumerate(keys.tolist())}
+        self._make_room(len(keys))
+        self._keys[: len(keys)] = keys
+
     @property
     def keys(self) -> NDArray[np.uint64]:
         """uint64 [users], by number."""

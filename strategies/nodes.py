@@ -16,7 +16,7 @@ from fedrec.errors import FederationError, PacketError
 from fedrec.protocol import Setup, code_digest
 from strategies.directory import Directory
 from strategies.exchange import exchange
-from strategies.records import ENROLL, FROZEN, KEYS, MISSING, UNSHARED, Content, Field, pack, unpack
+from strategies.records import ENROLL, FROZEN, KEYS, MISSING, RESUMED, UNSHARED, Content, Field, pack, unpack
 
 log = logging.getLogger("fedrec")
 
@@ -36,12 +36,14 @@ class Nodes:
             that it is not known to hold along with the next message to it.
         enrolment_bytes: What one user's device moves to join: the setup down, its key up.
         counts: What went wrong since it was last cleared, by name; the caller clears it every round.
+        resumes: The rounds after which the run went on when it was resumed; nodes forget what they trained since.
     """
 
     def __init__(self, setup: Setup) -> None:
         self.directory = Directory()
         self.once: dict[str, Array] = {}
         self.counts: Counter[str] = Counter()
+        self.resumes: tuple[int, ...] = ()
         self._setup = setup.to_json()
         self._simulated = setup.simulation is not None
         self.enrolment_bytes = len(setup.device_json().encode()) + KEY_BYTES
@@ -72,7 +74,10 @@ class Nodes:
             if node not in connected:
                 self._forget(node)
         new = sorted(connected - set(self.directory.nodes) - self._refused)
-        messages = [Message(pack({"setup": self._setup}), node, ENROLL) for node in new]
+        fields: dict[str, Field] = {"setup": self._setup}
+        if self.resumes:
+            fields[RESUMED] = " ".join(map(str, self.resumes))
+        messages = [Message(pack(fields), node, ENROLL) for node in new]
         joined: dict[int, NDArray[np.uint64]] = {}
         timeout, silent = _ENROLL_TIMEOUT + _ENROLL_PATIENCE * len(new), set(new)
         for sent, reply in exchange(grid, messages, timeout) if messages else ():

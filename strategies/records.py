@@ -39,6 +39,9 @@ SPLITS = "splits"
 AFTER = "after"
 """Field beside it: the round after which users are ranked, with the private tensors that they had then."""
 
+RESUMED = "resumed"
+"""Field of an enrolment in a run that was resumed: the round after which it went on each time, with blanks between."""
+
 _ARRAYS = "arrays"
 _FIELDS = "fields"
 
