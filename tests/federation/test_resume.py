@@ -56,7 +56,7 @@ class Mortal(LocalGrid):
     """Is killed before it delivers a message."""
 
     def __init__(self, deliveries: int) -> None:
-        super().__init__(client_app, nodes=3)
+        super().__init__(client_app, nodes=2)
         self._left = deliveries
 
     def push_messages(self, messages: Any) -> Any:
@@ -68,13 +68,13 @@ class Mortal(LocalGrid):
 
 @pytest.fixture(scope="session")
 def few_users(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MovieLens 100K with its first forty users."""
+    """MovieLens 100K with its first sixteen users."""
     real = Path(os.environ.get("FEDREC_DATA", CONF.parent.parent / "shared" / "data")).resolve() / "ml-100k"
     folder = tmp_path_factory.mktemp("few") / "ml-100k"
     folder.mkdir()
     shutil.copyfile(real / "u.item", folder / "u.item")
     lines = (real / "u.data").read_text().splitlines(keepends=True)
-    (folder / "u.data").write_text("".join(line for line in lines if int(line.split("\t")[0]) <= 40))
+    (folder / "u.data").write_text("".join(line for line in lines if int(line.split("\t")[0]) <= 16))
     return folder
 
 
@@ -89,7 +89,8 @@ def carry(few_users: Path, tmp_path_factory: pytest.TempPathFactory) -> Carry:
     def go(place: Path, *overrides: str, deliveries: int = 10**9, resume: bool = False) -> dict[str, Any] | None:
         where = [f"runs_dir={place}", f"cache_dir={cache}"]
         given = {text.partition("=")[0]: text for text in [*SMALL, f"dataset.root={few_users}", *overrides]}
-        texts = ["resume=r", *where] if resume else [*given.values(), *where]
+        solve = "optim.solve_steps=2" if "optim=fast" in overrides else "optim.solve_epochs=2"
+        texts = ["resume=r", *where] if resume else [*given.values(), solve, *where]
         try:
             return run(settle(compose(texts, base=None), None), texts, Mortal(deliveries))
         except Killed:
@@ -141,7 +142,7 @@ def places(tmp_path: Path) -> Iterator[Path]:
 
 
 @given(st.lists(st.integers(0, 2 * ROUNDS), min_size=1, max_size=3), st.sampled_from([1, 2, 3]))
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whenever_it_is_killed_and_however_often(
     carry: Carry, uninterrupted: Callable[..., Any], places: Iterator[Path], deaths: list[int], every: int
 ) -> None:
@@ -155,8 +156,7 @@ def test_whenever_it_is_killed_and_however_often(
     assert_same(result(place, summary), uninterrupted(*overrides))
 
 
-@pytest.mark.parametrize("optim", ["paper", "fast"])
-@pytest.mark.parametrize("embedding", KEYS)
+@pytest.mark.parametrize(("embedding", "optim"), [("lora", "paper"), *((name, "fast") for name in KEYS)])
 def test_every_embedding_and_recipe(
     carry: Carry, uninterrupted: Callable[..., Any], tmp_path: Path, embedding: str, optim: str
 ) -> None:
@@ -183,7 +183,7 @@ def test_counted_items_are_not_asked_for_again(
 BASIC = (*KEYS["lora"], "strategy.warmup_rounds=3")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "gone", "json"])
+@pytest.mark.parametrize("damage", ["truncated", "json"])
 def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_it_used(
     carry: Carry, uninterrupted: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
@@ -194,10 +194,6 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_it_used(
     content = path.read_bytes()
     if damage == "truncated":
         path.write_bytes(content[:-5])
-    elif damage == "flipped":
-        path.write_bytes(content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
-    elif damage == "gone":
-        path.unlink()
     else:
         path.with_suffix(".json").write_text("{")
     with caplog.at_level(logging.INFO, logger="fedrec"):
@@ -251,7 +247,7 @@ def test_a_run_that_is_being_worked_on_or_has_lost_its_data_is_left_alone(
         holder.kill()
     file, content = few_users / "u.data", (few_users / "u.data").read_text()
     try:
-        file.write_text(content + "1\t1\t5\t999999999\n1\t2000\t5\t1\n".splitlines(keepends=True)[0].replace("1\t", "41\t", 1))
+        file.write_text(content + "17\t1\t5\t999999999\n")
         with pytest.raises(DataError, match=r"are not those that the run in .* began with"):
             carry(tmp_path, resume=True)
     finally:
@@ -277,7 +273,7 @@ def test_overrides_that_contradict_the_run_are_all_named_at_once(carry: Carry, t
 
 def test_a_killed_process_goes_on(few_users: Path, uninterrupted: Callable[..., Any], tmp_path: Path) -> None:
     """`fedrec train`, SIGKILL in some round after the first checkpoint, `fedrec train resume=r`."""
-    overrides = (*BASIC, "simulation.nodes=3")
+    overrides = (*BASIC, "simulation.nodes=2", "optim.solve_epochs=2")
     env = {**os.environ, "PYTHONPATH": str(CONF.parent), "FEDREC_HOME": str(tmp_path / "home")}
     given = {text.partition("=")[0]: text for text in [*SMALL, f"dataset.root={few_users}", *overrides]}
     command = [sys.executable, "-m", "commands.cli", "train", "--json"]
