@@ -88,10 +88,13 @@ class PacketFormat(NamedTuple):
         """The packet in `data`, checked; of `phase` and `round` if given.
 
         Raises:
-            PacketError: `malformed` (not a packet, truncated, damaged), `wrong_spec` (of another specification, codec
-                or kind), `wrong_round` (of another round or phase: late or replayed).
+            PacketError: `oversized` (longer than any packet of this format), `malformed` (not a packet, truncated,
+                damaged), `wrong_spec` (of another specification, codec or kind), `wrong_round` (of another round or
+                phase: late or replayed).
         """
         view = memoryview(data)
+        if len(view) > self.size():
+            raise PacketError("oversized", f"{len(view)} bytes came, a {self.kind.name} packet has {self.size()}")
         if len(view) < _HEADER.size:
             raise PacketError("malformed", f"a packet has at least {_HEADER.size} bytes, {len(view)} came")
         magic, version, kind, sent_phase, sent_round, digest, scalars, zero, length, crc = _HEADER.unpack_from(view)

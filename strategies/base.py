@@ -7,6 +7,7 @@ Flower's `Strategy` interface and overrides `start`.
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import abstractmethod
 from collections import deque
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from fedrec import registry
 from fedrec.config.schema import RunConfig
-from fedrec.errors import PacketError
+from fedrec.errors import PacketError, RoundError
 from fedrec.keys import simulation_secret
 from fedrec.protocol import Setup, frozen_format
 from fedrec.rng import derive
@@ -38,7 +39,14 @@ from strategies.nodes import Nodes
 from strategies.ranking import TEST, VALIDATION, Ranking
 from strategies.server_model import Phase, ServerModel, ServerState
 
+log = logging.getLogger("fedrec")
+
 __all__ = ["FederatedStrategy", "Observer", "Phase", "ServerState", "StrategyConfig"]
+
+
+_ROUND_TIMEOUT, _SIMULATED_TIMEOUT = 120.0, 600.0
+_SLACK = 65_536
+"""Bytes that a reply may have beside its packets."""
 
 
 class FederatedStrategy(Strategy):
@@ -56,7 +64,9 @@ class FederatedStrategy(Strategy):
             eligible: The public list of items that may be recommended, as it is sent.
             observer: Is told of rounds and checkpoints.
         """
-        self.config: Any = config.strategy
+        strategy: Any = config.strategy
+        waits = strategy.round_timeout or (_ROUND_TIMEOUT if setup.simulation is None else _SIMULATED_TIMEOUT)
+        self.config: Any = replace(strategy, round_timeout=waits)
         self.setup = setup
         self.plan = self.phases(config)
         self.meter = Meter([phase.name for phase in self.plan])
@@ -68,13 +78,13 @@ class FederatedStrategy(Strategy):
         self.model = ServerModel(setup, self.plan, backbone, base)
         self.ended: dict[str, Any] = {}
         """Once the last round has ended: its metrics by split, and the replies of it that were of no use."""
-        self._nodes = Nodes(setup)
+        self._nodes = Nodes(setup, strategy.silent_rounds)
         self._eligible = records.wrap(frozen_format(spec_of(eligible)).encode(0, 0, eligible))
         self._shares: dict[int, Share] = {}
         self._ranking: Ranking | None = None
         self._bytes: dict[str, int] = {}
         self._checkpoints: deque[int] = deque([0], maxlen=config.checkpoints_kept)
-        self._after = 0
+        self._after = self._target = self._folded = 0
 
     @classmethod
     @abstractmethod
@@ -118,7 +128,7 @@ class FederatedStrategy(Strategy):
         """Run all rounds of the plan; model, rounds and deadlines come from the configuration, not from here."""
         result = Result()
         waiting: dict[str, Any] | None = None  # the record of a round whose ranking rides on the next one's messages
-        if self._after < self.config.rounds:
+        if self._after < self.config.rounds and self.setup.simulation is not None:
             self._nodes.wait(grid, self._run.simulation.nodes, timeout)
         try:
             for round in range(self._after + 1, self.config.rounds + 1):
@@ -142,20 +152,31 @@ class FederatedStrategy(Strategy):
         return result
 
     def _train(self, grid: Grid, round: int) -> dict[str, Any]:
-        """One round of training; its record, without a ranking."""
+        """One round of training, repeated if too few took part; its record, without a ranking."""
         started = time.monotonic()
         self._nodes.counts.clear()
-        self._nodes.enrol(grid)
-        self.meter.grow(len(self._nodes.directory), self._nodes.enrolment_bytes + records.size(self._eligible))
-        self._count_items(grid)
-        self.model.advance(round)
-        self._nodes.once = {self.setup.eligible: self._eligible, **self.model.once}
-        messages = self.configure_train(round, ArrayRecord(), ConfigRecord(), grid)
-        _, trained = self.aggregate_train(round, self._nodes.collect(grid, messages, self.config.round_timeout))
-        assert trained is not None
+        self._nodes.wasted.clear()
+        self._bytes = dict.fromkeys(self._bytes, 0)
+        for left in reversed(range(1 + self.config.repeats)):
+            self._nodes.gather(grid, self.config.min_nodes, self.config.node_timeout)
+            self.meter.grow(len(self._nodes.directory), self._nodes.enrolment_bytes + records.size(self._eligible))
+            self._count_items(grid)
+            self.model.advance(round)
+            self._nodes.once = {self.setup.eligible: self._eligible, **self.model.once}
+            messages = self.configure_train(round, ArrayRecord(), ConfigRecord(), grid)
+            replies = self._nodes.collect(grid, messages, self.config.round_timeout, self._enough)
+            try:
+                _, trained = self.aggregate_train(round, replies)
+                break
+            except RoundError as error:
+                if not left:
+                    raise
+                self._nodes.counts["round_repeated"] += 1
+                log.warning("%s; the round is repeated", error)
         return {
-            **self._record(round, trained),
+            **self._record(round, cast(MetricRecord, trained)),
             "dropped_replies": self.dropped_replies,
+            "wasted_bytes": self.wasted_bytes,
             "bytes": self._bytes,
             "bytes_per_user": self.meter.per_user(),
             "seconds": time.monotonic() - started,
@@ -175,6 +196,8 @@ class FederatedStrategy(Strategy):
         They must bring the same model, which the first round of a phase does not. And a checkpoint is of a round of
         which nothing is still to come.
         """
+        if self.config.over_sampling:  # that round may end before everybody has answered
+            return False
         return not (self.model.enters(round + 1) or self._due(round, self._run.checkpoint_every))
 
     def _evaluated(self, grid: Grid, round: int, record: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -184,6 +207,7 @@ class FederatedStrategy(Strategy):
         messages = self.configure_evaluate(round, ArrayRecord(), ConfigRecord({"splits": splits}), grid)
         self.aggregate_evaluate(round, self._nodes.collect(grid, messages, self.config.round_timeout))
         record["dropped_replies"] = self.dropped_replies
+        record["wasted_bytes"] = self.wasted_bytes
         record["seconds"] += time.monotonic() - started
         return self._ranked()
 
@@ -219,6 +243,11 @@ class FederatedStrategy(Strategy):
         """Replies that were of no use, by reason, since the last round began."""
         return dict(self._nodes.counts)
 
+    @property
+    def wasted_bytes(self) -> dict[str, int]:
+        """Bytes that were of no use, by reason, since the last round began; no user's device is charged with them."""
+        return {name: count for name, count in self._nodes.wasted.items() if count}
+
     # Flower's interface ----------------------------------------------------------------------------------------------
 
     def configure_train(
@@ -229,10 +258,14 @@ class FederatedStrategy(Strategy):
         A ranking that rides on this round is asked of every node: of those that train in the same message.
         """
         directory, phase = self._nodes.directory, self.state.phase
-        users = directory.cohort(self.setup.seed, server_round, self.config.fraction)
+        self._target, self._folded = directory.cohort_size(self.config.fraction), 0
+        fraction = self.config.fraction * (1 + self.config.over_sampling)
+        users = directory.cohort(self.setup.seed, server_round, fraction)
         self._shares = directory.shares(users)
         model = self._packet(server_round)
-        self._bytes = self.meter.downloaded(phase, users, records.size(model), self.model.frozen_bytes)
+        moved = self.meter.downloaded(phase, users, records.size(model), self.model.frozen_bytes)
+        self._bytes = {name: self._bytes.get(name, 0) + count for name, count in moved.items()}
+        self._nodes.largest_reply = self.setup.update_format(self.model.model.trainable, 2).size() + _SLACK
         packets, fields = {records.MODEL: model}, self.model.fields(server_round)
         also: list[Message] = []
         if self._ranking is not None:
@@ -268,10 +301,15 @@ class FederatedStrategy(Strategy):
                 packet = self.setup.update_format(trainable, users).decode(data, phase=phase, round=server_round)
                 fold.add(weighted(packet) if self.setup.lone(users) else packet, users)
             except PacketError as error:
-                self._nodes.refuse(node, error)
+                self._nodes.refuse(node, error, reply)
                 continue
             accepted += 1
+            self._folded += users
             self._bytes["up"] += self.meter.uploaded(phase, share.users, of_a_device)
+        asked, most = len(self._shares), self.config.max_failures
+        if self._folded < self._target:
+            self._nodes.give_up_if_too_many_failed(f"round {server_round}", asked, accepted, most)
+        self._nodes.give_up_if_too_few_users(f"round {server_round}", self._folded, self.config.min_users)
         mean = fold.mean()
         if mean is not None:
             taken = int(fold.scalar("users"))
@@ -279,8 +317,6 @@ class FederatedStrategy(Strategy):
             mean = self._privacy.protect_mean(mean, taken, noise)
             moved, optimiser = self._recipe.server_update(self.state.trainable, mean, self.state.optimiser)
             self.model.state = replace(self.state, trainable=moved, optimiser=optimiser)
-        asked, most = len(self._shares), self.config.max_failures
-        self._nodes.give_up_if_too_many_failed(f"round {server_round}", asked, accepted, most)
         return None, MetricRecord({**fold.summary()})
 
     def configure_evaluate(
@@ -313,6 +349,10 @@ class FederatedStrategy(Strategy):
     def state(self) -> ServerState:
         """The global model, as it stands."""
         return self.model.state
+
+    def _enough(self) -> bool:
+        """Whether so many users have answered that a round with over-sampling may end."""
+        return bool(self.config.over_sampling) and self._folded >= self._target
 
     @property
     def _cohort_size(self) -> int:

@@ -20,16 +20,32 @@ class StrategyConfig(MemberConfig):
         fraction: Share of the users who train in a round.
         weight_cap: A user's weight in the average is the number of its training items, at most this.
         max_update_norm: A user's delta of a larger norm is dropped (and counted).
-        max_failures: Share of the asked nodes that may fail in a round before the run is given up.
-        round_timeout: Seconds after which a round goes on without those that have not answered.
+        over_sampling: Share of users who are asked beyond those. The round ends as soon as nodes with as many users as
+            it would have had without them have answered; the result then depends on who is quick (0: it does not).
+        max_failures: Share of the asked nodes that may fail in a round.
+        min_users: Users whose updates a round needs at least.
+        repeats: How many times a round in which more failed, or fewer users took part, is done again, with those who
+            are there then, before the run is given up. Its model is then still the one before that round.
+        min_nodes: Nodes with users without which no round begins.
+        node_timeout: Seconds to wait for these before the run is given up.
+        round_timeout: Seconds after which a round goes on without those that have not answered (null: 120, in a
+            simulation 600).
+        silent_rounds: Messages in a row that a node leaves unanswered before it rests: it is then left out, and asked
+            again after 1, 2, 4, ... rounds, or as soon as a late answer comes.
     """
 
     rounds: Annotated[int, Ge(1)]
     fraction: Annotated[float, Gt(0), Le(1)]
     weight_cap: Annotated[int, Ge(1), Le(1_000_000)]
     max_update_norm: Annotated[float, Gt(0), Le(1e6)]
+    over_sampling: Annotated[float, Ge(0), Le(10)]
     max_failures: Annotated[float, Ge(0), Le(1)]
-    round_timeout: Annotated[float, Gt(0)]
+    min_users: Annotated[int, Ge(1)]
+    repeats: Annotated[int, Ge(0)]
+    min_nodes: Annotated[int, Ge(1)]
+    node_timeout: Annotated[float, Ge(0)]
+    round_timeout: Annotated[float, Gt(0)] | None
+    silent_rounds: Annotated[int, Ge(1)]
 
 
 class Observer(Protocol):

@@ -5,26 +5,32 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedrec.errors import FederationError, PacketError
+from fedrec.errors import FederationError, PacketError, RoundError
 from fedrec.protocol import Setup, code_digest
 from strategies.directory import Directory
 from strategies.exchange import exchange
-from strategies.records import ENROLL, FROZEN, KEYS, MISSING, RESUMED, UNSHARED, Content, Field, pack, unpack
+from strategies.overdue import Overdue
+from strategies.records import ENROLL, FROZEN, KEYS, MISSING, RESUMED, UNSHARED, Content, Field, pack, unpack, weight
+from strategies.silence import Silences
 
 log = logging.getLogger("fedrec")
 
 _ENROLL_TIMEOUT = 120.0
 _ENROLL_PATIENCE = 0.1
 """Seconds more for every node: Flower's simulation serves some ten to a hundred calls a second among thousands."""
+_ENROLL_LATER = 30.0
+"""Seconds for a node that comes while others train already."""
 KEY_BYTES = 8
+_MOST_USERS = 2**24
 _POLL = 0.1
+_WAIT, _LONGEST_WAIT = 2.0, 30.0
 
 
 class Nodes:
@@ -36,14 +42,22 @@ class Nodes:
             that it is not known to hold along with the next message to it.
         enrolment_bytes: What one user's device moves to join: the setup down, its key up.
         counts: What went wrong since it was last cleared, by name; the caller clears it every round.
+        wasted: Bytes that were of no use since then, by name: of refused and late replies (`late`), and of what was sent
+            again to nodes that had lost something (`resent`).
+        largest_reply: Bytes that a reply may have at most; anything longer is refused unread.
         resumes: The rounds after which the run went on when it was resumed; nodes forget what they trained since.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, silent_rounds: int = 2) -> None:
+        """`silent_rounds`: unanswered messages in a row after which a node rests."""
         self.directory = Directory()
         self.once: dict[str, Array] = {}
         self.counts: Counter[str] = Counter()
+        self.wasted: Counter[str] = Counter()
+        self.largest_reply: int | None = None
         self.resumes: tuple[int, ...] = ()
+        self._silences = Silences(silent_rounds)
+        self._overdue = Overdue()
         self._setup = setup.to_json()
         self._simulated = setup.simulation is not None
         self.enrolment_bytes = len(setup.device_json().encode()) + KEY_BYTES
@@ -63,29 +77,63 @@ class Nodes:
             time.sleep(_POLL)
         self.enrol(grid)
 
+    def gather(self, grid: Grid, least: int, timeout: float) -> None:
+        """Begin a round: enrol who is new, and wait until `least` nodes with users are here.
+
+        Raises FederationError if they do not come within `timeout` seconds; in a simulation nobody comes later.
+        """
+        deadline, pause = time.monotonic() + timeout, _WAIT
+        self._silences.round_begins(set(grid.get_node_ids()))
+        self._take_late(grid)
+        while True:
+            self.enrol(grid)
+            if (here := len(self.directory.nodes)) >= least:
+                return
+            left = deadline - time.monotonic()
+            if self._simulated or left <= 0:
+                raise FederationError(
+                    f"{here} nodes with users are here, strategy.min_nodes={least} are needed, and no more came in "
+                    f"{timeout:.0f} s ({dict(self.counts)}); see the log above for why"
+                )
+            time.sleep(min(pause, left))
+            pause = min(1.5 * pause, _LONGEST_WAIT)
+
+    def _take_late(self, grid: Grid) -> None:
+        """Count the replies that came after their round was over; nodes that send such are there again."""
+        for node, reply in self._overdue.came(grid):
+            if not reply.has_error():
+                self.counts["late"] += 1
+                self.wasted["late"] += weight(reply.content)
+                self._silences.heard(node)
+                log.info("node %d answered too late: its answer is left out", node)
+
     def enrol(self, grid: Grid) -> None:
         """Ask nodes seen for the first time who lives there, and forget those that have gone.
 
-        Raises FederationError if nobody has joined, or a worker of a simulation does not see the server's folders.
+        Nodes that rest are not asked. Raises FederationError if a worker of a simulation does not see the server's
+        folders, or if nobody of those who are connected in a simulation has joined.
         """
         connected = set(grid.get_node_ids())
         self._refused &= connected
         for node in self.directory.nodes:
             if node not in connected:
                 self._forget(node)
-        new = sorted(connected - set(self.directory.nodes) - self._refused)
+        new = sorted(connected - set(self.directory.nodes) - self._refused - self._silences.resting)
         fields: dict[str, Field] = {"setup": self._setup}
         if self.resumes:
             fields[RESUMED] = " ".join(map(str, self.resumes))
         messages = [Message(pack(fields), node, ENROLL) for node in new]
         joined: dict[int, NDArray[np.uint64]] = {}
-        timeout, silent = _ENROLL_TIMEOUT + _ENROLL_PATIENCE * len(new), set(new)
+        later = len(self.directory) and not self._simulated
+        timeout, silent = (_ENROLL_LATER if later else _ENROLL_TIMEOUT) + _ENROLL_PATIENCE * len(new), set(new)
         for sent, reply in exchange(grid, messages, timeout) if messages else ():
             silent.discard(sent.metadata.dst_node_id)
+            self._silences.heard(sent.metadata.dst_node_id)
             if (keys := self._keys(sent.metadata.dst_node_id, reply)) is not None:
                 joined[sent.metadata.dst_node_id] = keys
         if silent:
             self.counts["enrol_no_answer"] += len(silent)
+            self._let_rest(silent)
             log.warning(
                 "%d of %d nodes did not say in %.0f s who lives there: the round goes on without their users, and they "
                 "are asked again in the next",
@@ -103,7 +151,7 @@ class Nodes:
                 log.warning("node %d is left out: %s", node, error)
                 continue
             self._holds[node] = set()
-        if not len(self.directory):
+        if self._simulated and not len(self.directory):
             raise FederationError(
                 f"none of {len(connected)} nodes has joined with users ({dict(self.counts)}): see the log above for why"
             )
@@ -118,7 +166,7 @@ class Nodes:
             self._require_shared(content)
             code, keys = content.text("code"), content.array(KEYS)
         except PacketError as error:
-            self.refuse(node, error)
+            self.refuse(node, error, reply)
             return None
         if code != code_digest():
             self.counts["other_code"] += 1
@@ -133,7 +181,11 @@ class Nodes:
             return None
         if keys.dtype != np.uint64 or keys.ndim != 1:
             came = f"{keys.dtype} {keys.shape}"
-            self.refuse(node, PacketError("malformed", f"user keys are a list of uint64, not {came}"))
+            self.refuse(node, PacketError("malformed", f"user keys are a list of uint64, not {came}"), reply)
+            return None
+        if keys.size > _MOST_USERS:
+            self.refuse(node, PacketError("oversized", f"{keys.size} users; a node has at most {_MOST_USERS}"), reply)
+            self._refused.add(node)
             return None
         if not keys.size:
             self._refused.add(node)  # nobody lives there: it need not be asked in every round
@@ -156,48 +208,79 @@ class Nodes:
         """The node that gave a reply which `collect` has yielded."""
         return self._senders[reply.metadata.reply_to_message_id]
 
-    def refuse(self, node: int, error: PacketError) -> None:
-        """A reply is of no use; it is counted under the error's name, and the round goes on."""
+    def refuse(self, node: int, error: PacketError, reply: Message) -> None:
+        """A reply is of no use; it and its bytes are counted under the error's name, and the round goes on."""
         self.counts[error.reason] += 1
+        self.wasted[error.reason] += weight(reply.content)
         log.warning("the reply of node %d is left out: %s", node, error)
 
-    def collect(self, grid: Grid, messages: Iterable[Message], timeout: float) -> Iterator[Message]:
+    def _let_rest(self, silent: Iterable[int]) -> None:
+        """Nodes have not answered; those that have not for some time rest, and their users are away."""
+        for node in silent:
+            if self._silences.silent(node):
+                self.counts["rested"] += 1
+                log.warning("node %d does not answer: it rests for some rounds, or until a late answer comes", node)
+                self._forget(node)
+
+    def collect(
+        self, grid: Grid, messages: Iterable[Message], timeout: float, enough: Callable[[], bool] = lambda: False
+    ) -> Iterator[Message]:
         """Send and yield the replies as they come; nodes that lack something are sent it and asked once more.
 
-        Errors and silence are counted (`failed`, `no_answer`, `frozen_missing`), never yielded.
+        Errors and silence are counted (`failed`, `no_answer`, `frozen_missing`, `oversized`), never yielded. When there
+        is `enough` the others are waited for no longer: what they send comes late.
         """
         deadline = time.monotonic() + timeout
         first, again = list(messages), list[Message]()
-        silent = {message.metadata.dst_node_id for message in first}
+        open = {message.metadata.dst_node_id: message for message in first}
         self._senders.clear()
         for attempt in (first, again):
             for sent, reply in exchange(grid, attempt, max(0.0, deadline - time.monotonic())) if attempt else ():
                 node = sent.metadata.dst_node_id
-                silent.discard(node)
+                open.pop(node, None)
+                self._silences.heard(node)
                 if reply.has_error():
                     self.counts["failed"] += 1
                     log.warning("node %d failed: %s", node, _last_line(reply))
+                elif self.largest_reply is not None and weight(reply.content) > self.largest_reply:
+                    came = f"{weight(reply.content)} bytes came, an answer has at most {self.largest_reply}"
+                    self.refuse(node, PacketError("oversized", came), reply)
                 elif (missing := self._missing(reply)) is None:
                     self._holds[node].update(self.once)
                     self._senders[reply.metadata.reply_to_message_id] = node
                     yield reply
+                    if enough():
+                        self._overdue.expect(open.values(), timeout)
+                        return
                 elif attempt is first:
                     self._holds[node].clear()
                     again.append(Message(self._completed(sent.content), node, sent.metadata.message_type))
+                    open[node] = again[-1]
+                    self.wasted["resent"] += weight(again[-1].content)
                     log.info("node %d lacks %s and is sent it again", node, missing)
                 else:
                     self.counts["frozen_missing"] += 1
                     self._forget(node)
-        if silent:
-            self.counts["no_answer"] += len(silent)
+        if open:
+            self.counts["no_answer"] += len(open)
+            self._overdue.expect(open.values(), timeout)
+            self._let_rest(list(open))
 
     def give_up_if_too_many_failed(self, what: str, asked: int, accepted: int, max_failures: float) -> None:
-        """Raise FederationError if, of the nodes `asked`, a larger share than `max_failures` was of no use."""
+        """Raise RoundError if, of the nodes `asked`, a larger share than `max_failures` was of no use."""
         failed = asked - accepted
         if failed > max_failures * asked:
-            raise FederationError(
+            raise RoundError(
                 f"{what}: {failed} of {asked} nodes failed ({dict(self.counts)}), more than "
                 f"strategy.max_failures={max_failures} allows; see the log above for why"
+            )
+
+    def give_up_if_too_few_users(self, what: str, users: int, least: int) -> None:
+        """Raise RoundError if the nodes of fewer than `least` chosen users have answered."""
+        if users < least:
+            raise RoundError(
+                f"{what}: the nodes of {users} chosen users answered, strategy.min_users={least} are needed "
+                f"({dict(self.counts)}); see the log above for why"
             )
 
     def _completed(self, content: RecordDict) -> RecordDict:

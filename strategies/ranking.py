@@ -39,7 +39,7 @@ class Ranking:
         self._asked = self._accepted = 0
 
     def ask(self, meter: Meter, training: int, model: int, frozen: int) -> None:
-        """Every node here is being asked.
+        """Every node here is being asked; what an earlier try has brought is forgotten.
 
         Args:
             meter: Counts what the users' devices download for it.
@@ -47,7 +47,8 @@ class Ranking:
             model: Bytes of the model packet.
             frozen: Bytes of what is frozen in the phase.
         """
-        self._asked = len(self._nodes.directory.nodes)
+        self._asked, self._accepted = len(self._nodes.directory.nodes), 0
+        self._sums = {split: [] for split in self._sums}
         meter.evaluated(self._phase, self._nodes.directory.here, training, model, frozen)
 
     def take(self, meter: Meter, reply: Message) -> None:
@@ -62,7 +63,7 @@ class Ranking:
                 scalars = self._format.decode(packet, phase=self._phase, round=self.after).scalars
                 taken.append(check_sums(scalars, residents))
         except PacketError as error:
-            self._nodes.refuse(node, error)
+            self._nodes.refuse(node, error, reply)
             return
         for sums, scalars in zip(self._sums.values(), taken, strict=True):
             sums.append(scalars)

@@ -92,6 +92,11 @@ def size(wrapped: Array) -> int:
     return wrapped.shape[0]
 
 
+def weight(content: RecordDict) -> int:
+    """Bytes of all arrays of a message, as they came and unread."""
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+
+
 def pack(
     fields: Mapping[str, Field],
     packets: Mapping[str, bytes | Array] | None = None,
