@@ -15,6 +15,14 @@ from fedrec.errors import PacketError
 from fedrec.tensors import Tensors, content_digest
 
 
+class MissingFrozenError(Exception):
+    """The node does not hold the frozen tensors that the message names; it asks for them instead of training."""
+
+    def __init__(self, digest: str) -> None:
+        self.digest = digest
+        super().__init__(digest)
+
+
 @dataclass(frozen=True)
 class FrozenStore:
     """Files `<state_dir>/frozen/<digest>.safetensors`; a damaged one counts as missing, and is asked for again."""

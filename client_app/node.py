@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,21 +14,24 @@ from numpy.typing import NDArray
 from client_app.cohort import CohortEngine
 from client_app.engine import Engine, GlobalModel, Limits, all_finite, codec_seeds
 from client_app.evaluation import RankingProtocol, rank_users
-from client_app.frozen import FrozenStore
+from client_app.frozen import FrozenStore, MissingFrozenError
+from client_app.home import Home, Place, SimulatedHome, SiteHome
 from client_app.oracle import OracleEngine
+from client_app.site import Site
+from client_app.site_data import require_site
 from client_app.store import PrivateStore
 from client_app.users import LocalUsers
 from fedrec import registry
 from fedrec.backbones.base import Backbone
 from fedrec.config.validate import member_config
 from fedrec.data.split import HeldOut
-from fedrec.data.store import open_store
-from fedrec.errors import PacketError
+from fedrec.errors import ConfigError, PacketError
 from fedrec.item_counts import report_sum
-from fedrec.keys import simulation_secret
+from fedrec.item_list import item_list_format
+from fedrec.keys import keys_digest
 from fedrec.negatives import NegativeSampler
 from fedrec.packet import PacketFormat
-from fedrec.protocol import COUNTS, Setup, SimulatedData, counts_format, eligible_spec, frozen_format, unpack_eligible
+from fedrec.protocol import COUNTS, Setup, counts_format, eligible_spec, frozen_format, unpack_eligible
 from fedrec.rng import derive
 from fedrec.shared_folder import require_shared
 from fedrec.tensors import Tensors
@@ -37,14 +39,6 @@ from peft_embeddings.base import ItemEmbedding
 from peft_embeddings.model import Model
 
 ENGINES: dict[str, type[Engine]] = {"cohort": CohortEngine, "oracle": OracleEngine}
-
-
-class MissingFrozenError(Exception):
-    """The node does not hold the frozen tensors that the message names; it asks for them instead of training."""
-
-    def __init__(self, digest: str) -> None:
-        self.digest = digest
-        super().__init__(digest)
 
 
 class Received(NamedTuple):
@@ -63,50 +57,57 @@ class Received(NamedTuple):
     checkpoint_round: int
 
 
-class Place(NamedTuple):
-    """Which part of the simulated users lives on this node."""
-
-    partition: int
-    partitions: int
-
-
 @dataclass(frozen=True)
 class Node:
     """One node of one run: everything that stays the same from message to message."""
 
     setup: Setup
-    place: Place
+    place: Place | Site
 
     @cached_property
-    def _simulation(self) -> SimulatedData:
-        if self.setup.simulation is None:
-            raise PacketError("malformed", "the setup names no simulated data, and this node has none of its own")
-        require_shared(self.setup.simulation)
-        return self.setup.simulation
+    def _home(self) -> Home:
+        """Where the node's users come from. A site never opens a folder that a server names."""
+        simulation = self.setup.simulation
+        if isinstance(self.place, Site):
+            if simulation is not None:
+                raise ConfigError(
+                    ["this node has users of its own, and the run is a simulation: run it with runtime=deployment"]
+                )
+            require_site(self.place, self.setup.run_key)
+            return SiteHome(self.place, self.setup)
+        if simulation is None:
+            raise ConfigError(
+                ["the server's run is a deployment, and this is a node of a simulation with no users of its own"]
+            )
+        require_shared(simulation)
+        return SimulatedHome(self.place, self.setup, simulation)
 
     @cached_property
     def secret(self) -> int:
         """The secret root: of users' keys, negatives and noise."""
-        return simulation_secret(self.setup.seed)
+        return self._home.secret
 
     @cached_property
     def users(self) -> LocalUsers:
-        """The node's users: every `partitions`-th of the simulated ones."""
-        interactions = open_store(Path(self._simulation.interactions))
-        chosen = np.arange(self.place.partition, interactions.users, self.place.partitions)
+        """The node's users."""
+        interactions, chosen = self._home.users(self.frozen_store)
         return LocalUsers(interactions, chosen, self.secret)
+
+    @cached_property
+    def named(self) -> str:
+        """What the server has to name with every message if it knows the users who are here now."""
+        return keys_digest(self.users.keys)
 
     @cached_property
     def frozen_store(self) -> FrozenStore:
         """What the server sent once."""
-        return FrozenStore(Path(self._simulation.state_dir))
+        return FrozenStore(self._home.state_dir)
 
     @cached_property
     def private_store(self) -> PrivateStore:
         """The users' private tensors."""
-        # Where the machine fails on which it is simulated, a device need not outlive it.
-        state_dir = Path(self._simulation.state_dir)
-        return PrivateStore(state_dir, self.setup.run_key, self._backbone.private, synced=False)
+        home = self._home
+        return PrivateStore(home.state_dir, self.setup.run_key, self._backbone.private, synced=home.synced)
 
     @cached_property
     def _backbone(self) -> Backbone:
@@ -161,9 +162,13 @@ class Node:
 
     def keep_frozen(self, phase: int, digest: str, packet: bytes) -> None:
         """Check frozen tensors that came with a message of a phase, and keep them."""
-        is_list = digest == self.setup.eligible
-        spec = eligible_spec(self.setup.n_items) if is_list else self._model(phase).frozen
-        self.frozen_store.put(frozen_format(spec).decode(packet).tensors, digest)
+        if digest == self.setup.catalogue:
+            form = item_list_format(len(packet))
+        elif digest == self.setup.eligible:
+            form = frozen_format(eligible_spec(self.setup.n_items))
+        else:
+            form = frozen_format(self._model(phase).frozen)
+        self.frozen_store.put(form.decode(packet).tensors, digest)
 
     def count_items(self) -> bytes:
         """The encoded sum of what all users here report of the items that they train on."""

@@ -98,7 +98,8 @@ def _make_folder(config: RunConfig) -> Path:
     folder = config.runs_dir / config.run_id
     if (folder / METRICS).exists():
         raise StoreError(
-            f"{folder} already holds a run: choose another run_id, remove the folder, or go on with resume={folder.name}"
+            f"{folder} already holds a run: choose another run_id, remove the folder, or go on with "
+            f"resume={folder.name}"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -110,7 +110,7 @@ class Setup:
 
     @staticmethod
     def from_json(text: str) -> Setup:
-        """Parse and check what came over the network. Raises PacketError (`malformed`, `oversized`) naming what is wrong."""
+        """Parse and check what came over the network. Raises PacketError (`malformed`, `oversized`) that says why."""
         from pydantic import TypeAdapter, ValidationError
 
         if len(text) > _LONGEST_SETUP:

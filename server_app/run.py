@@ -19,10 +19,11 @@ from fedrec import __version__, registry
 from fedrec.config.describe import to_yaml
 from fedrec.config.schema import RunConfig
 from fedrec.data import report
-from fedrec.data.prepare import load
+from fedrec.data.prepare import load, load_items
 from fedrec.data.store import write_store
 from fedrec.data.types import DataReport, Dataset
 from fedrec.datasets.base import DatasetConfig
+from fedrec.item_list import pack_item_list
 from fedrec.protocol import (
     PROTOCOL_VERSION,
     PhaseSetup,
@@ -31,6 +32,7 @@ from fedrec.protocol import (
     code_digest,
     pack_eligible,
 )
+from fedrec.secret import own_secret
 from fedrec.shared_folder import leave_token
 from fedrec.tensors import content_digest, text_digest
 from peft_embeddings.base_table import BaseTable, build_base_table, random_base_table, text_vectors
@@ -38,7 +40,7 @@ from peft_embeddings.encoders.base import TextEncoder
 from server_app.baselines import simulated_baselines
 from server_app.resuming import Resumption, go_on, manifest_of_resumed, prepare
 from server_app.run_folder import CONFIG, MANIFEST, SUMMARY, RunFolder
-from strategies.base import FederatedStrategy
+from strategies.base import Deployed, FederatedStrategy
 from strategies.checkpoint import Checkpoint
 
 log = logging.getLogger("fedrec")
@@ -120,8 +122,8 @@ def new_run_id(config: RunConfig) -> str:
 def run(config: RunConfig, overrides: Sequence[str], grid: Grid, watcher: Watcher | None = None) -> dict[str, Any]:
     """Carry out a run and return its summary (also in the run folder as `summary.json`).
 
-    `config` has its folders settled; if it names a run to resume, that run goes on in its own folder. Raises FedrecError
-    for whatever the user can mend.
+    `config` has its folders settled; if it names a run to resume, that run goes on in its own folder. Raises
+    FedrecError for whatever the user can mend.
     """
     runs_dir, cache_dir = config.runs_dir, config.cache_dir
     assert runs_dir is not None
@@ -160,31 +162,41 @@ def _run(
         folder.write_text(CONFIG, to_yaml(config))
     watcher.stage(f"reading {config.dataset.name}")
     progress = _Progress(watcher)
-    dataset = load(cast(DatasetConfig, config.dataset), progress)
-    watcher.data(dataset.report, dataset.name)
+    simulated = config.runtime == "simulation"
+    dataset = (load if simulated else load_items)(cast(DatasetConfig, config.dataset), progress)
+    if simulated:
+        watcher.data(dataset.report, dataset.name)
     for line in report.as_lines(dataset.report):
         log.info("%s", line)
-    store = write_store(dataset.interactions, cache_dir)
     watcher.stage("base table from item text")
     table = _base_table(config, dataset, cache_dir, progress)
     if table.text_map is not None:
         table.text_map.save(folder.path)
     eligible = pack_eligible(dataset.eligible, len(dataset.catalogue))
-    place = SimulatedData(str(store), str(folder.state_dir), leave_token(folder.state_dir))
-    setup = make_setup(config, len(dataset.catalogue), dataset.catalogue.digest, content_digest(eligible), place)
-    manifest = _manifest(config, overrides, dataset, table, store)
+    place, deployed, catalogue = None, None, dataset.catalogue.digest
+    if simulated:
+        store = write_store(dataset.interactions, cache_dir)
+        place = SimulatedData(str(store), str(folder.state_dir), leave_token(folder.state_dir))
+    else:
+        listed = pack_item_list(dataset.catalogue.item_ids, dataset.catalogue.titles)
+        # What a site can check is the list that it gets.
+        deployed, catalogue = Deployed(own_secret(folder.path), listed), content_digest(listed)
+    setup = make_setup(config, len(dataset.catalogue), catalogue, content_digest(eligible), place)
+    manifest = _manifest(config, overrides, dataset, table, place)
     if resumption is not None:
         manifest = manifest_of_resumed(folder, manifest, resumption.round)
     folder.write_json(MANIFEST, manifest)
     baselines = {}
-    if config.evaluation.baselines:
+    if config.evaluation.baselines and not simulated:
+        log.info("no baselines: they need everybody's interactions in one place, which no deployment has")
+    elif config.evaluation.baselines:
         watcher.stage("baselines")
         vectors = None
         if config.base_table.start == "text":
             vectors = text_vectors(dataset.catalogue, _encoder(config), cache_dir, progress)
         baselines = simulated_baselines(setup, dataset, vectors, "test")
     strategy: FederatedStrategy = registry.strategies.get(config.strategy.name)(
-        config, setup, table.table, eligible, _Recorder(folder, watcher, config.checkpoints_kept)
+        config, setup, table.table, eligible, _Recorder(folder, watcher, config.checkpoints_kept), deployed
     )
     if resumption is not None:
         go_on(strategy, resumption, manifest)
@@ -272,7 +284,7 @@ def make_setup(
 
 
 def _manifest(
-    config: RunConfig, overrides: Sequence[str], dataset: Dataset, table: BaseTable, store: Path
+    config: RunConfig, overrides: Sequence[str], dataset: Dataset, table: BaseTable, place: SimulatedData | None
 ) -> dict[str, Any]:
     """What a reader needs to know whether two runs can be compared, and to make one again."""
     packages = ("flwr", "torch", "numpy", "scikit-learn")
@@ -287,7 +299,7 @@ def _manifest(
         "data": {
             "name": dataset.name,
             "catalogue": dataset.catalogue.digest,
-            "interactions": store.name,
+            "interactions": Path(place.interactions).name if place else None,
             "eligible": len(dataset.eligible),
             **report.as_dict(dataset.report),
         },

@@ -127,8 +127,8 @@ class RunFolder:
         kept, cut = lines[:round], lines[round:]
         if (found := [_round(line) for line in kept]) != list(range(1, round + 1)):
             raise StoreError(
-                f"{path} should begin with the rounds 1 to {round}, its lines are of the rounds {found}: restore it from "
-                "a copy, or start a new run"
+                f"{path} should begin with the rounds 1 to {round}, its lines are of the rounds {found}: restore it "
+                "from a copy, or start a new run"
             )
         if not cut:
             return

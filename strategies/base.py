@@ -22,31 +22,29 @@ from torch import Tensor
 
 from fedrec import registry
 from fedrec.config.schema import RunConfig
-from fedrec.errors import PacketError, RoundError
+from fedrec.errors import RoundError
+from fedrec.item_list import item_list_packet
 from fedrec.keys import simulation_secret
 from fedrec.protocol import Setup, frozen_format
 from fedrec.rng import derive
 from fedrec.tensors import Tensors, spec_of
 from fedrec.updates import DROPPED
 from strategies import records
-from strategies.aggregation import UpdateFold, weighted
 from strategies.checkpoint import Checkpoint
-from strategies.contract import Observer, StrategyConfig
-from strategies.directory import Share
+from strategies.contract import Deployed, Observer, StrategyConfig
 from strategies.item_counts import count_items
 from strategies.meter import Meter
 from strategies.nodes import Nodes
 from strategies.ranking import TEST, VALIDATION, Ranking
 from strategies.server_model import Phase, ServerModel, ServerState
+from strategies.training import Training
 
 log = logging.getLogger("fedrec")
 
-__all__ = ["FederatedStrategy", "Observer", "Phase", "ServerState", "StrategyConfig"]
+__all__ = ["Deployed", "FederatedStrategy", "Observer", "Phase", "ServerState", "StrategyConfig"]
 
 
-_ROUND_TIMEOUT, _SIMULATED_TIMEOUT = 120.0, 600.0
-_SLACK = 65_536
-"""Bytes that a reply may have beside its packets."""
+_SLACK = 65_536  # bytes that a reply may have beside its packets
 
 
 class FederatedStrategy(Strategy):
@@ -54,7 +52,15 @@ class FederatedStrategy(Strategy):
 
     config_class: ClassVar[type[StrategyConfig]]
 
-    def __init__(self, config: RunConfig, setup: Setup, base: Tensor, eligible: Tensors, observer: Observer) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        setup: Setup,
+        base: Tensor,
+        eligible: Tensors,
+        observer: Observer,
+        deployed: Deployed | None = None,
+    ) -> None:
         """A strategy for one run.
 
         Args:
@@ -63,10 +69,11 @@ class FederatedStrategy(Strategy):
             base: The pre-trained table [items, dim].
             eligible: The public list of items that may be recommended, as it is sent.
             observer: Is told of rounds and checkpoints.
+            deployed: What only a deployment has; None in a simulation.
         """
         strategy: Any = config.strategy
-        waits = strategy.round_timeout or (_ROUND_TIMEOUT if setup.simulation is None else _SIMULATED_TIMEOUT)
-        self.config: Any = replace(strategy, round_timeout=waits)
+        patience = strategy.patience(simulated=setup.simulation is not None)
+        self.config: Any = replace(strategy, round_timeout=patience)
         self.setup = setup
         self.plan = self.phases(config)
         self.meter = Meter([phase.name for phase in self.plan])
@@ -78,13 +85,16 @@ class FederatedStrategy(Strategy):
         self.model = ServerModel(setup, self.plan, backbone, base)
         self.ended: dict[str, Any] = {}
         """Once the last round has ended: its metrics by split, and the replies of it that were of no use."""
-        self._nodes = Nodes(setup, strategy.silent_rounds)
+        self._secret = deployed.secret if deployed else simulation_secret(setup.seed)
+        item_list = deployed and records.wrap(item_list_packet(deployed.item_list))
+        self._item_list_bytes = records.size(item_list) if item_list else 0
+        self._nodes = Nodes(setup, item_list, strategy.silent_rounds)
         self._eligible = records.wrap(frozen_format(spec_of(eligible)).encode(0, 0, eligible))
-        self._shares: dict[int, Share] = {}
+        self._training: Training | None = None
         self._ranking: Ranking | None = None
         self._bytes: dict[str, int] = {}
         self._checkpoints: deque[int] = deque([0], maxlen=config.checkpoints_kept)
-        self._after = self._target = self._folded = 0
+        self._after = 0
 
     @classmethod
     @abstractmethod
@@ -159,12 +169,14 @@ class FederatedStrategy(Strategy):
         self._bytes = dict.fromkeys(self._bytes, 0)
         for left in reversed(range(1 + self.config.repeats)):
             self._nodes.gather(grid, self.config.min_nodes, self.config.node_timeout)
-            self.meter.grow(len(self._nodes.directory), self._nodes.enrolment_bytes + records.size(self._eligible))
+            joining = self._nodes.enrolment_bytes + self._item_list_bytes + records.size(self._eligible)
+            self.meter.grow(len(self._nodes.directory), joining)
             self._count_items(grid)
             self.model.advance(round)
             self._nodes.once = {self.setup.eligible: self._eligible, **self.model.once}
             messages = self.configure_train(round, ArrayRecord(), ConfigRecord(), grid)
-            replies = self._nodes.collect(grid, messages, self.config.round_timeout, self._enough)
+            assert self._training is not None
+            replies = self._nodes.collect(grid, messages, self.config.round_timeout, self._training.enough)
             try:
                 _, trained = self.aggregate_train(round, replies)
                 break
@@ -175,8 +187,7 @@ class FederatedStrategy(Strategy):
                 log.warning("%s; the round is repeated", error)
         return {
             **self._record(round, cast(MetricRecord, trained)),
-            "dropped_replies": self.dropped_replies,
-            "wasted_bytes": self.wasted_bytes,
+            **self._losses,
             "bytes": self._bytes,
             "bytes_per_user": self.meter.per_user(),
             "seconds": time.monotonic() - started,
@@ -206,8 +217,7 @@ class FederatedStrategy(Strategy):
         splits = [VALIDATION, TEST] if round == self.config.rounds else [VALIDATION]
         messages = self.configure_evaluate(round, ArrayRecord(), ConfigRecord({"splits": splits}), grid)
         self.aggregate_evaluate(round, self._nodes.collect(grid, messages, self.config.round_timeout))
-        record["dropped_replies"] = self.dropped_replies
-        record["wasted_bytes"] = self.wasted_bytes
+        record |= self._losses
         record["seconds"] += time.monotonic() - started
         return self._ranked()
 
@@ -223,30 +233,27 @@ class FederatedStrategy(Strategy):
             record["validation"] = ranked[VALIDATION]
             record["bytes_per_user"]["evaluation"] = self.meter.evaluation
             result.evaluate_metrics_clientapp[record["round"]] = MetricRecord(dict(ranked[VALIDATION]))
-            self.ended = {**ranked, "dropped_replies": self.dropped_replies} if TEST in ranked else {}
+            self.ended = {**ranked, **self._losses} if TEST in ranked else {}
         self._observer.on_round(record)
 
     def _record(self, round: int, trained: MetricRecord) -> dict[str, Any]:
+        assert self._training is not None
         values: dict[str, Any] = dict(trained)
         dropped = {name: int(values.pop(name)) for name in DROPPED}
         return {
             "round": round,
             "rounds": self.config.rounds,
             "phase": self.model.phase_name,
-            "cohort": self._cohort_size,
+            "cohort": len(self._training.users),
             **values,
             "dropped_users": {name: count for name, count in dropped.items() if count},
         }
 
     @property
-    def dropped_replies(self) -> dict[str, int]:
-        """Replies that were of no use, by reason, since the last round began."""
-        return dict(self._nodes.counts)
-
-    @property
-    def wasted_bytes(self) -> dict[str, int]:
-        """Bytes that were of no use, by reason, since the last round began; no user's device is charged with them."""
-        return {name: count for name, count in self._nodes.wasted.items() if count}
+    def _losses(self) -> dict[str, dict[str, int]]:
+        """Replies and bytes of no use, by reason, since the last round began; no user is charged with them."""
+        wasted = {name: count for name, count in self._nodes.wasted.items() if count}
+        return {"dropped_replies": dict(self._nodes.counts), "wasted_bytes": wasted}
 
     # Flower's interface ----------------------------------------------------------------------------------------------
 
@@ -257,25 +264,22 @@ class FederatedStrategy(Strategy):
 
         A ranking that rides on this round is asked of every node: of those that train in the same message.
         """
-        directory, phase = self._nodes.directory, self.state.phase
-        self._target, self._folded = directory.cohort_size(self.config.fraction), 0
-        fraction = self.config.fraction * (1 + self.config.over_sampling)
-        users = directory.cohort(self.setup.seed, server_round, fraction)
-        self._shares = directory.shares(users)
-        model = self._packet(server_round)
+        trainable, phase = self.model.model.trainable, self.state.phase
+        self._training = training = Training(self.setup, self._nodes, self.config, trainable, phase, server_round)
+        model, users = self._packet(server_round), training.users
         moved = self.meter.downloaded(phase, users, records.size(model), self.model.frozen_bytes)
         self._bytes = {name: self._bytes.get(name, 0) + count for name, count in moved.items()}
-        self._nodes.largest_reply = self.setup.update_format(self.model.model.trainable, 2).size() + _SLACK
+        self._nodes.largest_reply = self.setup.update_format(trainable, 2).size() + _SLACK
         packets, fields = {records.MODEL: model}, self.model.fields(server_round)
         also: list[Message] = []
         if self._ranking is not None:
             fields |= self._ranking.fields
             self._ranking.ask(self.meter, len(users), records.size(model), self.model.frozen_bytes)
-            others = [node for node in directory.nodes if node not in self._shares]
+            others = [node for node in self._nodes.directory.nodes if node not in training.shares]
             also = [self._nodes.message(node, records.EVALUATE, fields, packets) for node in others]
         return also + [
             self._nodes.message(node, records.TRAIN, fields, packets, {records.SLOTS: share.slots})
-            for node, share in self._shares.items()
+            for node, share in training.shares.items()
         ]
 
     def aggregate_train(
@@ -283,37 +287,20 @@ class FederatedStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fold the replies as they come, each whole or not at all, and take the server's step on their mean.
 
-        A reply's update and its metrics, if a ranking rides on the round, are judged apart.
+        A reply's update and its metrics, if a ranking rides on the round, are judged apart. Raises RoundError, with the
+        model as it was, if too few are of use.
         """
-        trainable, phase = self.model.model.trainable, self.state.phase
-        of_a_device = self.setup.update_format(trainable, users=1).size()
-        fold = UpdateFold(trainable, self._cohort_size, self.config.weight_cap, self.config.max_update_norm)
-        accepted = 0
+        training = self._training
+        assert training is not None
         for reply in replies:
-            node = self._nodes.sender(reply)
             if self._ranking is not None:
                 self._ranking.take(self.meter, reply)
-            if (share := self._shares.get(node)) is None:
-                continue
-            try:
-                users = len(share.users)
-                data = records.unpack(reply.content).packet(records.UPDATE)
-                packet = self.setup.update_format(trainable, users).decode(data, phase=phase, round=server_round)
-                fold.add(weighted(packet) if self.setup.lone(users) else packet, users)
-            except PacketError as error:
-                self._nodes.refuse(node, error, reply)
-                continue
-            accepted += 1
-            self._folded += users
-            self._bytes["up"] += self.meter.uploaded(phase, share.users, of_a_device)
-        asked, most = len(self._shares), self.config.max_failures
-        if self._folded < self._target:
-            self._nodes.give_up_if_too_many_failed(f"round {server_round}", asked, accepted, most)
-        self._nodes.give_up_if_too_few_users(f"round {server_round}", self._folded, self.config.min_users)
-        mean = fold.mean()
-        if mean is not None:
+            self._bytes["up"] += training.take(self.meter, reply)
+        training.require_enough()
+        fold = training.fold
+        if (mean := fold.mean()) is not None:
             taken = int(fold.scalar("users"))
-            noise = derive(simulation_secret(self.setup.seed), "privacy", server_round)
+            noise = derive(self._secret, "privacy", server_round)
             mean = self._privacy.protect_mean(mean, taken, noise)
             moved, optimiser = self._recipe.server_update(self.state.trainable, mean, self.state.optimiser)
             self.model.state = replace(self.state, trainable=moved, optimiser=optimiser)
@@ -349,14 +336,6 @@ class FederatedStrategy(Strategy):
     def state(self) -> ServerState:
         """The global model, as it stands."""
         return self.model.state
-
-    def _enough(self) -> bool:
-        """Whether so many users have answered that a round with over-sampling may end."""
-        return bool(self.config.over_sampling) and self._folded >= self._target
-
-    @property
-    def _cohort_size(self) -> int:
-        return sum(len(share.users) for share in self._shares.values())
 
     def _packet(self, round: int) -> Array:
         # Without checkpoints there is nothing to go back to, and no older private tensors need be kept.

@@ -46,9 +46,9 @@ class Checkpoint:
 
     def tensors(self) -> Tensors:
         """Everything that is numbers by the thousand, by names that say what it belongs to."""
-        found = {
-            f"{part}.{name}": tensor for part in _STATE for name, tensor in getattr(self.state, part).items()
-        } | {f"meter.{name}": torch.from_numpy(counts) for name, counts in self.meter.items()}
+        found = {f"{part}.{name}": tensor for part in _STATE for name, tensor in getattr(self.state, part).items()} | {
+            f"meter.{name}": torch.from_numpy(counts) for name, counts in self.meter.items()
+        }
         found["users"] = torch.from_numpy(self.users.view(np.int64))
         if self.counts is not None:
             found["counts"] = self.counts

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol
 
 from annotated_types import Ge, Gt, Le
 
 from fedrec.registry import MemberConfig
+from fedrec.tensors import Tensors
 from strategies.checkpoint import Checkpoint
 
 
@@ -46,6 +47,22 @@ class StrategyConfig(MemberConfig):
     node_timeout: Annotated[float, Ge(0)]
     round_timeout: Annotated[float, Gt(0)] | None
     silent_rounds: Annotated[int, Ge(1)]
+
+    def patience(self, *, simulated: bool) -> float:
+        """Seconds after which a round goes on."""
+        return self.round_timeout or (600.0 if simulated else 120.0)
+
+
+class Deployed(NamedTuple):
+    """What only a deployment has.
+
+    Attributes:
+        secret: The server's secret root, of its noise.
+        item_list: The public list of items, as it is sent to sites that have not got it.
+    """
+
+    secret: int
+    item_list: Tensors
 
 
 class Observer(Protocol):

@@ -13,11 +13,25 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedrec.errors import FederationError, PacketError, RoundError
-from fedrec.protocol import Setup, code_digest
+from fedrec.keys import keys_digest
+from fedrec.protocol import Setup
 from strategies.directory import Directory
+from strategies.enrolment import LASTING, user_keys
 from strategies.exchange import exchange
 from strategies.overdue import Overdue
-from strategies.records import ENROLL, FROZEN, KEYS, MISSING, RESUMED, UNSHARED, Content, Field, pack, unpack, weight
+from strategies.records import (
+    ENROLL,
+    FROZEN,
+    MISSING,
+    NAMED,
+    RESUMED,
+    UNSHARED,
+    Content,
+    Field,
+    pack,
+    unpack,
+    weight,
+)
 from strategies.silence import Silences
 
 log = logging.getLogger("fedrec")
@@ -28,7 +42,6 @@ _ENROLL_PATIENCE = 0.1
 _ENROLL_LATER = 30.0
 """Seconds for a node that comes while others train already."""
 KEY_BYTES = 8
-_MOST_USERS = 2**24
 _POLL = 0.1
 _WAIT, _LONGEST_WAIT = 2.0, 30.0
 
@@ -42,14 +55,20 @@ class Nodes:
             that it is not known to hold along with the next message to it.
         enrolment_bytes: What one user's device moves to join: the setup down, its key up.
         counts: What went wrong since it was last cleared, by name; the caller clears it every round.
-        wasted: Bytes that were of no use since then, by name: of refused and late replies (`late`), and of what was sent
-            again to nodes that had lost something (`resent`).
+        wasted: Bytes that were of no use since then, by name: of refused and late replies, and of what was sent again
+            to nodes that had lost something (`resent`).
         largest_reply: Bytes that a reply may have at most; anything longer is refused unread.
         resumes: The rounds after which the run went on when it was resumed; nodes forget what they trained since.
     """
 
-    def __init__(self, setup: Setup, silent_rounds: int = 2) -> None:
-        """`silent_rounds`: unanswered messages in a row after which a node rests."""
+    def __init__(self, setup: Setup, item_list: Array | None = None, silent_rounds: int = 2) -> None:
+        """Of a run whose clients are told `setup`.
+
+        Args:
+            setup: What every client is told.
+            item_list: The public list of items, wrapped, for sites that have none yet.
+            silent_rounds: Unanswered messages in a row after which a node rests.
+        """
         self.directory = Directory()
         self.once: dict[str, Array] = {}
         self.counts: Counter[str] = Counter()
@@ -60,13 +79,16 @@ class Nodes:
         self._overdue = Overdue()
         self._setup = setup.to_json()
         self._simulated = setup.simulation is not None
+        self._catalogue = setup.catalogue
+        self._item_list = item_list
+        self._named: dict[int, str] = {}
         self.enrolment_bytes = len(setup.device_json().encode()) + KEY_BYTES
         self._holds: dict[int, set[str]] = {}
         self._refused: set[int] = set()
         self._senders: dict[str, int] = {}
 
     def wait(self, grid: Grid, expected: int, timeout: float) -> None:
-        """Wait until `expected` nodes are connected, and enrol them. Raises FederationError if they do not come."""
+        """Wait until `expected` nodes are connected. Raises FederationError if they do not come."""
         deadline = time.monotonic() + timeout
         while (connected := len(list(grid.get_node_ids()))) < expected:
             if time.monotonic() > deadline:
@@ -75,7 +97,6 @@ class Nodes:
                     "or make simulation.nodes the number there are"
                 )
             time.sleep(_POLL)
-        self.enrol(grid)
 
     def gather(self, grid: Grid, least: int, timeout: float) -> None:
         """Begin a round: enrol who is new, and wait until `least` nodes with users are here.
@@ -92,8 +113,9 @@ class Nodes:
             left = deadline - time.monotonic()
             if self._simulated or left <= 0:
                 raise FederationError(
-                    f"{here} nodes with users are here, strategy.min_nodes={least} are needed, and no more came in "
-                    f"{timeout:.0f} s ({dict(self.counts)}); see the log above for why"
+                    f"{here or 'none'} of {len(list(grid.get_node_ids()))} nodes has joined with users, "
+                    f"strategy.min_nodes={least} are needed, and no more came in {timeout:.0f} s "
+                    f"({dict(self.counts)}): see the log above for why"
                 )
             time.sleep(min(pause, left))
             pause = min(1.5 * pause, _LONGEST_WAIT)
@@ -111,7 +133,7 @@ class Nodes:
         """Ask nodes seen for the first time who lives there, and forget those that have gone.
 
         Nodes that rest are not asked. Raises FederationError if a worker of a simulation does not see the server's
-        folders, or if nobody of those who are connected in a simulation has joined.
+        folders.
         """
         connected = set(grid.get_node_ids())
         self._refused &= connected
@@ -119,14 +141,11 @@ class Nodes:
             if node not in connected:
                 self._forget(node)
         new = sorted(connected - set(self.directory.nodes) - self._refused - self._silences.resting)
-        fields: dict[str, Field] = {"setup": self._setup}
-        if self.resumes:
-            fields[RESUMED] = " ".join(map(str, self.resumes))
-        messages = [Message(pack(fields), node, ENROLL) for node in new]
+        messages = [Message(pack(self._invitation()), node, ENROLL) for node in new]
         joined: dict[int, NDArray[np.uint64]] = {}
         later = len(self.directory) and not self._simulated
         timeout, silent = (_ENROLL_LATER if later else _ENROLL_TIMEOUT) + _ENROLL_PATIENCE * len(new), set(new)
-        for sent, reply in exchange(grid, messages, timeout) if messages else ():
+        for sent, reply in self._enrolled(grid, messages, timeout):
             silent.discard(sent.metadata.dst_node_id)
             self._silences.heard(sent.metadata.dst_node_id)
             if (keys := self._keys(sent.metadata.dst_node_id, reply)) is not None:
@@ -144,19 +163,38 @@ class Nodes:
         # In the order of their users' keys: a node's id is drawn anew in every run.
         for node in sorted(joined, key=lambda node: int(joined[node].min())):
             try:
-                self.directory.join(node, joined[node])
+                replaced = self.directory.join(node, joined[node])
             except FederationError as error:
-                # It is asked again next round: a node that came back may find itself still here under its former id.
                 self.counts["double_users"] += 1
                 log.warning("node %d is left out: %s", node, error)
                 continue
+            for other in replaced:
+                self.counts["double_users"] += 1
+                self._forget(other)
+                self._refused.add(other)  # until it has been away: else the two would replace each other every round
+                log.warning("node %d names users of node %d: it has come in its place", node, other)
             self._holds[node] = set()
-        if self._simulated and not len(self.directory):
-            raise FederationError(
-                f"none of {len(connected)} nodes has joined with users ({dict(self.counts)}): see the log above for why"
-            )
+            self._named[node] = keys_digest(joined[node])
+
+    def _invitation(self) -> dict[str, Field]:
+        """What a node is told that is to join."""
+        resumed: dict[str, Field] = {RESUMED: " ".join(map(str, self.resumes))} if self.resumes else {}
+        return {"setup": self._setup, **resumed}
+
+    def _enrolled(self, grid: Grid, messages: list[Message], timeout: float) -> Iterator[tuple[Message, Message]]:
+        """The nodes' answers; sites that have not got the list of items are sent it and asked once more."""
+        again: list[Message] = []
+        for sent, reply in exchange(grid, messages, timeout) if messages else ():
+            if self._item_list is None or reply.has_error() or self._missing(reply) != self._catalogue:
+                yield sent, reply
+                continue
+            content = pack(self._invitation(), {FROZEN + self._catalogue: self._item_list})
+            again.append(Message(content, sent.metadata.dst_node_id, ENROLL))
+        if again:
+            yield from exchange(grid, again, timeout)
 
     def _keys(self, node: int, reply: Message) -> NDArray[np.uint64] | None:
+        """The keys of the node's users, if it has joined with any."""
         if reply.has_error():
             self.counts["enrol_failed"] += 1
             log.warning("node %d could not be enrolled: %s", node, _last_line(reply))
@@ -164,33 +202,16 @@ class Nodes:
         try:
             content = unpack(reply.content)
             self._require_shared(content)
-            code, keys = content.text("code"), content.array(KEYS)
+            keys = user_keys(content)
         except PacketError as error:
             self.refuse(node, error, reply)
-            return None
-        if code != code_digest():
-            self.counts["other_code"] += 1
-            self._refused.add(node)
-            log.warning(
-                "node %d runs other code (%s) than this server (%s): install the same fedrec on both; a simulation "
-                "started in a folder that holds other packages of the same names imports those",
-                node,
-                code,
-                code_digest(),
-            )
-            return None
-        if keys.dtype != np.uint64 or keys.ndim != 1:
-            came = f"{keys.dtype} {keys.shape}"
-            self.refuse(node, PacketError("malformed", f"user keys are a list of uint64, not {came}"), reply)
-            return None
-        if keys.size > _MOST_USERS:
-            self.refuse(node, PacketError("oversized", f"{keys.size} users; a node has at most {_MOST_USERS}"), reply)
-            self._refused.add(node)
+            if error.reason in LASTING:
+                self._refused.add(node)
             return None
         if not keys.size:
             self._refused.add(node)  # nobody lives there: it need not be asked in every round
             return None
-        return keys.astype(np.uint64)
+        return keys
 
     def message(
         self,
@@ -201,6 +222,8 @@ class Nodes:
         arrays: Mapping[str, NDArray[np.generic]] | None = None,
     ) -> Message:
         """A message to a node, with what it does not yet hold."""
+        if not self._simulated:
+            fields = {**fields, NAMED: self._named[node]}
         missing = {FROZEN + digest: packet for digest, packet in self.once.items() if digest not in self._holds[node]}
         return Message(pack(fields, {**packets, **missing}, arrays), node, message_type)
 
@@ -252,6 +275,10 @@ class Nodes:
                     if enough():
                         self._overdue.expect(open.values(), timeout)
                         return
+                elif missing in (NAMED, self._catalogue):
+                    self.counts["users_changed"] += 1
+                    log.warning("node %d has other users than it had: they are asked for anew", node)
+                    self._forget(node)
                 elif attempt is first:
                     self._holds[node].clear()
                     again.append(Message(self._completed(sent.content), node, sent.metadata.message_type))
@@ -273,14 +300,6 @@ class Nodes:
             raise RoundError(
                 f"{what}: {failed} of {asked} nodes failed ({dict(self.counts)}), more than "
                 f"strategy.max_failures={max_failures} allows; see the log above for why"
-            )
-
-    def give_up_if_too_few_users(self, what: str, users: int, least: int) -> None:
-        """Raise RoundError if the nodes of fewer than `least` chosen users have answered."""
-        if users < least:
-            raise RoundError(
-                f"{what}: the nodes of {users} chosen users answered, strategy.min_users={least} are needed "
-                f"({dict(self.counts)}); see the log above for why"
             )
 
     def _completed(self, content: RecordDict) -> RecordDict:
@@ -317,6 +336,7 @@ class Nodes:
     def _forget(self, node: int) -> None:
         self.directory.leave(node)
         self._holds.pop(node, None)
+        self._named.pop(node, None)
 
 
 def _last_line(reply: Message) -> str:

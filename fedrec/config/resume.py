@@ -81,7 +81,9 @@ def _contradictions(
         if key == RESUME or key in _PLACES:
             continue
         if key not in has:
-            found.append(f"{lines[key]}: the run {typed[RESUME]} has no {key}; leave it out, a resumed run goes on as it is")
+            found.append(
+                f"{lines[key]}: the run {typed[RESUME]} has no {key}; leave it out, a resumed run goes on as it is"
+            )
             continue
         if key in paths and value is not None:
             value = str(_place(value, base))

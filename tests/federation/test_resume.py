@@ -170,9 +170,7 @@ def test_every_embedding_and_recipe(
     assert_same(result(tmp_path, summary), uninterrupted(*overrides))
 
 
-def test_counted_items_are_not_asked_for_again(
-    carry: Carry, uninterrupted: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_counted_items_are_not_asked_for_again(carry: Carry, uninterrupted: Callable[..., Any], tmp_path: Path) -> None:
     overrides = ("backbone=fedpergnn", *KEYS["lora"], "strategy.warmup_rounds=3")
     assert carry(tmp_path, *overrides, deliveries=6) is None
     summary = carry(tmp_path, resume=True)
@@ -224,7 +222,7 @@ def test_what_is_cut_is_kept_aside_and_the_manifest_says_when(carry: Carry, tmp_
     assert carry(tmp_path, resume=True) is not None
     manifest = json.loads((tmp_path / "r/manifest.json").read_text())
     assert [each["after_round"] for each in manifest["resumed"]] == [2, 2]
-    with pytest.raises(StoreError, match="has ended, its result is in .*summary.json"):
+    with pytest.raises(StoreError, match=r"has ended, its result is in .*summary.json"):
         carry(tmp_path, resume=True)
 
 
@@ -265,7 +263,7 @@ def test_overrides_that_contradict_the_run_are_all_named_at_once(carry: Carry, t
         compose(["resume=r", where, *same[:1], *other], base=None)
     assert sorted(problem.split(":")[0] for problem in caught.value.problems) == sorted(other)
     assert "the run r has strategy.rounds=6, and goes on with that: leave it out" in str(caught.value)
-    with pytest.raises(ConfigError, match="resume=s: there is no run 's' in .*legal are r"):
+    with pytest.raises(ConfigError, match=r"resume=s: there is no run 's' in .*legal are r"):
         compose(["resume=s", where], base=None)
     with pytest.raises(ConfigError, match="the relative path means nothing in a running app"):
         compose(["resume=r", "runs_dir=here"], base=None)

@@ -47,7 +47,9 @@ def meter() -> Meter:
 def checkpoint(round: int) -> Checkpoint:
     users = np.array([3, 2**63 + 1, 0], dtype=np.uint64)
     reports = {"warmup": {"mse": 0.1}}
-    return Checkpoint(round, state(), meter().state(), users, torch.arange(3.0).double(), reports, {"test": {"mrr": 0.5}})
+    return Checkpoint(
+        round, state(), meter().state(), users, torch.arange(3.0).double(), reports, {"test": {"mrr": 0.5}}
+    )
 
 
 def everything(folder: RunFolder) -> set[str]:
