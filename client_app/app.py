@@ -128,7 +128,10 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _received(node: Node, content: Content) -> Received:
     phase, round = content.integer("phase"), content.integer("round")
-    return node.receive(phase, round, content.packet(records.MODEL), content.text("frozen"))
+    packet, frozen = content.packet(records.MODEL), content.text("frozen")
+    received = node.receive(phase, round, packet, frozen)
+    node.keep_model(phase, round, packet, frozen)
+    return received
 
 
 def _metrics(node: Node, content: Content, received: Received) -> dict[str, bytes]:
@@ -155,7 +158,9 @@ def _answer(message: Message, context: Context, work: Callable[[Node, Content], 
         if (known := content.fields.get(records.NAMED)) is not None and known != node.named:
             log.warning("the server knows other users here than there are now: they join anew")
             return Message(pack({records.MISSING: records.NAMED}), reply_to=message)
-        return Message(pack({}, work(node, content)), reply_to=message)
+        packets = work(node, content)
+        lost = node.stores_lost()
+        return Message(pack({records.STORES_LOST: lost} if lost else {}, packets), reply_to=message)
     except MissingFrozenError as missing:
         return Message(pack({records.MISSING: missing.digest}), reply_to=message)
     except NotSharedError as error:

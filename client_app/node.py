@@ -16,16 +16,18 @@ from client_app.engine import Engine, GlobalModel, Limits, all_finite, codec_see
 from client_app.evaluation import RankingProtocol, rank_users
 from client_app.frozen import FrozenStore, MissingFrozenError
 from client_app.home import Home, Place, SimulatedHome, SiteHome
+from client_app.last_model import LastModel, keep_model
 from client_app.oracle import OracleEngine
+from client_app.recommending import best_items
 from client_app.site import Site
 from client_app.site_data import require_site
 from client_app.store import PrivateStore
-from client_app.users import LocalUsers
+from client_app.users import Cohort, LocalUsers
 from fedrec import registry
 from fedrec.backbones.base import Backbone
 from fedrec.config.validate import member_config
 from fedrec.data.split import HeldOut
-from fedrec.errors import ConfigError, PacketError
+from fedrec.errors import ConfigError, PacketError, StoreError
 from fedrec.item_counts import report_sum
 from fedrec.item_list import item_list_format
 from fedrec.keys import keys_digest
@@ -55,6 +57,14 @@ class Received(NamedTuple):
     round: int
     model: GlobalModel
     checkpoint_round: int
+
+
+class Recommended(NamedTuple):
+    """Items for one user, best first: rows of the catalogue and scores; and whether the user has ever trained."""
+
+    rows: list[int]
+    scores: list[float]
+    trained: bool
 
 
 @dataclass(frozen=True)
@@ -108,6 +118,13 @@ class Node:
         """The users' private tensors."""
         home = self._home
         return PrivateStore(home.state_dir, self.setup.run_key, self._backbone.private, synced=home.synced)
+
+    def stores_lost(self) -> int:
+        """How often the private store was found damaged, and begun anew, since this was last asked."""
+        if "private_store" not in vars(self):  # nothing has read it
+            return 0
+        lost, self.private_store.damaged = self.private_store.damaged, 0
+        return lost
 
     @cached_property
     def _backbone(self) -> Backbone:
@@ -189,6 +206,12 @@ class Node:
         trainable = {name: tensor.to(device) for name, tensor in received.tensors.items()}
         return Received(phase, round, GlobalModel(self.models[phase], trainable, held), int(received.scalars[0]))
 
+    def keep_model(self, phase: int, round: int, packet: bytes, frozen: str) -> None:
+        """On a site: keep the model that has been received, to recommend with; in simulation there are checkpoints."""
+        if isinstance(self.place, Site):
+            about = LastModel(self.setup.to_json(), phase, round, frozen)
+            keep_model(self.place.state_dir, self.setup.run_key, about, packet)
+
     def train(self, received: Received, slots: NDArray[np.int64]) -> bytes:
         """Train the users in `slots` on the model; the encoded update of the node."""
         phase, round, model, checkpoint_round = received
@@ -228,6 +251,19 @@ class Node:
         counts = (len(cohort), int((~found).sum()), diverged)
         scalars = [*map(float, counts), *(sums.get(name, 0.0) for name in setup.metric_names())]
         return setup.metrics_format().encode(received.phase, after, {}, scalars)
+
+    def recommend(self, received: Received, user: Cohort, top: int) -> Recommended:
+        """The best items for one user, whose private tensors are first solved on everything that it knows.
+
+        They are started as for anybody who comes new if the user has none; the result of solving is not kept.
+        """
+        private, found = self._private(user.keys, before=received.round + 1)
+        if not all_finite(private).all():
+            raise StoreError("the user's private tensors are not finite: its training has diverged; train anew")
+        model = received.model.cpu()
+        private = self.engine.solve(model, user, private, derive(self.secret, "solve", "recommend", received.round))
+        rows, scores = best_items(model, user, private, torch.from_numpy(self.sampler.eligible), top)
+        return Recommended(rows.tolist(), scores.tolist(), bool(found.all()))
 
     def _private(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
         """The users' private tensors from rounds earlier than `before`, initial ones for the new; who is not new."""

@@ -186,6 +186,7 @@ def _run(
     if resumption is not None:
         manifest = manifest_of_resumed(folder, manifest, resumption.round)
     folder.write_json(MANIFEST, manifest)
+    folder.write_public(setup, dataset.catalogue)
     baselines = {}
     if config.evaluation.baselines and not simulated:
         log.info("no baselines: they need everybody's interactions in one place, which no deployment has")

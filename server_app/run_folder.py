@@ -2,6 +2,8 @@
 
 config.yaml       the resolved configuration
 manifest.json     versions, seed, digests of data, code and specification
+setup.json        what every client was told
+items.json        ids and titles of the items, by row of the catalogue
 metrics.jsonl     one JSON object per round
 summary.json      the result, once the run has ended
 text_map.*        encoder and reduction as they were fitted, for items that come later
@@ -10,6 +12,7 @@ lock              held while a process works on the run
 cut-*.jsonl       lines of metrics.jsonl that were cut off when the run was resumed from an earlier round
 checkpoints/      round-000100.safetensors (global model) and .json (where it stands), the newest few
 state/            simulation only: what the simulated devices keep on their own disks
+secret            deployment only: the root of the server's noise
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fedrec.data.types import Catalogue
 from fedrec.errors import StoreError
+from fedrec.protocol import Setup
 from server_app.checkpoints import Checkpoints, sync
 from strategies.checkpoint import Checkpoint
 
@@ -31,6 +36,8 @@ CONFIG = "config.yaml"
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
+SETUP = "setup.json"
+ITEMS = "items.json"
 
 
 class RunFolder:
@@ -135,6 +142,12 @@ class RunFolder:
         number = 1 + len(list(self.path.glob("cut-*.jsonl")))
         self.write_text(f"cut-{number}.jsonl", "".join(cut))
         self.write_text(METRICS, "".join(kept))
+
+    def write_public(self, setup: Setup, catalogue: Catalogue) -> None:
+        """Write what is public about model and items: with the last checkpoint, all it takes to recommend."""
+        self.write_text(SETUP, setup.to_json() + "\n")
+        items = {"ids": catalogue.item_ids, "titles": catalogue.titles}
+        self.write_text(ITEMS, json.dumps(items, ensure_ascii=False) + "\n")
 
     def add_metrics(self, record: dict[str, Any]) -> None:
         """Append one round's line, at once on disk for whoever follows the file."""

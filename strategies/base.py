@@ -207,9 +207,8 @@ class FederatedStrategy(Strategy):
         They must bring the same model, which the first round of a phase does not. And a checkpoint is of a round of
         which nothing is still to come.
         """
-        if self.config.over_sampling:  # that round may end before everybody has answered
-            return False
-        return not (self.model.enters(round + 1) or self._due(round, self._run.checkpoint_every))
+        early = bool(self.config.over_sampling)  # that round may end before everybody has answered
+        return not (early or self.model.enters(round + 1) or self._due(round, self._run.checkpoint_every))
 
     def _evaluated(self, grid: Grid, round: int, record: dict[str, Any]) -> dict[str, dict[str, float]]:
         """The ranking after `round` in messages of its own, the test with the last; what it cost goes into `record`."""
@@ -345,8 +344,7 @@ class FederatedStrategy(Strategy):
         return bool(round == self.config.rounds or (every and round % every == 0))
 
     def _checkpoint(self, round: int) -> None:
-        users, model = self._nodes.directory.keys.copy(), self.model
-        self._observer.on_checkpoint(
-            Checkpoint(round, self.state, self.meter.state(), users, model.counts, model.reports, self.ended)
-        )
+        users, meter, model = self._nodes.directory.keys.copy(), self.meter.state(), self.model
+        made = Checkpoint(round, self.state, meter, users, model.counts, model.reports, self.ended)
+        self._observer.on_checkpoint(made)
         self._checkpoints.append(round)

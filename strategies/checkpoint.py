@@ -49,7 +49,7 @@ class Checkpoint:
         found = {f"{part}.{name}": tensor for part in _STATE for name, tensor in getattr(self.state, part).items()} | {
             f"meter.{name}": torch.from_numpy(counts) for name, counts in self.meter.items()
         }
-        found["users"] = torch.from_numpy(self.users.view(np.int64))
+        found["meter.users"] = torch.from_numpy(self.users.view(np.int64))
         if self.counts is not None:
             found["counts"] = self.counts
         return {name: tensor.contiguous() for name, tensor in found.items()}
@@ -72,6 +72,7 @@ class Checkpoint:
             start = f"{name}."
             return {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
 
+        meter = {name: tensor.numpy() for name, tensor in part("meter").items()}
         state = ServerState(
             phase=facts["phase"],
             frozen_digest=facts["frozen_digest"],
@@ -83,8 +84,8 @@ class Checkpoint:
         return Checkpoint(
             round=facts["round"],
             state=state,
-            meter={name: tensor.numpy() for name, tensor in part("meter").items()},
-            users=tensors["users"].numpy().view(np.uint64),
+            users=meter.pop("users").view(np.uint64),
+            meter=meter,
             counts=tensors.get("counts"),
             reports=facts["reports"],
             ended=facts["ended"],

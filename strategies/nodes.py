@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
@@ -25,9 +25,11 @@ from strategies.records import (
     MISSING,
     NAMED,
     RESUMED,
+    STORES_LOST,
     UNSHARED,
     Content,
     Field,
+    joined,
     pack,
     unpack,
     weight,
@@ -142,14 +144,14 @@ class Nodes:
                 self._forget(node)
         new = sorted(connected - set(self.directory.nodes) - self._refused - self._silences.resting)
         messages = [Message(pack(self._invitation()), node, ENROLL) for node in new]
-        joined: dict[int, NDArray[np.uint64]] = {}
+        came: dict[int, NDArray[np.uint64]] = {}
         later = len(self.directory) and not self._simulated
         timeout, silent = (_ENROLL_LATER if later else _ENROLL_TIMEOUT) + _ENROLL_PATIENCE * len(new), set(new)
         for sent, reply in self._enrolled(grid, messages, timeout):
             silent.discard(sent.metadata.dst_node_id)
             self._silences.heard(sent.metadata.dst_node_id)
             if (keys := self._keys(sent.metadata.dst_node_id, reply)) is not None:
-                joined[sent.metadata.dst_node_id] = keys
+                came[sent.metadata.dst_node_id] = keys
         if silent:
             self.counts["enrol_no_answer"] += len(silent)
             self._let_rest(silent)
@@ -161,9 +163,9 @@ class Nodes:
                 timeout,
             )
         # In the order of their users' keys: a node's id is drawn anew in every run.
-        for node in sorted(joined, key=lambda node: int(joined[node].min())):
+        for node in sorted(came, key=lambda node: int(came[node].min())):
             try:
-                replaced = self.directory.join(node, joined[node])
+                replaced = self.directory.join(node, came[node])
             except FederationError as error:
                 self.counts["double_users"] += 1
                 log.warning("node %d is left out: %s", node, error)
@@ -174,7 +176,7 @@ class Nodes:
                 self._refused.add(other)  # until it has been away: else the two would replace each other every round
                 log.warning("node %d names users of node %d: it has come in its place", node, other)
             self._holds[node] = set()
-            self._named[node] = keys_digest(joined[node])
+            self._named[node] = keys_digest(came[node])
 
     def _invitation(self) -> dict[str, Field]:
         """What a node is told that is to join."""
@@ -281,7 +283,8 @@ class Nodes:
                     self._forget(node)
                 elif attempt is first:
                     self._holds[node].clear()
-                    again.append(Message(self._completed(sent.content), node, sent.metadata.message_type))
+                    extra = pack({"setup": self._setup}, {FROZEN + name: packet for name, packet in self.once.items()})
+                    again.append(Message(joined(sent.content, extra), node, sent.metadata.message_type))
                     open[node] = again[-1]
                     self.wasted["resent"] += weight(again[-1].content)
                     log.info("node %d lacks %s and is sent it again", node, missing)
@@ -302,19 +305,6 @@ class Nodes:
                 f"strategy.max_failures={max_failures} allows; see the log above for why"
             )
 
-    def _completed(self, content: RecordDict) -> RecordDict:
-        """A message's content with the setup and all that is sent once; the message that was sent stays as it is."""
-        extra = pack({"setup": self._setup}, {FROZEN + digest: packet for digest, packet in self.once.items()})
-        arrays = {
-            name: ArrayRecord(dict(content.array_records[name]) | dict(record))
-            for name, record in extra.array_records.items()
-        }
-        fields = {
-            name: ConfigRecord(dict(content.config_records[name]) | dict(record))
-            for name, record in extra.config_records.items()
-        }
-        return RecordDict({**arrays, **fields})
-
     def _missing(self, reply: Message) -> str | None:
         """What the node says it lacks, if that is its answer."""
         try:
@@ -322,6 +312,9 @@ class Nodes:
         except PacketError:
             return None
         self._require_shared(content)
+        if content.fields.get(STORES_LOST):
+            self.counts["store_damaged"] += 1
+            log.warning("node %d found its users' store damaged: they start anew", reply.metadata.src_node_id)
         missing = content.fields.get(MISSING)
         return missing if isinstance(missing, str) else None
 

@@ -36,6 +36,9 @@ UNSHARED = "unshared"
 PROBLEM = "problem"
 """Field of a reply to an enrolment that says why the node cannot take part: what its owner has to mend."""
 
+STORES_LOST = "stores_lost"
+"""Field of a reply from a node that has found its users' store damaged and has begun a new one: how often."""
+
 NAMED = "named"
 """Field of a message to a site: the digest of its users' keys as the server knows them, for a site may have others
 since its disk was lost. It is what such a site then names as missing."""
@@ -116,6 +119,19 @@ def pack(
     for name, array in (arrays or {}).items():
         record[name] = Array(np.ascontiguousarray(array))
     return RecordDict({_ARRAYS: record, _FIELDS: ConfigRecord(dict(fields))})
+
+
+def joined(content: RecordDict, extra: RecordDict) -> RecordDict:
+    """The content of a message with what `extra` adds to its arrays and fields; neither is changed."""
+    arrays = {
+        name: ArrayRecord(dict(content.array_records[name]) | dict(record))
+        for name, record in extra.array_records.items()
+    }
+    fields = {
+        name: ConfigRecord(dict(content.config_records[name]) | dict(record))
+        for name, record in extra.config_records.items()
+    }
+    return RecordDict({**arrays, **fields})
 
 
 def unpack(content: RecordDict) -> Content:

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from client_app import app as app_module
 from client_app.app import app as client_app
+from client_app.pieces import close_file
 from commands.local_grid import LocalGrid
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
@@ -225,23 +226,32 @@ def test_the_list_of_items_is_sent_once_and_the_file_is_read_once(
     assert "prepared 13 users" in caplog.text
 
 
-def test_between_rounds_of_a_run_the_prepared_data_stays(shop: Shop) -> None:
+def test_what_a_site_needs_between_rounds_is_in_its_state_dir(shop: Shop) -> None:
+    """Every message is a new process, two nodes are started anew, the files have gone: the run is the same."""
+    plain = shop.deploy("plain")
     grid = shop.grid()
-    ask = grid.respond
+    messages = 0
 
-    def changing(message: Any) -> Any:
-        for config in shop.configs:  # every message is a new process, and the file is another one by now
-            Path(config["interactions"]).unlink(missing_ok=True)
-        app_module._node.cache_clear()
-        return ask(message)
-
-    def first(message: Any) -> Any:
+    def answer(message: Message) -> Message:
+        nonlocal messages
         if message.metadata.message_type != "query.enroll":
-            grid.respond = changing  # type: ignore[method-assign]
-        return grid.respond(message) if message.metadata.message_type != "query.enroll" else ask(message)
+            messages += 1
+            for config in shop.configs:
+                Path(config["interactions"]).unlink(missing_ok=True)
+            if messages in (3, 6):  # a restart: the runtime's own memory of the node is gone
+                grid._contexts[message.metadata.dst_node_id].state.clear()
+        app_module._node.cache_clear()
+        for path in shop.folder.glob("state*/users.sqlite"):
+            close_file(path, synced=True)
+        return RecordingGrid.respond(grid, message)
 
-    grid.respond = first  # type: ignore[method-assign]
-    assert shop.deploy("r", grid=grid)["test"]["users"] == USERS
+    grid.respond = answer  # type: ignore[method-assign]
+    again = shop.deploy("again", grid=grid)
+    assert again["test"] == pytest.approx(plain["test"], abs=1e-9)
+    trained = [[(line["loss"], line["cold_users"]) for line in shop.metrics(run)] for run in ("plain", "again")]
+    assert trained[0] == trained[1]
+    assert sum(cold for _, cold in trained[1]) < sum(line["users"] for line in shop.metrics("again"))
+    assert again["bytes_per_user"] == plain["bytes_per_user"]
 
 
 def test_a_disk_that_is_wiped_during_a_run_starts_anew(shop: Shop) -> None:
@@ -263,6 +273,30 @@ def test_a_disk_that_is_wiped_during_a_run_starts_anew(shop: Shop) -> None:
     assert summary["test"]["users"] == USERS
     assert len(set(keys(grid))) == USERS + USERS // SITES, "its users came back as others"
     assert sum(line["dropped_replies"].get("users_changed", 0) for line in shop.metrics("r")) == 1
+
+
+def test_a_store_that_is_damaged_between_two_rounds_is_put_aside_and_counted(shop: Shop) -> None:
+    """Its users are known by the same keys, and start anew; nothing else is lost, and the round goes on."""
+    grid = shop.grid()
+    trained = 0
+
+    def answer(message: Message) -> Message:
+        nonlocal trained
+        trained += message.metadata.message_type == "train"
+        if trained == 2 * SITES + 1:
+            trained += 1
+            store = shop.folder / "state0" / "users.sqlite"
+            store.write_bytes(store.read_bytes()[:5000] + b"no pages of a store" * 500)
+        app_module._node.cache_clear()
+        return RecordingGrid.respond(grid, message)
+
+    grid.respond = answer  # type: ignore[method-assign]
+    summary = shop.deploy("r", grid=grid)
+    assert summary["test"]["users"] == USERS
+    counted = [line["dropped_replies"] for line in shop.metrics("r")]
+    assert [line.get("store_damaged", 0) for line in counted] == [0, 0, 1, 0]
+    assert (shop.folder / "state0" / "users.sqlite.damaged-1").exists()
+    assert len(set(keys(grid))) == USERS
 
 
 def test_all_mistakes_of_a_node_are_told_at_once_and_cost_the_others_nothing(

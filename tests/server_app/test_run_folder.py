@@ -134,7 +134,7 @@ def test_a_checkpoint_holds_the_model_the_optimiser_and_the_meter(folder: RunFol
     assert torch.equal(tensors["frozen.base"], expected.frozen["base"])
     assert torch.equal(tensors["optimiser.m"], torch.ones(2))
     counted = meter().state()
-    assert {name for name in tensors if name.startswith("meter.")} == {f"meter.{name}" for name in counted}
+    assert {name for name in tensors if name.startswith("meter.")} == {f"meter.{name}" for name in (*counted, "users")}
     for name, counts in counted.items():
         np.testing.assert_array_equal(tensors[f"meter.{name}"].numpy(), counts)
     where = json.loads((folder.path / "checkpoints/round-000100.json").read_text())
