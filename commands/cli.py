@@ -163,7 +163,7 @@ def split_command(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Share a data set out by user, a file for each site, to try a deployment on: `fedrec split 3 DIR dataset=ml_100k`."""
+    """Share a data set out by user, a file for each site, to try a deployment: `fedrec split 3 DIR dataset=ml_100k`."""
     with _ending(as_json) as (console, end):
         config, _ = _prepared(overrides or [])
         from commands.split import split  # as above

@@ -1,4 +1,4 @@
-"""`fedrec split`: a data set shared out by user, as if it had always been in many places: for trying a deployment out."""
+"""`fedrec split`: a data set shared out by user, as if it had always been in many places, to try a deployment."""
 
 from __future__ import annotations
 
