@@ -172,9 +172,10 @@ own = ["runtime=deployment", "dataset=table", f"dataset.item_table={folder}/item
 own = [] if "resume" in keys else [text for text in own if text.partition("=")[0] not in keys]
 print("overrides =", json.dumps(shlex.join([*own, *place, *given])))
 PYTHON
-    local id
-    id=$(flwr_ run "$here" local --run-config "$file" --format json |
-        python3 -c 'import json,sys; t=sys.stdin.read(); print(json.loads(t[t.index("{"):])["run-id"])')
+    local answer id
+    answer=$(flwr_ run "$here" local --run-config "$file" --format json) || true
+    id=$(python3 -c 'import json,sys; t=sys.argv[1]; print(json.loads(t[t.index("{"):])["run-id"])' "$answer" 2>/dev/null) ||
+        fail "flwr run was refused: $answer"
     flwr_ log "$id" local --stream || true
     local status
     status=$(flwr_ ls local --run-id "$id" --format json |
