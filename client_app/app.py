@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message
@@ -155,6 +156,7 @@ def _answer(message: Message, context: Context, work: Callable[[Node, Content], 
     try:
         if any(array.startswith(records.FROZEN) for array in content.arrays):
             _keep_frozen(node, content.integer("phase"), content)
+        _keep_merged(node, content)
         if (known := content.fields.get(records.NAMED)) is not None and known != node.named:
             log.warning("the server knows other users here than there are now: they join anew")
             return Message(pack({records.MISSING: records.NAMED}), reply_to=message)
@@ -170,4 +172,17 @@ def _answer(message: Message, context: Context, work: Callable[[Node, Content], 
 def _keep_frozen(node: Node, phase: int, content: Content) -> None:
     for array in content.arrays:
         if array.startswith(records.FROZEN):
-            node.keep_frozen(phase, array.removeprefix(records.FROZEN), content.packet(array))
+            digest = array.removeprefix(records.FROZEN)
+            node.keep_frozen(phase, digest, content.packet(array), _content(content, digest))
+
+
+def _content(content: Content, name: str) -> str:
+    """The digest of what came frozen under a name: the name itself, but for a base that has been merged into."""
+    return content.text(records.CONTENT) if name == content.fields.get("frozen") else name
+
+
+def _keep_merged(node: Node, content: Content) -> None:
+    """Bring the base table up to date with what was merged into it, one merge after the other."""
+    if records.VERSIONS in content.fields:
+        for before, after in pairwise(content.text(records.VERSIONS).split()):
+            node.keep_merged(content.integer("phase"), before, after, content.packet(records.MERGED + after))

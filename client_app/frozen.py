@@ -1,18 +1,35 @@
-"""What the server sends once: frozen tensors in files on the node's disk, each named by the digest of its content."""
+"""What the server sends once: frozen tensors in files on the node's disk, each named by the digest of its content.
+
+A base table into which something was merged is kept under the name of its version instead: another machine may have
+rounded it differently. The digest of its content here is then written into the file.
+"""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 from fedrec.errors import PacketError
 from fedrec.tensors import Tensors, content_digest
+
+_ABOUT = "fedrec"
+_VERSION = re.compile("[0-9a-f]{64}")
+
+
+class Since(NamedTuple):
+    """When frozen tensors came to be: in which run, and after which of its rounds (0: before the first)."""
+
+    run_key: str
+    round: int
 
 
 class MissingFrozenError(Exception):
@@ -25,7 +42,7 @@ class MissingFrozenError(Exception):
 
 @dataclass(frozen=True)
 class FrozenStore:
-    """Files `<state_dir>/frozen/<digest>.safetensors`; a damaged one counts as missing, and is asked for again."""
+    """Files `<state_dir>/frozen/<name>.safetensors`; a damaged one counts as missing, and is asked for again."""
 
     state_dir: Path
 
@@ -37,36 +54,78 @@ class FrozenStore:
     def _folder(self) -> Path:
         return self.state_dir / "frozen"
 
-    def _path(self, digest: str) -> Path:
-        return self._folder / f"{digest}.safetensors"
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.safetensors"
 
-    def put(self, tensors: Tensors, digest: str) -> None:
-        """Keep tensors under their digest. Raises PacketError (`malformed`) if the content has another one."""
-        if content_digest(tensors) != digest:
-            raise PacketError("malformed", f"frozen tensors announced as {digest} have another content")
-        path = self._path(digest)
-        if path.exists() and _load(str(path), digest) is not None:
+    def put(self, tensors: Tensors, name: str, content: str | None = None, since: Since | None = None) -> None:
+        """Keep tensors under a name.
+
+        Args:
+            tensors: What is frozen.
+            name: The digest of their content, or the name of a version of the base table.
+            content: The digest of their content, if they have another name.
+            since: For `drop`; None for what is never dropped.
+
+        Raises:
+            PacketError: `malformed`: the content has another digest, or the name is not that of a version.
+        """
+        content = content or name
+        if content_digest(tensors) != content:
+            raise PacketError("malformed", f"frozen tensors announced as {content} have another content")
+        if name != content and not _VERSION.fullmatch(name):
+            raise PacketError("malformed", f"frozen tensors of a name that is no version's: {name!r}")
+        path = self._path(name)
+        if path.exists() and _load(str(path), name) is not None:
             return
         handle, temporary = tempfile.mkstemp(dir=self._folder, suffix=".part")
         os.close(handle)
+        written = {"name": name, "content": content, "since": since}
         try:
-            save_file(tensors, temporary)
+            save_file(tensors, temporary, {_ABOUT: json.dumps(written)})
             Path(temporary).replace(path)
         finally:
             Path(temporary).unlink(missing_ok=True)
         _load.cache_clear()
 
-    def get(self, digest: str) -> Tensors | None:
-        """The tensors of that digest, or None if they are not here (or the file is damaged)."""
-        path = self._path(digest)
-        return _load(str(path), digest) if path.exists() else None
+    def get(self, name: str) -> Tensors | None:
+        """The tensors of that name, or None if they are not here (or the file is damaged)."""
+        path = self._path(name)
+        return _load(str(path), name) if path.exists() else None
+
+    def drop(self, run_key: str, checkpoint_round: int, present: str) -> int:
+        """Delete what a run asks for no more; how many files that were.
+
+        Its version `present` stays, and those to which it may go back: the one it had after `checkpoint_round`, and all
+        that came later.
+        """
+        rounds = {path: round for path in self._folder.glob("*.safetensors") if (round := _since(path, run_key)) >= 0}
+        oldest = max((round for round in rounds.values() if round <= checkpoint_round), default=0)
+        old = [path for path, round in rounds.items() if round < oldest and path != self._path(present)]
+        for path in old:
+            path.unlink(missing_ok=True)
+        if old:
+            _load.cache_clear()
+        return len(old)
+
+
+def _since(path: Path, run_key: str) -> int:
+    """The round since which there is what the file holds; -1 if it is not of that run, never dropped, or damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            run, round = json.loads(file.metadata()[_ABOUT])["since"]
+        return int(round) if run == run_key else -1
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+        return -1
 
 
 @lru_cache(maxsize=4)
-def _load(path: str, digest: str) -> Tensors | None:
+def _load(path: str, name: str) -> Tensors | None:
     """Read once per process: every node of a worker, and every round, shares the same tensors. Never write to them."""
     try:
-        tensors: Tensors = load_file(path)
-    except (SafetensorError, OSError):
+        with safe_open(path, framework="pt") as file:
+            written = json.loads(file.metadata()[_ABOUT])
+            tensors: Tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it has no iterator)
+            sound = written["name"] == name and content_digest(tensors) == written["content"]
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None
-    return tensors if content_digest(tensors) == digest else None
+    return tensors if sound else None

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from client_app.cohort import CohortEngine
 from client_app.engine import Engine, GlobalModel, Limits, all_finite, codec_seeds
 from client_app.evaluation import RankingProtocol, rank_users
-from client_app.frozen import FrozenStore, MissingFrozenError
+from client_app.frozen import FrozenStore, MissingFrozenError, Since
 from client_app.home import Home, Place, SimulatedHome, SiteHome
 from client_app.last_model import LastModel, keep_model
 from client_app.oracle import OracleEngine
@@ -33,12 +33,20 @@ from fedrec.item_list import item_list_format
 from fedrec.keys import keys_digest
 from fedrec.negatives import NegativeSampler
 from fedrec.packet import PacketFormat
-from fedrec.protocol import COUNTS, Setup, counts_format, eligible_spec, frozen_format, unpack_eligible
+from fedrec.protocol import (
+    COUNTS,
+    Setup,
+    counts_format,
+    eligible_spec,
+    frozen_format,
+    unpack_eligible,
+    version_name,
+)
 from fedrec.rng import derive
 from fedrec.shared_folder import require_shared
-from fedrec.tensors import Tensors
+from fedrec.tensors import Tensors, content_digest
 from peft_embeddings.base import ItemEmbedding
-from peft_embeddings.model import Model
+from peft_embeddings.model import BASE, Model
 
 ENGINES: dict[str, type[Engine]] = {"cohort": CohortEngine, "oracle": OracleEngine}
 
@@ -177,15 +185,37 @@ class Node:
         """The run was resumed after these rounds: what was trained since, and is not part of it, is forgotten."""
         self.private_store.resume(resumes)
 
-    def keep_frozen(self, phase: int, digest: str, packet: bytes) -> None:
-        """Check frozen tensors that came with a message of a phase, and keep them."""
-        if digest == self.setup.catalogue:
+    def keep_frozen(self, phase: int, name: str, packet: bytes, content: str) -> None:
+        """Check that frozen tensors which came with a message of a phase have that content, and keep them."""
+        if name == self.setup.catalogue:
             form = item_list_format(len(packet))
-        elif digest == self.setup.eligible:
+        elif name == self.setup.eligible:
             form = frozen_format(eligible_spec(self.setup.n_items))
         else:
             form = frozen_format(self._model(phase).frozen)
-        self.frozen_store.put(form.decode(packet).tensors, digest)
+        received = form.decode(packet)
+        of_the_run = name not in (self.setup.catalogue, self.setup.eligible)
+        since = Since(self.setup.run_key, received.round) if of_the_run else None
+        self.frozen_store.put(received.tensors, name, content, since)
+
+    def keep_merged(self, phase: int, before: str, after: str, packet: bytes) -> None:
+        """Make the version `after` of the base table from `before` and the packet of what was merged, and keep it.
+
+        Nothing is done if it is here already, or if `before` is not: then what is missing will be asked for. Raises
+        PacketError (`malformed`) if merging the packet does not make a version of that name.
+        """
+        held = self.frozen_store.get(before)
+        if held is None or self.frozen_store.get(after) is not None:
+            return
+        if version_name(before, packet) != after:
+            raise PacketError("malformed", f"what came to be merged into {before} does not make {after}")
+        model = self._model(phase)
+        if BASE not in held or BASE not in model.frozen:
+            raise PacketError("malformed", f"in phase {phase} there is no base table to merge anything into")
+        merged = self.setup.merged_format(model.correction).decode(packet, phase=phase)
+        frozen = held | {BASE: model.merged(merged.tensors, held)}
+        since = Since(self.setup.run_key, merged.round)
+        self.frozen_store.put(frozen, after, content_digest(frozen), since)
 
     def count_items(self) -> bytes:
         """The encoded sum of what all users here report of the items that they train on."""
@@ -204,7 +234,9 @@ class Node:
         device = _device()
         held = _resident(self.frozen_store, frozen, device) if frozen else {}
         trainable = {name: tensor.to(device) for name, tensor in received.tensors.items()}
-        return Received(phase, round, GlobalModel(self.models[phase], trainable, held), int(received.scalars[0]))
+        checkpoint_round = int(received.scalars[0])
+        _tidy(self.frozen_store, self.setup.run_key, frozen, checkpoint_round)
+        return Received(phase, round, GlobalModel(self.models[phase], trainable, held), checkpoint_round)
 
     def keep_model(self, phase: int, round: int, packet: bytes, frozen: str) -> None:
         """On a site: keep the model that has been received, to recommend with; in simulation there are checkpoints."""
@@ -286,6 +318,13 @@ def _resident(store: FrozenStore, digest: str, device: torch.device) -> Tensors:
     if held is None:
         raise MissingFrozenError(digest)
     return {name: tensor.to(device) for name, tensor in held.items()}
+
+
+@lru_cache(maxsize=4)
+def _tidy(store: FrozenStore, run_key: str, name: str, checkpoint_round: int) -> None:
+    """Once a round: delete the versions of the base table that nothing can ask for any more."""
+    if store.drop(run_key, checkpoint_round, name):
+        _resident.cache_clear()
 
 
 @lru_cache(maxsize=4)

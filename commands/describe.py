@@ -41,6 +41,13 @@ def show_sizes(found: Sizes, console: Console) -> None:
     for phase in found.phases:
         console.print(_tensors(phase))
     console.print(_bytes(found))
+    for phase in found.phases:
+        if phase.merge_every:
+            console.print(
+                f"{phase.name}: a merge into the base table every {phase.merge_every:,} rounds. A user downloads "
+                f"{phase.merge:,} bytes for each that it missed, at most {phase.once:,}; the column merges has what is "
+                "to be expected of that."
+            )
     console.print(
         f"{found.items:,} items. Apart, a ranking moves {found.metrics:,} bytes of metrics up, and the model down to "
         "who does not train in the same message."
@@ -65,7 +72,8 @@ def _tensors(phase: PhaseSizes) -> Table:
 
 def _bytes(found: Sizes) -> Table:
     table = Table(title="Bytes of one user's device, packets with their headers", title_justify="left")
-    for column in ("", "up", "down", "once"):
+    merges = any(phase.merge_every for phase in found.phases)
+    for column in ("", "up", "down", "once", *(["merges"] if merges else [])):
         table.add_column(column, justify="right" if column else "left")
     joining = ", ".join(f"{name} {count:,}" for name, count in found.joining.items())
     table.add_row(f"joining ({joining})", "", "", f"{sum(found.joining.values()):,}")
@@ -74,9 +82,10 @@ def _bytes(found: Sizes) -> Table:
         table.add_row(f"{phase.name}, each round chosen", f"{phase.up:,}", f"{phase.down:,}", once)
     for totals in dict.fromkeys((found.run, found.per_1000_rounds)):
         name = f"{totals.rounds:,} rounds, chosen in {100 * found.fraction:g} %"
-        table.add_row(name, *_cells(totals), style="bold" if totals is found.run else None)
+        table.add_row(name, *_cells(totals, merges), style="bold" if totals is found.run else None)
     return table
 
 
-def _cells(totals: Totals) -> tuple[str, str, str]:
-    return f"{round(totals.up):,}", f"{round(totals.down):,}", f"{totals.one_time:,}"
+def _cells(totals: Totals, merges: bool) -> list[str]:
+    cells = [f"{round(totals.up):,}", f"{round(totals.down):,}", f"{totals.one_time:,}"]
+    return [*cells, f"{round(totals.merges):,}"] if merges else cells

@@ -59,6 +59,8 @@ def _bytes_table(moved: Mapping[str, Any]) -> Table:
     for phase, ways in moved["by_phase"].items():
         table.add_row(phase, amount(ways["up"]), amount(ways["down"]), amount(ways["up"] + ways["down"]))
     table.add_row("once (setup, frozen tensors)", "", "", amount(moved["one_time"]))
+    if moved.get("merges"):
+        table.add_row("merges into the base table", "", amount(moved["merges"]), amount(moved["merges"]))
     table.add_row("training", amount(moved["up"]), amount(moved["down"]), amount(moved["total"]), style="bold")
     table.add_row("evaluation, apart", "", "", amount(moved["evaluation"]), style="dim")
     return table

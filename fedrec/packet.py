@@ -35,6 +35,7 @@ class Kind(IntEnum):
     UPDATE = 3
     METRICS = 4
     COUNTS = 5
+    MERGED = 6
 
 
 class Packet(NamedTuple):

@@ -158,6 +158,10 @@ class Setup:
         """Whether the update of `users` users travels as that of a lone user: not yet multiplied by its weight."""
         return users == 1 and not self.codec_of_run.exact
 
+    def merged_format(self, correction: Spec) -> PacketFormat:
+        """Server to client: a correction that has been merged into the base, for who holds the base before it."""
+        return PacketFormat(Kind.MERGED, correction, self.codec_of_run, 0)
+
     def metrics_format(self) -> PacketFormat:
         """Client to server after an evaluation: `METRICS_COUNTS`, then the sums of the metrics."""
         return PacketFormat(Kind.METRICS, {}, self.codec_of_run, len(METRICS_COUNTS) + len(self.metric_names()))
@@ -198,6 +202,14 @@ def counts_format(n_items: int) -> PacketFormat:
 def frozen_format(frozen: Spec) -> PacketFormat:
     """Server to client, once a phase: always exact, whatever the run's codec, for it is named by its content."""
     return PacketFormat(Kind.FROZEN, frozen, _plain_codec(), 0)
+
+
+def version_name(before: str, merged: bytes) -> str:
+    """The name of the base table that the packet `merged` makes of the one named `before`: 64 hexadecimal digits.
+
+    A chain of names, not a digest of the table: adding up may round differently on another machine.
+    """
+    return hashlib.sha256(before.encode() + b"\0" + hashlib.sha256(merged).digest()).hexdigest()
 
 
 def _plain_codec() -> Codec:

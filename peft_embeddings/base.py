@@ -78,6 +78,14 @@ class ItemEmbedding(ABC):
             base_rows: Gathered rows of the base table [..., items, dim]; None without `uses_base`.
         """
 
+    def restart(self, rng: torch.Generator) -> Tensors | None:
+        """Tables and dense tensors with which training goes on when the correction has been merged into the base table.
+
+        They correct nothing yet, as those of `init`; what is frozen stays. None: this embedding does not merge. It
+        should not if corrections of its kind add up to one of the same kind, for then nothing is won by it.
+        """
+        return None
+
     def grow(self, tensors: Tensors, vectors: Tensor) -> Tensors:
         """Tables, dense and frozen tensors of a catalogue with m more items, which nobody has trained on.
 

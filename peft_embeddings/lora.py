@@ -77,6 +77,14 @@ class LoraEmbedding(CompressedEmbedding):
         return {"A": a, "B": b}
 
     @override
+    def restart(self, rng: torch.Generator) -> Tensors | None:
+        # The sum of several corrections of rank k has a higher rank: what was merged gives room to the next.
+        if not self.uses_base:
+            return None
+        a = torch.randn(self.tables["A"].shape, generator=rng) * self.config.init_std
+        return {"A": a, "B": self.dense["B"].zeros()}
+
+    @override
     def grow(self, tensors: Tensors, vectors: Tensor) -> Tensors:
         grown = super().grow(tensors, vectors)
         if not self.uses_base:

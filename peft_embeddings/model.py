@@ -16,6 +16,8 @@ from peft_embeddings.base import ItemEmbedding
 BASE = "base"
 """Name of the base table among the frozen tensors."""
 
+_ITEMS_AT_ONCE = 65_536
+
 _EMBEDDING = "embedding."
 _BACKBONE = "backbone."
 
@@ -57,6 +59,11 @@ class Model:
         parts = {**self.embedding.tables, **self.embedding.dense}
         embedding = {self.embedding_name(name): spec for name, spec in parts.items()}
         return embedding | {self.backbone_name(name): spec for name, spec in self.backbone.shared.items()}
+
+    @property
+    def correction(self) -> Spec:
+        """Of what is trained, the embedding's part: what a merge folds into the base table."""
+        return {name: spec for name, spec in self.trainable.items() if name.startswith(_EMBEDDING)}
 
     @staticmethod
     def embedding_name(name: str) -> str:
@@ -147,3 +154,17 @@ class Model:
         gathered = {name: table[rows[name]] for name, table in self.tables(trainable).items()}
         vectors = self.embed(gathered, self.dense(trainable), frozen, self.fixed_rows(frozen, flat))
         return vectors.reshape(*items.shape, self.embedding.dim)
+
+    def merged(self, correction: Tensors, frozen: Tensors) -> Tensor:
+        """The base table with the correction folded in [n_items, dim].
+
+        Added up in float64 and rounded once, so that hardly ever another machine comes to another table.
+        """
+        dense = {name: tensor.double() for name, tensor in self.dense(correction).items()}
+        parts = []
+        for part in torch.split(torch.arange(self.embedding.n_items), _ITEMS_AT_ONCE):
+            places, fixed = self.embedding.rows(part, frozen), self.fixed_rows(frozen, part)
+            rows = {name: table[places[name]].double() for name, table in self.tables(correction).items()}
+            fixed = FixedRows(fixed.tables, None if fixed.base is None else fixed.base.double())
+            parts.append(self.embed(rows, dense, frozen, fixed).float())
+        return torch.cat(parts)

@@ -214,6 +214,7 @@ def _run(
         "validation": strategy.ended["validation"],
         "baselines": baselines,
         "dropped_replies": strategy.ended["dropped_replies"],
+        "merges": strategy.state.merges.count,
         "embedding": {phase: facts for phase, facts in strategy.model.reports.items() if facts},
         "bytes_per_user": strategy.meter.per_user(),
     }

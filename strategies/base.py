@@ -28,7 +28,6 @@ from fedrec.keys import simulation_secret
 from fedrec.protocol import Setup, frozen_format
 from fedrec.rng import derive
 from fedrec.tensors import Tensors, spec_of
-from fedrec.updates import DROPPED
 from strategies import records
 from strategies.checkpoint import Checkpoint
 from strategies.contract import Deployed, Observer, StrategyConfig
@@ -173,25 +172,37 @@ class FederatedStrategy(Strategy):
             self.meter.grow(len(self._nodes.directory), joining)
             self._count_items(grid)
             self.model.advance(round)
-            self._nodes.once = {self.setup.eligible: self._eligible, **self.model.once}
+            self._offer()
             messages = self.configure_train(round, ArrayRecord(), ConfigRecord(), grid)
             assert self._training is not None
             replies = self._nodes.collect(grid, messages, self.config.round_timeout, self._training.enough)
             try:
-                _, trained = self.aggregate_train(round, replies)
+                self.aggregate_train(round, replies)
                 break
             except RoundError as error:
                 if not left:
                     raise
                 self._nodes.counts["round_repeated"] += 1
                 log.warning("%s; the round is repeated", error)
+        assert self._training is not None
+        if self.model.merge(round):
+            self._offer()
         return {
-            **self._record(round, cast(MetricRecord, trained)),
+            "round": round,
+            "rounds": self.config.rounds,
+            "phase": self.model.phase_name,
+            **self._training.record(),
+            "merges": self.state.merges.count,
             **self._losses,
             "bytes": self._bytes,
             "bytes_per_user": self.meter.per_user(),
             "seconds": time.monotonic() - started,
         }
+
+    def _offer(self) -> None:
+        """From here on a node gets what it lacks of what is frozen now."""
+        self._nodes.once = {self.setup.eligible: self._eligible, **self.model.once}
+        self._nodes.merges = self.state.merges
 
     def _count_items(self, grid: Grid) -> None:
         """Once, if the backbone wants it: how many users have each item, as they report it with noise."""
@@ -234,19 +245,6 @@ class FederatedStrategy(Strategy):
             result.evaluate_metrics_clientapp[record["round"]] = MetricRecord(dict(ranked[VALIDATION]))
             self.ended = {**ranked, **self._losses} if TEST in ranked else {}
         self._observer.on_round(record)
-
-    def _record(self, round: int, trained: MetricRecord) -> dict[str, Any]:
-        assert self._training is not None
-        values: dict[str, Any] = dict(trained)
-        dropped = {name: int(values.pop(name)) for name in DROPPED}
-        return {
-            "round": round,
-            "rounds": self.config.rounds,
-            "phase": self.model.phase_name,
-            "cohort": len(self._training.users),
-            **values,
-            "dropped_users": {name: count for name, count in dropped.items() if count},
-        }
 
     @property
     def _losses(self) -> dict[str, dict[str, int]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedrec.tensors import Tensors
 from strategies.server_model import ServerState
+from strategies.versions import Merges
 
 _STATE = ("trainable", "frozen", "kept", "optimiser")
 
@@ -49,6 +50,7 @@ class Checkpoint:
         found = {f"{part}.{name}": tensor for part in _STATE for name, tensor in getattr(self.state, part).items()} | {
             f"meter.{name}": torch.from_numpy(counts) for name, counts in self.meter.items()
         }
+        found |= {f"merged.{name}": packet for name, packet in self.state.merges.state()[1].items()}
         found["meter.users"] = torch.from_numpy(self.users.view(np.int64))
         if self.counts is not None:
             found["counts"] = self.counts
@@ -60,6 +62,7 @@ class Checkpoint:
             "round": self.round,
             "phase": self.state.phase,
             "frozen_digest": self.state.frozen_digest,
+            **self.state.merges.state()[0],
             "reports": {phase: dict(facts) for phase, facts in self.reports.items()},
             "ended": dict(self.ended),
         }
@@ -80,6 +83,7 @@ class Checkpoint:
             frozen=part("frozen"),
             kept=part("kept"),
             optimiser=part("optimiser"),
+            merges=Merges.restored(facts, part("merged")),
         )
         return Checkpoint(
             round=facts["round"],

@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import torch
 from annotated_types import Ge
 from typing_extensions import override
 
 from fedrec.config.schema import RunConfig
-from fedrec.registry import MemberConfig, strategies
+from fedrec.registry import MemberConfig, embeddings, strategies
+from peft_embeddings.base import ItemEmbedding
 from peft_embeddings.compressed import CompressedConfig
 from peft_embeddings.full import FullConfig
 from strategies.base import FederatedStrategy, Phase, StrategyConfig
@@ -32,10 +34,13 @@ class FedPeftConfig(StrategyConfig):
     Attributes:
         warmup_rounds: Rounds, of all `rounds`, in which the full table is trained (the paper: fewer than 20). Without
             effect if the embedding's variant is C.
+        merge_every: After every so many rounds of the compressed part it is folded into the frozen table, and starts
+            anew (0: never). The embedding must be one that merges: `lora` of variant P.
     """
 
     name: Literal["fedpeft"]
     warmup_rounds: Annotated[int, Ge(0)]
+    merge_every: Annotated[int, Ge(0)]
 
 
 @strategies.register("fedpeft")
@@ -61,7 +66,7 @@ class FedPeftStrategy(FederatedStrategy):
         strategy: Any = config.strategy
         before = 0 if _stands_alone(config.embedding) else strategy.warmup_rounds
         warmup = Phase("warmup", before, FullConfig("full"))
-        peft = Phase("peft", strategy.rounds - before, config.embedding)
+        peft = Phase("peft", strategy.rounds - before, config.embedding, strategy.merge_every)
         return [phase for phase in (warmup, peft) if phase.rounds]
 
     @classmethod
@@ -73,6 +78,12 @@ class FedPeftStrategy(FederatedStrategy):
             found.append(
                 "strategy=fedpeft sends a compressed part, embedding=full has none: take strategy=full, or lora"
             )
+        elif strategy.merge_every and not _merges(config.embedding):
+            found.append(
+                f"strategy.merge_every={strategy.merge_every} folds a correction into the base table, and "
+                f"embedding={config.embedding.name} has none that merges: take embedding=lora embedding.variant=P, or "
+                "strategy.merge_every=0"
+            )
         if strategy.warmup_rounds >= strategy.rounds and not _stands_alone(config.embedding):
             found.append(
                 f"strategy.warmup_rounds={strategy.warmup_rounds} must be below strategy.rounds={strategy.rounds}, or "
@@ -83,3 +94,8 @@ class FedPeftStrategy(FederatedStrategy):
 
 def _stands_alone(embedding: MemberConfig) -> bool:
     return isinstance(embedding, CompressedConfig) and embedding.variant == "C"
+
+
+def _merges(embedding: MemberConfig) -> bool:
+    smallest: ItemEmbedding = embeddings.get(embedding.name)(embedding, 1, 1)
+    return smallest.restart(torch.Generator()) is not None

@@ -4,6 +4,9 @@ It counts encoded packets in both directions. A user chosen for a round download
 the first time in a phase, downloads what is sent once. Evaluation has a ledger of its own: evaluating more often, or
 never, does not change what training is said to cost. Every user here is asked to rank, also one with nothing held out:
 its device cannot tell before it has been asked.
+
+A user whose base table has been merged into since it was last sent anything of it downloads what was merged, or all
+that is frozen where that is shorter.
 """
 
 from __future__ import annotations
@@ -14,7 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from strategies.versions import FrozenBytes
+
 _Counts = NDArray[np.int64]
+_NEVER = -1
 
 
 class Meter:
@@ -26,9 +32,11 @@ class Meter:
         self._up = [np.zeros(0, dtype=np.int64) for _ in phases]
         self._down = [np.zeros(0, dtype=np.int64) for _ in phases]
         self._one_time: _Counts = np.zeros(0, dtype=np.int64)
+        self._merges: _Counts = np.zeros(0, dtype=np.int64)
         self._evaluation = 0
-        self._trained_in = np.zeros((len(phases), 0), dtype=np.bool_)
-        self._evaluated_in = np.zeros((len(phases), 0), dtype=np.bool_)
+        # The version of what is frozen that a user was sent last in a phase, as it trained and as it was ranked.
+        self._trained_in: _Counts = np.zeros((len(phases), 0), dtype=np.int64)
+        self._evaluated_in: _Counts = np.zeros((len(phases), 0), dtype=np.int64)
 
     def grow(self, users: int, enrolment: int) -> None:
         """New users came, up to `users` in all; each moved `enrolment` bytes once (setup down, key up)."""
@@ -38,32 +46,32 @@ class Meter:
         self._up = [np.pad(counts, (0, new)) for counts in self._up]
         self._down = [np.pad(counts, (0, new)) for counts in self._down]
         self._one_time = np.pad(self._one_time, (0, new), constant_values=enrolment)
-        self._trained_in = np.pad(self._trained_in, ((0, 0), (0, new)))
-        self._evaluated_in = np.pad(self._evaluated_in, ((0, 0), (0, new)))
+        self._merges = np.pad(self._merges, (0, new))
+        self._trained_in = np.pad(self._trained_in, ((0, 0), (0, new)), constant_values=_NEVER)
+        self._evaluated_in = np.pad(self._evaluated_in, ((0, 0), (0, new)), constant_values=_NEVER)
         self._users = users
 
     def reported(self, users: NDArray[np.int64], packet: int) -> None:
         """`users` upload a packet of `packet` bytes that is asked for once, before the first round."""
         self._one_time[users] += packet
 
-    def downloaded(self, phase: int, users: NDArray[np.int64], model: int, frozen: int) -> dict[str, int]:
-        """Chosen `users` download a model packet of `model` bytes, and `frozen` bytes if they lack them; the sums."""
-        first = users[~self._trained_in[phase, users]]
+    def downloaded(self, phase: int, users: NDArray[np.int64], model: int, frozen: FrozenBytes) -> dict[str, int]:
+        """Chosen `users` download a model packet of `model` bytes, and what they lack of `frozen`; the sums."""
+        once, merges = _lacking(self._trained_in[phase], users, frozen)
         self._down[phase][users] += model
-        self._one_time[first] += frozen
-        self._trained_in[phase, first] = True
-        return {"up": 0, "down": model * len(users), "one_time": frozen * len(first)}
+        self._one_time[users] += once
+        self._merges[users] += merges
+        return {"up": 0, "down": model * len(users), "one_time": int(once.sum()), "merges": int(merges.sum())}
 
     def uploaded(self, phase: int, users: NDArray[np.int64], update: int) -> int:
         """`users` upload an update packet of `update` bytes; the sum."""
         self._up[phase][users] += update
         return update * len(users)
 
-    def evaluated(self, phase: int, users: NDArray[np.int64], training: int, model: int, frozen: int) -> None:
+    def evaluated(self, phase: int, users: NDArray[np.int64], training: int, model: int, frozen: FrozenBytes) -> None:
         """`users` are asked to rank; `training` of them download the same model in the same message to train anyway."""
-        lacking = int((~self._evaluated_in[phase, users]).sum())
-        self._evaluated_in[phase, users] = True
-        self._evaluation += (len(users) - training) * model + lacking * frozen
+        once, merges = _lacking(self._evaluated_in[phase], users, frozen)
+        self._evaluation += (len(users) - training) * model + int(once.sum() + merges.sum())
 
     def ranked(self, users: int, metrics: int) -> None:
         """`users` users upload their metrics of `metrics` bytes."""
@@ -75,7 +83,10 @@ class Meter:
         return self._evaluation / max(1, self._users)
 
     def per_user(self) -> dict[str, Any]:
-        """Mean bytes per user over the whole run so far: by direction, once, in all; by phase; and for evaluation."""
+        """Mean bytes per user over the whole run so far.
+
+        By direction, once, for merges, in all; by phase; and for evaluation.
+        """
         users = max(1, self._users)
         by_phase = {
             name: {"up": float(up.sum()) / users, "down": float(down.sum()) / users}
@@ -83,12 +94,13 @@ class Meter:
         }
         up = sum(phase["up"] for phase in by_phase.values())
         down = sum(phase["down"] for phase in by_phase.values())
-        one_time = float(self._one_time.sum()) / users
+        one_time, merges = float(self._one_time.sum()) / users, float(self._merges.sum()) / users
         return {
             "up": up,
             "down": down,
             "one_time": one_time,
-            "total": up + down + one_time,
+            "merges": merges,
+            "total": up + down + one_time + merges,
             "by_phase": by_phase,
             "evaluation": self.evaluation,
         }
@@ -99,6 +111,7 @@ class Meter:
             "up": np.stack(self._up),
             "down": np.stack(self._down),
             "one_time": self._one_time,
+            "merges": self._merges,
             "trained_in": self._trained_in,
             "evaluation": np.array([self._evaluation], dtype=np.int64),
             "evaluated_in": self._evaluated_in,
@@ -108,6 +121,17 @@ class Meter:
         """Count on from what `state` gave."""
         self._users = len(state["one_time"])
         self._up, self._down = [counts.copy() for counts in state["up"]], [counts.copy() for counts in state["down"]]
-        self._one_time = state["one_time"].copy()
+        self._one_time, self._merges = state["one_time"].copy(), state["merges"].copy()
         self._trained_in, self._evaluated_in = state["trained_in"].copy(), state["evaluated_in"].copy()
         self._evaluation = int(state["evaluation"][0])
+
+
+def _lacking(held: _Counts, users: NDArray[np.int64], frozen: FrozenBytes) -> tuple[_Counts, _Counts]:
+    """Bytes for each of `users` who lack what is frozen: who was sent nothing of it yet, and who has an older base.
+
+    `held` has the version that each user of the directory was sent last, and is brought up to date.
+    """
+    had = held[users]
+    held[users] = frozen.version
+    behind = np.minimum((frozen.version - had) * frozen.merge, frozen.whole)
+    return np.where(had == _NEVER, frozen.whole, 0), np.where(had == _NEVER, 0, behind)

@@ -22,11 +22,13 @@ from strategies.overdue import Overdue
 from strategies.records import (
     ENROLL,
     FROZEN,
+    MERGED,
     MISSING,
     NAMED,
     RESUMED,
     STORES_LOST,
     UNSHARED,
+    VERSIONS,
     Content,
     Field,
     joined,
@@ -35,6 +37,7 @@ from strategies.records import (
     weight,
 )
 from strategies.silence import Silences
+from strategies.versions import Merges
 
 log = logging.getLogger("fedrec")
 
@@ -55,6 +58,7 @@ class Nodes:
         directory: The users, and the node each lives on.
         once: What every node must hold by now, as wrapped packets by the digest of their content. A node gets those
             that it is not known to hold along with the next message to it.
+        merges: What was merged into the base table among them: the shorter way for a node that holds an older version.
         enrolment_bytes: What one user's device moves to join: the setup down, its key up.
         counts: What went wrong since it was last cleared, by name; the caller clears it every round.
         wasted: Bytes that were of no use since then, by name: of refused and late replies, and of what was sent again
@@ -73,6 +77,7 @@ class Nodes:
         """
         self.directory = Directory()
         self.once: dict[str, Array] = {}
+        self.merges = Merges()
         self.counts: Counter[str] = Counter()
         self.wasted: Counter[str] = Counter()
         self.largest_reply: int | None = None
@@ -226,7 +231,14 @@ class Nodes:
         """A message to a node, with what it does not yet hold."""
         if not self._simulated:
             fields = {**fields, NAMED: self._named[node]}
-        missing = {FROZEN + digest: packet for digest, packet in self.once.items() if digest not in self._holds[node]}
+        held = self._holds[node]
+        lacking = {digest: packet for digest, packet in self.once.items() if digest not in held}
+        since = self.merges.since(held) if self.merges.log and self.merges.log[-1].after in lacking else ()
+        if since:
+            del lacking[since[-1].after]
+            fields = {**fields, VERSIONS: " ".join([since[0].before, *(merged.after for merged in since)])}
+        missing = {FROZEN + digest: packet for digest, packet in lacking.items()}
+        missing |= {MERGED + merged.after: merged.packet for merged in since}
         return Message(pack(fields, {**packets, **missing}, arrays), node, message_type)
 
     def sender(self, reply: Message) -> int:

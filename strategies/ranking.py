@@ -15,6 +15,7 @@ from strategies import records
 from strategies.aggregation import check_sums
 from strategies.meter import Meter
 from strategies.nodes import Nodes
+from strategies.versions import FrozenBytes
 
 VALIDATION, TEST = "validation", "test"
 
@@ -38,14 +39,14 @@ class Ranking:
         self._sums: dict[str, list[tuple[float, ...]]] = {split: [] for split in splits}
         self._asked = self._accepted = 0
 
-    def ask(self, meter: Meter, training: int, model: int, frozen: int) -> None:
+    def ask(self, meter: Meter, training: int, model: int, frozen: FrozenBytes) -> None:
         """Every node here is being asked; what an earlier try has brought is forgotten.
 
         Args:
             meter: Counts what the users' devices download for it.
             training: Users to whom the same message brings the model to be trained.
             model: Bytes of the model packet.
-            frozen: Bytes of what is frozen in the phase.
+            frozen: Of what is frozen in the phase.
         """
         self._asked, self._accepted = len(self._nodes.directory.nodes), 0
         self._sums = {split: [] for split in self._sums}

@@ -27,6 +27,15 @@ COUNTS = "counts"
 FROZEN = "frozen."
 """Prefix of the array that carries frozen tensors; their digest follows."""
 
+MERGED = "merged."
+"""Prefix of the array that carries what was merged into a base table; the name of the version that it makes follows."""
+
+VERSIONS = "versions"
+"""Field of a message with such arrays: names of versions, oldest first, each made of the one before it."""
+
+CONTENT = "content"
+"""Field beside `frozen`: the digest of what that name stands for on the server, with which it must come if it comes."""
+
 MISSING = "missing"
 """Field of a reply that names what the node lacks: `setup`, or the digest of frozen tensors."""
 

@@ -11,25 +11,34 @@ from torch import Tensor
 
 from fedrec import registry
 from fedrec.backbones.base import Backbone
-from fedrec.protocol import Setup, frozen_format
+from fedrec.protocol import Setup, frozen_format, version_name
 from fedrec.registry import MemberConfig
 from fedrec.rng import derive, generator
 from fedrec.tensors import Tensors, content_digest, spec_of
 from peft_embeddings.base import ItemEmbedding
-from peft_embeddings.model import Model
+from peft_embeddings.model import BASE, Model
 from strategies import records
 from strategies.reports import report_start
+from strategies.versions import FrozenBytes, Merged, Merges
 
 _ITEMS_AT_ONCE = 65_536
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Consecutive rounds in which the same tensors are trained."""
+    """Consecutive rounds in which the same tensors are trained.
+
+    Attributes:
+        name: Tells it from the others of a run.
+        rounds: How many.
+        embedding: What is trained.
+        merge_every: Rounds between two merges of the correction into the base table; 0 for none.
+    """
 
     name: str
     rounds: int
     embedding: MemberConfig
+    merge_every: int = 0
 
 
 @dataclass
@@ -40,9 +49,11 @@ class ServerState:
         phase: Number of the phase in the plan.
         trainable: What is trained and sent.
         frozen: What was sent once.
-        frozen_digest: Names the content of `frozen`; empty if nothing is frozen.
+        frozen_digest: Names `frozen`: the digest of its content or, after a merge, the name of the base's version;
+            empty if nothing is frozen.
         optimiser: The server optimiser's own tensors.
         kept: What the embedding keeps on the server, for items that come later.
+        merges: What was merged into the base table in this phase.
     """
 
     phase: int
@@ -51,6 +62,7 @@ class ServerState:
     frozen_digest: str
     optimiser: Tensors
     kept: Tensors = field(default_factory=dict)
+    merges: Merges = field(default_factory=Merges)
 
 
 class ServerModel:
@@ -112,17 +124,47 @@ class ServerModel:
         return self._frozen(ServerState(phase, trainable, frozen, "", {}, kept))
 
     def _frozen(self, state: ServerState) -> ServerState:
-        """The state with the name of what is frozen, whose packet is made."""
-        digest = content_digest(state.frozen) if state.frozen else ""
-        packet = frozen_format(spec_of(state.frozen)).encode(state.phase, 0, state.frozen)
-        self.once = {digest: records.wrap(packet)} if state.frozen else {}
-        return replace(state, frozen_digest=digest)
+        """The state with the name of what is frozen, whose packet is made; it says since which round that is so."""
+        merges, self._content = state.merges, content_digest(state.frozen) if state.frozen else ""
+        name = state.frozen_digest if merges.count else self._content
+        packet = frozen_format(spec_of(state.frozen)).encode(state.phase, merges.round, state.frozen)
+        self.once = {name: records.wrap(packet)} if state.frozen else {}
+        return replace(state, frozen_digest=name)
 
     def freeze_counts(self, counts: Tensor) -> None:
         """Users per item [items] have been counted: what of them the backbone reads is frozen from here on."""
         self.counts = counts
         frozen = self.state.frozen | self.model.backbone_frozen(counts)
         self.state = self._frozen(replace(self.state, frozen=frozen))
+
+    def merge(self, round: int) -> bool:
+        """If one is due after `round`, merge the correction into the base table and start it anew; whether it was due.
+
+        What is merged is what its packet decodes to, so that every device can make the same table. The server's
+        optimiser starts anew with the correction: its moments belong to the factors that are gone. What the backbone
+        shares goes on as it is. There is no merge at the end of a phase.
+        """
+        phase, state, model = self._plan[self.state.phase], self.state, self.model
+        left = sum(each.rounds for each in self._plan[: state.phase + 1]) - round
+        if not phase.merge_every or not left or (phase.rounds - left) % phase.merge_every:
+            return False
+        number, fmt = state.merges.count + 1, self._setup.merged_format(model.correction)
+        trained = {name: state.trainable[name] for name in model.correction}
+        packet = fmt.encode(state.phase, round, trained, seed=derive(self._setup.seed, "codec", "merge", round))
+        restarted = model.embedding.restart(generator(self._setup.seed, "embedding", phase.name, "merge", number))
+        if restarted is None:
+            raise ValueError(f"embedding={phase.embedding.name} does not merge: the configuration was not checked")
+        name, whole = version_name(state.frozen_digest, packet), self.frozen_bytes.whole
+        merged = replace(
+            state,
+            trainable=model.named(restarted, model.shared(state.trainable)),
+            frozen=state.frozen | {BASE: model.merged(fmt.decode(packet).tensors, state.frozen)},
+            frozen_digest=name,
+            optimiser={},
+            merges=state.merges.then(Merged(state.frozen_digest, name, records.wrap(packet)), round, whole),
+        )
+        self.state = self._frozen(merged)
+        return True
 
     def packet(self, round: int, kept: int) -> Array:
         """The model as every message of `round` carries it, wrapped once for all of them.
@@ -135,12 +177,14 @@ class ServerModel:
 
     def fields(self, round: int) -> dict[str, records.Field]:
         """What a message of `round` says about the model that it carries."""
-        return {"phase": self.state.phase, "round": round, "frozen": self.state.frozen_digest}
+        fields: dict[str, records.Field] = {"phase": self.state.phase, "round": round}
+        return fields | {"frozen": self.state.frozen_digest, records.CONTENT: self._content}
 
     @property
-    def frozen_bytes(self) -> int:
-        """Bytes of what is frozen in the present phase, as it is sent once."""
-        return sum(map(records.size, self.once.values()))
+    def frozen_bytes(self) -> FrozenBytes:
+        """Bytes of what is frozen in the present phase, as it is sent once, and of what was merged into it."""
+        merge = self._setup.merged_format(self.model.correction).size()
+        return FrozenBytes(sum(map(records.size, self.once.values())), self.state.merges.count, merge)
 
 
 def _embedding(phase: Phase, setup: Setup) -> ItemEmbedding:

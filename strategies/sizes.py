@@ -20,6 +20,7 @@ from fedrec.tensors import Spec, TensorSpec
 from peft_embeddings.model import Model
 from strategies.base import Phase
 from strategies.nodes import KEY_BYTES
+from strategies.versions import FrozenBytes, expected_bytes
 
 EACH_ROUND, ONCE, NEVER = "each round", "once", "never"
 ALL, SERVER, OWN = "server, devices", "server", "own device"
@@ -58,6 +59,9 @@ class PhaseSizes:
         up: Bytes of the update packet, for each round in which a user is chosen.
         down: Bytes of the model packet.
         once: Bytes of the frozen packet, the first time that a user is chosen in the phase; 0 if nothing is frozen.
+        merge_every: Rounds between two merges of the correction into the base table; 0 for none.
+        merge: Bytes of the packet of a merge, down, for each that a user missed since it was last chosen, or those of
+            the frozen packet where that is shorter; 0 for no merges.
     """
 
     name: str
@@ -67,16 +71,23 @@ class PhaseSizes:
     up: int
     down: int
     once: int
+    merge_every: int
+    merge: int
 
 
 @dataclass(frozen=True)
 class Totals:
-    """Bytes of a user who is chosen in the mean share of so many rounds, and in some round of every phase."""
+    """Bytes of a user who is chosen in the mean share of so many rounds, and in some round of every phase.
+
+    `merges` is what it downloads of merges in expectation: what it missed depends on when it is chosen. A user who is
+    chosen in every round downloads each of them, and moves exactly that.
+    """
 
     rounds: int
     up: float
     down: float
     one_time: int
+    merges: float
 
 
 @dataclass(frozen=True)
@@ -159,6 +170,8 @@ def _phase(phase: Phase, backbone: Backbone, setup: Setup) -> PhaseSizes:
         up=up.size(),
         down=down.size(),
         once=frozen.size() if model.frozen else 0,
+        merge_every=phase.merge_every,
+        merge=setup.merged_format(model.correction).size() if phase.merge_every else 0,
     )
 
 
@@ -174,9 +187,10 @@ def _stays(name: str, entry: TensorSpec, held_by: str) -> Row:
 
 def _totals(phases: Sequence[PhaseSizes], rounds: int, fraction: float, joining: int) -> Totals:
     up = down = 0
-    once, left = joining, rounds
+    once, left, merges = joining, rounds, 0.0
     for phase in phases:
         here = left if phase is phases[-1] else min(left, phase.rounds)
         up, down, left = up + here * phase.up, down + here * phase.down, left - here
         once += phase.once if here else 0
-    return Totals(rounds, fraction * up, fraction * down, once)
+        merges += expected_bytes(FrozenBytes(phase.once, merge=phase.merge), here, phase.merge_every, fraction)
+    return Totals(rounds, fraction * up, fraction * down, once, merges)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fedrec.errors import PacketError, RoundError
 from fedrec.protocol import Setup
 from fedrec.tensors import Spec
+from fedrec.updates import DROPPED
 from strategies import records
 from strategies.aggregation import UpdateFold, weighted
 from strategies.meter import Meter
@@ -81,3 +82,10 @@ class Training:
                 f"{what}: the nodes of {self._answered} chosen users answered, strategy.min_users={least} are needed "
                 f"({dict(self._nodes.counts)}); see the log above for why"
             )
+
+    def record(self) -> dict[str, Any]:
+        """What the round's line of the metrics says of it."""
+        values = self.fold.summary()
+        dropped = {name: int(values.pop(name)) for name in DROPPED}
+        left_out = {name: count for name, count in dropped.items() if count}
+        return {"cohort": len(self.users), **values, "dropped_users": left_out}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from client_app import frozen
-from client_app.frozen import FrozenStore
+from client_app.frozen import FrozenStore, Since
 from fedrec.errors import PacketError
 from fedrec.tensors import Tensors, content_digest
 
@@ -108,7 +108,7 @@ def test_a_write_that_breaks_off_leaves_no_file_of_that_name(
 ) -> None:
     """The name appears with the whole content or not at all, whatever lay there before stays."""
 
-    def half(tensors: Tensors, path: str) -> None:
+    def half(tensors: Tensors, path: str, metadata: dict[str, str]) -> None:
         Path(path).write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
@@ -119,4 +119,58 @@ def test_a_write_that_breaks_off_leaves_no_file_of_that_name(
     assert store.get(DIGEST) is None
     assert not list((tmp_path / "frozen").iterdir()), "nothing half-written is left behind"
     store.put(TENSORS, DIGEST)
+    assert_kept(store)
+
+
+# Versions of a base table --------------------------------------------------------------------------------------------
+
+CHAIN = [f"{number:064x}" for number in range(6)]
+
+
+def table(number: int) -> Tensors:
+    return {"base": torch.full((4, 3), float(number))}
+
+
+def put(store: FrozenStore, number: int, round: int, run_key: str = "r") -> None:
+    store.put(table(number), CHAIN[number], content_digest(table(number)), Since(run_key, round))
+
+
+def versions(store: FrozenStore) -> list[int]:
+    return [number for number, name in enumerate(CHAIN) if store.get(name) is not None]
+
+
+def test_a_version_is_kept_under_its_name_and_checked_by_its_content(store: FrozenStore, tmp_path: Path) -> None:
+    put(store, 1, 5)
+    restart()
+    kept = store.get(CHAIN[1])
+    assert kept is not None
+    assert torch.equal(kept["base"], table(1)["base"])
+    put(store, 2, 6)
+    folder = tmp_path / "frozen"
+    (folder / f"{CHAIN[1]}.safetensors").write_bytes((folder / f"{CHAIN[2]}.safetensors").read_bytes())
+    restart()
+    assert versions(store) == [2], "another version in its place counts as missing"
+
+
+@pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "", DIGEST, "g" * 64, CHAIN[1] + "/x"])
+def test_a_name_that_is_no_versions_is_refused_and_nothing_written(
+    store: FrozenStore, tmp_path: Path, name: str
+) -> None:
+    """It comes over the network, and would be that of a file."""
+    with pytest.raises(PacketError, match=r"of a name that is no version's|have another content"):
+        store.put(table(1), name, content_digest(table(1)) if name else "", Since("r", 1))
+    assert not list((tmp_path / "frozen").iterdir())
+
+
+def test_versions_that_nothing_can_ask_for_are_dropped(store: FrozenStore) -> None:
+    store.put(TENSORS, DIGEST)
+    for number, round in enumerate((0, 4, 6, 8, 10)):
+        put(store, number, round)
+    assert store.drop("r", 3, CHAIN[4]) == 0, "a rollback to round 3 needs the first"
+    assert store.drop("r", 7, CHAIN[4]) == 2
+    assert versions(store) == [2, 3, 4], "that of round 6 was in force after round 7"
+    assert store.drop("another run", 99, CHAIN[4]) == 0
+    assert store.drop("r", 8, CHAIN[2]) == 0, "the present one stays, whatever else is here"
+    assert store.drop("r", 99, CHAIN[4]) == 2
+    assert versions(store) == [4]
     assert_kept(store)

@@ -93,3 +93,16 @@ def test_the_command_reads_the_configured_data_set_and_prints_tables() -> None:
 @pytest.mark.parametrize("items", ["0", "-3", "many"])
 def test_a_number_of_items_that_cannot_be_is_refused(items: str) -> None:
     assert CliRunner().invoke(app, ["describe", "--items", items]).exit_code == 2
+
+
+def test_merges_are_told_where_there_are_some() -> None:
+    phase = of("strategy.merge_every=20").phases[-1]
+    assert (phase.merge_every, phase.merge) == (20, HEADER + 63_744)
+    every_round = of("strategy.merge_every=20", "strategy.fraction=1.0")
+    assert every_round.run.merges == 3 * phase.merge, "after rounds 20, 40 and 60 of 80"
+    assert every_round.per_1000_rounds.merges == 48 * phase.merge
+    plain = of()
+    assert (plain.phases[-1].merge, plain.run.merges) == (0, 0.0)
+    shown = CliRunner().invoke(app, ["describe", "strategy.merge_every=20", "--items", "3952"], env={"COLUMNS": "100"})
+    assert f"{phase.merge:,}" in shown.stdout
+    assert "merges" not in CliRunner().invoke(app, ["describe", "--items", "3952"], env={"COLUMNS": "100"}).stdout

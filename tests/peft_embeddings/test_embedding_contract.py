@@ -232,3 +232,28 @@ def test_a_grown_catalogue_has_tensors_for_all_and_the_same_vectors_for_the_firs
     expected = vectors(embedding, tensors, frozen_of(embedding, tensors), base, items[:N_ITEMS])
     assert torch.equal(vectors(grown, made, frozen, whole, items[:N_ITEMS]), expected)
     assert all(torch.equal(tensor, before[name]) for name, tensor in tensors.items()), "what was given has changed"
+
+
+def test_an_embedding_that_merges_goes_on_from_vectors_that_are_the_new_base(
+    embedding: ItemEmbedding, base: Tensor
+) -> None:
+    restarted = embedding.restart(generator(5))
+    if restarted is None:
+        return
+    assert embedding.uses_base, "there is something to merge into"
+    spec = {**embedding.tables, **embedding.dense}
+    assert restarted.keys() == spec.keys()
+    assert all(matches(spec[name], tensor) for name, tensor in restarted.items())
+    frozen = frozen_of(embedding, init(embedding, base))
+    items = torch.arange(N_ITEMS)
+    assert torch.equal(vectors(embedding, restarted, frozen, base, items), base)
+    again, other = embedding.restart(generator(5)), embedding.restart(generator(6))
+    assert again is not None
+    assert other is not None
+    assert all(torch.equal(restarted[name], again[name]) for name in spec)
+    assert any(not torch.equal(restarted[name], other[name]) for name in spec)
+
+
+def test_low_rank_corrections_merge_and_those_that_would_win_nothing_do_not() -> None:
+    """Two corrections that share their hash functions or codes add up to one of the same kind."""
+    assert [case for case in cases() if make(case).restart(generator(0)) is not None] == ["lora/P/zero"]

@@ -11,10 +11,11 @@ from torch import Tensor
 from fedrec.config.compose import compose
 from fedrec.config.describe import load_member
 from fedrec.errors import ConfigError
-from fedrec.registry import embeddings
+from fedrec.registry import backbones, embeddings
 from fedrec.rng import generator
 from fedrec.tensors import Tensors
 from peft_embeddings.lora import LoraEmbedding
+from peft_embeddings.model import Model
 
 ITEMS, DIM = 60, 8
 
@@ -70,3 +71,20 @@ def test_starts_that_a_variant_does_not_have() -> None:
         compose(["embedding.start=zero", "embedding.variant=C"], base=None)
     with pytest.raises(ConfigError, match=r"embedding\.variant=D: expected"):
         compose(["embedding.variant=D"], base=None)
+
+
+@pytest.mark.parametrize("scaling", [1.0, 0.25])
+def test_a_merged_base_is_the_vectors_there_were(scaling: float) -> None:
+    rng = generator(1)
+    model = Model(make(scaling=scaling, rank=3), backbones.get("fedmf")(load_member("backbone", "fedmf"), DIM))
+    a, b = torch.randn(ITEMS, 3, generator=rng), torch.randn(3, DIM, generator=rng)
+    correction = {"embedding.A": a, "embedding.B": b}
+    frozen = {"base": table()}
+    merged = model.merged(correction, frozen)
+    assert merged.dtype == torch.float32
+    by_hand = frozen["base"].double() + scaling * a.double() @ b.double()
+    assert torch.equal(merged, by_hand.float()), "added up in float64 and rounded once"
+    before = model.item_vectors(correction, frozen, torch.arange(ITEMS))
+    torch.testing.assert_close(merged, before, atol=1e-5, rtol=1e-5)
+    assert torch.equal(frozen["base"], table()), "what was given is as it was"
+    assert model.correction.keys() == correction.keys()

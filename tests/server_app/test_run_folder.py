@@ -20,6 +20,8 @@ from server_app.run_folder import METRICS, RunFolder
 from strategies.base import ServerState
 from strategies.checkpoint import Checkpoint
 from strategies.meter import Meter
+from strategies.records import wrap
+from strategies.versions import FrozenBytes, Merged, Merges
 
 
 @pytest.fixture
@@ -30,16 +32,21 @@ def folder(tmp_path: Path) -> RunFolder:
 def state() -> ServerState:
     table = torch.arange(12.0).reshape(3, 4)
     return ServerState(
-        1, {"embedding.A": table.T, "b": torch.tensor(2.0)}, {"base": table[:2]}, "abc", {"m": torch.ones(2)}
+        1,
+        {"embedding.A": table.T, "b": torch.tensor(2.0)},
+        {"base": table[:2]},
+        "c",
+        {"m": torch.ones(2)},
+        merges=Merges(5, 90, (Merged("a", "b", wrap(b"from a")), Merged("b", "c", wrap(b"from b")))),
     )
 
 
 def meter() -> Meter:
     made = Meter(["warmup", "peft"])
     made.grow(3, 10)
-    made.downloaded(1, np.array([0, 2]), 100, 7)
+    made.downloaded(1, np.array([0, 2]), 100, FrozenBytes(7))
     made.uploaded(1, np.array([2]), 50)
-    made.evaluated(1, np.arange(3), 1, 100, 7)
+    made.evaluated(1, np.arange(3), 1, 100, FrozenBytes(7))
     made.ranked(3, 8)
     return made
 
@@ -138,7 +145,12 @@ def test_a_checkpoint_holds_the_model_the_optimiser_and_the_meter(folder: RunFol
     for name, counts in counted.items():
         np.testing.assert_array_equal(tensors[f"meter.{name}"].numpy(), counts)
     where = json.loads((folder.path / "checkpoints/round-000100.json").read_text())
-    assert (where["round"], where["phase"], where["frozen_digest"]) == (100, 1, "abc")
+    assert (where["round"], where["phase"], where["frozen_digest"]) == (100, 1, "c")
+    plain = {"merges": 5, "merged_round": 90, "versions": ["a", "b", "c"]}
+    packets = {name.removeprefix("merged."): tensor for name, tensor in tensors.items() if name.startswith("merged.")}
+    restored = Merges.restored(where, packets)
+    assert restored.state()[0] == plain
+    assert [each.packet.numpy().tobytes() for each in restored.since({"a"})] == [b"from a", b"from b"]
 
 
 def test_a_checkpoint_is_read_as_it_was_written(folder: RunFolder) -> None:
@@ -162,9 +174,9 @@ def test_a_checkpoint_is_read_as_it_was_written(folder: RunFolder) -> None:
     assert counting.per_user() == again.per_user()
     for one in (counting, again):  # and it counts on alike
         one.grow(4, 10)
-        one.downloaded(0, np.array([0, 3]), 100, 7)
-        one.downloaded(1, np.array([0, 3]), 100, 7)
-        one.evaluated(1, np.arange(4), 1, 100, 7)
+        one.downloaded(0, np.array([0, 3]), 100, FrozenBytes(7))
+        one.downloaded(1, np.array([0, 3]), 100, FrozenBytes(7))
+        one.evaluated(1, np.arange(4), 1, 100, FrozenBytes(7))
     assert counting.per_user() == again.per_user()
 
 
@@ -271,8 +283,9 @@ def test_there_is_no_pickle_in_it(folder: RunFolder) -> None:
     folder.write_json("summary.json", {"a": 1})
     for name in everything(folder):
         content = (folder.path / name).read_bytes()
-        assert not content.startswith((b"\x80", b"PK")), f"{name} is a pickle, or an archive that may hold one"
-        if name.endswith(".safetensors"):
+        if not name.endswith(".safetensors"):
+            assert not content.startswith((b"\x80", b"PK")), f"{name} is a pickle, or an archive that may hold one"
+        else:  # it begins with a length, which may be any number, and is nothing but a header and the tensors
             header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
             assert len(content) == 8 + int.from_bytes(content[:8], "little") + max(
                 entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"

@@ -28,3 +28,16 @@ def test_fewer_rounds_than_the_warm_up_are_a_problem_only_where_there_is_one() -
     assert plan("embedding.variant=C", "strategy.rounds=5") == [("peft", 5, "lora")]
     with pytest.raises(ConfigError, match=r"strategy\.warmup_rounds=20 must be below strategy\.rounds=5"):
         plan("strategy.rounds=5")
+
+
+@pytest.mark.parametrize("embedding", [["embedding=hash"], ["embedding=rqvae"], ["embedding.variant=C"]])
+def test_only_what_merges_can_be_merged(embedding: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"strategy\.merge_every=5 folds .* take embedding=lora embedding\.variant=P"):
+        compose([*embedding, "strategy.merge_every=5"], base=None)
+    compose([*embedding, "strategy.merge_every=0"], base=None)
+
+
+def test_the_compressed_part_alone_is_merged() -> None:
+    config = compose(["strategy.merge_every=5"], base=None)
+    assert [phase.merge_every for phase in FedPeftStrategy.phases(config)] == [0, 5]
+    assert [phase.merge_every for phase in FedPeftStrategy.phases(compose([], base=None))] == [0, 0]

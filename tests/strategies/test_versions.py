@@ -1,0 +1,88 @@
+"""The log of merges: the shortest way to the newest version, and what it costs in expectation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedrec.rng import counter_bits
+from strategies.directory import Directory
+from strategies.meter import Meter
+from strategies.records import wrap
+from strategies.versions import FrozenBytes, Merged, Merges, expected_bytes
+
+
+def merged(number: int, size: int = 10) -> Merged:
+    return Merged(f"v{number - 1}", f"v{number}", wrap(bytes([number]) * size))
+
+
+def log(merges: int, whole: int = 35) -> Merges:
+    made = Merges()
+    for number in range(1, merges + 1):
+        made = made.then(merged(number), 2 * number, whole)
+    return made
+
+
+@pytest.mark.parametrize(("merges", "kept"), [(0, 0), (1, 1), (3, 3), (4, 3), (9, 3)])
+def test_the_log_is_as_long_as_it_is_shorter_than_the_whole(merges: int, kept: int) -> None:
+    made = log(merges)
+    assert (made.count, made.round) == (merges, 2 * merges)
+    assert [each.after for each in made.log] == [f"v{n}" for n in range(merges - kept + 1, merges + 1)]
+    assert len(log(merges, whole=30).log) == min(merges, 2), "as long as the whole is not shorter"
+
+
+def test_the_way_starts_at_the_newest_version_that_is_held() -> None:
+    made = log(5)
+    ways = {held: [each.after for each in made.since({held, "eligible"})] for held in ("v1", "v2", "v3", "v4", "v5")}
+    assert ways == {"v1": [], "v2": ["v3", "v4", "v5"], "v3": ["v4", "v5"], "v4": ["v5"], "v5": []}
+    assert [each.after for each in made.since({"v2", "v4"})] == ["v5"]
+    assert made.since(set()) == ()
+
+
+def test_a_checkpoint_restores_the_log() -> None:
+    for made in (log(0), log(5)):
+        plain, packets = made.state()
+        again = Merges.restored(plain, packets)
+        assert (again.count, again.round) == (made.count, made.round)
+        assert [(each.before, each.after) for each in again.log] == [(each.before, each.after) for each in made.log]
+        assert [each.packet.data for each in again.log] == [each.packet.data for each in made.log]
+
+
+def test_the_meter_by_hand() -> None:
+    meter = Meter(["warmup", "peft"])
+    meter.grow(4, enrolment=1)
+    all_of, frozen = np.arange(4), [FrozenBytes(35, version, 10) for version in range(9)]
+    assert meter.downloaded(1, all_of[:2], 7, frozen[0])["one_time"] == 70
+    assert meter.downloaded(1, all_of[1:3], 7, frozen[2]) == {"up": 0, "down": 14, "one_time": 35, "merges": 20}
+    # The first user missed eight merges, the second and the third six: all are cheaper off with the table.
+    assert meter.downloaded(1, all_of[:3], 7, frozen[8])["merges"] == 3 * 35
+    assert meter.downloaded(1, all_of, 7, frozen[8]) == {"up": 0, "down": 28, "one_time": 35, "merges": 0}
+    # A ranking has a ledger of its own: it finds nobody has been sent anything, then that all are one merge behind.
+    meter.evaluated(1, all_of, 4, 7, frozen[7])
+    assert meter.evaluation * 4 == 4 * 35
+    meter.evaluated(1, all_of, 4, 7, frozen[8])
+    assert meter.evaluation * 4 == 4 * 35 + 4 * 10
+    moved = meter.per_user()
+    assert (moved["merges"] * 4, moved["one_time"] * 4) == (125, 4 * 35 + 4)
+    assert moved["total"] == moved["down"] + moved["one_time"] + moved["merges"]
+
+
+@pytest.mark.parametrize(
+    ("rounds", "every", "fraction", "expected"),
+    [(10, 0, 1.0, 0.0), (10, 2, 1.0, 40.0), (11, 2, 1.0, 50.0), (3, 5, 1.0, 0.0), (0, 5, 1.0, 0.0), (2, 1, 0.5, 2.5)],
+)
+def test_the_expectation_by_hand(rounds: int, every: int, fraction: float, expected: float) -> None:
+    assert expected_bytes(FrozenBytes(35, merge=10), rounds, every, fraction) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("fraction", "every"), [(0.1, 5), (0.3, 2), (0.05, 20)])
+def test_the_expectation_is_the_mean_of_many_users(fraction: float, every: int) -> None:
+    users, rounds, size, whole = 2_000, 203, 10, 35
+    directory, meter = Directory(), Meter(["peft"])
+    directory.join(1, counter_bits(1, np.arange(users)))
+    meter.grow(users, 0)
+    for round in range(1, rounds + 1):
+        chosen = directory.cohort(0, round, fraction)
+        meter.downloaded(0, chosen, 0, FrozenBytes(whole, (round - 1) // every, size))
+    expected = expected_bytes(FrozenBytes(whole, merge=size), rounds, every, fraction)
+    assert meter.per_user()["merges"] == pytest.approx(expected, rel=0.03)
