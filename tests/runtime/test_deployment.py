@@ -165,7 +165,7 @@ def test_killed_nodes_and_a_killed_server_lose_nothing(federation: Federation) -
     assert records[-1]["users"] == USERS
     assert sum(each["cold_users"] for each in records) == USERS, "the killed node's users were not started anew"
     summary = json.loads((federation.folder / "runs/kills/summary.json").read_text())
-    assert summary["test"]["users"] == USERS
+    assert summary["test"]["users"] == 28, "two have too few interactions to be ranked"
     (resumed,) = json.loads((federation.folder / "runs/kills/manifest.json").read_text())["resumed"]
     assert resumed["after_round"] % 2 == 0
     assert resumed["after_round"] <= len(known)
