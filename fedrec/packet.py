@@ -94,8 +94,6 @@ class PacketFormat(NamedTuple):
                 phase: late or replayed).
         """
         view = memoryview(data)
-        if len(view) > self.size():
-            raise PacketError("oversized", f"{len(view)} bytes came, a {self.kind.name} packet has {self.size()}")
         if len(view) < _HEADER.size:
             raise PacketError("malformed", f"a packet has at least {_HEADER.size} bytes, {len(view)} came")
         magic, version, kind, sent_phase, sent_round, digest, scalars, zero, length, crc = _HEADER.unpack_from(view)
@@ -107,6 +105,8 @@ class PacketFormat(NamedTuple):
                 f"expected a {self.kind.name} packet of specification {self.digest().hex()}, {self.scalars} scalars, "
                 f"got kind {kind}, {digest.hex()}, {scalars}: the other side trains another model",
             )
+        if len(view) > self.size():
+            raise PacketError("oversized", f"{len(view)} bytes came, a {self.kind.name} packet has {self.size()}")
         body = view[_HEADER.size :]
         if len(body) != 8 * scalars + length or length != self.codec.size(self.spec):
             raise PacketError("malformed", f"the packet has {len(view)} bytes, {self.size()} were expected: truncated")
