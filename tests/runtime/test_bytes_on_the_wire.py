@@ -42,7 +42,11 @@ class Proxy:
         with suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._target))
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._target))
+                except ConnectionRefusedError:  # the SuperLink does not listen yet
+                    near.close()
+                    continue
                 for source, sink, name in ((near, far, "up"), (far, near, "down")):
                     threading.Thread(target=self._pass, args=(source, sink, name), daemon=True).start()
 
