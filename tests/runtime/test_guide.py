@@ -37,7 +37,6 @@ def test_the_commands_by_hand_carry_out_a_run(tmp_path: Path) -> None:
         ["bash", "-c", script], cwd=ROOT, env=env, check=False, text=True, capture_output=True, timeout=900
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "finished:completed" in done.stdout
     folder = tmp_path / "federation/fedrec/runs/first"
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["test"]["users"] == 40
