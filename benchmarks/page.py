@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.common import RESULTS, ROOT
 
-PAGES = (ROOT / "docs" / "performance.md", ROOT / "docs" / "simulation.md")
+PAGES = tuple(ROOT / "docs" / name for name in ("performance.md", "simulation.md", "deployment.md"))
 _BLOCK = re.compile(r"(<!-- speed:(?!end)([a-z-]+) -->\n)(.*?)(<!-- speed:end -->)", re.DOTALL)
 _MISSING = "*Not measured yet: `python -m benchmarks.{name} --sizes full`.*\n"
 
@@ -268,6 +268,31 @@ def _light_client(results: dict[str, Any]) -> str:
     return _table(head, rows) + _measured_with(results["light_client"])
 
 
+def _deployment(results: dict[str, Any]) -> str:
+    """A federation of real processes beside its simulation, and what a SuperNode needs."""
+    result = results["deployment"]
+    figures, chosen = result["figures"], result["configuration"]
+    rows = []
+    for name in ("deployment", "simulation"):
+        test, moved = figures[name]["test"], figures[name]["bytes_per_user"]
+        cells = [f"{test['ndcg@10']:.4f}", f"{test['hr@10']:.4f}", f"{test['users']:,.0f}"]
+        rows.append([name, *cells, *(f"{moved[way]:,.0f}" for way in ("up", "down", "one_time"))])
+    head = ["", "NDCG@10", "HR@10", "users ranked", "up, bytes per user", "down", "once"]
+    node, lost = figures["supernode"], figures["lost"]
+    named = ", ".join(f"`{entry['reason']}` {entry['replies']}" for entry in lost) or "nothing"
+    text = (
+        f"\n{chosen['nodes']} SuperNodes and {len(figures['rounds'])} rounds, two killed after round "
+        f"{chosen['killed_after']}, one of them back after round {chosen['back_after']}. Started in "
+        f"{figures['start_seconds']:.0f} s, certificates and data included; the run took "
+        f"{figures['run_seconds']:.0f} s, a round {_range(figures['round_seconds'])} s. Lost on the way: {named}.\n\n"
+        f"A SuperNode at rest holds {node['rest_bytes'] / 1e6:.0f} MB and takes "
+        f"{100 * node['rest_cpu_share']:.1f} % of a core; at work, with its clients' processes, "
+        f"{node['work_bytes'] / 1e6:.0f} MB at most, and "
+        f"{node['work_cpu_seconds']:.0f} s of a core for the whole run.\n"
+    )
+    return _table(head, rows) + text + _measured_with(result)
+
+
 def _measured_with(result: dict[str, Any]) -> str:
     found = result["environment"]
     return f"\n{found['cores']} cores, load {found['load_before']} before; medians, with least and most.\n"
@@ -294,6 +319,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "many-nodes": ("one_user_per_node", _many_nodes),
     "startup": ("startup", _startup),
     "light-client": ("light_client", _light_client),
+    "deployment": ("deployment", _deployment),
 }
 
 

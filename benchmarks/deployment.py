@@ -1,0 +1,189 @@
+"""A real federation on this machine, with TLS and keys, of whose SuperNodes two are killed; beside it the simulation.
+
+MovieLens 100K shared out by user among eight sites, each with its own file. In the middle of the run two SuperNodes get
+SIGKILL, with all their processes; later one of them is started again. The simulation has the same seed and
+configuration, and loses nobody. Users' keys come from the sites' own secrets, so the two choose other cohorts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import ROOT, options, spread, write
+
+SCRIPT = ROOT / "deploy" / "local-federation.sh"
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Sites:
+    """The processes of a federation that the script has started in a folder."""
+
+    def __init__(self, folder: Path, port: int, data: str) -> None:
+        self.folder = folder
+        programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        own = {"PATH": programs, "PYTHONPATH": str(ROOT), "FEDREC_HOME": f"{folder}/home", "PORT": str(port)}
+        self.env = {**os.environ, **own, "DATA": data}
+
+    def call(self, command: str, *arguments: str) -> None:
+        """Run a command of the script to its end. Raises CalledProcessError if it fails."""
+        subprocess.run([str(SCRIPT), command, str(self.folder), *arguments], env=self.env, check=True)
+
+    def begin(self, overrides: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start a run."""
+        return subprocess.Popen([str(SCRIPT), "run", str(self.folder), *overrides], env=self.env)
+
+    def family(self, site: int) -> list[int]:
+        """The processes of a site, its SuperNode and the clients that it has started."""
+        mark, found = f"FLWR_HOME={self.folder}/site-{site}/home".encode(), []
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                if mark in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+        return found
+
+    def kill(self, site: int) -> None:
+        """SIGKILL for all of a site."""
+        for pid in self.family(site):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+    def rounds(self, run: str) -> list[dict[str, Any]]:
+        """The run's metrics so far."""
+        path = self.folder / "runs" / run / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+class Usage(threading.Thread):
+    """Looks once in a while at the memory and the processor time of one site."""
+
+    def __init__(self, sites: Sites, site: int) -> None:
+        super().__init__(daemon=True)
+        self.sites, self.site = sites, site
+        self.ended = threading.Event()
+        self.memory: list[int] = []
+        self.seconds: dict[int, float] = {}
+
+    def run(self) -> None:
+        """Look until `ended` is set."""
+        while not self.ended.wait(0.5):
+            self.memory.append(self.look())
+
+    def look(self) -> int:
+        """Bytes of the site's processes now; their processor seconds are kept by process."""
+        total = 0
+        for pid in self.sites.family(self.site):
+            try:
+                total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
+                fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+                self.seconds[pid] = (int(fields[11]) + int(fields[12])) / _TICKS
+            except (OSError, IndexError):
+                continue
+        return total
+
+
+def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
+    def more(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--folder", type=Path, help="where the federation lives (default: a temporary folder)")
+        parser.add_argument("--port", type=int, default=45080)
+
+    opts = options("deployment", __doc__, arguments, more)
+    nodes, rounds, kill_at, back_at = (8, 30, 8, 16) if opts.full else (3, 4, 1, 2)
+    data = f"dataset=ml_100k dataset.root={opts.data / 'ml-100k'}" if opts.full else "dataset=synthetic"
+    killed = [1, 2]
+    common = [f"strategy.rounds={rounds}", f"strategy.warmup_rounds={max(1, rounds // 6)}", "seed=0"]
+    common += [f"evaluation.every={max(1, rounds // 3)}", "checkpoint_every=5", "run_id=run"]
+    folder = opts.extra.folder or Path(tempfile.mkdtemp(prefix="fedrec-federation-"))
+    sites = Sites(folder, opts.extra.port, data)
+    try:
+        started = time.perf_counter()
+        sites.call("start", str(nodes))
+        start_seconds = time.perf_counter() - started
+        rest = Usage(sites, 0)
+        time.sleep(10)
+        rest_bytes, before = rest.look(), sum(rest.seconds.values())
+        time.sleep(20)
+        rest.look()
+        rest_cpu = (sum(rest.seconds.values()) - before) / 20
+        usage = Usage(sites, 0)
+        usage.start()
+        started = time.perf_counter()
+        run = sites.begin([*common, f"strategy.min_nodes={nodes // 2}"])
+        restarting: subprocess.Popen[bytes] | None = None
+        while run.poll() is None:
+            done = len(sites.rounds("run"))
+            if killed and done >= kill_at:
+                while killed:
+                    sites.kill(killed.pop())
+            if restarting is None and done >= back_at:
+                restarting = subprocess.Popen([str(SCRIPT), "node", str(folder), "1"], env=sites.env)
+            time.sleep(0.5)
+        run_seconds = time.perf_counter() - started
+        usage.ended.set()
+        usage.join()
+        if run.returncode or restarting is None or restarting.wait():
+            raise SystemExit(f"the run or the restart failed: see {folder}")
+    finally:
+        sites.call("stop")
+    lines = sites.rounds("run")
+    summary = json.loads((folder / "runs" / "run" / "summary.json").read_text())
+    simulated = _simulated(common, data.split(), folder)
+    lost: dict[str, int] = {}
+    for line in lines:
+        for name, count in line["dropped_replies"].items():
+            lost[name] = lost.get(name, 0) + count
+    figures = {
+        "start_seconds": start_seconds,
+        "run_seconds": run_seconds,
+        "round_seconds": spread([line["seconds"] for line in lines]),
+        "rounds": [{name: line[name] for name in ("round", "users", "seconds")} for line in lines],
+        "lost": [{"reason": name, "replies": count} for name, count in lost.items()],
+        "supernode": {
+            "rest_bytes": rest_bytes,
+            "rest_cpu_share": rest_cpu,
+            "work_bytes": max(usage.memory),
+            "work_cpu_seconds": sum(usage.seconds.values()) - sum(rest.seconds.values()),
+        },
+        "deployment": _outcome(summary),
+        "simulation": _outcome(simulated),
+    }
+    configuration = {"nodes": nodes, "data": data.split()[0], "killed_after": kill_at, "back_after": back_at}
+    configuration |= {"overrides": common, "restarted": 1, "killed": 2}
+    if opts.full:
+        shutil.copy(folder / "runs" / "run" / "log.txt", opts.out.with_suffix(".log"))
+    return write(opts, "deployment", configuration, figures)
+
+
+def _simulated(common: Sequence[str], data: Sequence[str], folder: Path) -> dict[str, Any]:
+    """The summary of the same run in one process."""
+    command = [sys.executable, "-m", "commands.cli", "train", *common, *data, f"runs_dir={folder}/simulated", "--json"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "FEDREC_HOME": f"{folder}/home"}
+    done = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True)
+    summary: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
+    return summary
+
+
+def _outcome(summary: dict[str, Any]) -> dict[str, Any]:
+    metrics = {name: summary["test"][name] for name in ("ndcg@10", "hr@10", "users")}
+    moved = {name: summary["bytes_per_user"][name] for name in ("up", "down", "one_time")}
+    return {"test": metrics, "bytes_per_user": moved}
+
+
+if __name__ == "__main__":
+    main()
