@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 from fedrec import __version__, registry
 from fedrec.config.describe import to_yaml
 from fedrec.config.schema import RunConfig
+from fedrec.curves import write_curve
 from fedrec.data import report
 from fedrec.data.prepare import load
 from fedrec.data.store import write_store
@@ -76,7 +77,7 @@ class _Silent:
         pass
 
 
-class _Progress:
+class Progress:
     """Tells the watcher how far something long has come, and the log now and then."""
 
     def __init__(self, watcher: Watcher) -> None:
@@ -84,6 +85,7 @@ class _Progress:
         self._logged = time.monotonic()
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` are done."""
         self._watcher.work(what, done, total)
         if done >= total or time.monotonic() - self._logged >= _LOG_EVERY:
             self._logged = time.monotonic()
@@ -149,26 +151,26 @@ def _run(
     started = time.monotonic()
     folder.write_text("config.yaml", to_yaml(config))
     watcher.stage(f"reading {config.dataset.name}")
-    progress = _Progress(watcher)
+    progress = Progress(watcher)
     dataset = load(cast(DatasetConfig, config.dataset), progress)
     watcher.data(dataset.report, dataset.name)
     for line in report.as_lines(dataset.report):
         log.info("%s", line)
     store = write_store(dataset.interactions, cache_dir)
     watcher.stage("base table from item text")
-    table = _base_table(config, dataset, cache_dir, progress)
+    table = base_table(config, dataset, cache_dir, progress)
     if table.text_map is not None:
         table.text_map.save(folder.path)
     eligible = pack_eligible(dataset.eligible, len(dataset.catalogue))
     place = SimulatedData(str(store), str(folder.state_dir), leave_token(folder.state_dir))
     setup = make_setup(config, len(dataset.catalogue), dataset.catalogue.digest, content_digest(eligible), place)
-    folder.write_json("manifest.json", _manifest(config, overrides, dataset, table, store))
+    folder.write_json("manifest.json", manifest(config, overrides, dataset, table, store))
     baselines = {}
     if config.evaluation.baselines:
         watcher.stage("baselines")
         vectors = None
         if config.base_table.start == "text":
-            vectors = text_vectors(dataset.catalogue, _encoder(config), cache_dir, progress)
+            vectors = text_vectors(dataset.catalogue, text_encoder(config), cache_dir, progress)
         baselines = simulated_baselines(setup, dataset, vectors, "test")
     strategy: FederatedStrategy = registry.strategies.get(config.strategy.name)(
         config, setup, table.table, eligible, _Recorder(folder, watcher, config.checkpoints_kept)
@@ -177,6 +179,7 @@ def _run(
     training = time.monotonic()
     result = strategy.start(grid)
     training_seconds = time.monotonic() - training
+    write_curve(folder.path)
     rounds = strategy.config.rounds
     summary = {
         "run": str(folder.path),
@@ -198,18 +201,20 @@ def _run(
     return summary
 
 
-def _encoder(config: RunConfig) -> TextEncoder:
+def text_encoder(config: RunConfig) -> TextEncoder:
+    """The encoder of item texts that the configuration names."""
     made: TextEncoder = registry.encoders.get(config.encoder.name)(config.encoder)
     return made
 
 
-def _base_table(config: RunConfig, dataset: Dataset, cache_dir: Path, progress: _Progress) -> BaseTable:
+def base_table(config: RunConfig, dataset: Dataset, cache_dir: Path, progress: Progress) -> BaseTable:
+    """The pre-trained item table that the configuration asks for."""
     start = config.base_table
     if start.start == "random":
         return random_base_table(len(dataset.catalogue), start.dim, start.norm, config.seed)
     table = build_base_table(
         dataset.catalogue,
-        _encoder(config),
+        text_encoder(config),
         registry.reductions.get(config.reduction.name)(config.reduction),
         start.dim,
         start.norm,
@@ -258,7 +263,7 @@ def make_setup(
     )
 
 
-def _manifest(
+def manifest(
     config: RunConfig, overrides: Sequence[str], dataset: Dataset, table: BaseTable, store: Path
 ) -> dict[str, Any]:
     """What a reader needs to know whether two runs can be compared, and to make one again."""
