@@ -5,7 +5,7 @@
     python benchmarks/results_table.py --add NAME runs/<id>       keep a finished run as NAME, then write the table
 
 A kept run is one JSON file, never edited: `{"name": .., "overrides": [..], "summary": <summary.json of the run>}`; and
-`"curve"`, for `fedrec compare`, if it was validated on the way. `--to FOLDER` keeps it in a folder below, where it makes
+`"curve"`, for `fedrec compare`, if it was validated on the way. `--to FOLDER` keeps it in a folder below, and it makes
 no line of the table.
 Absolute paths are cut to their last two parts, for the rest means nothing elsewhere.
 """

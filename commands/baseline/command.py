@@ -31,9 +31,11 @@ Kind = Literal["central", "local", "content", "popularity", "random"]
 def baseline(kind: Kind, config: RunConfig, overrides: Sequence[str], *, console: Console) -> dict[str, Any]:
     """Carry out a baseline and return its summary, which is in its folder too; `config` has its folders settled."""
     torch.set_num_threads(1)  # as `train`
-    assert config.runs_dir is not None
-    config = dataclasses.replace(config, run_id=config.run_id or f"{new_run_id(config)}-{kind}")
-    folder = RunFolder(config.runs_dir / str(config.run_id))
+    runs_dir = config.runs_dir
+    assert runs_dir is not None
+    run_id = config.run_id or f"{new_run_id(config)}-{kind}"
+    config = dataclasses.replace(config, run_id=run_id)
+    folder = RunFolder(runs_dir / run_id)
     handler, level = folder.log_handler(), log.level
     log.setLevel(logging.INFO)
     log.addHandler(handler)
@@ -71,25 +73,23 @@ def _carry_out(
     else:
         found = _untrained(world, kind, cache_dir, watcher)
     seconds = time.monotonic() - training
-    baselines = found.pop("baselines", None)
-    if baselines is None:
-        baselines = untrained(world, "popularity", cache_dir, watcher).metrics["test"] if _compared(config) else {}
+    if kind != "central":  # which has a line for every epoch
+        line = {"round": found["rounds"], "rounds": found["rounds"], "phase": kind, "validation": found["validation"]}
+        folder.add_metrics({**line, "seconds": seconds})
+    if "baselines" not in found:
+        wanted = config.evaluation.baselines
+        found["baselines"] = untrained(world, "popularity", cache_dir, watcher).metrics["test"] if wanted else {}
     summary = {
         "run": str(folder.path),
         "baseline": kind,
         "seconds": time.monotonic() - started,
         "training_seconds": seconds,
         **found,
-        "baselines": baselines,
     }
     folder.write_json(SUMMARY, summary)
     write_curve(folder.path)
     log.info("run folder: %s", folder.path)
     return summary
-
-
-def _compared(config: RunConfig) -> bool:
-    return config.evaluation.baselines
 
 
 def _central(world: World, folder: RunFolder, watcher: Watcher) -> dict[str, Any]:
