@@ -53,10 +53,18 @@ _KEYS = (
 class OverridesCommand(TyperCommand):
     """A command that takes overrides; its help lists the groups, their members, and the keys most often changed."""
 
+    before_overrides = ""
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write what an override is below the options."""
-        formatter.write(overrides_help(ctx.command_path))
+        formatter.write(overrides_help(ctx.command_path + self.before_overrides))
         super().format_epilog(ctx, formatter)
+
+
+class BaselineCommand(OverridesCommand):
+    """The same, after the kind of baseline."""
+
+    before_overrides = " central"
 
 
 def overrides_help(command: str) -> str:
@@ -186,7 +194,7 @@ def simulate_command(
         show_summary(end, console)
 
 
-@app.command("baseline", cls=OverridesCommand)
+@app.command("baseline", cls=BaselineCommand)
 def baseline_command(
     kind: Annotated[BaselineKind, typer.Argument(help="Which one.", show_default=False)],
     overrides: Overrides = None,

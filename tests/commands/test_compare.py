@@ -242,3 +242,5 @@ def test_an_unknown_baseline_is_refused_by_its_name() -> None:
     done = CliRunner().invoke(app, ["baseline", "best"])
     assert done.exit_code == 2
     assert "central" in done.output
+    done = CliRunner().invoke(app, ["baseline", "--help"])
+    assert "baseline central dataset=ml_1m strategy.rounds=50" in done.output
