@@ -255,6 +255,19 @@ def _startup(results: dict[str, Any]) -> str:
     return _table(head, rows) + text + _measured_with(results["startup"])
 
 
+def _light_client(results: dict[str, Any]) -> str:
+    """A device's message: seconds of one core by stage, and memory."""
+    phases = results["light_client"]["figures"]
+    stages = [name for name in phases["peft"]["seconds"] if name not in ("cpu", "wall")]
+    rows = []
+    for figures in phases.values():
+        seconds = [_range(figures["seconds"][name]) for name in ("cpu", *stages, "wall")]
+        rows.append([figures["trains"], *seconds, f"{figures['peak_bytes']['median'] / 1e6:.0f} MB"])
+    named = [name.removeprefix("cpu_") for name in stages]
+    head = ["trains", "CPU, s", *named, "wall, s", "memory"]
+    return _table(head, rows) + _measured_with(results["light_client"])
+
+
 def _measured_with(result: dict[str, Any]) -> str:
     found = result["environment"]
     return f"\n{found['cores']} cores, load {found['load_before']} before; medians, with least and most.\n"
@@ -280,6 +293,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "pretraining": ("pretraining", _pretraining),
     "many-nodes": ("one_user_per_node", _many_nodes),
     "startup": ("startup", _startup),
+    "light-client": ("light_client", _light_client),
 }
 
 

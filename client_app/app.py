@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from itertools import pairwise
@@ -10,22 +12,26 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
-from client_app.node import MissingFrozenError, Node, Place, Received
+from client_app.frozen import MissingFrozenError
+from client_app.home import Place
+from client_app.node import Node, Received
+from client_app.site import Site, is_site, site_of
 from fedrec.data.split import HeldOut
-from fedrec.errors import FedrecError, PacketError
+from fedrec.errors import ConfigError, PacketError, StoreError
 from fedrec.protocol import Setup, code_digest
 from fedrec.shared_folder import NotSharedError
 from strategies import records
 from strategies.records import Content, pack, unpack
 
 app = ClientApp()
+log = logging.getLogger("fedrec")
 
 _SETUP = "setup"
 _HELD_OUT: dict[str, HeldOut] = {"validation": "validation", "test": "test"}
 
 
 @lru_cache(maxsize=16_384)
-def _node(setup: str, place: Place) -> Node:
+def _node(setup: str, place: Place | Site) -> Node:
     """A worker that sees a node again finds what it read and built before."""
     return Node(_setup(setup), place)
 
@@ -36,15 +42,21 @@ def _setup(text: str) -> Setup:
     return Setup.from_json(text)
 
 
-def _place(context: Context) -> Place:
+def _place(context: Context) -> Place | Site:
     config = context.node_config
-    try:
-        return Place(int(config["partition-id"]), int(config["num-partitions"]))
-    except KeyError as error:
-        raise FedrecError(
-            f"the node's configuration has no {error.args[0]!r}; it has {sorted(config)}: a simulated node gets its "
-            "part of the users from partition-id and num-partitions"
-        ) from error
+    if is_site(config):
+        _log_to_stderr()
+        return site_of(config)
+    return Place(int(config["partition-id"]), int(config["num-partitions"]))
+
+
+def _log_to_stderr() -> None:
+    """A site's process is made for one message, and nobody else has given our log a place in its SuperNode's."""
+    if not log.hasHandlers():
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
 
 
 def _known_node(context: Context) -> Node | None:
@@ -57,14 +69,21 @@ def _known_node(context: Context) -> Node | None:
 @app.query("enroll")
 def enroll(message: Message, context: Context) -> Message:
     """Take the run's setup; answer with the users' opaque keys and the digest of the code that runs here."""
-    text = unpack(message.content).text(_SETUP)
-    node = _node(text, _place(context))
-    context.state[_SETUP] = ConfigRecord({"json": text})
+    content = unpack(message.content)
+    text = content.text(_SETUP)
     try:
-        content = pack({"code": code_digest()}, arrays={records.KEYS: node.users.keys})
+        node = _node(text, _place(context))
+        context.state[_SETUP] = ConfigRecord({"json": text})
+        _keep_frozen(node, 0, content)
+        reply = pack({"code": code_digest()}, arrays={records.KEYS: node.users.keys})
+    except MissingFrozenError as missing:
+        reply = pack({records.MISSING: missing.digest})
     except NotSharedError as error:
-        content = pack({records.UNSHARED: str(error)})
-    return Message(content, reply_to=message)
+        reply = pack({records.UNSHARED: str(error)})
+    except (ConfigError, StoreError) as error:
+        log.error("this node cannot take part: %s", error)
+        reply = pack({records.PROBLEM: str(error)})
+    return Message(reply, reply_to=message)
 
 
 @app.query("count_items")
@@ -100,7 +119,10 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _received(node: Node, content: Content) -> Received:
     phase, round = content.integer("phase"), content.integer("round")
-    return node.receive(phase, round, content.packet(records.MODEL), content.text("frozen"))
+    packet, frozen = content.packet(records.MODEL), content.text("frozen")
+    received = node.receive(phase, round, packet, frozen)
+    node.keep_model(phase, round, packet, frozen)
+    return received
 
 
 def _metrics(node: Node, content: Content, received: Received) -> dict[str, bytes]:
@@ -122,16 +144,26 @@ def _answer(message: Message, context: Context, work: Callable[[Node, Content], 
     if node is None:
         return Message(pack({records.MISSING: _SETUP}), reply_to=message)
     try:
-        for array in content.arrays:
-            if array.startswith(records.FROZEN):
-                digest = array.removeprefix(records.FROZEN)
-                node.keep_frozen(content.integer("phase"), digest, content.packet(array), _content(content, digest))
+        if any(array.startswith(records.FROZEN) for array in content.arrays):
+            _keep_frozen(node, content.integer("phase"), content)
         _keep_merged(node, content)
-        return Message(pack({}, work(node, content)), reply_to=message)
+        if (known := content.fields.get(records.NAMED)) is not None and known != node.named:
+            log.warning("the server knows other users here than there are now: they join anew")
+            return Message(pack({records.MISSING: records.NAMED}), reply_to=message)
+        packets = work(node, content)
+        lost = node.stores_lost()
+        return Message(pack({records.STORES_LOST: lost} if lost else {}, packets), reply_to=message)
     except MissingFrozenError as missing:
         return Message(pack({records.MISSING: missing.digest}), reply_to=message)
     except NotSharedError as error:
         return Message(pack({records.UNSHARED: str(error)}), reply_to=message)
+
+
+def _keep_frozen(node: Node, phase: int, content: Content) -> None:
+    for array in content.arrays:
+        if array.startswith(records.FROZEN):
+            name = array.removeprefix(records.FROZEN)
+            node.keep_frozen(phase, name, content.packet(array), _content(content, name))
 
 
 def _content(content: Content, name: str) -> str:

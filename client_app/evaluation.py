@@ -61,30 +61,31 @@ def rank_users(
     backbone = model.model.backbone
     others = np.unique(positives[~protocol.sampler.contains(positives)])
     # In float64, so that equal items have equal vectors, whichever items are worked out beside them.
-    wide = GlobalModel(model.model, _cast(model.trainable, torch.float64), _cast(model.frozen, torch.float64))
-    items = _Items.of(wide, protocol.eligible, torch.from_numpy(others), backbone.ranking_dtype)
-    shared = _cast(model.model.shared(model.trainable), backbone.ranking_dtype)
+    wide = GlobalModel(model.model, cast(model.trainable, torch.float64), cast(model.frozen, torch.float64))
+    items = RankedItems.of(wide, protocol.eligible, torch.from_numpy(others), backbone.ranking_dtype)
+    shared = cast(model.model.shared(model.trainable), backbone.ranking_dtype)
     block = min(_ITEMS_AT_ONCE, len(items.eligible))
     sampled = protocol.sampled_negatives * max(backbone.numbers_per_score, items.vectors.shape[1])
     per_chunk = max(1, _NUMBERS_AT_ONCE // max(1, block * backbone.numbers_per_score, sampled))
     parts = []
     for start in range(0, len(cohort), per_chunk):
         end = min(start + per_chunk, len(cohort))
-        own = _cast({name: tensor[start:end] for name, tensor in private.items()}, backbone.ranking_dtype)
+        own = cast({name: tensor[start:end] for name, tensor in private.items()}, backbone.ranking_dtype)
         part = cohort.part(start, end)
         history = SharedHistory(part, partial(wide.item_vectors, wide.trainable), model.model.embedding.dim)
-        user = _cast(model.model.user(wide.trainable, wide.frozen, own, history), backbone.ranking_dtype)
+        user = cast(model.model.user(wide.trainable, wide.frozen, own, history), backbone.ranking_dtype)
         chunk = _Chunk(model, shared, user, items, torch.from_numpy(positives[start:end]))
         parts.append(metric_sums(_rank_chunk(chunk, part, protocol)))
     return add_sums(parts)
 
 
-def _cast(tensors: Tensors, dtype: torch.dtype) -> Tensors:
+def cast(tensors: Tensors, dtype: torch.dtype) -> Tensors:
+    """Tensors with what is a floating point number in another precision."""
     return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)
-class _Items:
+class RankedItems:
     """The vectors of all items that are ranked, worked out once.
 
     Attributes:
@@ -100,13 +101,14 @@ class _Items:
     kind: Tensor | None
 
     @staticmethod
-    def of(model: GlobalModel, eligible: Tensor, others: Tensor, dtype: torch.dtype) -> _Items:
+    def of(model: GlobalModel, eligible: Tensor, others: Tensor, dtype: torch.dtype) -> RankedItems:
+        """Of the rows `eligible` and `others`, by a model in float64."""
         rows = torch.cat([eligible, others])
         parts = [model.item_vectors(model.trainable, part) for part in torch.split(rows, _ITEMS_AT_ONCE)]
         vectors = torch.cat(parts).to(dtype)
         place = torch.zeros(model.model.embedding.n_items, dtype=torch.int64)
         place[rows] = torch.arange(len(rows))
-        return _Items(eligible, vectors, place, None if dtype == torch.float64 else _kinds(vectors))
+        return RankedItems(eligible, vectors, place, None if dtype == torch.float64 else _kinds(vectors))
 
 
 def _kinds(vectors: Tensor) -> Tensor | None:
@@ -123,7 +125,7 @@ class _Chunk:
     model: GlobalModel
     shared: Tensors
     private: Tensors
-    items: _Items
+    items: RankedItems
     positives: Tensor
 
     @cached_property

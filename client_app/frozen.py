@@ -32,6 +32,14 @@ class Since(NamedTuple):
     round: int
 
 
+class MissingFrozenError(Exception):
+    """The node does not hold the frozen tensors that the message names; it asks for them instead of training."""
+
+    def __init__(self, digest: str) -> None:
+        self.digest = digest
+        super().__init__(digest)
+
+
 @dataclass(frozen=True)
 class FrozenStore:
     """Files `<state_dir>/frozen/<name>.safetensors`; a damaged one counts as missing, and is asked for again."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,24 +13,28 @@ from numpy.typing import NDArray
 from client_app.cohort import CohortEngine
 from client_app.engine import Engine, GlobalModel, Limits, all_finite, codec_seeds
 from client_app.evaluation import RankingProtocol, rank_users
-from client_app.frozen import FrozenStore, Since
+from client_app.frozen import FrozenStore, MissingFrozenError, Since
+from client_app.home import Home, Place, SimulatedHome, SiteHome
+from client_app.last_model import LastModel, keep_model
 from client_app.oracle import OracleEngine
+from client_app.recommending import best_items
+from client_app.site import Site
+from client_app.site_data import require_site
 from client_app.store import PrivateStore
-from client_app.users import LocalUsers
+from client_app.users import Cohort, LocalUsers
 from fedrec import registry
 from fedrec.backbones.base import Backbone
 from fedrec.config.validate import member_config
 from fedrec.data.split import HeldOut
-from fedrec.data.store import open_store
-from fedrec.errors import PacketError
+from fedrec.errors import ConfigError, PacketError, StoreError
 from fedrec.item_counts import report_sum
-from fedrec.keys import simulation_secret
+from fedrec.item_list import item_list_format
+from fedrec.keys import keys_digest
 from fedrec.negatives import NegativeSampler
 from fedrec.packet import PacketFormat
 from fedrec.protocol import (
     COUNTS,
     Setup,
-    SimulatedData,
     counts_format,
     eligible_spec,
     frozen_format,
@@ -45,14 +48,6 @@ from peft_embeddings.base import ItemEmbedding
 from peft_embeddings.model import BASE, Model
 
 ENGINES: dict[str, type[Engine]] = {"cohort": CohortEngine, "oracle": OracleEngine}
-
-
-class MissingFrozenError(Exception):
-    """The node does not hold the frozen tensors that the message names; it asks for them instead of training."""
-
-    def __init__(self, digest: str) -> None:
-        self.digest = digest
-        super().__init__(digest)
 
 
 class Received(NamedTuple):
@@ -71,11 +66,12 @@ class Received(NamedTuple):
     checkpoint_round: int
 
 
-class Place(NamedTuple):
-    """Which part of the simulated users lives on this node."""
+class Recommended(NamedTuple):
+    """Items for one user, best first: rows of the catalogue and scores; and whether the user has ever trained."""
 
-    partition: int
-    partitions: int
+    rows: list[int]
+    scores: list[float]
+    trained: bool
 
 
 @dataclass(frozen=True)
@@ -83,38 +79,59 @@ class Node:
     """One node of one run: everything that stays the same from message to message."""
 
     setup: Setup
-    place: Place
+    place: Place | Site
 
     @cached_property
-    def _simulation(self) -> SimulatedData:
-        if self.setup.simulation is None:
-            raise PacketError("malformed", "the setup names no simulated data, and this node has none of its own")
-        require_shared(self.setup.simulation)
-        return self.setup.simulation
+    def _home(self) -> Home:
+        """Where the node's users come from. A site never opens a folder that a server names."""
+        simulation = self.setup.simulation
+        if isinstance(self.place, Site):
+            if simulation is not None:
+                raise ConfigError(
+                    ["this node has users of its own, and the run is a simulation: run it with runtime=deployment"]
+                )
+            require_site(self.place, self.setup.run_key)
+            return SiteHome(self.place, self.setup)
+        if simulation is None:
+            raise ConfigError(
+                ["the server's run is a deployment, and this is a node of a simulation with no users of its own"]
+            )
+        require_shared(simulation)
+        return SimulatedHome(self.place, self.setup, simulation)
 
     @cached_property
     def secret(self) -> int:
         """The secret root: of users' keys, negatives and noise."""
-        return simulation_secret(self.setup.seed)
+        return self._home.secret
 
     @cached_property
     def users(self) -> LocalUsers:
-        """The node's users: every `partitions`-th of the simulated ones."""
-        interactions = open_store(Path(self._simulation.interactions))
-        chosen = np.arange(self.place.partition, interactions.users, self.place.partitions)
+        """The node's users."""
+        interactions, chosen = self._home.users(lambda: self.frozen_store)
         return LocalUsers(interactions, chosen, self.secret)
+
+    @cached_property
+    def named(self) -> str:
+        """What the server has to name with every message if it knows the users who are here now."""
+        return keys_digest(self.users.keys)
 
     @cached_property
     def frozen_store(self) -> FrozenStore:
         """What the server sent once."""
-        return FrozenStore(Path(self._simulation.state_dir))
+        return FrozenStore(self._home.state_dir)
 
     @cached_property
     def private_store(self) -> PrivateStore:
         """The users' private tensors."""
-        # Where the machine fails on which it is simulated, a device need not outlive it.
-        state_dir = Path(self._simulation.state_dir)
-        return PrivateStore(state_dir, self.setup.run_key, self._backbone.private, synced=False)
+        home = self._home
+        return PrivateStore(home.state_dir, self.setup.run_key, self._backbone.private, synced=home.synced)
+
+    def stores_lost(self) -> int:
+        """How often the private store was found damaged, and begun anew, since this was last asked."""
+        if "private_store" not in vars(self):  # nothing has read it
+            return 0
+        lost, self.private_store.damaged = self.private_store.damaged, 0
+        return lost
 
     @cached_property
     def _backbone(self) -> Backbone:
@@ -165,10 +182,16 @@ class Node:
 
     def keep_frozen(self, phase: int, name: str, packet: bytes, content: str) -> None:
         """Check that frozen tensors which came with a message of a phase have that content, and keep them."""
-        is_list = name == self.setup.eligible
-        spec = eligible_spec(self.setup.n_items) if is_list else self._model(phase).frozen
-        received = frozen_format(spec).decode(packet)
-        since = None if is_list else Since(self.setup.run_key, received.round)
+        setup, since = self.setup, None
+        if name == setup.catalogue:
+            form = item_list_format(len(packet))
+        elif name == setup.eligible:
+            form = frozen_format(eligible_spec(setup.n_items))
+        else:
+            form = frozen_format(self._model(phase).frozen)
+        received = form.decode(packet)
+        if name not in (setup.catalogue, setup.eligible):
+            since = Since(setup.run_key, received.round)
         self.frozen_store.put(received.tensors, name, content, since)
 
     def keep_merged(self, phase: int, before: str, after: str, packet: bytes) -> None:
@@ -211,6 +234,12 @@ class Node:
         _tidy(self.frozen_store, self.setup.run_key, frozen, checkpoint_round)
         return Received(phase, round, GlobalModel(self.models[phase], trainable, held), checkpoint_round)
 
+    def keep_model(self, phase: int, round: int, packet: bytes, frozen: str) -> None:
+        """On a site: keep the model that has been received, to recommend with; in simulation there are checkpoints."""
+        if isinstance(self.place, Site):
+            about = LastModel(self.setup.to_json(), phase, round, frozen)
+            keep_model(self.place.state_dir, self.setup.run_key, about, packet)
+
     def train(self, received: Received, slots: NDArray[np.int64]) -> bytes:
         """Train the users in `slots` on the model; the encoded update of the node."""
         phase, round, model, checkpoint_round = received
@@ -250,6 +279,19 @@ class Node:
         counts = (len(cohort), int((~found).sum()), diverged)
         scalars = [*map(float, counts), *(sums.get(name, 0.0) for name in setup.metric_names())]
         return setup.metrics_format().encode(received.phase, after, {}, scalars)
+
+    def recommend(self, received: Received, user: Cohort, top: int) -> Recommended:
+        """The best items for one user, whose private tensors are first solved on everything that it knows.
+
+        They are started as for anybody who comes new if the user has none; the result of solving is not kept.
+        """
+        private, found = self._private(user.keys, before=received.round + 1)
+        if not all_finite(private).all():
+            raise StoreError("the user's private tensors are not finite: its training has diverged; train anew")
+        model = received.model.cpu()
+        private = self.engine.solve(model, user, private, derive(self.secret, "solve", "recommend", received.round))
+        rows, scores = best_items(model, user, private, torch.from_numpy(self.sampler.eligible), top)
+        return Recommended(rows.tolist(), scores.tolist(), bool(found.all()))
 
     def _private(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
         """The users' private tensors from rounds earlier than `before`, initial ones for the new; who is not new."""

@@ -11,6 +11,7 @@ import json
 import os
 import sqlite3
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,23 +26,37 @@ from fedrec.errors import StoreError
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS run (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, token BLOB NOT NULL)",
     "CREATE TABLE IF NOT EXISTS piece (number INTEGER PRIMARY KEY AUTOINCREMENT, run INTEGER NOT NULL, "
-    "users BLOB NOT NULL, rounds BLOB NOT NULL, rows BLOB NOT NULL)",
+    "users BLOB NOT NULL, rounds BLOB NOT NULL, rows BLOB NOT NULL, crc INTEGER NOT NULL)",
     "CREATE INDEX IF NOT EXISTS piece_of_run ON piece (run)",
 )
 _PIECE_BYTES = 4096
 """Of rows in a piece, about: what is read at least to read one."""
 _OPEN_FILES = 4
 _REPLACED = "the users' store was replaced by another while it was in use: start this node again"
+_VERSION = 1
+_DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _KEY, _ROUND = np.dtype("<u8"), np.dtype("<i8")
 
 Rows = NDArray[np.uint8]
+
+
+class DamagedError(Exception):
+    """The file is not what was written to it."""
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether an error of SQLite says that the file is damaged, and not that it cannot be used just now."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGED
 
 
 class PieceFile:
     """An open file, and the index of each run in it."""
 
     def __init__(self, path: Path, synced: bool) -> None:
-        """Open or make the file; `synced`: what is written must survive a power failure."""
+        """Open or make the file; `synced`: what is written must survive a power failure, and is checked now.
+
+        Raises DamagedError if it is not sound.
+        """
         self._connection = sqlite3.connect(path, timeout=60, isolation_level=None)
         # A rollback journal, not a write-ahead log: a file may then be opened by several workers for the first time at
         # once, and lie on a disk that several machines share.
@@ -50,8 +65,18 @@ class PieceFile:
         self._connection.execute("PRAGMA secure_delete=OFF")
         self._indexes: dict[str, tuple[bytes, VersionIndex]] = {}
         with self.transaction(writing=True):
+            (tables,) = self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            if tables and version != _VERSION:
+                raise StoreError(
+                    f"the users' store {path} was written by another version of fedrec ({version}, this one writes "
+                    f"{_VERSION}): use that version, or give another state-dir"
+                )
             for statement in _SCHEMA:
                 self._connection.execute(statement)
+            self._connection.execute(f"PRAGMA user_version={_VERSION}")
+        if synced and (said := self._connection.execute("PRAGMA quick_check").fetchone()) != ("ok",):
+            raise DamagedError(said[0])
         self.identity = _identity(path)
 
     def close(self) -> None:
@@ -100,20 +125,24 @@ class PieceFile:
         pieces, which = np.unique(index.pieces[entries], return_inverse=True)
         wanted = pieces.tolist()
         found = self._connection.execute(
-            "SELECT users, rows, number FROM json_each(?) CROSS JOIN piece ON number = value", (json.dumps(wanted),)
+            "SELECT users, rounds, rows, crc, number FROM json_each(?) CROSS JOIN piece ON number = value",
+            (json.dumps(wanted),),
         ).fetchall()
-        sizes = np.array([len(users) // _KEY.itemsize for users, _, _ in found])
-        width = len(found[0][1]) // sizes[0] if found else 0
-        if [number for _, _, number in found] != wanted or [len(rows) for _, rows, _ in found] != (
-            sizes * width
-        ).tolist():
+        if [number for *_, number in found] != wanted:
+            raise StoreError(_REPLACED)
+        for users, rounds, rows, crc, number in found:
+            if _crc(users, rounds, rows) != crc:
+                raise DamagedError(f"piece {number} has another checksum than when it was written")
+        sizes = np.array([len(users) // _KEY.itemsize for users, *_ in found])
+        width = len(found[0][2]) // sizes[0] if found else 0
+        if [len(rows) for _, _, rows, _, _ in found] != (sizes * width).tolist():
             raise StoreError(_REPLACED)
         places = index.places[entries]
         at = (np.cumsum(sizes) - sizes)[which] + places
-        users = np.frombuffer(b"".join(users for users, _, _ in found), _KEY)
+        users = np.frombuffer(b"".join(users for users, *_ in found), _KEY)
         if (places >= sizes[which]).any() or (users[at] != index.users[entries]).any():
             raise StoreError(_REPLACED)
-        rows = np.frombuffer(b"".join(rows for _, rows, _ in found), np.uint8).reshape(len(users), width)
+        rows = np.frombuffer(b"".join(rows for _, _, rows, _, _ in found), np.uint8).reshape(len(users), width)
         taken: Rows = rows[at]
         return taken
 
@@ -126,7 +155,8 @@ class PieceFile:
             part = slice(start, start + step)
             packed = (users[part].astype(_KEY).tobytes(), rounds[part].astype(_ROUND).tobytes(), rows[part].tobytes())
             self._connection.execute(
-                "INSERT INTO piece (run, users, rounds, rows) VALUES (?, ?, ?, ?)", (number, *packed)
+                "INSERT INTO piece (run, users, rounds, rows, crc) VALUES (?, ?, ?, ?, ?)",
+                (number, *packed, _crc(*packed)),
             )
 
     def oldest(self, run: str, versions: int) -> int:
@@ -146,6 +176,13 @@ class PieceFile:
         self._connection.execute(
             "DELETE FROM piece WHERE number <= ? AND run = (SELECT number FROM run WHERE key = ?)", (last, run)
         )
+
+
+def _crc(*parts: bytes) -> int:
+    crc = 0
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return crc
 
 
 _Key = tuple[str, bool, int, int]

@@ -8,22 +8,32 @@ no more makes way now and then.
 
 from __future__ import annotations
 
+import itertools
+import logging
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client_app.pieces import PieceFile, Rows, close_file, open_file
+from client_app.pieces import DamagedError, PieceFile, Rows, close_file, is_damage, open_file
 from client_app.versions import VersionIndex
 from fedrec.errors import StoreError
 from fedrec.tensors import DTYPES, Spec, Tensors
 
+log = logging.getLogger("fedrec")
+T = TypeVar("T")
+
 _FEW = 1024
 """Versions that may lie about unused in any case."""
+
+
+class DamagedStoreError(StoreError):
+    """The users' store is not what was written to it."""
 
 
 class PrivateStore:
@@ -43,13 +53,14 @@ class PrivateStore:
         self._run = run_key
         self._spec = spec
         self._synced = synced
+        self.damaged = 0
+        """How often the file was found damaged and put aside."""
         self._width = sum(entry.nbytes for entry in spec.values())
         try:
             state_dir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"the state-dir {state_dir} cannot be made ({error}): give a folder on a disk") from error
-        with self._transaction(writing=False):
-            pass
+        self._sound(self._opened)
 
     @contextmanager
     def _transaction(self, *, writing: bool) -> Iterator[tuple[PieceFile, VersionIndex]]:
@@ -57,15 +68,43 @@ class PrivateStore:
             file = open_file(self._path, self._synced)
             with file.transaction(writing=writing):
                 yield file, file.index(self._run)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, DamagedError) as error:
             close_file(self._path, self._synced)
-            raise StoreError(
+            damaged = isinstance(error, DamagedError) or is_damage(error)
+            raise (DamagedStoreError if damaged else StoreError)(
                 f"the users' store {self._path} cannot be used ({error}): check the disk and its permissions; if the "
                 "file is damaged, move it away and its users start anew"
             ) from error
 
+    def _sound(self, work: Callable[[], T]) -> T:
+        """Do the work; on a device, if the store turns out to be damaged, once more with a new one.
+
+        Whole rounds are written or not, so damage is the disk's, and nothing in the file is to be trusted.
+        """
+        try:
+            return work()
+        except DamagedStoreError as error:
+            if not self._synced:
+                raise
+            number = next(n for n in itertools.count(1) if not self._aside(n).exists())
+            self._path.replace(self._aside(number))
+            self._path.with_name(f"{self._path.name}-journal").unlink(missing_ok=True)
+            log.error("%s; it is kept as %s, and its users start anew", error, self._aside(number).name)
+            self.damaged += 1
+            return work()
+
+    def _aside(self, number: int) -> Path:
+        return self._path.with_name(f"{self._path.name}.damaged-{number}")
+
+    def _opened(self) -> None:
+        with self._transaction(writing=False):
+            pass
+
     def load(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
         """Newest tensors [users, ...] from rounds earlier than `before`, and who has any (others' are zero)."""
+        return self._sound(lambda: self._load(keys, before))
+
+    def _load(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
         with self._transaction(writing=False) as (file, index):
             entries = index.newest(keys, before)
             found = entries >= 0
@@ -74,8 +113,10 @@ class PrivateStore:
 
     def save(self, round: int, keys: NDArray[np.uint64], tensors: Tensors, checkpoint_round: int) -> None:
         """Write the users' tensors [users, ...] after `round`; versions that nothing can ask for may be dropped."""
-        if not len(keys):
-            return
+        if len(keys):
+            self._sound(lambda: self._save(round, keys, tensors, checkpoint_round))
+
+    def _save(self, round: int, keys: NDArray[np.uint64], tensors: Tensors, checkpoint_round: int) -> None:
         with self._transaction(writing=True) as (file, index):
             file.write(self._run, keys, np.full(len(keys), round), self._pack(len(keys), tensors))
             self._make_way(file, index, len(keys), checkpoint_round)

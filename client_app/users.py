@@ -64,6 +64,15 @@ class LocalUsers:
         """What the users in `slots` train on."""
         return self._cohort(slots, "train")
 
+    def whole(self, slot: int) -> Cohort:
+        """One user and everything it knows."""
+        return self._cohort(np.array([slot]), "all")
+
+    def slot_of(self, user_id: str) -> int | None:
+        """The slot of a user by its id in the data; None if nobody here has it."""
+        ids = self._interactions.user_ids
+        return next((slot for slot, user in enumerate(self._users.tolist()) if ids[user] == user_id), None)
+
     def held_out(self, slots: NDArray[np.int64], of: split.HeldOut) -> tuple[Cohort, NDArray[np.int64]]:
         """For evaluated users: the history before the held-out item of that split, and the item (int64 [users])."""
         positives = split.targets(self._interactions, of, self._users[slots]).astype(np.int64)

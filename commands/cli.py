@@ -233,6 +233,28 @@ def compare_command(
             console.print(f"plot: {plot}", soft_wrap=True, highlight=False, markup=False)
 
 
+@app.command("recommend")
+def recommend_command(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Folder of a simulated run.")] = None,
+    state_dir: Annotated[
+        str | None, typer.Option("--state-dir", help="On a site: the state-dir of its SuperNode, instead of RUN.")
+    ] = None,
+    user: Annotated[str | None, typer.Option("--user", help="A user by its id in the data.")] = None,
+    history: Annotated[
+        str | None, typer.Option("--history", help="Items of somebody who is not in the data: ITEM,ITEM,...")
+    ] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many items.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Recommend items to one user, offline, from the last model and the user's own history and private numbers."""
+    with _ending(as_json) as (console, end):
+        from commands.recommend import recommend, show_recommendation  # torch: as above
+
+        end.update(recommend(run, state_dir, user, history, top))
+        if not as_json:
+            show_recommendation(end, console)
+
+
 def _prepared(overrides: list[str]) -> tuple[RunConfig, list[str]]:
     """The configuration, and overrides that make the same one in any working directory."""
     config = settle(compose(overrides, base=Path.cwd()), Path.cwd())

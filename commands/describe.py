@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from fedrec.config.schema import RunConfig
-from fedrec.data.prepare import load
+from fedrec.data.prepare import load, load_items
 from fedrec.datasets.base import DatasetConfig
+from fedrec.item_list import item_list_packet, pack_item_list
 from server_app.run import make_setup
 from strategies.sizes import PhaseSizes, Sizes, Totals, sizes
 
@@ -26,9 +27,13 @@ def describe(config: RunConfig, items: int | None) -> Sizes:
 
     Raises DataError if the data set cannot be read.
     """
+    item_list = None
     if items is None:
-        items = len(load(cast(DatasetConfig, config.dataset)).catalogue)
-    return sizes(config, make_setup(config, items, _DIGEST, _DIGEST, None))
+        read = load_items if config.runtime == "deployment" else load
+        catalogue = read(cast(DatasetConfig, config.dataset)).catalogue
+        items = len(catalogue)
+        item_list = len(item_list_packet(pack_item_list(catalogue.item_ids, catalogue.titles)))
+    return sizes(config, make_setup(config, items, _DIGEST, _DIGEST, None), item_list)
 
 
 def show_sizes(found: Sizes, console: Console) -> None:
@@ -47,6 +52,11 @@ def show_sizes(found: Sizes, console: Console) -> None:
         f"{found.items:,} items. Apart, a ranking moves {found.metrics:,} bytes of metrics up, and the model down to "
         "who does not train in the same message."
     )
+    if found.item_list is not None and "item list" not in found.joining:
+        console.print(
+            f"In a deployment a device also downloads the list of the items, ids and titles, once: {found.item_list:,} "
+            "bytes. Simulated nodes read prepared data and need none."
+        )
 
 
 def _tensors(phase: PhaseSizes) -> Table:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict, UserConfigValue
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
@@ -24,21 +24,18 @@ class LocalGrid(Grid):
     A client that raises gives an error reply, as it does in the runtime.
     """
 
-    def __init__(self, client_app: ClientApp, nodes: int) -> None:
+    def __init__(self, client_app: ClientApp, nodes: int | Sequence[Mapping[str, UserConfigValue]]) -> None:
+        """Of so many nodes of a simulation, or one for each of the given node configurations."""
+        if isinstance(nodes, int):
+            nodes = [{"partition-id": partition, "num-partitions": nodes} for partition in range(nodes)]
         # A message takes its run and its sender from the identity of the process, which the runtime sets in its own.
         TaskIdentity.run_id = _RUN_ID
         TaskIdentity.task_id = _RUN_ID
         TaskIdentity.node_id = _SERVER_NODE
         self._app = client_app
         self._contexts = {
-            _SERVER_NODE + 1 + partition: Context(
-                run_id=_RUN_ID,
-                node_id=_SERVER_NODE + 1 + partition,
-                node_config={"partition-id": partition, "num-partitions": nodes},
-                state=RecordDict(),
-                run_config={},
-            )
-            for partition in range(nodes)
+            node: Context(run_id=_RUN_ID, node_id=node, node_config=dict(config), state=RecordDict(), run_config={})
+            for node, config in enumerate(nodes, _SERVER_NODE + 1)
         }
         self._replies: dict[str, Message] = {}
         self._pushed = 0

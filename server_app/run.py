@@ -20,10 +20,11 @@ from fedrec.config.describe import to_yaml
 from fedrec.config.schema import RunConfig
 from fedrec.curves import write_curve
 from fedrec.data import report
-from fedrec.data.prepare import load
+from fedrec.data.prepare import load, load_items
 from fedrec.data.store import write_store
 from fedrec.data.types import DataReport, Dataset
 from fedrec.datasets.base import DatasetConfig
+from fedrec.item_list import pack_item_list
 from fedrec.protocol import (
     PROTOCOL_VERSION,
     PhaseSetup,
@@ -32,13 +33,14 @@ from fedrec.protocol import (
     code_digest,
     pack_eligible,
 )
+from fedrec.secret import own_secret
 from fedrec.shared_folder import leave_token
 from fedrec.tensors import content_digest, text_digest
 from peft_embeddings.base_table import BaseTable, build_base_table, random_base_table, text_vectors
 from peft_embeddings.encoders.base import TextEncoder
 from server_app.baselines import simulated_baselines
 from server_app.run_folder import SUMMARY, RunFolder
-from strategies.base import FederatedStrategy, ServerState
+from strategies.base import Deployed, FederatedStrategy, ServerState
 from strategies.meter import Meter
 
 log = logging.getLogger("fedrec")
@@ -152,28 +154,39 @@ def _run(
     folder.write_text("config.yaml", to_yaml(config))
     watcher.stage(f"reading {config.dataset.name}")
     progress = Progress(watcher)
-    dataset = load(cast(DatasetConfig, config.dataset), progress)
-    watcher.data(dataset.report, dataset.name)
+    simulated = config.runtime == "simulation"
+    dataset = (load if simulated else load_items)(cast(DatasetConfig, config.dataset), progress)
+    if simulated:
+        watcher.data(dataset.report, dataset.name)
     for line in report.as_lines(dataset.report):
         log.info("%s", line)
-    store = write_store(dataset.interactions, cache_dir)
     watcher.stage("base table from item text")
     table = base_table(config, dataset, cache_dir, progress)
     if table.text_map is not None:
         table.text_map.save(folder.path)
     eligible = pack_eligible(dataset.eligible, len(dataset.catalogue))
-    place = SimulatedData(str(store), str(folder.state_dir), leave_token(folder.state_dir))
-    setup = make_setup(config, len(dataset.catalogue), dataset.catalogue.digest, content_digest(eligible), place)
-    folder.write_json("manifest.json", manifest(config, overrides, dataset, table, store))
+    place, deployed, catalogue = None, None, dataset.catalogue.digest
+    if simulated:
+        store = write_store(dataset.interactions, cache_dir)
+        place = SimulatedData(str(store), str(folder.state_dir), leave_token(folder.state_dir))
+    else:
+        listed = pack_item_list(dataset.catalogue.item_ids, dataset.catalogue.titles)
+        # What a site can check is the list that it gets.
+        deployed, catalogue = Deployed(own_secret(folder.path), listed), content_digest(listed)
+    setup = make_setup(config, len(dataset.catalogue), catalogue, content_digest(eligible), place)
+    folder.write_json("manifest.json", manifest(config, overrides, dataset, table, place))
+    folder.write_public(setup, dataset.catalogue)
     baselines = {}
-    if config.evaluation.baselines:
+    if config.evaluation.baselines and not simulated:
+        log.info("no baselines: they need everybody's interactions in one place, which no deployment has")
+    elif config.evaluation.baselines:
         watcher.stage("baselines")
         vectors = None
         if config.base_table.start == "text":
             vectors = text_vectors(dataset.catalogue, text_encoder(config), cache_dir, progress)
         baselines = simulated_baselines(setup, dataset, vectors, "test")
     strategy: FederatedStrategy = registry.strategies.get(config.strategy.name)(
-        config, setup, table.table, eligible, _Recorder(folder, watcher, config.checkpoints_kept)
+        config, setup, table.table, eligible, _Recorder(folder, watcher, config.checkpoints_kept), deployed
     )
     watcher.stage("waiting for nodes")
     training = time.monotonic()
@@ -264,7 +277,7 @@ def make_setup(
 
 
 def manifest(
-    config: RunConfig, overrides: Sequence[str], dataset: Dataset, table: BaseTable, store: Path
+    config: RunConfig, overrides: Sequence[str], dataset: Dataset, table: BaseTable, place: SimulatedData | None
 ) -> dict[str, Any]:
     """What a reader needs to know whether two runs can be compared, and to make one again."""
     packages = ("flwr", "torch", "numpy", "scikit-learn")
@@ -279,7 +292,7 @@ def manifest(
         "data": {
             "name": dataset.name,
             "catalogue": dataset.catalogue.digest,
-            "interactions": store.name,
+            "interactions": Path(place.interactions).name if place else None,
             "eligible": len(dataset.eligible),
             **report.as_dict(dataset.report),
         },

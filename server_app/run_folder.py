@@ -2,12 +2,15 @@
 
 config.yaml       the resolved configuration
 manifest.json     versions, seed, digests of data, code and specification
+setup.json        what every client was told
+items.json        ids and titles of the items, by row of the catalogue
 metrics.jsonl     one JSON object per round
 summary.json      the result, once the run has ended
 text_map.*        encoder and reduction as they were fitted, for items that come later
 log.txt           what happened, as plain lines
 checkpoints/      round-000100.safetensors (global model) and .json (where it stands), the newest few
 state/            simulation only: what the simulated devices keep on their own disks
+secret            deployment only: the root of the server's noise
 """
 
 from __future__ import annotations
@@ -22,13 +25,17 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from fedrec.data.types import Catalogue
 from fedrec.errors import StoreError
+from fedrec.protocol import Setup
 from fedrec.tensors import Tensors
 from strategies.base import ServerState
 from strategies.meter import Meter
 
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
+SETUP = "setup.json"
+ITEMS = "items.json"
 
 
 class RunFolder:
@@ -69,6 +76,12 @@ class RunFolder:
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a JSON file atomically, indented for people."""
         self.write_text(name, json.dumps(values, indent=2) + "\n")
+
+    def write_public(self, setup: Setup, catalogue: Catalogue) -> None:
+        """Write what is public about model and items: with the last checkpoint, all it takes to recommend."""
+        self.write_text(SETUP, setup.to_json() + "\n")
+        items = {"ids": catalogue.item_ids, "titles": catalogue.titles}
+        self.write_text(ITEMS, json.dumps(items, ensure_ascii=False) + "\n")
 
     def add_metrics(self, record: dict[str, Any]) -> None:
         """Append one round's line, at once on disk for whoever follows the file."""

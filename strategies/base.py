@@ -23,6 +23,7 @@ from torch import Tensor
 from fedrec import registry
 from fedrec.config.schema import RunConfig
 from fedrec.errors import PacketError
+from fedrec.item_list import item_list_packet
 from fedrec.keys import simulation_secret
 from fedrec.protocol import Setup, frozen_format
 from fedrec.registry import MemberConfig
@@ -31,6 +32,7 @@ from fedrec.tensors import Tensors, spec_of
 from fedrec.updates import DROPPED
 from strategies import records
 from strategies.aggregation import UpdateFold, weighted
+from strategies.deployed import Deployed
 from strategies.directory import Share
 from strategies.item_counts import count_items
 from strategies.meter import Meter
@@ -39,7 +41,7 @@ from strategies.observer import Observer
 from strategies.ranking import TEST, VALIDATION, Ranking
 from strategies.server_model import Phase, ServerModel, ServerState
 
-__all__ = ["FederatedStrategy", "Observer", "Phase", "ServerState", "StrategyConfig"]
+__all__ = ["Deployed", "FederatedStrategy", "Observer", "Phase", "ServerState", "StrategyConfig"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,15 @@ class FederatedStrategy(Strategy):
 
     config_class: ClassVar[type[StrategyConfig]]
 
-    def __init__(self, config: RunConfig, setup: Setup, base: Tensor, eligible: Tensors, observer: Observer) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        setup: Setup,
+        base: Tensor,
+        eligible: Tensors,
+        observer: Observer,
+        deployed: Deployed | None = None,
+    ) -> None:
         """A strategy for one run.
 
         Args:
@@ -77,6 +87,7 @@ class FederatedStrategy(Strategy):
             base: The pre-trained table [items, dim].
             eligible: The public list of items that may be recommended, as it is sent.
             observer: Is told of rounds and checkpoints.
+            deployed: What only a deployment has; None in a simulation.
         """
         self.config: Any = config.strategy
         self.setup = setup
@@ -90,7 +101,8 @@ class FederatedStrategy(Strategy):
         self.model = ServerModel(setup, self.plan, backbone, base)
         self.test: dict[str, float] = {}
         """Metrics at test, once the last round has ended."""
-        self._nodes = Nodes(setup)
+        self._secret = deployed.secret if deployed else simulation_secret(setup.seed)
+        self._nodes = Nodes(setup, deployed and records.wrap(item_list_packet(deployed.item_list)))
         self._eligible = records.wrap(frozen_format(spec_of(eligible)).encode(0, 0, eligible))
         self._shares: dict[int, Share] = {}
         self._ranking: Ranking | None = None
@@ -286,7 +298,7 @@ class FederatedStrategy(Strategy):
         mean = fold.mean()
         if mean is not None:
             taken = int(fold.scalar("users"))
-            noise = derive(simulation_secret(self.setup.seed), "privacy", server_round)
+            noise = derive(self._secret, "privacy", server_round)
             mean = self._privacy.protect_mean(mean, taken, noise)
             moved, optimiser = self._recipe.server_update(self.state.trainable, mean, self.state.optimiser)
             self.model.state = replace(self.state, trainable=moved, optimiser=optimiser)

@@ -54,27 +54,30 @@ class Directory:
         """Number of users who live on a node that is here."""
         return self._users_of[node]
 
-    def join(self, node: int, keys: NDArray[np.uint64]) -> None:
+    def join(self, node: int, keys: NDArray[np.uint64]) -> list[int]:
         """A node tells the keys of its users; users who were away have come back, perhaps on another node.
 
-        Raises FederationError if a key occurs twice, or lives on another node that is still here.
+        Other nodes that named one of them leave, and are returned: most likely each is this one under a former id, and
+        if not, two live nodes hold copies of one state-dir, and only one of them can be asked for these users.
+
+        Raises FederationError if a key occurs twice.
         """
         if len(np.unique(keys)) != len(keys):
             raise FederationError(f"node {node} names a user twice: every user of a node needs an id of its own")
         self.leave(node)
         named = keys.tolist()
         known = np.array([self._numbers[key] for key in named if key in self._numbers], dtype=np.int64)
-        if elsewhere := int((self._place[known] != _AWAY).sum()):
-            raise FederationError(
-                f"node {node} names {elsewhere} users who live on another node too: give each site its own users (or "
-                "its own secret, if different people share an id)"
-            )
+        taken = set(self._place[known].tolist()) - {_AWAY}
+        replaced = [other for other in self._users_of if self._places[other] in taken]
+        for other in replaced:
+            self.leave(other)
         numbers = np.array([self._numbers.setdefault(key, len(self._numbers)) for key in named], dtype=np.int64)
         self._make_room(len(self._numbers))
         self._keys[numbers] = keys
         self._place[numbers] = self._places.setdefault(node, len(self._places))
         self._slot[numbers] = np.arange(len(keys))
         self._users_of[node] = len(keys)
+        return replaced
 
     def _make_room(self, users: int) -> None:
         if users > len(self._keys):

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
 from fedrec.errors import FederationError, PacketError
+from fedrec.keys import keys_digest
 from fedrec.protocol import Setup, code_digest
 from strategies.directory import Directory
 from strategies.exchange import exchange
@@ -22,11 +23,15 @@ from strategies.records import (
     KEYS,
     MERGED,
     MISSING,
+    NAMED,
+    PROBLEM,
+    STORES_LOST,
     UNSHARED,
     VERSIONS,
     Content,
     Field,
     pack,
+    size,
     unpack,
 )
 from strategies.versions import Merges
@@ -36,6 +41,7 @@ log = logging.getLogger("fedrec")
 _ENROLL_TIMEOUT = 120.0
 _ENROLL_PATIENCE = 0.1
 """Seconds more for every node: Flower's simulation serves some ten to a hundred calls a second among thousands."""
+_PROBLEM_SHOWN = 2000
 KEY_BYTES = 8
 _POLL = 0.1
 
@@ -48,24 +54,28 @@ class Nodes:
         once: What every node must hold by now, as wrapped packets by the digest of their content. A node gets those
             that it is not known to hold along with the next message to it.
         merges: What was merged into the base table among them: the shorter way for a node that holds an older version.
-        enrolment_bytes: What one user's device moves to join: the setup down, its key up.
+        enrolment_bytes: What one user's device moves to join: the setup down (and the list of items), its key up.
         counts: What went wrong since it was last cleared, by name; the caller clears it every round.
     """
 
-    def __init__(self, setup: Setup) -> None:
+    def __init__(self, setup: Setup, item_list: Array | None = None) -> None:
+        """Of a run whose clients are told `setup`; sites that have none yet are sent `item_list`, wrapped."""
         self.directory = Directory()
         self.once: dict[str, Array] = {}
         self.merges = Merges()
         self.counts: Counter[str] = Counter()
         self._setup = setup.to_json()
         self._simulated = setup.simulation is not None
-        self.enrolment_bytes = len(setup.device_json().encode()) + KEY_BYTES
+        self._catalogue = setup.catalogue
+        self._item_list = item_list
+        self._named: dict[int, str] = {}
+        self.enrolment_bytes = len(setup.device_json().encode()) + KEY_BYTES + (size(item_list) if item_list else 0)
         self._holds: dict[int, set[str]] = {}
         self._refused: set[int] = set()
         self._senders: dict[str, int] = {}
 
     def wait(self, grid: Grid, expected: int, timeout: float) -> None:
-        """Wait until `expected` nodes are connected, and enrol them. Raises FederationError if they do not come."""
+        """Wait until `expected` nodes are connected. Raises FederationError if they do not come."""
         deadline = time.monotonic() + timeout
         while (connected := len(list(grid.get_node_ids()))) < expected:
             if time.monotonic() > deadline:
@@ -74,7 +84,6 @@ class Nodes:
                     "or make simulation.nodes the number there are"
                 )
             time.sleep(_POLL)
-        self.enrol(grid)
 
     def enrol(self, grid: Grid) -> None:
         """Ask nodes seen for the first time who lives there, and forget those that have gone.
@@ -90,7 +99,7 @@ class Nodes:
         messages = [Message(pack({"setup": self._setup}), node, ENROLL) for node in new]
         joined: dict[int, NDArray[np.uint64]] = {}
         timeout, silent = _ENROLL_TIMEOUT + _ENROLL_PATIENCE * len(new), set(new)
-        for sent, reply in exchange(grid, messages, timeout) if messages else ():
+        for sent, reply in self._enrolled(grid, messages, timeout):
             silent.discard(sent.metadata.dst_node_id)
             if (keys := self._keys(sent.metadata.dst_node_id, reply)) is not None:
                 joined[sent.metadata.dst_node_id] = keys
@@ -106,17 +115,34 @@ class Nodes:
         # In the order of their users' keys: a node's id is drawn anew in every run.
         for node in sorted(joined, key=lambda node: int(joined[node].min())):
             try:
-                self.directory.join(node, joined[node])
+                replaced = self.directory.join(node, joined[node])
             except FederationError as error:
-                # It is asked again next round: a node that came back may find itself still here under its former id.
                 self.counts["double_users"] += 1
                 log.warning("node %d is left out: %s", node, error)
                 continue
+            for other in replaced:
+                self.counts["double_users"] += 1
+                self._forget(other)
+                self._refused.add(other)  # until it has been away: else the two would replace each other every round
+                log.warning("node %d names users of node %d: it has come in its place", node, other)
             self._holds[node] = set()
+            self._named[node] = keys_digest(joined[node])
         if not len(self.directory):
             raise FederationError(
                 f"none of {len(connected)} nodes has joined with users ({dict(self.counts)}): see the log above for why"
             )
+
+    def _enrolled(self, grid: Grid, messages: list[Message], timeout: float) -> Iterator[tuple[Message, Message]]:
+        """The nodes' answers; sites that have not got the list of items are sent it and asked once more."""
+        again: list[Message] = []
+        for sent, reply in exchange(grid, messages, timeout) if messages else ():
+            if self._item_list is None or reply.has_error() or self._missing(reply) != self._catalogue:
+                yield sent, reply
+                continue
+            content = pack({"setup": self._setup}, {FROZEN + self._catalogue: self._item_list})
+            again.append(Message(content, sent.metadata.dst_node_id, ENROLL))
+        if again:
+            yield from exchange(grid, again, timeout)
 
     def _keys(self, node: int, reply: Message) -> NDArray[np.uint64] | None:
         if reply.has_error():
@@ -126,6 +152,11 @@ class Nodes:
         try:
             content = unpack(reply.content)
             self._require_shared(content)
+            if PROBLEM in content.fields:
+                self.counts["misconfigured"] += 1
+                self._refused.add(node)  # it is asked again when it has been restarted
+                log.warning("node %d cannot take part: %s", node, str(content.fields[PROBLEM])[:_PROBLEM_SHOWN])
+                return None
             code, keys = content.text("code"), content.array(KEYS)
         except PacketError as error:
             self.refuse(node, error)
@@ -159,6 +190,8 @@ class Nodes:
         arrays: Mapping[str, NDArray[np.generic]] | None = None,
     ) -> Message:
         """A message to a node, with what it does not yet hold."""
+        if not self._simulated:
+            fields = {**fields, NAMED: self._named[node]}
         held = self._holds[node]
         lacking = {digest: packet for digest, packet in self.once.items() if digest not in held}
         since = self.merges.since(held) if self.merges.log and self.merges.log[-1].after in lacking else ()
@@ -198,6 +231,10 @@ class Nodes:
                     self._holds[node].update(self.once)
                     self._senders[reply.metadata.reply_to_message_id] = node
                     yield reply
+                elif missing in (NAMED, self._catalogue):
+                    self.counts["users_changed"] += 1
+                    log.warning("node %d has other users than it had: they are asked for anew", node)
+                    self._forget(node)
                 elif attempt is first:
                     self._holds[node].clear()
                     again.append(Message(self._completed(sent.content), node, sent.metadata.message_type))
@@ -237,6 +274,9 @@ class Nodes:
         except PacketError:
             return None
         self._require_shared(content)
+        if content.fields.get(STORES_LOST):
+            self.counts["store_damaged"] += 1
+            log.warning("node %d found its users' store damaged: they start anew", reply.metadata.src_node_id)
         missing = content.fields.get(MISSING)
         return missing if isinstance(missing, str) else None
 
@@ -251,6 +291,7 @@ class Nodes:
     def _forget(self, node: int) -> None:
         self.directory.leave(node)
         self._holds.pop(node, None)
+        self._named.pop(node, None)
 
 
 def _last_line(reply: Message) -> str:

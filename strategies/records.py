@@ -42,6 +42,16 @@ MISSING = "missing"
 UNSHARED = "unshared"
 """Field of a reply that says why the worker cannot serve any node: it does not see the simulation's folders."""
 
+PROBLEM = "problem"
+"""Field of a reply to an enrolment that says why the node cannot take part: what its owner has to mend."""
+
+STORES_LOST = "stores_lost"
+"""Field of a reply from a node that has found its users' store damaged and has begun a new one: how often."""
+
+NAMED = "named"
+"""Field of a message to a site: the digest of its users' keys as the server knows them, for a site may have others
+since its disk was lost. It is what such a site then names as missing."""
+
 SPLITS = "splits"
 """Field of a message that asks for a ranking: the splits, with a blank between them."""
 

@@ -104,6 +104,8 @@ class Sizes:
         phases: The plan.
         run: A mean user's bytes over the rounds of the configuration.
         per_1000_rounds: The same over 1,000 rounds: the plan cut off there, or its last phase made longer.
+        item_list: Bytes of the ids and titles of the items, which a device with data of its own downloads once to join;
+            part of the totals in a deployment alone. None: the catalogue was not read.
     """
 
     items: int
@@ -113,14 +115,15 @@ class Sizes:
     phases: tuple[PhaseSizes, ...]
     run: Totals
     per_1000_rounds: Totals
+    item_list: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         return dataclasses.asdict(self)
 
 
-def sizes(config: RunConfig, setup: Setup) -> Sizes:
-    """The sizes of a run whose clients are told `setup`."""
+def sizes(config: RunConfig, setup: Setup, item_list: int | None = None) -> Sizes:
+    """The sizes of a run whose clients are told `setup`; `item_list` as in `Sizes`."""
     strategy: Any = config.strategy
     backbone: Backbone = registry.backbones.get(config.backbone.name)(config.backbone, setup.dim)
     joining = {
@@ -128,6 +131,8 @@ def sizes(config: RunConfig, setup: Setup) -> Sizes:
         "key": KEY_BYTES,
         "eligible items": frozen_format(eligible_spec(setup.n_items)).size(),
     }
+    if config.runtime == "deployment" and item_list is not None:
+        joining["item list"] = item_list
     if backbone.item_counting is not None:
         joining["report of items"] = counts_format(setup.n_items).size()
     plan: Sequence[Phase] = registry.strategies.get(strategy.name).phases(config)
@@ -141,6 +146,7 @@ def sizes(config: RunConfig, setup: Setup) -> Sizes:
         phases=phases,
         run=_totals(phases, rounds, strategy.fraction, once),
         per_1000_rounds=_totals(phases, 1000, strategy.fraction, once),
+        item_list=item_list,
     )
 
 

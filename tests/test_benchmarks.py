@@ -78,6 +78,17 @@ def test_a_benchmark_runs_and_writes_a_valid_result(name: str, tmp_path: Path, c
         assert all(not entry["not_found"] for entry in result["figures"]["parts"])
 
 
+@pytest.mark.runtime
+def test_the_message_of_a_device_is_measured(tmp_path: Path) -> None:
+    importlib.import_module("benchmarks.light_client").main(["--out", str(tmp_path / "light_client.json")])
+    result = json.loads((tmp_path / "light_client.json").read_text())
+    check(result, "light_client")
+    for figures in result["figures"].values():
+        stages = [value["median"] for name, value in figures["seconds"].items() if name.startswith("cpu_")]
+        assert sum(stages) == pytest.approx(figures["seconds"]["cpu"]["median"])
+        assert figures["peak_bytes"]["median"] < 500e6
+
+
 def test_a_case_has_a_process_and_a_peak_of_its_own(cache: Path) -> None:
     found = common.case("benchmarks.task:make_synthetic", threads=None, cache=str(cache), users=50, items=40, history=6)
     assert found["items"] == 40

@@ -22,6 +22,8 @@ from fedrec.config.describe import to_yaml
 from fedrec.config.schema import RunConfig
 from fedrec.curves import write_curve
 from fedrec.data.store import write_store
+from fedrec.errors import ConfigError
+from fedrec.protocol import SimulatedData
 from server_app.run import Progress, Watcher, log, manifest, new_run_id
 from server_app.run_folder import SUMMARY, RunFolder
 
@@ -29,8 +31,13 @@ Kind = Literal["central", "local", "content", "popularity", "random"]
 
 
 def baseline(kind: Kind, config: RunConfig, overrides: Sequence[str], *, console: Console) -> dict[str, Any]:
-    """Carry out a baseline and return its summary, which is in its folder too; `config` has its folders settled."""
+    """Carry out a baseline and return its summary, which is in its folder too; `config` has its folders settled.
+
+    Raises FedrecError for whatever the user can mend.
+    """
     torch.set_num_threads(1)  # as `train`
+    if config.runtime == "deployment":
+        raise ConfigError(["runtime=deployment: a baseline needs everybody's interactions in one place; leave it out"])
     runs_dir = config.runs_dir
     assert runs_dir is not None
     run_id = config.run_id or f"{new_run_id(config)}-{kind}"
@@ -62,7 +69,8 @@ def _carry_out(
     folder.write_text("config.yaml", to_yaml(config))
     world = World.read(config, cache_dir, watcher)
     store = write_store(world.dataset.interactions, cache_dir)
-    facts = manifest(config, overrides, world.dataset, world.table, store)
+    place = SimulatedData(str(store), str(folder.state_dir), "")
+    facts = manifest(config, overrides, world.dataset, world.table, place)
     folder.write_json("manifest.json", {**facts, "baseline": kind})
     training = time.monotonic()
     if kind == "central":

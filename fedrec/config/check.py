@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
+from typing import cast
 
 from fedrec.config.schema import RunConfig
-from fedrec.registry import FAMILIES
+from fedrec.datasets.base import DatasetConfig, DatasetSource
+from fedrec.registry import FAMILIES, datasets
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -32,10 +34,35 @@ def check(config: RunConfig) -> list[str]:
             f"simulation.gpus_per_worker={gpus}: expected a fraction of one GPU or a whole number, for a worker cannot "
             "have a part of a second one"
         )
+    if config.runtime == "deployment":
+        problems += _of_a_deployment(config)
     for field in dataclasses.fields(config):
         if field.name in FAMILIES:
             member = FAMILIES[field.name].get(getattr(config, field.name).name)
             contribute = getattr(member, "problems", None)
             if contribute is not None:
                 problems += contribute(config)
+    return problems
+
+
+def _of_a_deployment(config: RunConfig) -> list[str]:
+    """What cannot be done where nobody sees more than one site's interactions."""
+    dataset = cast(DatasetConfig, config.dataset)
+    if datasets.get(dataset.name).list_items is DatasetSource.list_items:
+        return [
+            f"dataset={dataset.name}: with runtime=deployment nobody's interactions are read, and it has no list of "
+            "items apart from them; give the items as a table, dataset=table dataset.item_table=..."
+        ]
+    problems: list[str] = []
+    if dataset.items == "rated":
+        problems.append("dataset.items=rated: with runtime=deployment nobody knows which items are rated; give listed")
+    if dataset.k_core:
+        problems.append(
+            f"dataset.k_core={dataset.k_core}: with runtime=deployment nobody sees who else has an item; give 0"
+        )
+    if dataset.min_rating is not None:
+        problems.append(
+            f"dataset.min_rating={dataset.min_rating}: with runtime=deployment the sites read the ratings; give null, "
+            "and min-rating in each node's configuration"
+        )
     return problems

@@ -122,6 +122,8 @@ class RunConfig:
         run_id: Name of the run's folder (null: made from the time and the members' names).
         runs_dir: Absolute folder of all runs (null: the command's own default).
         cache_dir: Absolute folder of what can be computed anew: prepared data, text vectors, base tables.
+        runtime: Whose users these are: a `simulation` shares out those of the data set; in a `deployment` every
+            SuperNode has its own, and the server reads the item table alone.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
@@ -148,3 +150,4 @@ class RunConfig:
     run_id: str | None
     runs_dir: Annotated[Path, Strict(False)] | None
     cache_dir: Annotated[Path, Strict(False)] | None
+    runtime: Literal["simulation", "deployment"] = "simulation"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
@@ -33,10 +34,13 @@ class Malformed:
     def __init__(self, mode: Literal["error", "skip"]) -> None:
         self.mode = mode
         self.count = 0
+        self.reasons: Counter[str] = Counter()
+        """How often each thing was expected and did not come; nothing of the lines themselves."""
 
     def met(self, where: str, came: object, expected: str) -> None:
         """Deal with the line at `where` (file and line number). Raises DataError if the mode is `error`."""
         self.count += 1
+        self.reasons[expected] += 1
         if self.mode == "error":
             shown = came if isinstance(came, str) else repr(came)
             shown = shown if len(shown) <= 120 else f"{shown[:117]}..."

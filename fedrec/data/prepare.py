@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fedrec.data.split import MIN_EVALUATED
 from fedrec.data.types import Catalogue, DataReport, Dataset, DataSummary, Interactions
-from fedrec.datasets.base import DatasetConfig, Progress, RawData, RawItem, silent
+from fedrec.datasets.base import DatasetConfig, IdColumn, Progress, RawData, RawItem, silent
 from fedrec.errors import DataError
 from fedrec.registry import datasets
 
@@ -21,6 +21,28 @@ from fedrec.registry import datasets
 def load(config: DatasetConfig, progress: Progress = silent) -> Dataset:
     """Read and prepare the data set that `config` names. Raises DataError."""
     return prepare(datasets.get(config.name)(config).read(progress), config)
+
+
+def load_items(config: DatasetConfig, progress: Progress = silent) -> Dataset:
+    """The catalogue of the data set that `config` names, and no interactions: all its items are eligible.
+
+    Raises DataError.
+    """
+    listed, left_out = datasets.get(config.name)(config).list_items(progress)
+    nothing = IdColumn(np.zeros(0, dtype=np.int32), ())
+    listing = _listing(RawData(nothing, nothing, None, None, listed, {}))
+    counts = dict(left_out)
+    _count(counts, "duplicate_item", listing.duplicates)
+    size = DataSummary(0, len(listing.item_ids), 0)
+    if size.items < 2:
+        raise DataError(f"the item table has {size.items} items, and at least 2 are needed: {counts or 'it is empty'}")
+    return Dataset(
+        name=config.name,
+        catalogue=listing.catalogue,
+        interactions=Interactions((), np.zeros(1, dtype=np.int64), np.zeros(0, dtype=np.int32)),
+        eligible=np.arange(size.items, dtype=np.int32),
+        report=DataReport(size, size, counts),
+    )
 
 
 def prepare(raw: RawData, config: DatasetConfig) -> Dataset:
@@ -34,46 +56,12 @@ def prepare(raw: RawData, config: DatasetConfig) -> Dataset:
     """
     _check(raw, config)
     counts = dict(raw.counts)
-
-    def count(rule: str, number: int) -> None:
-        if number:
-            counts[rule] = counts.get(rule, 0) + number
-
     listing = _listing(raw)
-    count("duplicate_item", listing.duplicates)
-    count("unrated_item", listing.unrated)
+    _count(counts, "duplicate_item", listing.duplicates)
+    _count(counts, "unrated_item", listing.unrated)
     before = DataSummary(_distinct(raw.users.codes), _distinct(raw.items.codes), len(raw.users))
-
-    # Users by rank of their id, so that the order of the file does not name them.
-    user_order = sorted(range(len(raw.users.labels)), key=raw.users.labels.__getitem__)
-    rank = np.empty(len(user_order), dtype=np.int32)
-    rank[user_order] = np.arange(len(user_order), dtype=np.int32)
-    users, rows, times = rank[raw.users.codes], listing.row_of_code[raw.items.codes], raw.times
-
-    known = rows >= 0
-    count("unknown_item", int(np.count_nonzero(~known)))
-    keep = known
-    if config.min_rating is not None and raw.ratings is not None:
-        keep = known & (raw.ratings >= config.min_rating)
-        count("low_rating", int(np.count_nonzero(known & ~keep)))
-    if not keep.all():
-        users, rows, times = users[keep], rows[keep], None if times is None else times[keep]
-
-    # Both sorts are stable: interactions of one instant stay in the order of the file.
-    order = np.argsort(users, kind="stable") if times is None else np.lexsort((times, users))
-    users, rows = users[order], rows[order]
-
-    first = _first_of_pairs(users, rows, len(listing.item_ids))
-    count("duplicate", int(np.count_nonzero(~first)))
-    users, rows = users[first], rows[first]
-
-    left = len(users)
-    users, rows = _k_core(users, rows, config.k_core)
-    count("k_core", left - len(users))
-
-    lengths = np.bincount(users, minlength=len(user_order))
-    present = np.flatnonzero(lengths)
-    count("users_too_short", int(np.count_nonzero(lengths[present] < MIN_EVALUATED)))
+    made = arrange(raw, listing.row_of_code, len(listing.item_ids), config.min_rating, config.k_core, counts)
+    rows = made.items
     rated = np.flatnonzero(np.bincount(rows, minlength=len(listing.item_ids))).astype(np.int32)
     if len(rated) < 2:
         raise _too_small(before, counts, len(rated))
@@ -83,16 +71,72 @@ def prepare(raw: RawData, config: DatasetConfig) -> Dataset:
         row_now = np.full(len(listing.item_ids), -1, dtype=np.int32)
         row_now[rated] = np.arange(len(rated), dtype=np.int32)
         catalogue, items, eligible = listing.subset(rated), row_now[rows], row_now[rated]
-    offsets = np.concatenate(([0], np.cumsum(lengths[present]))).astype(np.int64)
-    user_ids = tuple(raw.users.labels[user_order[user]] for user in present.tolist())
-    after = DataSummary(len(present), len(rated), len(items))
+    after = DataSummary(made.users, len(rated), len(items))
     return Dataset(
         name=config.name,
         catalogue=catalogue,
-        interactions=Interactions(user_ids, offsets, items),
+        interactions=Interactions(made.user_ids, made.offsets, items),
         eligible=eligible,
         report=DataReport(before, after, counts),
     )
+
+
+def arrange(
+    raw: RawData,
+    row_of_code: NDArray[np.int32],
+    n_items: int,
+    min_rating: float | None,
+    k_core: int,
+    counts: dict[str, int],
+) -> Interactions:
+    """The interactions that are left of raw columns, in order: what a simulation and a site of its own do alike.
+
+    Args:
+        raw: The columns.
+        row_of_code: int32 [labels of the item column], catalogue rows, -1 where the item is unknown.
+        n_items: Rows of the catalogue.
+        min_rating: Interactions rated lower are left out (None: none are).
+        k_core: Users and items with fewer interactions are removed (0: none are).
+        counts: What each rule left out is added here.
+    """
+    # Users by rank of their id, so that the order of the file does not name them.
+    user_order = sorted(range(len(raw.users.labels)), key=raw.users.labels.__getitem__)
+    rank = np.empty(len(user_order), dtype=np.int32)
+    rank[user_order] = np.arange(len(user_order), dtype=np.int32)
+    users, rows, times = rank[raw.users.codes], row_of_code[raw.items.codes], raw.times
+
+    known = rows >= 0
+    _count(counts, "unknown_item", int(np.count_nonzero(~known)))
+    keep = known
+    if min_rating is not None and raw.ratings is not None:
+        keep = known & (raw.ratings >= min_rating)
+        _count(counts, "low_rating", int(np.count_nonzero(known & ~keep)))
+    if not keep.all():
+        users, rows, times = users[keep], rows[keep], None if times is None else times[keep]
+
+    # Both sorts are stable: interactions of one instant stay in the order of the file.
+    order = np.argsort(users, kind="stable") if times is None else np.lexsort((times, users))
+    users, rows = users[order], rows[order]
+
+    first = _first_of_pairs(users, rows, n_items)
+    _count(counts, "duplicate", int(np.count_nonzero(~first)))
+    users, rows = users[first], rows[first]
+
+    left = len(users)
+    users, rows = _k_core(users, rows, k_core)
+    _count(counts, "k_core", left - len(users))
+
+    lengths = np.bincount(users, minlength=len(user_order))
+    present = np.flatnonzero(lengths)
+    _count(counts, "users_too_short", int(np.count_nonzero(lengths[present] < MIN_EVALUATED)))
+    offsets = np.concatenate(([0], np.cumsum(lengths[present]))).astype(np.int64)
+    user_ids = tuple(raw.users.labels[user_order[user]] for user in present.tolist())
+    return Interactions(user_ids, offsets, rows)
+
+
+def _count(counts: dict[str, int], rule: str, number: int) -> None:
+    if number:
+        counts[rule] = counts.get(rule, 0) + number
 
 
 @dataclass(frozen=True)

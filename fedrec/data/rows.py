@@ -121,8 +121,9 @@ class DelimitedFile(TableFile):
             header = next(self._reader(stream), None)
         if not header:
             raise DataError(f"{self.path} is empty: expected a header line with the names of the columns")
-        if len(set(header)) < len(header):
-            raise DataError(f"{self.path}, line 1: two columns have the same name: {', '.join(header)}; rename one")
+        if double := [place for place, name in enumerate(header, 1) if header.count(name) > 1]:
+            # Named by their places: in a file without a header the first line is somebody's data.
+            raise DataError(f"{self.path}, line 1: two columns have the same name, among columns {double}; rename one")
         return list(header)
 
     def rows(self, names: Sequence[str], malformed: Malformed) -> Iterator[Row]:

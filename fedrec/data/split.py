@@ -17,13 +17,14 @@ from fedrec.data.types import Interactions
 MIN_EVALUATED = 3
 """Interactions that a user needs to be evaluated: one each to train, to validate and to test."""
 
-Split = Literal["train", "validation", "test"]
-"""What a history is for: to train on, to rank the validation item (the same), or to rank the test item (more)."""
+Split = Literal["train", "validation", "test", "all"]
+"""What a history is for: to train on, to rank the validation item (the same), to rank the test item (more), or to
+recommend (everything)."""
 
 HeldOut = Literal["validation", "test"]
 """The splits that hold an item out to be ranked."""
 
-_HELD_OUT: dict[Split, int] = {"train": 2, "validation": 2, "test": 1}
+_HELD_OUT: dict[Split, int] = {"train": 2, "validation": 2, "test": 1, "all": 0}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 from annotated_types import Ge
 from numpy.typing import NDArray
 
+from fedrec.errors import DataError
 from fedrec.registry import MemberConfig
 
 
@@ -99,3 +100,13 @@ class DatasetSource(ABC):
     @abstractmethod
     def read(self, progress: Progress) -> RawData:
         """Read everything. Raises DataError, naming file, line, what came and what was expected."""
+
+    def list_items(self, progress: Progress) -> tuple[tuple[RawItem, ...], dict[str, int]]:
+        """The items alone, without reading anybody's interactions, and what was left out, by name.
+
+        Raises DataError, also if this form of data cannot be read so.
+        """
+        raise DataError(
+            f"dataset={self.config.name} has no list of items apart from the interactions, and a deployment reads "
+            "nobody's: give its items as a table, dataset=table dataset.item_table=..."
+        )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 from annotated_types import MinLen
 from pydantic import Strict
@@ -13,7 +13,11 @@ from pydantic import Strict
 from fedrec.data.collect import Malformed, Row, collect, id_text, sentence, with_items
 from fedrec.data.rows import TableFile, open_table, require_file
 from fedrec.datasets.base import DatasetConfig, DatasetSource, Progress, RawData, RawItem
+from fedrec.errors import DataError
 from fedrec.registry import datasets
+
+if TYPE_CHECKING:
+    from fedrec.config.schema import RunConfig
 
 ColumnName = Annotated[str, MinLen(1)]
 
@@ -24,6 +28,7 @@ class TableConfig(DatasetConfig):
 
     Attributes:
         interactions: Absolute path of the table of interactions (.csv, .tsv, .jsonl, .parquet; text also as .gz).
+            Needed in a simulation; a deployment does not read it (null: none).
         user_column: Its column of user ids (of any type; read as text).
         item_column: Its column of item ids.
         time_column: Its column of times, numbers or ISO 8601 dates (null: the order in the file is the order in time).
@@ -37,7 +42,7 @@ class TableConfig(DatasetConfig):
     """
 
     name: Literal["table"]
-    interactions: Annotated[Path, Strict(False)]
+    interactions: Annotated[Path, Strict(False)] | None
     user_column: ColumnName
     item_column: ColumnName
     time_column: ColumnName | None
@@ -57,9 +62,21 @@ class Table(DatasetSource):
     config_class = TableConfig
     config: TableConfig
 
+    @classmethod
+    def problems(cls, config: RunConfig) -> list[str]:
+        """What is wrong with the configuration as a whole."""
+        chosen = cast(TableConfig, config.dataset)
+        if config.runtime == "simulation" and chosen.interactions is None:
+            return ["dataset.interactions: a simulation needs a value: give dataset.interactions=... (a path)"]
+        if config.runtime == "deployment" and chosen.item_table is None:
+            return ["dataset.item_table: a deployment needs a value: give dataset.item_table=... (a path)"]
+        return []
+
     def read(self, progress: Progress) -> RawData:
         """Read both tables. Raises DataError."""
         config = self.config
+        if config.interactions is None:
+            raise DataError("dataset=table has no table of interactions: give dataset.interactions=... (a path)")
         table = self._open(config.interactions, "dataset.interactions")
         bad, bad_items = Malformed(config.malformed), Malformed(config.malformed)
         raw = collect(
@@ -71,8 +88,19 @@ class Table(DatasetSource):
         )
         if config.item_table is None:
             return raw
-        listed = list(self._items(self._open(config.item_table, "dataset.item_table"), bad_items))
+        listed = self._listed(config.item_table, bad_items)
         return with_items(raw, listed, {"malformed_item": bad_items.count})
+
+    def list_items(self, progress: Progress) -> tuple[tuple[RawItem, ...], dict[str, int]]:
+        """As in `DatasetSource`: the table of items alone."""
+        if self.config.item_table is None:
+            raise DataError("dataset=table has no table of items: give dataset.item_table=... (a path)")
+        bad = Malformed(self.config.malformed)
+        listed = self._listed(self.config.item_table, bad)
+        return tuple(listed), {"malformed_item": bad.count} if bad.count else {}
+
+    def _listed(self, path: Path, bad: Malformed) -> list[RawItem]:
+        return list(self._items(self._open(path, "dataset.item_table"), bad))
 
     def _open(self, path: Path, setting: str) -> TableFile:
         return open_table(require_file(path, setting), self.config.separator, self.config.encoding)

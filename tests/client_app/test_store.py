@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from client_app.pieces import close_file
 from client_app.store import PrivateStore
 from fedrec.errors import StoreError
 from fedrec.tensors import Spec, Tensors, TensorSpec
@@ -229,10 +231,44 @@ def test_a_damaged_file_is_said_to_be_damaged(tmp_path: Path, damage: str) -> No
         ]
     )
     with pytest.raises(StoreError, match=r"users.sqlite cannot be used .*move it away and its users start anew"):
-        PrivateStore(tmp_path, "r", SPEC).load(keys, 2)
-    for name in tmp_path.glob("users.sqlite*"):
-        name.unlink()
-    assert not PrivateStore(tmp_path, "r", SPEC).load(keys, 2)[1].any()
+        PrivateStore(tmp_path, "r", SPEC, synced=False).load(keys, 2)
+    broken = path.read_bytes()
+    store = PrivateStore(tmp_path, "r", SPEC)
+    assert not store.load(keys, 2)[1].any(), "on a device its users start anew"
+    store.save(2, keys, tensors(0.0, 2000), 0)
+    assert PrivateStore(tmp_path, "r", SPEC).load(keys, 3)[1].all()
+    assert (tmp_path / "users.sqlite.damaged-1").read_bytes() == broken, "and the broken file is kept"
+    assert store.damaged == 1
+
+
+@pytest.mark.parametrize("synced", [True, False])
+def test_a_bit_that_has_turned_in_somebodys_numbers_is_noticed(
+    tmp_path: Path, synced: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = np.arange(40, dtype=np.uint64)
+    spec: Spec = {"user": TensorSpec((64,))}
+    PrivateStore(tmp_path, "r", spec, synced=synced).save(1, keys, {"user": torch.full((40, 64), 0.7)}, 0)
+    close_file(tmp_path / "users.sqlite", synced)
+    content = bytearray((tmp_path / "users.sqlite").read_bytes())
+    number = np.float32(0.7).tobytes() * 2
+    content[content.index(number) + 3] ^= 64
+    (tmp_path / "users.sqlite").write_bytes(content)
+    store = PrivateStore(tmp_path, "r", spec, synced=synced)
+    if not synced:
+        with pytest.raises(StoreError, match="another checksum"):
+            store.load(keys, 2)
+        return
+    assert not store.load(keys, 2)[1].any()
+    assert "another checksum than when it was written" in caplog.text
+    assert "kept as users.sqlite.damaged-1, and its users start anew" in caplog.text
+
+
+def test_a_store_of_another_version_is_left_alone(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "users.sqlite") as file:
+        file.execute("CREATE TABLE piece (number INTEGER)")
+    with pytest.raises(StoreError, match="another version of fedrec"):
+        PrivateStore(tmp_path, "r", SPEC)
+    assert [path.name for path in tmp_path.glob("users.sqlite.*")] == []
 
 
 def test_a_state_dir_that_cannot_be_is_a_store_error(tmp_path: Path) -> None:

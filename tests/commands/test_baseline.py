@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Callable
@@ -243,6 +244,12 @@ def test_content_needs_texts(composed: Compose) -> None:
     config, texts = composed(*SMALL, "base_table.start=random")
     with pytest.raises(FedrecError, match="reads no item texts"):
         baseline("content", config, texts, console=silent())
+
+
+def test_a_deployment_has_no_baselines(composed: Compose) -> None:
+    config, texts = composed(*SMALL)
+    with pytest.raises(FedrecError, match="everybody's interactions in one place"):
+        baseline("random", dataclasses.replace(config, runtime="deployment"), texts, console=silent())
 
 
 def test_the_baselines_are_those_of_a_federated_run(composed: Compose) -> None:

@@ -77,10 +77,18 @@ def test_a_node_that_joins_again_replaces_its_users() -> None:
     assert len(directory.cohort(0, 1, 1.0)) == 2
 
 
-def test_a_user_on_two_nodes_is_refused() -> None:
+def test_a_node_that_names_users_of_others_comes_in_their_place() -> None:
     directory = Directory()
-    directory.join(1, KEYS[:3])
-    with pytest.raises(FederationError, match="names 1 users who live on another node"):
-        directory.join(2, KEYS[2:4])
+    for node, users in ((1, KEYS[:3]), (2, KEYS[3:5]), (3, KEYS[5:7])):
+        assert directory.join(node, users) == []
+    assert directory.join(4, KEYS[2:5]) == [1, 2]
+    assert directory.nodes == [3, 4]
+    np.testing.assert_array_equal(directory.keys[directory.here], KEYS[2:7])
+    assert directory.join(4, KEYS[2:5]) == []
+    np.testing.assert_array_equal(directory.shares(directory.here)[4].slots, [0, 1, 2])
+
+
+def test_a_node_that_names_a_user_twice_is_refused() -> None:
+    directory = Directory()
     with pytest.raises(FederationError, match="names a user twice"):
         directory.join(3, KEYS[[4, 4]])

@@ -1,0 +1,57 @@
+"""A secret root of one's own: operating-system entropy in a file that nobody else may read, made once and kept."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from fedrec.errors import StoreError
+
+_BYTES = 32
+_OTHERS = 0o077
+
+
+def own_secret(folder: Path) -> int:
+    """The secret in `<folder>/secret`, made if there is none: whole or not at all, readable by its owner alone.
+
+    Raises StoreError if it cannot be made, others may read it, or it is not what was written.
+    """
+    path = folder / "secret"
+    try:
+        if not path.exists():
+            _make(path)
+        mode, text = path.stat().st_mode, path.read_text(encoding="ascii", errors="replace").strip()
+    except OSError as error:
+        raise StoreError(
+            f"the secret {path} cannot be read or made ({error.strerror}): give a folder on a disk that only the "
+            "owner of this process may write"
+        ) from error
+    if mode & _OTHERS:
+        raise StoreError(f"the secret {path} may be read by others (mode {mode & 0o777:o}): chmod 600 {path}")
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b""
+    if len(value) != _BYTES:
+        raise StoreError(
+            f"the secret {path} should hold {2 * _BYTES} hexadecimal digits, it holds {len(text)} characters: put the "
+            "file back from a copy, or remove it, and its users start anew under other keys"
+        )
+    return int.from_bytes(value, "little")
+
+
+def _make(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".secret-")  # of mode 0600
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(_BYTES) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):  # another process was faster: its secret counts
+            os.link(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

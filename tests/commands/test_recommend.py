@@ -1,0 +1,223 @@
+"""Recommendations: of items that the user does not know, those that the model ranks first, whoever asks and however."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from client_app import app as app_module
+from client_app.app import app as client_app
+from client_app.evaluation import RankingProtocol, rank_users
+from client_app.recommending import best_items
+from commands.cli import app
+from commands.local_grid import LocalGrid
+from commands.recommend import of_run, of_site, recommend
+from fedrec.config.compose import compose
+from fedrec.config.paths import settle
+from fedrec.data import split
+from fedrec.data.store import open_store
+from fedrec.registry import backbones
+from server_app.run import run
+
+WARM = "strategy.warmup_rounds=1"
+SMALL = [
+    "base_table.dim=8",
+    "strategy.rounds=3",
+    "strategy.fraction=1.0",
+    WARM,
+    "evaluation.every=0",
+    "evaluation.baselines=false",
+    "optim.lr=0.05",
+]
+SHOP = ["dataset.n_users=40", "dataset.n_items=60", "dataset.interactions_per_user=8", "dataset.topics=4"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("recommend")
+
+
+def simulated(folder: Path, run_id: str, *overrides: str) -> Path:
+    small = [text for text in SMALL if text != WARM or "strategy=full" not in overrides]
+    texts = [*small, *SHOP, *overrides, f"runs_dir={folder}/runs", f"cache_dir={folder}/cache", f"run_id={run_id}"]
+    app_module._node.cache_clear()
+    summary = run(settle(compose(texts, base=None), None), texts, LocalGrid(client_app, 2))
+    return Path(summary["run"])
+
+
+@pytest.fixture(scope="module")
+def a_run(folder: Path) -> Path:
+    return simulated(folder, "plain", "embedding.rank=2")
+
+
+@pytest.fixture(scope="module")
+def a_site(folder: Path, a_run: Path) -> Path:
+    """A site with the same users, whose own file is gone by now."""
+    items = json.loads((a_run / "items.json").read_text())["ids"]
+    (folder / "items.csv").write_text("item_id,title\n" + "".join(f"{item},[Title] of {item}\n" for item in items))
+    store = open_store(Path(json.loads((a_run / "setup.json").read_text())["simulation"]["interactions"]))
+    lines = [f"{user},{items[row]}" for n, user in enumerate(store.user_ids) for row in store.history(n).tolist()]
+    (folder / "clicks.csv").write_text("user_id,item_id\n" + "\n".join(lines) + "\n")
+    config = {"interactions": f"{folder}/clicks.csv", "state-dir": f"{folder}/device", "time-column": ""}
+    texts = [
+        *SMALL,
+        "embedding.rank=2",
+        "runtime=deployment",
+        "strategy.merge_every=1",
+        "dataset=table",
+        f"dataset.item_table={folder}/items.csv",
+    ]
+    texts += ["base_table.start=random", "simulation.nodes=1"]
+    texts += [f"runs_dir={folder}/runs", f"cache_dir={folder}/cache", "run_id=deployed"]
+    app_module._node.cache_clear()
+    run(settle(compose(texts, base=None), None), texts, LocalGrid(client_app, [config]))
+    (folder / "clicks.csv").unlink()  # what recommends needs nothing but the state-dir
+    return folder / "device"
+
+
+def ids(found: dict[str, Any]) -> list[str]:
+    return [item["item_id"] for item in found["items"]]
+
+
+@pytest.mark.parametrize("backbone", backbones.names())
+@pytest.mark.parametrize("embedding", ["lora", "full"])
+def test_the_best_items_are_those_of_the_ranking(folder: Path, backbone: str, embedding: str) -> None:
+    """The held-out item's place among the recommended ones is its rank when the same model is measured."""
+    also = ["strategy=full"] if embedding == "full" else ["embedding.rank=2"]
+    source = of_run(simulated(folder, f"{backbone}-{embedding}", f"backbone={backbone}", *also))
+    node, model = source.node, source.received.model
+    cohort, positives = node.users.held_out(node.users.evaluated[:8], "test")
+    private, _ = node._private(cohort.keys, before=4)
+    private = node.engine.solve(model, cohort, private, 5)
+    measured = rank_users(model, cohort, positives, private, RankingProtocol((10,), node.sampler, 0, 0))
+    reciprocal = 0.0
+    for n, positive in enumerate(positives.tolist()):
+        own = {name: tensor[n : n + 1] for name, tensor in private.items()}
+        one = cohort.select(np.array([n]))
+        rows, scores = best_items(model, one, own, torch.from_numpy(node.sampler.eligible), 1000)
+        known = set(one.items.tolist())
+        assert sorted(rows.tolist()) == [row for row in node.sampler.eligible.tolist() if row not in known]
+        assert (scores[:-1] >= scores[1:]).all()
+        reciprocal += 1 / (1 + rows.tolist().index(positive))
+    assert reciprocal == pytest.approx(measured["mrr"], rel=1e-6)
+
+
+def test_a_run_recommends_to_its_users(a_run: Path) -> None:
+    users = open_store(Path(json.loads((a_run / "setup.json").read_text())["simulation"]["interactions"]))
+    first = users.user_ids[0]
+    found = recommend(str(a_run), None, first, None, 5)
+    assert len(found["items"]) == 5
+    assert found["round"] == 3
+    assert found["history"] == len(users.history(0))
+    known = {json.loads((a_run / "items.json").read_text())["ids"][row] for row in users.history(0)}
+    assert not known & set(ids(found))
+    assert recommend(str(a_run), None, first, None, 5) == found
+    everything = recommend(str(a_run), None, first, None, 1000)
+    assert len(everything["items"]) == len(of_run(a_run).node.sampler.eligible) - len(known)
+    other = recommend(str(a_run), None, users.user_ids[1], None, 1000)
+    assert ids(other) != ids(everything)
+
+
+def test_a_run_that_was_moved_recommends_too(a_run: Path, tmp_path: Path) -> None:
+    user = of_run(a_run).node.users._interactions.user_ids[0]
+    before = recommend(str(a_run), None, user, None, 5)
+    shutil.copytree(a_run, tmp_path / "moved")
+    after = recommend(str(tmp_path / "moved"), None, user, None, 5)
+    assert after["items"] == before["items"]
+
+
+def test_somebody_new_is_solved_from_a_history(a_run: Path) -> None:
+    source = of_run(a_run)
+    users = source.node.users
+    whole = users.whole(0)
+    history = ",".join(source.items.ids[row] for row in whole.items)
+    found = recommend(str(a_run), None, None, history, 60)
+    assert not found["trained"]
+    assert found["user"] is None
+    assert not set(history.split(",")) & set(ids(found))
+    other = ",".join(source.items.ids[row] for row in users.whole(1).items)
+    assert ids(recommend(str(a_run), None, None, other, 60)) != ids(found)
+
+
+def test_a_site_recommends_from_its_state_dir_alone(a_site: Path) -> None:
+    source = of_site(a_site)
+    user = source.node.users._interactions.user_ids[0]
+    found = recommend(None, str(a_site), user, None, 4)
+    assert len(found["items"]) == 4
+    assert all(item["title"] == f"[Title] of {item['item_id']}" for item in found["items"])
+    known = {source.items.ids[row] for row in source.node.users.whole(0).items}
+    assert not known & set(ids(found))
+    assert found["round"] == 3
+    assert found["trained"]
+
+
+def test_the_command_prints_a_table_or_one_line_of_json(a_site: Path) -> None:
+    user = of_site(a_site).node.users._interactions.user_ids[0]
+    plain = CliRunner().invoke(app, ["recommend", "--state-dir", str(a_site), "--user", user, "--top", "3"])
+    assert plain.exit_code == 0, plain.output
+    assert "[Title] of" in plain.output
+    done = CliRunner().invoke(app, ["recommend", "--state-dir", str(a_site), "--user", user, "--top", "3", "--json"])
+    assert [item["item_id"] in plain.output for item in json.loads(done.stdout)["items"]] == [True] * 3
+
+
+def test_a_damaged_last_model_is_said_and_an_older_one_taken(a_site: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "device"
+    shutil.copytree(a_site, copy)
+    model = next((copy / "models").glob("*.model"))
+    good = model.read_bytes()
+    (copy / "models" / "0123456789abcdef.model").write_bytes(good[: len(good) // 2])
+    assert of_site(copy).received.round == 3
+    model.write_bytes(good[:-7])
+    failed = CliRunner().invoke(app, ["recommend", "--state-dir", str(copy), "--user", "u"])
+    assert failed.exit_code == 1
+    assert "no model in" in failed.output
+    assert "Traceback" not in failed.output
+
+
+MISTAKES = {
+    "nothing to recommend from": (["--user", "u"], "give either the folder of a simulated run"),
+    "both": (["RUN", "--state-dir", "SITE", "--user", "u"], "give either the folder of a simulated run"),
+    "nobody": (["RUN"], "give either a user of the data"),
+    "an unknown user": (["RUN", "--user", "nobody"], "none of the 40 users here has this id"),
+    "an unknown user of a site": (["--state-dir", "SITE", "--user", "nobody"], "none of the 40 users here"),
+    "no such run": (["RUNS/plein", "--user", "u"], "did you mean"),
+    "another folder": (["RUNS", "--user", "u"], "is not the folder of a run"),
+    "a server's folder": (["RUNS/deployed", "--user", "u"], "its users are with their SuperNodes"),
+    "no such state-dir": (["--state-dir", "RUN/nowhere", "--user", "u"], "there is no such folder"),
+    "no model yet": (["--state-dir", "RUNS", "--user", "u"], "holds no model yet"),
+    "an unknown item": (["RUN", "--history", "FIRSTx,@"], "--history @: there is no such item"),
+    "an empty history": (["RUN", "--history", " , "], "it is empty"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_said_plainly(a_run: Path, a_site: Path, mistake: str) -> None:
+    typed, said = MISTAKES[mistake]
+    first = of_run(a_run).items.ids[0]
+    places = {"RUNS": str(a_run.parent), "RUN": str(a_run), "SITE": str(a_site), "FIRST": first}
+
+    def filled(word: str) -> str:
+        for name, value in places.items():
+            word = word.replace(name, value) if not word.startswith("/") else word
+        return word
+
+    done = CliRunner().invoke(app, ["recommend", *map(filled, typed)])
+    assert done.exit_code == 1
+    assert said in done.output
+    if mistake == "an unknown item":
+        assert f"did you mean {first}" in done.output
+    assert "Traceback" not in done.output
+
+
+def test_a_history_for_recommending_is_everything(a_run: Path) -> None:
+    interactions = of_run(a_run).node.users._interactions
+    whole = split.histories(interactions, "all")
+    np.testing.assert_array_equal(whole.offsets, interactions.offsets)
+    np.testing.assert_array_equal(whole.items, interactions.items)
