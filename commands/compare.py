@@ -189,7 +189,7 @@ def show_comparison(found: Comparison, console: Console) -> None:
     console.print(f"ceiling: validation NDCG@10 {ceiling.value:.4f}, {ceiling.source}", soft_wrap=True, markup=False)
     for run in found.runs:
         if len(run.points) == 1 and run.bytes is not None:
-            text = f"{run.name} was validated at its end alone: set evaluation.every for a curve ({METRICS})"
+            text = f"Of {run.name} only one validation is known: give evaluation.every, and keep runs with their curves"
             console.print(text, soft_wrap=True, markup=False)
     if len({run.data for run in found.runs if run.data is not None}) > 1:
         console.print("These runs are not about the same data: their figures do not compare.", style="bold yellow")

@@ -125,7 +125,7 @@ def test_other_data_equal_names_and_a_lone_validation_are_told(runs: list[str], 
     assert "not about the same data" in text
     found = compare([*runs, str(twin)], None)
     assert [run.name for run in found.runs] == [runs[0], "slow", "central", str(twin)]
-    assert f"{twin} was validated at its end alone" in text
+    assert f"Of {twin} only one validation is known" in text
 
 
 def break_summary(path: Path, text: str | None) -> None:
