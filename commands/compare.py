@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from commands.progress import amount, duration
-from fedrec.curves import METRICS, WAYS, Point, curve, reached, read_records
+from fedrec.curves import WAYS, Point, curve, reached, read_records
 from fedrec.errors import FedrecError
 
 METRIC = "ndcg@10"
