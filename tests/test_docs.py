@@ -140,7 +140,7 @@ def test_the_two_commands_of_the_readme() -> None:
     assert "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt . && .venv/bin/fedrec simulate" in lines
     # The checks run the first line of the README that holds '.[test]'.
     assert next(line for line in README.splitlines() if "'.[test]'" in line) == (
-        ".venv/bin/pip install -c constraints.txt '.[test]' && .venv/bin/pytest"
+        ".venv/bin/pip install -c constraints.txt '.[test]' && .venv/bin/pytest -n 2"
     )
 
 

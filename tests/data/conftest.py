@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,16 +18,6 @@ from fedrec.registry import CONF, datasets
 
 Config = Callable[..., DatasetConfig]
 Raw = Callable[..., RawData]
-
-
-@pytest.fixture(scope="session")
-def real() -> Path:
-    """The folder with the real data; its absence is a failure, never a skip."""
-    folder = Path(os.environ.get("FEDREC_DATA", CONF.parent.parent / "shared" / "data")).resolve()
-    for name in ("ml-100k/u.data", "ml-1m/interactions.csv", "amazon-industrial/interactions.csv"):
-        if not (folder / name).is_file():
-            pytest.fail(f"{folder / name} is missing: set FEDREC_DATA to the folder with the real data")
-    return folder
 
 
 @pytest.fixture(scope="session")

@@ -105,16 +105,17 @@ def federate(tmp_path: Path) -> Callable[..., Outcome]:
     def go(*overrides: str, nodes: int = 2, client: ClientApp | Client = client_app) -> Outcome:
         nonlocal count
         count += 1
-        chosen = {text.partition("=")[0]: text for text in [*SMALL, *overrides]}
-        if "dataset" in chosen:
-            chosen = {key: text for key, text in chosen.items() if text not in SMALL or not key.startswith("dataset.")}
-        if chosen.get("embedding", "embedding=lora") != "embedding=lora":
-            chosen.pop("embedding.rank", None)
-        if chosen.get("strategy") == "strategy=full":
-            chosen.pop("embedding.rank", None)
-            chosen.pop("strategy.warmup_rounds", None)
-        if "optim" in chosen:
-            chosen.pop("optim.solve_epochs", None)  # of the recipe `paper`
+        of = {text.partition("=")[0]: text for text in overrides}
+        small = {text.partition("=")[0]: text for text in SMALL}
+        if "dataset" in of:
+            small = {key: text for key, text in small.items() if not key.startswith("dataset.")}
+        if of.get("embedding", "embedding=lora") != "embedding=lora" or of.get("strategy") == "strategy=full":
+            small.pop("embedding.rank")
+        if of.get("strategy") == "strategy=full":
+            small.pop("strategy.warmup_rounds")
+        if "optim" in of:
+            small.pop("optim.solve_epochs")  # of the recipe `paper`
+        chosen = small | of
         places = [
             f"runs_dir={tmp_path}/runs-{count}",
             f"cache_dir={tmp_path}/cache",
