@@ -29,8 +29,8 @@ from fedrec.shared_folder import leave_token
 from fedrec.tensors import content_digest
 from server_app.run import make_setup
 from server_app.run_folder import METRICS, SUMMARY
-from strategies.base import FederatedStrategy, ServerState
-from strategies.meter import Meter
+from strategies.base import FederatedStrategy
+from strategies.checkpoint import Checkpoint
 
 
 class _Watch:
@@ -42,7 +42,7 @@ class _Watch:
     def on_round(self, record: dict[str, Any]) -> None:
         self.records.append(record)
 
-    def on_checkpoint(self, round: int, state: ServerState, meter: Meter) -> None:
+    def on_checkpoint(self, checkpoint: Checkpoint) -> None:
         pass
 
 

@@ -75,6 +75,8 @@ def enroll(message: Message, context: Context) -> Message:
         node = _node(text, _place(context))
         context.state[_SETUP] = ConfigRecord({"json": text})
         _keep_frozen(node, 0, content)
+        if records.RESUMED in content.fields:
+            node.resume(_rounds(content.text(records.RESUMED)))
         reply = pack({"code": code_digest()}, arrays={records.KEYS: node.users.keys})
     except MissingFrozenError as missing:
         reply = pack({records.MISSING: missing.digest})
@@ -84,6 +86,14 @@ def enroll(message: Message, context: Context) -> Message:
         log.error("this node cannot take part: %s", error)
         reply = pack({records.PROBLEM: str(error)})
     return Message(reply, reply_to=message)
+
+
+def _rounds(text: str) -> list[int]:
+    """Rounds with blanks between them."""
+    words = text.split()
+    if not all(word.isdecimal() and len(word) <= 10 for word in words):
+        raise PacketError("malformed", f"the rounds after which a run was resumed should be numbers, they are {text!r}")
+    return [int(word) for word in words]
 
 
 @app.query("count_items")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -180,18 +181,21 @@ class Node:
             raise PacketError("malformed", f"phase {phase} is none of the run's {len(self.models)}")
         return self.models[phase]
 
+    def resume(self, resumes: Sequence[int]) -> None:
+        """The run was resumed after these rounds: what was trained since, and is not part of it, is forgotten."""
+        self.private_store.resume(resumes)
+
     def keep_frozen(self, phase: int, name: str, packet: bytes, content: str) -> None:
         """Check that frozen tensors which came with a message of a phase have that content, and keep them."""
-        setup, since = self.setup, None
-        if name == setup.catalogue:
+        if name == self.setup.catalogue:
             form = item_list_format(len(packet))
-        elif name == setup.eligible:
-            form = frozen_format(eligible_spec(setup.n_items))
+        elif name == self.setup.eligible:
+            form = frozen_format(eligible_spec(self.setup.n_items))
         else:
             form = frozen_format(self._model(phase).frozen)
         received = form.decode(packet)
-        if name not in (setup.catalogue, setup.eligible):
-            since = Since(setup.run_key, received.round)
+        of_the_run = name not in (self.setup.catalogue, self.setup.eligible)
+        since = Since(self.setup.run_key, received.round) if of_the_run else None
         self.frozen_store.put(received.tensors, name, content, since)
 
     def keep_merged(self, phase: int, before: str, after: str, packet: bytes) -> None:

@@ -28,6 +28,7 @@ _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS piece (number INTEGER PRIMARY KEY AUTOINCREMENT, run INTEGER NOT NULL, "
     "users BLOB NOT NULL, rounds BLOB NOT NULL, rows BLOB NOT NULL, crc INTEGER NOT NULL)",
     "CREATE INDEX IF NOT EXISTS piece_of_run ON piece (run)",
+    "CREATE TABLE IF NOT EXISTS resumed (run TEXT PRIMARY KEY, times INTEGER NOT NULL)",
 )
 _PIECE_BYTES = 4096
 """Of rows in a piece, about: what is read at least to read one."""
@@ -158,6 +159,15 @@ class PieceFile:
                 "INSERT INTO piece (run, users, rounds, rows, crc) VALUES (?, ?, ?, ?, ?)",
                 (number, *packed, _crc(*packed)),
             )
+
+    def resumed(self, run: str) -> int:
+        """How many times the run was resumed, as far as is written here."""
+        found = self._connection.execute("SELECT times FROM resumed WHERE run = ?", (run,)).fetchone()
+        return 0 if found is None else int(found[0])
+
+    def set_resumed(self, run: str, times: int) -> None:
+        """Write down how many times the run was resumed."""
+        self._connection.execute("INSERT OR REPLACE INTO resumed (run, times) VALUES (?, ?)", (run, times))
 
     def oldest(self, run: str, versions: int) -> int:
         """Number of the last of the run's oldest pieces that together hold at least so many versions."""

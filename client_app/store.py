@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -138,16 +138,40 @@ class PrivateStore:
             file.write(self._run, index.users[moved], index.rounds[moved], file.read(index, moved))
         file.delete(self._run, last)
 
+    def resume(self, resumes: Sequence[int]) -> None:
+        """Forget what was trained after the server's checkpoint in rounds that it has not kept.
+
+        The store remembers which resumptions it has followed: each is followed once, whoever asks how often, so that
+        the nodes of a simulation, which share a store, and one that comes back later lose nothing that counts.
+
+        Args:
+            resumes: The round after which the run went on, each time that it was resumed so far.
+        """
+        self._sound(lambda: self._resume(resumes))
+
+    def _resume(self, resumes: Sequence[int]) -> None:
+        with self._transaction(writing=False) as (file, _):
+            if file.resumed(self._run) >= len(resumes):
+                return
+        with self._transaction(writing=True) as (file, index):
+            new = resumes[file.resumed(self._run) :]
+            if new:
+                self._rollback(file, index, min(new))
+                file.set_resumed(self._run, len(resumes))
+
     def rollback(self, round: int) -> None:
         """Forget everything newer than `round`: the run goes on from there."""
         with self._transaction(writing=True) as (file, index):
-            kept = np.flatnonzero(index.rounds <= round)
-            if len(kept) == len(index):
-                return
-            last = index.last
-            if len(kept):
-                file.write(self._run, index.users[kept], index.rounds[kept], file.read(index, kept))
-            file.delete(self._run, last)
+            self._rollback(file, index, round)
+
+    def _rollback(self, file: PieceFile, index: VersionIndex, round: int) -> None:
+        kept = np.flatnonzero(index.rounds <= round)
+        if len(kept) == len(index):
+            return
+        last = index.last
+        if len(kept):
+            file.write(self._run, index.users[kept], index.rounds[kept], file.read(index, kept))
+        file.delete(self._run, last)
 
     def _pack(self, users: int, tensors: Tensors) -> Rows:
         """Tensors [users, ...] as rows of bytes."""

@@ -47,6 +47,7 @@ _KEYS = (
     ("evaluation.ks=[5,10,20]", "cut-offs of the metrics"),
     ("simulation.nodes=4", "SuperNodes that share the users (changes no result)"),
     ("seed=1", "another run of the same"),
+    ("resume=<run_id>", "go on with a run that was interrupted"),
 )
 
 
@@ -172,6 +173,23 @@ def train_command(overrides: Overrides = None, as_json: AsJson = False) -> None:
         from commands.train import train  # the apps and torch: not needed to print help or an error
 
         end.update(train(config, same, console=console))
+
+
+@app.command("split", cls=OverridesCommand)
+def split_command(
+    sites: Annotated[int, typer.Argument(min=1, help="Sites to share the users out to.")],
+    folder: Annotated[Path, typer.Argument(help="Where the files are written.")],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Share a data set out by user, a file for each site, to try a deployment: `fedrec split 3 DIR dataset=ml_100k`."""
+    with _ending(as_json) as (console, end):
+        config, _ = _prepared(overrides or [])
+        from commands.split import split  # as above
+
+        dataset = split(config, sites, folder)
+        end.update(folder=str(folder.absolute()), sites=sites, users=dataset.interactions.users)
+        console.print(Text(f"{dataset.interactions.users} users shared out to {sites} sites below {folder}"))
 
 
 @app.command("simulate", cls=OverridesCommand)

@@ -24,8 +24,9 @@ from commands.superlink import NAME, SuperLink
 from fedrec.config.paths import assign, portable, settle
 from fedrec.config.schema import RunConfig, SimulationConfig
 from fedrec.errors import FederationError, StoreError
+from server_app.resuming import prepare
 from server_app.run import new_run_id
-from server_app.run_folder import METRICS, SUMMARY
+from server_app.run_folder import METRICS, SUMMARY, RunFolder
 
 LOG = "flower.log"
 """In the run folder: all that Flower and the app's processes said."""
@@ -70,9 +71,9 @@ def simulate(
     console = console or Console(stderr=True)
     require(config.simulation)
     config = settle(config, Path.cwd())
-    run_id = config.run_id or new_run_id(config)
+    run_id = config.resume or config.run_id or new_run_id(config)
     config = dataclasses.replace(config, run_id=run_id)
-    folder = _make_folder(config)
+    folder = _resumed_folder(config) if config.resume else _make_folder(config)
     same = [text for text in portable(overrides, config) if text.partition("=")[0].strip() != "run_id"]
     with (
         signals_as_exceptions(),
@@ -96,7 +97,10 @@ def _make_folder(config: RunConfig) -> Path:
     assert config.run_id is not None
     folder = config.runs_dir / config.run_id
     if (folder / METRICS).exists():
-        raise StoreError(f"{folder} already holds a run: choose another run_id, or remove the folder")
+        raise StoreError(
+            f"{folder} already holds a run: choose another run_id, remove the folder, or go on with "
+            f"resume={folder.name}"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -104,6 +108,16 @@ def _make_folder(config: RunConfig) -> Path:
             f"the run folder {folder} cannot be made ({error.strerror}): give another by runs_dir=/absolute/folder"
         ) from error
     return folder
+
+
+def _resumed_folder(config: RunConfig) -> Path:
+    """The folder of the run that goes on, its metrics cut already, so that what is followed only grows."""
+    assert config.runs_dir is not None
+    assert config.resume is not None
+    folder = RunFolder.reopened(config.runs_dir / config.resume)
+    with folder.locked():
+        prepare(folder)
+    return folder.path
 
 
 def _submit(superlink: SuperLink, simulation: SimulationConfig, overrides: Sequence[str]) -> str:
@@ -129,7 +143,7 @@ def _follow(
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     reader = threading.Thread(target=_read, args=(stream, lines), daemon=True)
     reader.start()
-    metrics = Tail(folder / METRICS)
+    metrics = Tail(folder / METRICS, from_now=config.resume is not None)
     tail: list[str] = []
     looked = 0.0
     failed: tuple[float, str] | None = None
@@ -167,11 +181,11 @@ def _read(stream: subprocess.Popen[str], lines: queue.SimpleQueue[str]) -> None:
 
 
 class Tail:
-    """The records of a growing file of JSON lines, each once."""
+    """The records of a growing file of JSON lines, each once; `from_now`: without those that are there already."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, from_now: bool = False) -> None:
         self._path = path
-        self._offset = 0
+        self._offset = path.stat().st_size if from_now and path.exists() else 0
 
     def records(self) -> Iterator[dict[str, Any]]:
         """What whole lines have come since the last call."""

@@ -38,5 +38,9 @@ class FederationError(FedrecError):
     """The federation cannot go on: too few nodes, too many failures, or a node that runs other code."""
 
 
+class RoundError(FederationError):
+    """Too few took part in a round, or too many failed; the model is the one before it, and it may be repeated."""
+
+
 class StoreError(FedrecError):
     """The users' store or a run folder cannot be read or written."""

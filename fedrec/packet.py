@@ -89,8 +89,9 @@ class PacketFormat(NamedTuple):
         """The packet in `data`, checked; of `phase` and `round` if given.
 
         Raises:
-            PacketError: `malformed` (not a packet, truncated, damaged), `wrong_spec` (of another specification, codec
-                or kind), `wrong_round` (of another round or phase: late or replayed).
+            PacketError: `oversized` (longer than any packet of this format), `malformed` (not a packet, truncated,
+                damaged), `wrong_spec` (of another specification, codec or kind), `wrong_round` (of another round or
+                phase: late or replayed).
         """
         view = memoryview(data)
         if len(view) < _HEADER.size:
@@ -104,6 +105,8 @@ class PacketFormat(NamedTuple):
                 f"expected a {self.kind.name} packet of specification {self.digest().hex()}, {self.scalars} scalars, "
                 f"got kind {kind}, {digest.hex()}, {scalars}: the other side trains another model",
             )
+        if len(view) > self.size():
+            raise PacketError("oversized", f"{len(view)} bytes came, a {self.kind.name} packet has {self.size()}")
         body = view[_HEADER.size :]
         if len(body) != 8 * scalars + length or length != self.codec.size(self.spec):
             raise PacketError("malformed", f"the packet has {len(view)} bytes, {self.size()} were expected: truncated")

@@ -31,6 +31,7 @@ PROTOCOL_VERSION = 1
 
 _CHECKED: Mapping[str, Any] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 _MOST = 2**31 - 1
+_LONGEST_SETUP = 2**20
 
 MODEL_SCALARS = ("checkpoint_round",)
 """With the model goes the round of the oldest checkpoint that is kept: the server may go back so far, and a node keeps
@@ -109,9 +110,11 @@ class Setup:
 
     @staticmethod
     def from_json(text: str) -> Setup:
-        """Parse and check what came over the network. Raises PacketError (`malformed`) naming what is wrong."""
+        """Parse and check what came over the network. Raises PacketError (`malformed`, `oversized`) that says why."""
         from pydantic import TypeAdapter, ValidationError
 
+        if len(text) > _LONGEST_SETUP:
+            raise PacketError("oversized", f"the server's setup has {len(text)} characters, at most {_LONGEST_SETUP}")
         try:
             setup = TypeAdapter(Setup).validate_json(text)
         except ValidationError as error:

@@ -39,9 +39,10 @@ from fedrec.tensors import content_digest, text_digest
 from peft_embeddings.base_table import BaseTable, build_base_table, random_base_table, text_vectors
 from peft_embeddings.encoders.base import TextEncoder
 from server_app.baselines import simulated_baselines
-from server_app.run_folder import SUMMARY, RunFolder
-from strategies.base import Deployed, FederatedStrategy, ServerState
-from strategies.meter import Meter
+from server_app.resuming import Resumption, go_on, manifest_of_resumed, prepare
+from server_app.run_folder import CONFIG, MANIFEST, SUMMARY, RunFolder
+from strategies.base import Deployed, FederatedStrategy
+from strategies.checkpoint import Checkpoint
 
 log = logging.getLogger("fedrec")
 
@@ -110,9 +111,8 @@ class _Recorder:
         number = f"{record['round']}/{record['rounds']}"
         log.info("round %s %s loss=%.4f%s", number, record["phase"], record["loss"], shown)
 
-    def on_checkpoint(self, round: int, state: ServerState, meter: Meter) -> None:
-        self._folder.write_checkpoint(round, state, meter)
-        self._folder.prune_checkpoints(round, self._checkpoints_kept)
+    def on_checkpoint(self, checkpoint: Checkpoint) -> None:
+        self._folder.write_checkpoint(checkpoint, self._checkpoints_kept)
 
 
 def new_run_id(config: RunConfig) -> str:
@@ -124,20 +124,23 @@ def new_run_id(config: RunConfig) -> str:
 def run(config: RunConfig, overrides: Sequence[str], grid: Grid, watcher: Watcher | None = None) -> dict[str, Any]:
     """Carry out a run and return its summary (also in the run folder as `summary.json`).
 
-    `config` has its folders settled. Raises FedrecError for whatever the user can mend.
+    `config` has its folders settled; if it names a run to resume, that run goes on in its own folder. Raises
+    FedrecError for whatever the user can mend.
     """
     runs_dir, cache_dir = config.runs_dir, config.cache_dir
     assert runs_dir is not None
     assert cache_dir is not None
-    run_id = config.run_id or new_run_id(config)
+    run_id = config.resume or config.run_id or new_run_id(config)
     config = dataclasses.replace(config, run_id=run_id)
-    folder = RunFolder(runs_dir / run_id)
+    folder = (RunFolder.reopened if config.resume else RunFolder.new)(runs_dir / run_id)
     handler = folder.log_handler()
     level = log.level
     log.setLevel(logging.INFO)
     log.addHandler(handler)
     try:
-        return _run(config, overrides, grid, folder, cache_dir, watcher or _Silent())
+        with folder.locked():
+            resumption = prepare(folder) if config.resume else None
+            return _run(config, overrides, grid, folder, cache_dir, watcher or _Silent(), resumption)
     except BaseException as error:
         log.error("the run has failed: %s: %s", type(error).__name__, error)
         raise
@@ -148,10 +151,17 @@ def run(config: RunConfig, overrides: Sequence[str], grid: Grid, watcher: Watche
 
 
 def _run(
-    config: RunConfig, overrides: Sequence[str], grid: Grid, folder: RunFolder, cache_dir: Path, watcher: Watcher
+    config: RunConfig,
+    overrides: Sequence[str],
+    grid: Grid,
+    folder: RunFolder,
+    cache_dir: Path,
+    watcher: Watcher,
+    resumption: Resumption | None,
 ) -> dict[str, Any]:
     started = time.monotonic()
-    folder.write_text("config.yaml", to_yaml(config))
+    if resumption is None:
+        folder.write_text(CONFIG, to_yaml(config))
     watcher.stage(f"reading {config.dataset.name}")
     progress = Progress(watcher)
     simulated = config.runtime == "simulation"
@@ -174,7 +184,10 @@ def _run(
         # What a site can check is the list that it gets.
         deployed, catalogue = Deployed(own_secret(folder.path), listed), content_digest(listed)
     setup = make_setup(config, len(dataset.catalogue), catalogue, content_digest(eligible), place)
-    folder.write_json("manifest.json", manifest(config, overrides, dataset, table, place))
+    facts = manifest(config, overrides, dataset, table, place)
+    if resumption is not None:
+        facts = manifest_of_resumed(folder, facts, resumption.round)
+    folder.write_json(MANIFEST, facts)
     folder.write_public(setup, dataset.catalogue)
     baselines = {}
     if config.evaluation.baselines and not simulated:
@@ -188,21 +201,22 @@ def _run(
     strategy: FederatedStrategy = registry.strategies.get(config.strategy.name)(
         config, setup, table.table, eligible, _Recorder(folder, watcher, config.checkpoints_kept), deployed
     )
+    if resumption is not None:
+        go_on(strategy, resumption, manifest)
     watcher.stage("waiting for nodes")
     training = time.monotonic()
-    result = strategy.start(grid)
+    strategy.start(grid)
     training_seconds = time.monotonic() - training
     write_curve(folder.path)
-    rounds = strategy.config.rounds
     summary = {
         "run": str(folder.path),
-        "rounds": rounds,
+        "rounds": strategy.config.rounds,
         "seconds": time.monotonic() - started,
         "training_seconds": training_seconds,
-        "test": strategy.test,
-        "validation": dict(result.evaluate_metrics_clientapp[rounds]),
+        "test": strategy.ended["test"],
+        "validation": strategy.ended["validation"],
         "baselines": baselines,
-        "dropped_replies": strategy.dropped_replies,
+        "dropped_replies": strategy.ended["dropped_replies"],
         "merges": strategy.state.merges.count,
         "embedding": {phase: facts for phase, facts in strategy.model.reports.items() if facts},
         "bytes_per_user": strategy.meter.per_user(),

@@ -8,6 +8,8 @@ metrics.jsonl     one JSON object per round
 summary.json      the result, once the run has ended
 text_map.*        encoder and reduction as they were fitted, for items that come later
 log.txt           what happened, as plain lines
+lock              held while a process works on the run
+cut-*.jsonl       lines of metrics.jsonl that were cut off when the run was resumed from an earlier round
 checkpoints/      round-000100.safetensors (global model) and .json (where it stands), the newest few
 state/            simulation only: what the simulated devices keep on their own disks
 secret            deployment only: the root of the server's noise
@@ -15,23 +17,23 @@ secret            deployment only: the root of the server's noise
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
-import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors.torch import save_file
 
 from fedrec.data.types import Catalogue
 from fedrec.errors import StoreError
 from fedrec.protocol import Setup
-from fedrec.tensors import Tensors
-from strategies.base import ServerState
-from strategies.meter import Meter
+from server_app.checkpoints import Checkpoints, sync
+from strategies.checkpoint import Checkpoint
 
+CONFIG = "config.yaml"
+MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 SETUP = "setup.json"
@@ -42,17 +44,49 @@ class RunFolder:
     """Writes the files of one run; every file appears whole or not at all, but for the two that grow line by line."""
 
     def __init__(self, path: Path) -> None:
-        """Open the folder of a new run. Raises StoreError if a run has been there, or it cannot be written."""
+        """A folder that is there. `new` and `reopened` make sure of it."""
+        self.path = path
+        self.checkpoints = Checkpoints(path / "checkpoints")
+
+    @classmethod
+    def new(cls, path: Path) -> RunFolder:
+        """Make the folder of a new run. Raises StoreError if a run has been there, or it cannot be written."""
         try:
             if (path / METRICS).exists() or any((path / "state").glob("*")):
-                raise StoreError(f"{path} already holds a run: choose another run_id, or remove the folder")
+                raise StoreError(
+                    f"{path} already holds a run: choose another run_id, remove the folder, or go on with "
+                    f"resume={path.name}"
+                )
             for folder in (path, path / "checkpoints", path / "state"):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(
                 f"the run folder {path} cannot be made ({error.strerror}): set runs_dir=/another/folder"
             ) from error
-        self.path = path
+        return cls(path)
+
+    @classmethod
+    def reopened(cls, path: Path) -> RunFolder:
+        """The folder of a run that was interrupted. Raises StoreError if there is none, or the run has ended."""
+        if not (path / CONFIG).is_file():
+            raise StoreError(f"{path} holds no run that could be resumed: it has no {CONFIG}")
+        if (path / SUMMARY).exists():
+            raise StoreError(f"the run in {path} has ended, its result is in {path / SUMMARY}: nothing is left to do")
+        for folder in (path / "checkpoints", path / "state"):
+            folder.mkdir(exist_ok=True)
+        return cls(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else works on the run meanwhile. Raises StoreError if somebody does; a killed process does not."""
+        with (self.path / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise StoreError(
+                    f"the run in {self.path} is being worked on by another process: wait for it, or end it first"
+                ) from error
+            yield
 
     @property
     def state_dir(self) -> Path:
@@ -77,6 +111,38 @@ class RunFolder:
         """Write a JSON file atomically, indented for people."""
         self.write_text(name, json.dumps(values, indent=2) + "\n")
 
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file's object; empty if there is no such file. Raises StoreError if it is damaged."""
+        path = self.path / name
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise StoreError(f"{path} is damaged ({error}): restore it from a copy, or start a new run") from error
+        if not isinstance(found, dict):
+            raise StoreError(f"{path} should hold a JSON object, it holds a {type(found).__name__}")
+        return found
+
+    def cut_metrics(self, round: int) -> None:
+        """Keep the lines of the rounds up to `round`; those after it go to a file of their own, `cut-<n>.jsonl`.
+
+        Raises StoreError if a line that is to be kept is missing or damaged.
+        """
+        path = self.path / METRICS
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        kept, cut = lines[:round], lines[round:]
+        if (found := [_round(line) for line in kept]) != list(range(1, round + 1)):
+            raise StoreError(
+                f"{path} should begin with the rounds 1 to {round}, its lines are of the rounds {found}: restore it "
+                "from a copy, or start a new run"
+            )
+        if not cut:
+            return
+        number = 1 + len(list(self.path.glob("cut-*.jsonl")))
+        self.write_text(f"cut-{number}.jsonl", "".join(cut))
+        self.write_text(METRICS, "".join(kept))
+
     def write_public(self, setup: Setup, catalogue: Catalogue) -> None:
         """Write what is public about model and items: with the last checkpoint, all it takes to recommend."""
         self.write_text(SETUP, setup.to_json() + "\n")
@@ -88,58 +154,17 @@ class RunFolder:
         with (self.path / METRICS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
-    def write_checkpoint(self, round: int, state: ServerState, meter: Meter) -> None:
-        """Keep the global model, the server optimiser and the byte meter after a round; the JSON file comes last.
-
-        When this returns, the checkpoint is on the disk itself, and would be there after a power failure.
-        """
-        tensors: Tensors = {f"trainable.{name}": tensor for name, tensor in state.trainable.items()}
-        tensors |= {f"frozen.{name}": tensor for name, tensor in state.frozen.items()}
-        tensors |= {f"kept.{name}": tensor for name, tensor in state.kept.items()}
-        tensors |= {f"optimiser.{name}": tensor for name, tensor in state.optimiser.items()}
-        plain, merged = state.merges.state()
-        tensors |= {f"merged.{name}": packet for name, packet in merged.items()}
-        tensors |= {f"meter.{name}": torch.from_numpy(counts) for name, counts in meter.state().items()}
-        name = _name(round)
-        temporary = self._checkpoints / f"{name}.part"
-        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, temporary)
-        self._settle(temporary, f"{name}.safetensors")
-        where = {"round": round, "phase": state.phase, "frozen_digest": state.frozen_digest, **plain}
-        temporary.write_text(json.dumps(where) + "\n", encoding="utf-8")
-        self._settle(temporary, f"{name}.json")
-
-    def prune_checkpoints(self, round: int, kept: int) -> None:
-        """Delete the checkpoints before `round`, which has been written, but for the newest `kept - 1`.
-
-        A checkpoint that is half there, because a run was killed at that moment, is deleted too.
-        """
-        whole = sorted(path.stem for path in self._checkpoints.glob("round-*.json") if path.stem < _name(round))
-        spared = {_name(round), *whole[max(0, len(whole) - kept + 1) :]}
-        # The JSON file first: whoever finds it finds the tensors.
-        for suffix in ("json", "safetensors", "part"):
-            for path in sorted(self._checkpoints.glob(f"round-*.{suffix}")):
-                if path.stem <= _name(round) and path.stem not in spared:
-                    path.unlink()
-
-    @property
-    def _checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    def _settle(self, temporary: Path, name: str) -> None:
-        """Give a written file of the checkpoints its name; content and name are on the disk when this returns."""
-        _sync(temporary)
-        temporary.replace(self._checkpoints / name)
-        _sync(self._checkpoints)
+    def write_checkpoint(self, checkpoint: Checkpoint, kept: int) -> None:
+        """Keep a checkpoint, and of the earlier ones the newest `kept - 1`; the metrics until then are on the disk."""
+        if (self.path / METRICS).exists():
+            sync(self.path / METRICS)
+        self.checkpoints.write(checkpoint)
+        self.checkpoints.prune(checkpoint.round, kept)
 
 
-def _name(round: int) -> str:
-    return f"round-{round:06d}"
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, have reached the disk."""
-    handle = os.open(path, os.O_RDONLY)
+def _round(line: str) -> int | None:
+    """The round of a line of the metrics; None if it is damaged."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        return int(json.loads(line)["round"])
+    except (ValueError, TypeError, KeyError):
+        return None

@@ -7,14 +7,14 @@ Flower's `Strategy` interface and overrides `start`.
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, Any, ClassVar, cast
+from dataclasses import replace
+from typing import Any, ClassVar, cast
 
-from annotated_types import Ge, Gt, Le
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
@@ -22,47 +22,28 @@ from torch import Tensor
 
 from fedrec import registry
 from fedrec.config.schema import RunConfig
-from fedrec.errors import PacketError
+from fedrec.errors import RoundError
 from fedrec.item_list import item_list_packet
 from fedrec.keys import simulation_secret
 from fedrec.protocol import Setup, frozen_format
-from fedrec.registry import MemberConfig
 from fedrec.rng import derive
 from fedrec.tensors import Tensors, spec_of
-from fedrec.updates import DROPPED
 from strategies import records
-from strategies.aggregation import UpdateFold, weighted
-from strategies.deployed import Deployed
-from strategies.directory import Share
+from strategies.checkpoint import Checkpoint
+from strategies.contract import Deployed, Observer, StrategyConfig
 from strategies.item_counts import count_items
 from strategies.meter import Meter
 from strategies.nodes import Nodes
-from strategies.observer import Observer
 from strategies.ranking import TEST, VALIDATION, Ranking
 from strategies.server_model import Phase, ServerModel, ServerState
+from strategies.training import Training
+
+log = logging.getLogger("fedrec")
 
 __all__ = ["Deployed", "FederatedStrategy", "Observer", "Phase", "ServerState", "StrategyConfig"]
 
 
-@dataclass(frozen=True)
-class StrategyConfig(MemberConfig):
-    """What every strategy's configuration has.
-
-    Attributes:
-        rounds: Rounds of the whole run.
-        fraction: Share of the users who train in a round.
-        weight_cap: A user's weight in the average is the number of its training items, at most this.
-        max_update_norm: A user's delta of a larger norm is dropped (and counted).
-        max_failures: Share of the asked nodes that may fail in a round before the run is given up.
-        round_timeout: Seconds after which a round goes on without those that have not answered.
-    """
-
-    rounds: Annotated[int, Ge(1)]
-    fraction: Annotated[float, Gt(0), Le(1)]
-    weight_cap: Annotated[int, Ge(1), Le(1_000_000)]
-    max_update_norm: Annotated[float, Gt(0), Le(1e6)]
-    max_failures: Annotated[float, Ge(0), Le(1)]
-    round_timeout: Annotated[float, Gt(0)]
+_SLACK = 65_536  # bytes that a reply may have beside its packets
 
 
 class FederatedStrategy(Strategy):
@@ -89,7 +70,9 @@ class FederatedStrategy(Strategy):
             observer: Is told of rounds and checkpoints.
             deployed: What only a deployment has; None in a simulation.
         """
-        self.config: Any = config.strategy
+        strategy: Any = config.strategy
+        patience = strategy.patience(simulated=setup.simulation is not None)
+        self.config: Any = replace(strategy, round_timeout=patience)
         self.setup = setup
         self.plan = self.phases(config)
         self.meter = Meter([phase.name for phase in self.plan])
@@ -99,15 +82,17 @@ class FederatedStrategy(Strategy):
         backbone = registry.backbones.get(config.backbone.name)(config.backbone, setup.dim)
         self._recipe = registry.optims.get(config.optim.name)(config.optim, backbone.advice)
         self.model = ServerModel(setup, self.plan, backbone, base)
-        self.test: dict[str, float] = {}
-        """Metrics at test, once the last round has ended."""
+        self.ended: dict[str, Any] = {}
+        """Once the last round has ended: its metrics by split, and the replies of it that were of no use."""
         self._secret = deployed.secret if deployed else simulation_secret(setup.seed)
-        self._nodes = Nodes(setup, deployed and records.wrap(item_list_packet(deployed.item_list)))
+        item_list = deployed and records.wrap(item_list_packet(deployed.item_list))
+        self._nodes = Nodes(setup, item_list, strategy.silent_rounds)
         self._eligible = records.wrap(frozen_format(spec_of(eligible)).encode(0, 0, eligible))
-        self._shares: dict[int, Share] = {}
+        self._training: Training | None = None
         self._ranking: Ranking | None = None
         self._bytes: dict[str, int] = {}
         self._checkpoints: deque[int] = deque([0], maxlen=config.checkpoints_kept)
+        self._after = 0
 
     @classmethod
     @abstractmethod
@@ -118,6 +103,23 @@ class FederatedStrategy(Strategy):
     def problems(cls, config: RunConfig) -> list[str]:
         """What is wrong with a configuration as a whole, one line each; asked before anything starts."""
         return []
+
+    def resume(self, checkpoint: Checkpoint | None, kept: Sequence[int], resumes: Sequence[int]) -> None:
+        """Go on from a checkpoint, or from the beginning if there is none; to be called before `start`.
+
+        Args:
+            checkpoint: The one to go on from.
+            kept: Rounds of the checkpoints that are kept, this one the last.
+            resumes: The round after which the run went on each time that it was resumed, this time included.
+        """
+        self._nodes.resumes = tuple(resumes)
+        if checkpoint is not None:
+            self._after = checkpoint.round
+            self._checkpoints.extend(kept)
+            self._nodes.directory.restore(checkpoint.users)
+            self.meter.restore(checkpoint.meter)
+            self.model.restore(checkpoint.state, checkpoint.counts, checkpoint.reports)
+            self.ended = dict(checkpoint.ended)
 
     # The loop ------------------------------------------------------------------------------------------------------
 
@@ -134,9 +136,10 @@ class FederatedStrategy(Strategy):
         """Run all rounds of the plan; model, rounds and deadlines come from the configuration, not from here."""
         result = Result()
         waiting: dict[str, Any] | None = None  # the record of a round whose ranking rides on the next one's messages
-        self._nodes.wait(grid, self._run.simulation.nodes, timeout)
+        if self._after < self.config.rounds and self.setup.simulation is not None:
+            self._nodes.wait(grid, self._run.simulation.nodes, timeout)
         try:
-            for round in range(1, self.config.rounds + 1):
+            for round in range(self._after + 1, self.config.rounds + 1):
                 record = self._train(grid, round)
                 if waiting is not None:
                     self._tell(result, waiting, self._ranked())
@@ -157,23 +160,39 @@ class FederatedStrategy(Strategy):
         return result
 
     def _train(self, grid: Grid, round: int) -> dict[str, Any]:
-        """One round of training; its record, without a ranking."""
+        """One round of training, repeated if too few took part; its record, without a ranking."""
         started = time.monotonic()
         self._nodes.counts.clear()
-        self._nodes.enrol(grid)
-        self.meter.grow(len(self._nodes.directory), self._nodes.enrolment_bytes + records.size(self._eligible))
-        self._count_items(grid)
-        self.model.advance(round)
-        self._offer()
-        messages = self.configure_train(round, ArrayRecord(), ConfigRecord(), grid)
-        _, trained = self.aggregate_train(round, self._nodes.collect(grid, messages, self.config.round_timeout))
-        assert trained is not None
+        self._nodes.wasted.clear()
+        self._bytes = dict.fromkeys(self._bytes, 0)
+        for left in reversed(range(1 + self.config.repeats)):
+            self._nodes.gather(grid, self.config.min_nodes, self.config.node_timeout)
+            joining = self._nodes.enrolment_bytes + records.size(self._eligible)
+            self.meter.grow(len(self._nodes.directory), joining)
+            self._count_items(grid)
+            self.model.advance(round)
+            self._offer()
+            messages = self.configure_train(round, ArrayRecord(), ConfigRecord(), grid)
+            assert self._training is not None
+            replies = self._nodes.collect(grid, messages, self.config.round_timeout, self._training.enough)
+            try:
+                self.aggregate_train(round, replies)
+                break
+            except RoundError as error:
+                if not left:
+                    raise
+                self._nodes.counts["round_repeated"] += 1
+                log.warning("%s; the round is repeated", error)
+        assert self._training is not None
         if self.model.merge(round):
             self._offer()
         return {
-            **self._record(round, trained),
+            "round": round,
+            "rounds": self.config.rounds,
+            "phase": self.model.phase_name,
+            **self._training.record(),
             "merges": self.state.merges.count,
-            "dropped_replies": self.dropped_replies,
+            **self._losses,
             "bytes": self._bytes,
             "bytes_per_user": self.meter.per_user(),
             "seconds": time.monotonic() - started,
@@ -198,7 +217,8 @@ class FederatedStrategy(Strategy):
         They must bring the same model, which the first round of a phase does not. And a checkpoint is of a round of
         which nothing is still to come.
         """
-        return not (self.model.enters(round + 1) or self._due(round, self._run.checkpoint_every))
+        early = bool(self.config.over_sampling)  # that round may end before everybody has answered
+        return not (early or self.model.enters(round + 1) or self._due(round, self._run.checkpoint_every))
 
     def _evaluated(self, grid: Grid, round: int, record: dict[str, Any]) -> dict[str, dict[str, float]]:
         """The ranking after `round` in messages of its own, the test with the last; what it cost goes into `record`."""
@@ -206,7 +226,7 @@ class FederatedStrategy(Strategy):
         splits = [VALIDATION, TEST] if round == self.config.rounds else [VALIDATION]
         messages = self.configure_evaluate(round, ArrayRecord(), ConfigRecord({"splits": splits}), grid)
         self.aggregate_evaluate(round, self._nodes.collect(grid, messages, self.config.round_timeout))
-        record["dropped_replies"] = self.dropped_replies
+        record |= self._losses
         record["seconds"] += time.monotonic() - started
         return self._ranked()
 
@@ -222,25 +242,14 @@ class FederatedStrategy(Strategy):
             record["validation"] = ranked[VALIDATION]
             record["bytes_per_user"]["evaluation"] = self.meter.evaluation
             result.evaluate_metrics_clientapp[record["round"]] = MetricRecord(dict(ranked[VALIDATION]))
-            self.test = ranked.get(TEST, {})
+            self.ended = {**ranked, **self._losses} if TEST in ranked else {}
         self._observer.on_round(record)
 
-    def _record(self, round: int, trained: MetricRecord) -> dict[str, Any]:
-        values: dict[str, Any] = dict(trained)
-        dropped = {name: int(values.pop(name)) for name in DROPPED}
-        return {
-            "round": round,
-            "rounds": self.config.rounds,
-            "phase": self.model.phase_name,
-            "cohort": self._cohort_size,
-            **values,
-            "dropped_users": {name: count for name, count in dropped.items() if count},
-        }
-
     @property
-    def dropped_replies(self) -> dict[str, int]:
-        """Replies that were of no use, by reason, since the last round began."""
-        return dict(self._nodes.counts)
+    def _losses(self) -> dict[str, dict[str, int]]:
+        """Replies and bytes of no use, by reason, since the last round began; no user is charged with them."""
+        wasted = {name: count for name, count in self._nodes.wasted.items() if count}
+        return {"dropped_replies": dict(self._nodes.counts), "wasted_bytes": wasted}
 
     # Flower's interface ----------------------------------------------------------------------------------------------
 
@@ -251,21 +260,22 @@ class FederatedStrategy(Strategy):
 
         A ranking that rides on this round is asked of every node: of those that train in the same message.
         """
-        directory, phase = self._nodes.directory, self.state.phase
-        users = directory.cohort(self.setup.seed, server_round, self.config.fraction)
-        self._shares = directory.shares(users)
-        model = self._packet(server_round)
-        self._bytes = self.meter.downloaded(phase, users, records.size(model), self.model.frozen_bytes)
+        trainable, phase = self.model.model.trainable, self.state.phase
+        self._training = training = Training(self.setup, self._nodes, self.config, trainable, phase, server_round)
+        model, users = self._packet(server_round), training.users
+        moved = self.meter.downloaded(phase, users, records.size(model), self.model.frozen_bytes)
+        self._bytes = {name: self._bytes.get(name, 0) + count for name, count in moved.items()}
+        self._nodes.largest_reply = self.setup.update_format(trainable, 2).size() + _SLACK
         packets, fields = {records.MODEL: model}, self.model.fields(server_round)
         also: list[Message] = []
         if self._ranking is not None:
             fields |= self._ranking.fields
             self._ranking.ask(self.meter, len(users), records.size(model), self.model.frozen_bytes)
-            others = [node for node in directory.nodes if node not in self._shares]
+            others = [node for node in self._nodes.directory.nodes if node not in training.shares]
             also = [self._nodes.message(node, records.EVALUATE, fields, packets) for node in others]
         return also + [
             self._nodes.message(node, records.TRAIN, fields, packets, {records.SLOTS: share.slots})
-            for node, share in self._shares.items()
+            for node, share in training.shares.items()
         ]
 
     def aggregate_train(
@@ -273,37 +283,23 @@ class FederatedStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Fold the replies as they come, each whole or not at all, and take the server's step on their mean.
 
-        A reply's update and its metrics, if a ranking rides on the round, are judged apart.
+        A reply's update and its metrics, if a ranking rides on the round, are judged apart. Raises RoundError, with the
+        model as it was, if too few are of use.
         """
-        trainable, phase = self.model.model.trainable, self.state.phase
-        of_a_device = self.setup.update_format(trainable, users=1).size()
-        fold = UpdateFold(trainable, self._cohort_size, self.config.weight_cap, self.config.max_update_norm)
-        accepted = 0
+        training = self._training
+        assert training is not None
         for reply in replies:
-            node = self._nodes.sender(reply)
             if self._ranking is not None:
                 self._ranking.take(self.meter, reply)
-            if (share := self._shares.get(node)) is None:
-                continue
-            try:
-                users = len(share.users)
-                data = records.unpack(reply.content).packet(records.UPDATE)
-                packet = self.setup.update_format(trainable, users).decode(data, phase=phase, round=server_round)
-                fold.add(weighted(packet) if self.setup.lone(users) else packet, users)
-            except PacketError as error:
-                self._nodes.refuse(node, error)
-                continue
-            accepted += 1
-            self._bytes["up"] += self.meter.uploaded(phase, share.users, of_a_device)
-        mean = fold.mean()
-        if mean is not None:
+            self._bytes["up"] += training.take(self.meter, reply)
+        training.require_enough()
+        fold = training.fold
+        if (mean := fold.mean()) is not None:
             taken = int(fold.scalar("users"))
             noise = derive(self._secret, "privacy", server_round)
             mean = self._privacy.protect_mean(mean, taken, noise)
             moved, optimiser = self._recipe.server_update(self.state.trainable, mean, self.state.optimiser)
             self.model.state = replace(self.state, trainable=moved, optimiser=optimiser)
-        asked, most = len(self._shares), self.config.max_failures
-        self._nodes.give_up_if_too_many_failed(f"round {server_round}", asked, accepted, most)
         return None, MetricRecord({**fold.summary()})
 
     def configure_evaluate(
@@ -337,10 +333,6 @@ class FederatedStrategy(Strategy):
         """The global model, as it stands."""
         return self.model.state
 
-    @property
-    def _cohort_size(self) -> int:
-        return sum(len(share.users) for share in self._shares.values())
-
     def _packet(self, round: int) -> Array:
         # Without checkpoints there is nothing to go back to, and no older private tensors need be kept.
         return self.model.packet(round, self._checkpoints[0] if self._run.checkpoint_every else round - 1)
@@ -349,5 +341,7 @@ class FederatedStrategy(Strategy):
         return bool(round == self.config.rounds or (every and round % every == 0))
 
     def _checkpoint(self, round: int) -> None:
-        self._observer.on_checkpoint(round, self.state, self.meter)
+        users, meter, model = self._nodes.directory.keys.copy(), self.meter.state(), self.model
+        made = Checkpoint(round, self.state, meter, users, model.counts, model.reports, self.ended)
+        self._observer.on_checkpoint(made)
         self._checkpoints.append(round)

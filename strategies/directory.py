@@ -35,6 +35,12 @@ class Directory:
     def __len__(self) -> int:
         return len(self._numbers)
 
+    def restore(self, keys: NDArray[np.uint64]) -> None:
+        """Know these users (uint64 [users]) by the numbers that they had; all are away until a node names them."""
+        self._numbers = {key: number for number, key in enumerate(keys.tolist())}
+        self._make_room(len(keys))
+        self._keys[: len(keys)] = keys
+
     @property
     def keys(self) -> NDArray[np.uint64]:
         """uint64 [users], by number."""
@@ -91,13 +97,16 @@ class Directory:
         if self._users_of.pop(node, None) is not None:
             self._place[self._place == self._places[node]] = _AWAY
 
+    def cohort_size(self, fraction: float) -> int:
+        """Users who train in a round: the `fraction` of those here, at least one."""
+        return max(1, round_half_up(fraction * len(self.here)))
+
     def cohort(self, seed: int, round: int, fraction: float) -> NDArray[np.int64]:
         """The users of a round: the `fraction` of those here with the smallest number drawn from (seed, round, key).
 
         It depends on nothing but who is here, so that any layout of the users on nodes chooses the same ones.
         """
-        here = self.here
-        size = max(1, round_half_up(fraction * len(here)))
+        here, size = self.here, self.cohort_size(fraction)
         if size >= len(here):
             return here
         # Different keys never draw the same number: the last step of the mixing can be undone.

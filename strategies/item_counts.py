@@ -57,7 +57,7 @@ def count_items(nodes: Nodes, grid: Grid, n_items: int, counting: ItemCounting, 
                     f"of {packet.scalars[0]}",
                 )
         except PacketError as error:
-            nodes.refuse(nodes.sender(reply), error)
+            nodes.refuse(nodes.sender(reply), error, reply)
             continue
         total += sums
         reported.append(share.users)

@@ -11,6 +11,7 @@ that is frozen where that is shorter.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,14 @@ class Meter:
             "evaluation": np.array([self._evaluation], dtype=np.int64),
             "evaluated_in": self._evaluated_in,
         }
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Count on from what `state` gave."""
+        self._users = len(state["one_time"])
+        self._up, self._down = [counts.copy() for counts in state["up"]], [counts.copy() for counts in state["down"]]
+        self._one_time, self._merges = state["one_time"].copy(), state["merges"].copy()
+        self._trained_in, self._evaluated_in = state["trained_in"].copy(), state["evaluated_in"].copy()
+        self._evaluation = int(state["evaluation"][0])
 
 
 def _lacking(held: _Counts, users: NDArray[np.int64], frozen: FrozenBytes) -> tuple[_Counts, _Counts]:

@@ -5,35 +5,39 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from fedrec.errors import FederationError, PacketError
+from fedrec.errors import FederationError, PacketError, RoundError
 from fedrec.keys import keys_digest
-from fedrec.protocol import Setup, code_digest
+from fedrec.protocol import Setup
 from strategies.directory import Directory
+from strategies.enrolment import LASTING, user_keys
 from strategies.exchange import exchange
+from strategies.overdue import Overdue
 from strategies.records import (
     ENROLL,
     FROZEN,
-    KEYS,
     MERGED,
     MISSING,
     NAMED,
-    PROBLEM,
+    RESUMED,
     STORES_LOST,
     UNSHARED,
     VERSIONS,
     Content,
     Field,
+    joined,
     pack,
     size,
     unpack,
+    weight,
 )
+from strategies.silence import Silences
 from strategies.versions import Merges
 
 log = logging.getLogger("fedrec")
@@ -41,9 +45,11 @@ log = logging.getLogger("fedrec")
 _ENROLL_TIMEOUT = 120.0
 _ENROLL_PATIENCE = 0.1
 """Seconds more for every node: Flower's simulation serves some ten to a hundred calls a second among thousands."""
-_PROBLEM_SHOWN = 2000
+_ENROLL_LATER = 30.0
+"""Seconds for a node that comes while others train already."""
 KEY_BYTES = 8
 _POLL = 0.1
+_WAIT, _LONGEST_WAIT = 2.0, 30.0
 
 
 class Nodes:
@@ -56,14 +62,29 @@ class Nodes:
         merges: What was merged into the base table among them: the shorter way for a node that holds an older version.
         enrolment_bytes: What one user's device moves to join: the setup down (and the list of items), its key up.
         counts: What went wrong since it was last cleared, by name; the caller clears it every round.
+        wasted: Bytes that were of no use since then, by name: of refused and late replies, and of what was sent again
+            to nodes that had lost something (`resent`).
+        largest_reply: Bytes that a reply may have at most; anything longer is refused unread.
+        resumes: The rounds after which the run went on when it was resumed; nodes forget what they trained since.
     """
 
-    def __init__(self, setup: Setup, item_list: Array | None = None) -> None:
-        """Of a run whose clients are told `setup`; sites that have none yet are sent `item_list`, wrapped."""
+    def __init__(self, setup: Setup, item_list: Array | None = None, silent_rounds: int = 2) -> None:
+        """Of a run whose clients are told `setup`.
+
+        Args:
+            setup: What every client is told.
+            item_list: The public list of items, wrapped, for sites that have none yet.
+            silent_rounds: Unanswered messages in a row after which a node rests.
+        """
         self.directory = Directory()
         self.once: dict[str, Array] = {}
         self.merges = Merges()
         self.counts: Counter[str] = Counter()
+        self.wasted: Counter[str] = Counter()
+        self.largest_reply: int | None = None
+        self.resumes: tuple[int, ...] = ()
+        self._silences = Silences(silent_rounds)
+        self._overdue = Overdue()
         self._setup = setup.to_json()
         self._simulated = setup.simulation is not None
         self._catalogue = setup.catalogue
@@ -85,37 +106,67 @@ class Nodes:
                 )
             time.sleep(_POLL)
 
+    def gather(self, grid: Grid, least: int, timeout: float) -> None:
+        """Begin a round: enrol who is new, and wait until `least` nodes with users are here.
+
+        Raises FederationError if they do not come within `timeout` seconds; in a simulation nobody comes later.
+        """
+        deadline, pause = time.monotonic() + timeout, _WAIT
+        self._silences.round_begins(set(grid.get_node_ids()))
+        self._take_late(grid)
+        while True:
+            self.enrol(grid)
+            if (here := len(self.directory.nodes)) >= least:
+                return
+            left = deadline - time.monotonic()
+            if self._simulated or left <= 0:
+                raise FederationError(
+                    f"{here or 'none'} of {len(list(grid.get_node_ids()))} nodes has joined with users, "
+                    f"strategy.min_nodes={least} are needed, and no more came in {timeout:.0f} s "
+                    f"({dict(self.counts)}): see the log above for why"
+                )
+            time.sleep(min(pause, left))
+            pause = min(1.5 * pause, _LONGEST_WAIT)
+
+    def _take_late(self, grid: Grid) -> None:
+        """Count the replies that came after their round was over; nodes that send such are there again."""
+        for node, reply in self._overdue.came(grid):
+            if not reply.has_error():
+                self.counts["late"] += 1
+                self.wasted["late"] += weight(reply.content)
+                self._silences.heard(node)
+                log.info("node %d answered too late: its answer is left out", node)
+
     def enrol(self, grid: Grid) -> None:
         """Ask nodes seen for the first time who lives there, and forget those that have gone.
 
-        Raises FederationError if nobody has joined, or a worker of a simulation does not see the server's folders.
+        Nodes that rest are not asked. Raises FederationError if a worker of a simulation does not see the server's
+        folders.
         """
         connected = set(grid.get_node_ids())
         self._refused &= connected
         for node in self.directory.nodes:
             if node not in connected:
                 self._forget(node)
-        new = sorted(connected - set(self.directory.nodes) - self._refused)
-        messages = [Message(pack({"setup": self._setup}), node, ENROLL) for node in new]
-        joined: dict[int, NDArray[np.uint64]] = {}
-        timeout, silent = _ENROLL_TIMEOUT + _ENROLL_PATIENCE * len(new), set(new)
+        new = sorted(connected - set(self.directory.nodes) - self._refused - self._silences.resting)
+        messages = [Message(pack(self._invitation()), node, ENROLL) for node in new]
+        came: dict[int, NDArray[np.uint64]] = {}
+        later = len(self.directory) and not self._simulated
+        timeout, silent = (_ENROLL_LATER if later else _ENROLL_TIMEOUT) + _ENROLL_PATIENCE * len(new), set(new)
         for sent, reply in self._enrolled(grid, messages, timeout):
             silent.discard(sent.metadata.dst_node_id)
+            self._silences.heard(sent.metadata.dst_node_id)
             if (keys := self._keys(sent.metadata.dst_node_id, reply)) is not None:
-                joined[sent.metadata.dst_node_id] = keys
+                came[sent.metadata.dst_node_id] = keys
         if silent:
             self.counts["enrol_no_answer"] += len(silent)
-            log.warning(
-                "%d of %d nodes did not say in %.0f s who lives there: the round goes on without their users, and they "
-                "are asked again in the next",
-                len(silent),
-                len(new),
-                timeout,
-            )
+            self._let_rest(silent)
+            said = "%d of %d nodes did not say in %.0f s who lives there: the round goes on without their users"
+            log.warning(said + ", and they are asked again in the next", len(silent), len(new), timeout)
         # In the order of their users' keys: a node's id is drawn anew in every run.
-        for node in sorted(joined, key=lambda node: int(joined[node].min())):
+        for node in sorted(came, key=lambda node: int(came[node].min())):
             try:
-                replaced = self.directory.join(node, joined[node])
+                replaced = self.directory.join(node, came[node])
             except FederationError as error:
                 self.counts["double_users"] += 1
                 log.warning("node %d is left out: %s", node, error)
@@ -126,11 +177,12 @@ class Nodes:
                 self._refused.add(other)  # until it has been away: else the two would replace each other every round
                 log.warning("node %d names users of node %d: it has come in its place", node, other)
             self._holds[node] = set()
-            self._named[node] = keys_digest(joined[node])
-        if not len(self.directory):
-            raise FederationError(
-                f"none of {len(connected)} nodes has joined with users ({dict(self.counts)}): see the log above for why"
-            )
+            self._named[node] = keys_digest(came[node])
+
+    def _invitation(self) -> dict[str, Field]:
+        """What a node is told that is to join."""
+        resumed: dict[str, Field] = {RESUMED: " ".join(map(str, self.resumes))} if self.resumes else {}
+        return {"setup": self._setup, **resumed}
 
     def _enrolled(self, grid: Grid, messages: list[Message], timeout: float) -> Iterator[tuple[Message, Message]]:
         """The nodes' answers; sites that have not got the list of items are sent it and asked once more."""
@@ -139,12 +191,13 @@ class Nodes:
             if self._item_list is None or reply.has_error() or self._missing(reply) != self._catalogue:
                 yield sent, reply
                 continue
-            content = pack({"setup": self._setup}, {FROZEN + self._catalogue: self._item_list})
+            content = pack(self._invitation(), {FROZEN + self._catalogue: self._item_list})
             again.append(Message(content, sent.metadata.dst_node_id, ENROLL))
         if again:
             yield from exchange(grid, again, timeout)
 
     def _keys(self, node: int, reply: Message) -> NDArray[np.uint64] | None:
+        """The keys of the node's users, if it has joined with any."""
         if reply.has_error():
             self.counts["enrol_failed"] += 1
             log.warning("node %d could not be enrolled: %s", node, _last_line(reply))
@@ -152,34 +205,16 @@ class Nodes:
         try:
             content = unpack(reply.content)
             self._require_shared(content)
-            if PROBLEM in content.fields:
-                self.counts["misconfigured"] += 1
-                self._refused.add(node)  # it is asked again when it has been restarted
-                log.warning("node %d cannot take part: %s", node, str(content.fields[PROBLEM])[:_PROBLEM_SHOWN])
-                return None
-            code, keys = content.text("code"), content.array(KEYS)
+            keys = user_keys(content)
         except PacketError as error:
-            self.refuse(node, error)
-            return None
-        if code != code_digest():
-            self.counts["other_code"] += 1
-            self._refused.add(node)
-            log.warning(
-                "node %d runs other code (%s) than this server (%s): install the same fedrec on both; a simulation "
-                "started in a folder that holds other packages of the same names imports those",
-                node,
-                code,
-                code_digest(),
-            )
-            return None
-        if keys.dtype != np.uint64 or keys.ndim != 1:
-            came = f"{keys.dtype} {keys.shape}"
-            self.refuse(node, PacketError("malformed", f"user keys are a list of uint64, not {came}"))
+            self.refuse(node, error, reply)
+            if error.reason in LASTING:
+                self._refused.add(node)
             return None
         if not keys.size:
             self._refused.add(node)  # nobody lives there: it need not be asked in every round
             return None
-        return keys.astype(np.uint64)
+        return keys
 
     def message(
         self,
@@ -206,66 +241,77 @@ class Nodes:
         """The node that gave a reply which `collect` has yielded."""
         return self._senders[reply.metadata.reply_to_message_id]
 
-    def refuse(self, node: int, error: PacketError) -> None:
-        """A reply is of no use; it is counted under the error's name, and the round goes on."""
+    def refuse(self, node: int, error: PacketError, reply: Message) -> None:
+        """A reply is of no use; it and its bytes are counted under the error's name, and the round goes on."""
         self.counts[error.reason] += 1
+        self.wasted[error.reason] += weight(reply.content)
         log.warning("the reply of node %d is left out: %s", node, error)
 
-    def collect(self, grid: Grid, messages: Iterable[Message], timeout: float) -> Iterator[Message]:
+    def _let_rest(self, silent: Iterable[int]) -> None:
+        """Nodes have not answered; those that have not for some time rest, and their users are away."""
+        for node in silent:
+            if self._silences.silent(node):
+                self.counts["rested"] += 1
+                log.warning("node %d does not answer: it rests for some rounds, or until a late answer comes", node)
+                self._forget(node)
+
+    def collect(
+        self, grid: Grid, messages: Iterable[Message], timeout: float, enough: Callable[[], bool] = lambda: False
+    ) -> Iterator[Message]:
         """Send and yield the replies as they come; nodes that lack something are sent it and asked once more.
 
-        Errors and silence are counted (`failed`, `no_answer`, `frozen_missing`), never yielded.
+        Errors and silence are counted (`failed`, `no_answer`, `frozen_missing`, `oversized`), never yielded. When there
+        is `enough` the others are waited for no longer: what they send comes late.
         """
         deadline = time.monotonic() + timeout
         first, again = list(messages), list[Message]()
-        silent = {message.metadata.dst_node_id for message in first}
+        open = {message.metadata.dst_node_id: message for message in first}
         self._senders.clear()
         for attempt in (first, again):
             for sent, reply in exchange(grid, attempt, max(0.0, deadline - time.monotonic())) if attempt else ():
                 node = sent.metadata.dst_node_id
-                silent.discard(node)
+                open.pop(node, None)
+                self._silences.heard(node)
                 if reply.has_error():
                     self.counts["failed"] += 1
                     log.warning("node %d failed: %s", node, _last_line(reply))
+                elif self.largest_reply is not None and weight(reply.content) > self.largest_reply:
+                    came = f"{weight(reply.content)} bytes came, an answer has at most {self.largest_reply}"
+                    self.refuse(node, PacketError("oversized", came), reply)
                 elif (missing := self._missing(reply)) is None:
                     self._holds[node].update(self.once)
                     self._senders[reply.metadata.reply_to_message_id] = node
                     yield reply
+                    if enough():
+                        self._overdue.expect(open.values(), timeout)
+                        return
                 elif missing in (NAMED, self._catalogue):
                     self.counts["users_changed"] += 1
                     log.warning("node %d has other users than it had: they are asked for anew", node)
                     self._forget(node)
                 elif attempt is first:
                     self._holds[node].clear()
-                    again.append(Message(self._completed(sent.content), node, sent.metadata.message_type))
+                    extra = pack({"setup": self._setup}, {FROZEN + name: packet for name, packet in self.once.items()})
+                    again.append(Message(joined(sent.content, extra), node, sent.metadata.message_type))
+                    open[node] = again[-1]
+                    self.wasted["resent"] += weight(again[-1].content)
                     log.info("node %d lacks %s and is sent it again", node, missing)
                 else:
                     self.counts["frozen_missing"] += 1
                     self._forget(node)
-        if silent:
-            self.counts["no_answer"] += len(silent)
+        if open:
+            self.counts["no_answer"] += len(open)
+            self._overdue.expect(open.values(), timeout)
+            self._let_rest(list(open))
 
     def give_up_if_too_many_failed(self, what: str, asked: int, accepted: int, max_failures: float) -> None:
-        """Raise FederationError if, of the nodes `asked`, a larger share than `max_failures` was of no use."""
+        """Raise RoundError if, of the nodes `asked`, a larger share than `max_failures` was of no use."""
         failed = asked - accepted
         if failed > max_failures * asked:
-            raise FederationError(
+            raise RoundError(
                 f"{what}: {failed} of {asked} nodes failed ({dict(self.counts)}), more than "
                 f"strategy.max_failures={max_failures} allows; see the log above for why"
             )
-
-    def _completed(self, content: RecordDict) -> RecordDict:
-        """A message's content with the setup and all that is sent once; the message that was sent stays as it is."""
-        extra = pack({"setup": self._setup}, {FROZEN + digest: packet for digest, packet in self.once.items()})
-        arrays = {
-            name: ArrayRecord(dict(content.array_records[name]) | dict(record))
-            for name, record in extra.array_records.items()
-        }
-        fields = {
-            name: ConfigRecord(dict(content.config_records[name]) | dict(record))
-            for name, record in extra.config_records.items()
-        }
-        return RecordDict({**arrays, **fields})
 
     def _missing(self, reply: Message) -> str | None:
         """What the node says it lacks, if that is its answer."""

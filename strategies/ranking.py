@@ -40,7 +40,7 @@ class Ranking:
         self._asked = self._accepted = 0
 
     def ask(self, meter: Meter, training: int, model: int, frozen: FrozenBytes) -> None:
-        """Every node here is being asked.
+        """Every node here is being asked; what an earlier try has brought is forgotten.
 
         Args:
             meter: Counts what the users' devices download for it.
@@ -48,7 +48,8 @@ class Ranking:
             model: Bytes of the model packet.
             frozen: Of what is frozen in the phase.
         """
-        self._asked = len(self._nodes.directory.nodes)
+        self._asked, self._accepted = len(self._nodes.directory.nodes), 0
+        self._sums = {split: [] for split in self._sums}
         meter.evaluated(self._phase, self._nodes.directory.here, training, model, frozen)
 
     def take(self, meter: Meter, reply: Message) -> None:
@@ -63,7 +64,7 @@ class Ranking:
                 scalars = self._format.decode(packet, phase=self._phase, round=self.after).scalars
                 taken.append(check_sums(scalars, residents))
         except PacketError as error:
-            self._nodes.refuse(node, error)
+            self._nodes.refuse(node, error, reply)
             return
         for sums, scalars in zip(self._sums.values(), taken, strict=True):
             sums.append(scalars)

@@ -58,6 +58,9 @@ SPLITS = "splits"
 AFTER = "after"
 """Field beside it: the round after which users are ranked, with the private tensors that they had then."""
 
+RESUMED = "resumed"
+"""Field of an enrolment in a run that was resumed: the round after which it went on each time, with blanks between."""
+
 _ARRAYS = "arrays"
 _FIELDS = "fields"
 
@@ -108,6 +111,11 @@ def size(wrapped: Array) -> int:
     return wrapped.shape[0]
 
 
+def weight(content: RecordDict) -> int:
+    """Bytes of all arrays of a message, as they came and unread."""
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+
+
 def pack(
     fields: Mapping[str, Field],
     packets: Mapping[str, bytes | Array] | None = None,
@@ -120,6 +128,19 @@ def pack(
     for name, array in (arrays or {}).items():
         record[name] = Array(np.ascontiguousarray(array))
     return RecordDict({_ARRAYS: record, _FIELDS: ConfigRecord(dict(fields))})
+
+
+def joined(content: RecordDict, extra: RecordDict) -> RecordDict:
+    """The content of a message with what `extra` adds to its arrays and fields; neither is changed."""
+    arrays = {
+        name: ArrayRecord(dict(content.array_records[name]) | dict(record))
+        for name, record in extra.array_records.items()
+    }
+    fields = {
+        name: ConfigRecord(dict(content.config_records[name]) | dict(record))
+        for name, record in extra.config_records.items()
+    }
+    return RecordDict({**arrays, **fields})
 
 
 def unpack(content: RecordDict) -> Content:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -86,6 +86,12 @@ class ServerModel:
         self._plan = plan
         self.state = self._entered(0, base, backbone.init_shared(generator(setup.seed, "shared")))
 
+    def restore(self, state: ServerState, counts: Tensor | None, reports: Mapping[str, Mapping[str, float]]) -> None:
+        """Stand where a checkpoint says: its state, users per item, and reports of the phases so far."""
+        self.counts = counts
+        self.reports = {phase: dict(facts) for phase, facts in reports.items()}
+        self.state = self._frozen(state)
+
     @property
     def model(self) -> Model:
         """The model of the present phase."""
@@ -113,6 +119,8 @@ class ServerModel:
         trainable, frozen, kept = self.models[phase].start(base, shared, rng, self.counts)
         name = self._plan[phase].name
         self.reports[name] = report_start(name, self.models[phase].embedding, frozen)
+        # One layout in memory, before a checkpoint and after it: the last bits of a product depend on it.
+        trainable = {key: tensor.contiguous() for key, tensor in trainable.items()}
         return self._frozen(ServerState(phase, trainable, frozen, "", {}, kept))
 
     def _frozen(self, state: ServerState) -> ServerState:

@@ -98,7 +98,7 @@ def test_the_layout_is_what_the_documentation_says() -> None:
 def test_every_truncation_is_malformed() -> None:
     for length in range(len(PACKET)):
         assert refusal(PACKET[:length]) == "malformed"
-    assert refusal(PACKET + b"\0") == "malformed"
+    assert refusal(PACKET + b"\0") == "oversized"
 
 
 def test_every_flipped_bit_is_refused() -> None:

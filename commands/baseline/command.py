@@ -38,11 +38,13 @@ def baseline(kind: Kind, config: RunConfig, overrides: Sequence[str], *, console
     torch.set_num_threads(1)  # as `train`
     if config.runtime == "deployment":
         raise ConfigError(["runtime=deployment: a baseline needs everybody's interactions in one place; leave it out"])
+    if config.resume is not None:
+        raise ConfigError([f"resume={config.resume}: a baseline is not resumed; leave it out, and start it again"])
     runs_dir = config.runs_dir
     assert runs_dir is not None
     run_id = config.run_id or f"{new_run_id(config)}-{kind}"
     config = dataclasses.replace(config, run_id=run_id)
-    folder = RunFolder(runs_dir / run_id)
+    folder = RunFolder.new(runs_dir / run_id)
     handler, level = folder.log_handler(), log.level
     log.setLevel(logging.INFO)
     log.addHandler(handler)

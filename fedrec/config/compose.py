@@ -28,6 +28,7 @@ from fedrec import registry
 from fedrec.config.check import check
 from fedrec.config.explain import unknown_key
 from fedrec.config.paths import anchor
+from fedrec.config.resume import RESUME, resumed
 from fedrec.config.schema import RunConfig
 from fedrec.config.validate import Validator, legal_keys, member_defaults
 from fedrec.errors import ConfigError
@@ -42,12 +43,16 @@ _LOCK = threading.Lock()  # hydra keeps its state in a process-wide singleton
 def compose(overrides: Sequence[str], *, base: Path | None) -> RunConfig:
     """The configuration that the overrides make of the defaults. Raises ConfigError with all problems.
 
+    If they name a run to resume, it is the configuration of that run, which no other override may contradict.
+
     Args:
         overrides: `group=member` and `section.key=value`, each at most once.
         base: Absolute directory that relative paths are taken against; None inside a running app, where a
             relative path is an error.
     """
     typed = _Typed(overrides)
+    if typed.values.get(RESUME) is not None:
+        return resumed(typed.values | typed.choices, typed.lines, typed.problems, base)
     validator = Validator(typed.lines)
     validator.problems += typed.problems
     tree = _compose_groups(typed.choices, validator)

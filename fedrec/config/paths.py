@@ -34,7 +34,7 @@ def home() -> Path:
     if not text:
         return Path.home() / ".fedrec"
     if not Path(text).is_absolute():
-        absolute = _absolute(Path.cwd(), Path(text))
+        absolute = make_absolute(Path.cwd(), Path(text))
         raise ConfigError([f"{HOME_VARIABLE}={text}: expected an absolute path; from here it would be {absolute}"])
     return Path(text)
 
@@ -46,9 +46,14 @@ def settle(config: RunConfig, base: Path | None) -> RunConfig:
         config: A composed configuration.
         base: The user's working directory, in which `runs` is; None in a running app: `runs` in fedrec's own folder.
     """
-    runs = config.runs_dir or (home() if base is None else base) / "runs"
+    runs = config.runs_dir or default_runs_dir(base)
     cache = config.cache_dir or home() / "cache"
     return dataclasses.replace(config, runs_dir=runs, cache_dir=cache)
+
+
+def default_runs_dir(base: Path | None) -> Path:
+    """Where runs are if nobody says: see `settle`."""
+    return (home() if base is None else base) / "runs"
 
 
 def anchor(section: T, base: Path | None, validator: Validator, at: str = "") -> T:
@@ -64,7 +69,7 @@ def anchor(section: T, base: Path | None, validator: Validator, at: str = "") ->
             return tuple(anchored(item, key) for item in value)
         if not isinstance(value, Path) or value.is_absolute():
             return value
-        absolute = _absolute(base or Path.cwd(), value.expanduser())
+        absolute = make_absolute(base or Path.cwd(), value.expanduser())
         if base is None:
             came = f"the relative path {str(value)!r} means nothing in a running app"
             validator.add(key, f"{came}; give it absolute: {assign(key, absolute)}")
@@ -86,22 +91,24 @@ def portable(overrides: Sequence[str], config: RunConfig) -> list[str]:
         overrides: What the user typed and `compose` accepted.
         config: What `compose` made of it, then `settle`d.
     """
-    paths = dict(_paths(config, ""))
+    paths = dict(paths_in(config))
     kept = [override for override in overrides if override.partition("=")[0].strip() not in paths]
     return kept + [assign(key, path) for key, path in paths.items()]
 
 
-def _absolute(base: Path, path: Path) -> Path:
+def make_absolute(base: Path, path: Path) -> Path:
+    """The path taken against `base`, without following links."""
     return Path(os.path.abspath(base / path))  # noqa: PTH100 - `resolve` would follow the user's links
 
 
-def _paths(section: Any, at: str) -> Iterator[tuple[str, Path]]:
+def paths_in(section: Any, at: str = "") -> Iterator[tuple[str, Path]]:
+    """Every path of a configuration by its dotted key."""
     for field in dataclasses.fields(section):
         value, key = getattr(section, field.name), f"{at}.{field.name}" if at else field.name
         if isinstance(value, Path):
             yield key, value
         elif dataclasses.is_dataclass(value):
-            yield from _paths(value, key)
+            yield from paths_in(value, key)
 
 
 def assign(key: str, value: str | Path) -> str:

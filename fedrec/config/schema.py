@@ -120,6 +120,8 @@ class RunConfig:
         checkpoint_every: Rounds between two checkpoints of the global model (0: only the last).
         checkpoints_kept: How many checkpoints are kept; the oldest is deleted when a new one is safe on the disk.
         run_id: Name of the run's folder (null: made from the time and the members' names).
+        resume: Name of the folder of a run that was interrupted: it goes on, with the configuration that is in its
+            folder (null: a new run).
         runs_dir: Absolute folder of all runs (null: the command's own default).
         cache_dir: Absolute folder of what can be computed anew: prepared data, text vectors, base tables.
         runtime: Whose users these are: a `simulation` shares out those of the data set; in a `deployment` every
@@ -148,6 +150,7 @@ class RunConfig:
     checkpoint_every: Annotated[int, Ge(0)]
     checkpoints_kept: Annotated[int, Ge(1)]
     run_id: str | None
+    resume: str | None
     runs_dir: Annotated[Path, Strict(False)] | None
     cache_dir: Annotated[Path, Strict(False)] | None
     runtime: Literal["simulation", "deployment"] = "simulation"

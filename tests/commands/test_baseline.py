@@ -112,6 +112,12 @@ def test_tensors_rank_here_as_they_do_in_a_federation(overrides: list[str], comp
     config, texts = composed(*overrides, "run_id=r", "optim=fast", "optim.negatives=20")
     summary = run(config, texts, LocalGrid(client_app, 2))
     folder, here = Path(summary["run"]), world(config)
+    points = (folder / "curve.csv").read_text().splitlines()
+    assert [point.split(",")[0] for point in points] == ["round", "1", "2", "3"]
+    assert points[-1].split(",")[-2:] == [
+        str(summary["bytes_per_user"]["total"]),
+        str(summary["validation"]["ndcg@10"]),
+    ]
     kept = load_file(folder / "checkpoints" / "round-000003.safetensors")
     trainable = {name: kept[f"trainable.{name}"] for name in here.model.trainable}
     frozen = {name: kept[f"frozen.{name}"] for name in here.model.frozen}
@@ -246,10 +252,12 @@ def test_content_needs_texts(composed: Compose) -> None:
         baseline("content", config, texts, console=silent())
 
 
-def test_a_deployment_has_no_baselines(composed: Compose) -> None:
+def test_neither_a_deployment_nor_what_is_resumed_has_baselines(composed: Compose) -> None:
     config, texts = composed(*SMALL)
     with pytest.raises(FedrecError, match="everybody's interactions in one place"):
         baseline("random", dataclasses.replace(config, runtime="deployment"), texts, console=silent())
+    with pytest.raises(FedrecError, match="a baseline is not resumed"):
+        baseline("random", dataclasses.replace(config, resume="r"), texts, console=silent())
 
 
 def test_the_baselines_are_those_of_a_federated_run(composed: Compose) -> None:

@@ -36,6 +36,7 @@ pairs_at_once: 65536
 checkpoint_every: 50
 checkpoints_kept: 2
 run_id: null
+resume: null
 runs_dir: null
 cache_dir: null
 """

@@ -183,7 +183,7 @@ def test_a_node_that_runs_other_code_is_refused(federate: Federate) -> None:
         return reply
 
     outcome = federate(nodes=3, client=other)
-    assert [line["dropped_replies"] for line in outcome.metrics] == [{"other_code": 1}, {}, {}, {}, {}]
+    assert [record["dropped_replies"] for record in outcome.metrics] == [{"other_code": 1}, {}, {}, {}, {}]
     assert outcome.summary["test"]["users"] == 40
 
     def all_other(message: Message, context: Context) -> Any:

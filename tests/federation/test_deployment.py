@@ -310,7 +310,7 @@ def test_all_mistakes_of_a_node_are_told_at_once_and_cost_the_others_nothing(
     assert summary["test"]["users"] == USERS // 2
     assert shop.metrics("r")[0]["dropped_replies"] == {"misconfigured": 3}
     told = [record.message for record in caplog.records if "cannot take part" in record.message]
-    of_the_server = [text for text in told if text.startswith("node ")]
+    of_the_server = [text for text in told if text.startswith("the reply of node ")]
     assert len(told) == 6, "each node says it in its own log too"
     for part in (
         "5 problems",
@@ -336,7 +336,7 @@ def test_a_site_never_opens_what_a_simulation_names(shop: Shop, tmp_path: Path) 
 
 def test_a_simulated_node_has_nothing_to_bring_to_a_deployment(shop: Shop) -> None:
     with pytest.raises(FederationError, match="misconfigured"):
-        shop.deploy("r", grid=RecordingGrid(client_app, 2))
+        shop.deploy("r", "strategy.node_timeout=0.0", grid=RecordingGrid(client_app, 2))
 
 
 def test_two_nodes_that_name_the_same_users_are_counted_and_the_newest_stays(shop: Shop) -> None:

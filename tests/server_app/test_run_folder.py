@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load_file
 
 from fedrec.errors import StoreError
-from server_app import run_folder
+from server_app import checkpoints
 from server_app.run import _Recorder
 from server_app.run_folder import METRICS, RunFolder
 from strategies.base import ServerState
+from strategies.checkpoint import Checkpoint
 from strategies.meter import Meter
 from strategies.records import wrap
 from strategies.versions import FrozenBytes, Merged, Merges
@@ -25,7 +26,7 @@ from strategies.versions import FrozenBytes, Merged, Merges
 
 @pytest.fixture
 def folder(tmp_path: Path) -> RunFolder:
-    return RunFolder(tmp_path / "runs" / "r")
+    return RunFolder.new(tmp_path / "runs" / "r")
 
 
 def state() -> ServerState:
@@ -50,6 +51,14 @@ def meter() -> Meter:
     return made
 
 
+def checkpoint(round: int) -> Checkpoint:
+    users = np.array([3, 2**63 + 1, 0], dtype=np.uint64)
+    reports = {"warmup": {"mse": 0.1}}
+    return Checkpoint(
+        round, state(), meter().state(), users, torch.arange(3.0).double(), reports, {"test": {"mrr": 0.5}}
+    )
+
+
 def everything(folder: RunFolder) -> set[str]:
     return {str(path.relative_to(folder.path)) for path in folder.path.rglob("*") if path.is_file()}
 
@@ -71,7 +80,7 @@ def test_files_are_written_whole(folder: RunFolder) -> None:
 
 def test_a_write_that_breaks_off_leaves_what_was_there(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.write_json("summary.json", {"old": 1})
-    folder.write_checkpoint(5, state(), meter())
+    folder.checkpoints.write(checkpoint(5))
     before = {name: (folder.path / name).read_bytes() for name in everything(folder)}
 
     def refuse(self: Path, target: Path) -> Path:
@@ -82,30 +91,30 @@ def test_a_write_that_breaks_off_leaves_what_was_there(folder: RunFolder, monkey
         with pytest.raises(OSError, match="Input/output"):
             folder.write_json("summary.json", {"new": 2})
         with pytest.raises(OSError, match="Input/output"):
-            folder.write_checkpoint(5, state(), meter())
+            folder.checkpoints.write(checkpoint(5))
     assert {name: (folder.path / name).read_bytes() for name in before} == before
 
 
 def test_a_folder_is_for_one_run(folder: RunFolder) -> None:
-    RunFolder(folder.path)
+    RunFolder.new(folder.path)
     folder.write_text("config.yaml", "a run that failed before it began\n")
-    RunFolder(folder.path)
+    RunFolder.new(folder.path)
     folder.add_metrics({"round": 1})
     with pytest.raises(StoreError, match="already holds a run: choose another run_id"):
-        RunFolder(folder.path)
+        RunFolder.new(folder.path)
 
 
 def test_private_tensors_of_an_earlier_run_are_never_taken_over(folder: RunFolder) -> None:
     """A run may have ended in its first round, with users' tensors written and no metrics yet."""
     (folder.state_dir / "users.sqlite").write_bytes(b"")
     with pytest.raises(StoreError, match="already holds a run"):
-        RunFolder(folder.path)
+        RunFolder.new(folder.path)
 
 
 def test_a_folder_that_cannot_be_made_names_the_setting(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="set runs_dir="):
-        RunFolder(tmp_path / "file" / "r")
+        RunFolder.new(tmp_path / "file" / "r")
 
 
 def test_metrics_grow_by_whole_lines(folder: RunFolder) -> None:
@@ -123,7 +132,7 @@ def test_the_log_is_plain_lines_in_utc(folder: RunFolder) -> None:
 
 
 def test_a_checkpoint_holds_the_model_the_optimiser_and_the_meter(folder: RunFolder) -> None:
-    folder.write_checkpoint(100, state(), meter())
+    folder.checkpoints.write(checkpoint(100))
     assert everything(folder) == {"checkpoints/round-000100.safetensors", "checkpoints/round-000100.json"}
     tensors = load_file(folder.path / "checkpoints/round-000100.safetensors")
     expected = state()
@@ -132,16 +141,70 @@ def test_a_checkpoint_holds_the_model_the_optimiser_and_the_meter(folder: RunFol
     assert torch.equal(tensors["frozen.base"], expected.frozen["base"])
     assert torch.equal(tensors["optimiser.m"], torch.ones(2))
     counted = meter().state()
-    assert {name for name in tensors if name.startswith("meter.")} == {f"meter.{name}" for name in counted}
+    assert {name for name in tensors if name.startswith("meter.")} == {f"meter.{name}" for name in (*counted, "users")}
     for name, counts in counted.items():
         np.testing.assert_array_equal(tensors[f"meter.{name}"].numpy(), counts)
     where = json.loads((folder.path / "checkpoints/round-000100.json").read_text())
+    assert (where["round"], where["phase"], where["frozen_digest"]) == (100, 1, "c")
     plain = {"merges": 5, "merged_round": 90, "versions": ["a", "b", "c"]}
-    assert where == {"round": 100, "phase": 1, "frozen_digest": "c", **plain}
     packets = {name.removeprefix("merged."): tensor for name, tensor in tensors.items() if name.startswith("merged.")}
     restored = Merges.restored(where, packets)
     assert restored.state()[0] == plain
     assert [each.packet.numpy().tobytes() for each in restored.since({"a"})] == [b"from a", b"from b"]
+
+
+def test_a_checkpoint_is_read_as_it_was_written(folder: RunFolder) -> None:
+    assert folder.checkpoints.newest() == (None, [])
+    for round in (7, 100):
+        folder.checkpoints.write(checkpoint(round))
+    found, kept = folder.checkpoints.newest()
+    assert found is not None
+    assert (found.round, kept) == (100, [7, 100])
+    expected = checkpoint(100)
+    assert found.facts() == expected.facts()
+    assert found.tensors().keys() == expected.tensors().keys()
+    for name, tensor in expected.tensors().items():
+        assert torch.equal(found.tensors()[name], tensor), name
+        assert found.tensors()[name].dtype == tensor.dtype, name
+    np.testing.assert_array_equal(found.users, expected.users)
+    for part in ("trainable", "frozen", "kept", "optimiser"):
+        assert getattr(found.state, part).keys() == getattr(expected.state, part).keys()
+    counting, again = Meter(["warmup", "peft"]), meter()
+    counting.restore(found.meter)
+    assert counting.per_user() == again.per_user()
+    for one in (counting, again):  # and it counts on alike
+        one.grow(4, 10)
+        one.downloaded(0, np.array([0, 3]), 100, FrozenBytes(7))
+        one.downloaded(1, np.array([0, 3]), 100, FrozenBytes(7))
+        one.evaluated(1, np.arange(4), 1, 100, FrozenBytes(7))
+    assert counting.per_user() == again.per_user()
+
+
+@pytest.mark.parametrize("flipped", [0, 9, 200, -1])
+def test_one_wrong_byte_is_noticed(folder: RunFolder, flipped: int) -> None:
+    for round in (1, 2):
+        folder.checkpoints.write(checkpoint(round))
+    path = folder.path / "checkpoints/round-000002.safetensors"
+    content = bytearray(path.read_bytes())
+    content[flipped] ^= 1
+    path.write_bytes(content)
+    found, kept = folder.checkpoints.newest()
+    assert found is not None
+    assert (found.round, kept) == (1, [1])
+
+
+def test_metrics_are_cut_only_where_they_are_whole(folder: RunFolder) -> None:
+    for round in (1, 2, 3):
+        folder.add_metrics({"round": round})
+    folder.cut_metrics(3)
+    assert everything(folder) == {METRICS}
+    with (folder.path / METRICS).open("a") as file:
+        file.write('{"round": 4, "loss"')
+    folder.cut_metrics(2)
+    assert (folder.path / METRICS).read_text() == '{"round": 1}\n{"round": 2}\n'
+    assert (folder.path / "cut-1.jsonl").read_text() == '{"round": 3}\n{"round": 4, "loss"'
+    with pytest.raises(StoreError, match=r"should begin with the rounds 1 to 3, its lines are of the rounds \[1, 2\]"):
+        folder.cut_metrics(3)
 
 
 def test_the_json_of_a_checkpoint_comes_last(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,9 +213,9 @@ def test_the_json_of_a_checkpoint_comes_last(folder: RunFolder, monkeypatch: pyt
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folder, "save_file", fail)
+    monkeypatch.setattr(checkpoints, "save_file", fail)
     with pytest.raises(OSError, match="No space"):
-        folder.write_checkpoint(1, state(), meter())
+        folder.checkpoints.write(checkpoint(1))
     assert not list((folder.path / "checkpoints").glob("*.json"))
     assert not list((folder.path / "checkpoints").glob("*.safetensors"))
 
@@ -166,18 +229,18 @@ def rounds(folder: RunFolder) -> list[int]:
 @pytest.mark.parametrize("kept", [1, 2, 3])
 def test_the_newest_checkpoints_are_kept(folder: RunFolder, kept: int) -> None:
     for number in range(1, 7):
-        folder.write_checkpoint(number, state(), meter())
-        folder.prune_checkpoints(number, kept)
+        folder.checkpoints.write(checkpoint(number))
+        folder.checkpoints.prune(number, kept)
         assert rounds(folder) == list(range(max(1, number - kept + 1), number + 1))
     assert len(everything(folder)) == 2 * kept
 
 
 def test_what_a_killed_run_left_half_done_goes_and_later_rounds_stay(folder: RunFolder) -> None:
     for number in (2, 4, 6, 8):
-        folder.write_checkpoint(number, state(), meter())
+        folder.checkpoints.write(checkpoint(number))
     (folder.path / "checkpoints/round-000004.json").unlink()
     (folder.path / "checkpoints/round-000005.part").write_bytes(b"half")
-    folder.prune_checkpoints(6, 2)
+    folder.checkpoints.prune(6, 2)
     assert rounds(folder) == [2, 6, 8]
     assert len(everything(folder)) == 6
 
@@ -201,12 +264,12 @@ def test_nothing_is_deleted_before_the_new_checkpoint_is_on_the_disk(
         unlink(self, missing_ok)
 
     recorder = _Recorder(folder, cast(Any, None), checkpoints_kept=1)
-    recorder.on_checkpoint(1, state(), meter())
+    recorder.on_checkpoint(checkpoint(1))
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", synced)
         patch.setattr(Path, "unlink", deleted)
         patch.setattr(Path, "replace", named)
-        recorder.on_checkpoint(2, state(), meter())
+        recorder.on_checkpoint(checkpoint(2))
     written = [
         step
         for end in ("safetensors", "json")
@@ -216,7 +279,7 @@ def test_nothing_is_deleted_before_the_new_checkpoint_is_on_the_disk(
 
 
 def test_there_is_no_pickle_in_it(folder: RunFolder) -> None:
-    folder.write_checkpoint(1, state(), meter())
+    folder.checkpoints.write(checkpoint(1))
     folder.write_json("summary.json", {"a": 1})
     for name in everything(folder):
         content = (folder.path / name).read_bytes()

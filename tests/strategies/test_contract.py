@@ -475,8 +475,8 @@ def test_a_node_that_cannot_join_is_counted_and_the_others_go_on(case: str) -> N
     nodes.enrol(ScriptedGrid({1: answer, 2: person(20)}))
     assert nodes.directory.nodes == [2]
     assert nodes.counts == {reason: 1}
-    with pytest.raises(FederationError, match=rf"none of 1 nodes has joined with users .*{reason}"):
-        server().enrol(ScriptedGrid({1: answer}))
+    with pytest.raises(FederationError, match=rf"none of 1 nodes has joined with users.*{reason}"):
+        server().gather(ScriptedGrid({1: answer}), least=1, timeout=0.0)
 
 
 def test_a_silent_node_does_not_hold_up_the_enrolment_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,48 @@
+"""`fedrec split`: a data set shared out by user, as if it had always been in many places, to try a deployment."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import cast
+
+from fedrec.config.schema import RunConfig
+from fedrec.data.prepare import load
+from fedrec.data.types import Dataset
+from fedrec.datasets.base import DatasetConfig
+from fedrec.errors import DataError, StoreError
+
+
+def split(config: RunConfig, sites: int, folder: Path) -> Dataset:
+    """Write `items.csv` and, for each site, `site-<n>/interactions.csv` with every n-th user; the data set.
+
+    The table of items is what the server may know. The times are the places in each user's history, so that the order
+    survives whatever clock the data set had. Raises DataError if there are fewer users than sites, StoreError if
+    something cannot be written.
+    """
+    dataset = load(cast(DatasetConfig, config.dataset), lambda *_: None)
+    interactions, catalogue = dataset.interactions, dataset.catalogue
+    if interactions.users < sites:
+        raise DataError(f"{dataset.name} has {interactions.users} users: too few for {sites} sites; give fewer sites")
+    try:
+        items = zip(catalogue.item_ids, catalogue.titles, catalogue.sentences, strict=True)
+        _write(folder / "items.csv", ("item_id", "title", "text"), items)
+        for site in range(sites):
+            rows = (
+                (interactions.user_ids[user], catalogue.item_ids[item], time)
+                for user in range(site, interactions.users, sites)
+                for time, item in enumerate(interactions.history(user))
+            )
+            _write(folder / f"site-{site}" / "interactions.csv", ("user_id", "item_id", "timestamp"), rows)
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be written to ({error}): give another folder") from error
+    return dataset
+
+
+def _write(path: Path, names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        writer.writerows(rows)

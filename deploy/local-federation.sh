@@ -1,0 +1,210 @@
+#!/usr/bin/env bash
+# A whole federation on this machine, from nothing: a SuperLink with TLS that knows its SuperNodes by their keys, and
+# SuperNodes that each have an interactions file, a state-dir and a key of their own. For trying things out, and tests.
+#
+#   deploy/local-federation.sh start DIR [NODES]        make what is missing in DIR, start what is not running
+#   deploy/local-federation.sh up DIR [NODES]           the same in the foreground; Ctrl-C stops everything
+#   deploy/local-federation.sh run DIR [OVERRIDE...]    flwr run, and follow its log
+#   deploy/local-federation.sh node DIR NUMBER          start one SuperNode again, as after a kill
+#   deploy/local-federation.sh status DIR
+#   deploy/local-federation.sh stop DIR                 end all processes; files and state stay
+#
+# The environment may say: PORT (44080; node n listens on PORT + 1 + n), DATA (overrides of the data set that is shared
+# out by user, "dataset=synthetic"), DAYS (of the certificates, 365). DIR then holds:
+#
+#   ca.crt server.pem ...    certificates             superlink/   its database, log and pid, and a home for `flwr`
+#   items.csv                the public item table    site-<n>/    interactions.csv, state/, key, log, pid
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+port=${PORT:-44080}
+export FLWR_DISABLE_UPDATE_CHECK=1 FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} NO_PROXY="${NO_PROXY:+$NO_PROXY,}127.0.0.1,localhost"
+
+fail() { echo "local-federation: $*" >&2; exit 1; }
+say() { echo "local-federation: $*" >&2; }
+
+need() {
+    for program in "$@"; do
+        command -v "$program" >/dev/null || fail "the program '$program' is not on the PATH (activate fedrec's environment)"
+    done
+}
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+alive() { [[ -f $1/pid ]] && kill -0 "$(cat "$1/pid")" 2>/dev/null; }
+
+launch() { # FOLDER COMMAND...: in the background, in a session of its own, from an empty directory
+    local folder=$1
+    shift
+    mkdir -p "$folder/empty" "$folder/home"
+    (cd "$folder/empty" && FLWR_HOME=$folder/home exec setsid "$@") >>"$folder/log" 2>&1 </dev/null &
+    echo $! >"$folder/pid"
+}
+
+family() { # FOLDER: all processes that were started there, also those whose parents have been killed
+    grep -lszxF "FLWR_HOME=$1/home" /proc/[0-9]*/environ 2>/dev/null | tr -dc '0-9\n' || true
+}
+
+end() { # FOLDER: ask its processes to end, and kill those that do not
+    local pids
+    if alive "$1"; then kill -TERM "$(cat "$1/pid")"; fi
+    for signal in 0 TERM KILL; do
+        for _ in $(seq 30); do
+            pids=$(family "$1")
+            [[ $pids ]] || break 2
+            sleep 0.1
+        done
+        # shellcheck disable=SC2086 # several numbers
+        kill -$signal $pids 2>/dev/null || true
+    done
+    rm -f "$1/pid"
+}
+
+wait_for() { # SECONDS WHAT COMMAND...
+    local left=$1 what=$2
+    shift 2
+    until "$@" >/dev/null 2>&1; do
+        ((left-- > 0)) || fail "$what did not come up; see the logs in $dir"
+        sleep 1
+    done
+}
+
+# ---- what has to be there --------------------------------------------------------------------------------------------
+
+certificates() {
+    [[ -f $dir/server.pem ]] && return
+    say "making certificates for localhost"
+    openssl req -x509 -newkey rsa:2048 -nodes -keyout "$dir/ca.key" -out "$dir/ca.crt" -days "${DAYS:-365}" \
+        -subj "/CN=fedrec local CA" 2>/dev/null
+    openssl req -newkey rsa:2048 -nodes -keyout "$dir/server.key" -out "$dir/server.csr" -subj "/CN=localhost" 2>/dev/null
+    printf 'subjectAltName=DNS:localhost,IP:127.0.0.1\n' >"$dir/server.ext"
+    openssl x509 -req -in "$dir/server.csr" -CA "$dir/ca.crt" -CAkey "$dir/ca.key" -CAcreateserial -days "${DAYS:-365}" \
+        -extfile "$dir/server.ext" -out "$dir/server.pem" 2>/dev/null
+    chmod 600 "$dir"/*.key
+}
+
+sites() { # the data, shared out by user, and a key for each node
+    if [[ ! -f $dir/items.csv ]]; then
+        say "sharing out ${DATA:-dataset=synthetic} among $nodes sites"
+        # shellcheck disable=SC2086 # several overrides
+        fedrec split "$nodes" "$dir" ${DATA:-dataset=synthetic}
+    fi
+    for ((n = 0; n < nodes; n++)); do
+        [[ -f $dir/site-$n/interactions.csv ]] || fail "$dir was made for fewer nodes: take another folder for $nodes"
+        [[ -f $dir/site-$n/key ]] || ssh-keygen -q -t ecdsa -b 384 -N "" -C "" -f "$dir/site-$n/key"
+    done
+}
+
+superlink() {
+    local folder=$dir/superlink
+    mkdir -p "$folder/home"
+    printf '[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:%s"\nroot-certificates = "%s"\n' \
+        "$port" "$dir/ca.crt" >"$folder/home/config.toml"
+    echo "$port" >"$folder/port"
+    alive "$folder" && return
+    say "starting the SuperLink on 127.0.0.1:$port"
+    launch "$folder" flower-superlink --host 127.0.0.1 --port "$port" --enable-supernode-auth \
+        --ssl-ca-certfile "$dir/ca.crt" --ssl-certfile "$dir/server.pem" --ssl-keyfile "$dir/server.key" \
+        --database "$folder/state.db" --disable-runtime-dependency-installation
+    wait_for 90 "the SuperLink" flwr_ supernode list local
+}
+
+flwr_() { FLWR_HOME=$dir/superlink/home flwr "$@"; }
+
+register() { # NUMBER: let the SuperLink know the node's key, once for its database
+    local site=$dir/site-$1
+    [[ -f $site/registered ]] && return
+    flwr_ supernode register "$site/key.pub" local >"$site/registered.part" || fail "$(cat "$site/registered.part")"
+    mv "$site/registered.part" "$site/registered"
+}
+
+supernode() { # NUMBER: after a kill the SuperLink refuses a key for up to a minute, while it still counts as online
+    local site=$dir/site-$1
+    alive "$site" && return
+    for _ in $(seq 12); do
+        say "starting SuperNode $1"
+        launch "$site" flower-supernode --root-certificates "$dir/ca.crt" --auth-supernode-private-key "$site/key" \
+            --superlink "127.0.0.1:$port" --host 127.0.0.1 --port "$((port + 1 + $1))" \
+            --node-config "interactions='$site/interactions.csv' state-dir='$site/state'"
+        for _ in $(seq 8); do
+            sleep 1
+            alive "$site" || break
+        done
+        alive "$site" && return
+    done
+    fail "SuperNode $1 does not stay up; see $site/log"
+}
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+start() {
+    need openssl ssh-keygen setsid flower-superlink flower-supernode flwr fedrec
+    mkdir -p "$dir"
+    chmod 700 "$dir"
+    certificates
+    sites
+    superlink
+    local starting=()
+    for ((n = 0; n < nodes; n++)); do
+        register "$n"
+        supernode "$n" &
+        starting+=($!)
+    done
+    for pid in "${starting[@]}"; do wait "$pid" || fail "a SuperNode did not start"; done
+    say "ready: deploy/local-federation.sh run $dir"
+}
+
+stop() {
+    for folder in "$dir"/site-* "$dir/superlink"; do end "$folder"; done
+    say "stopped; $dir stays as it is"
+}
+
+run() {
+    # Flower takes the values of a run's configuration from a file as they are: quotes in an override stay.
+    local file=$dir/superlink/run-config.toml
+    python3 - "$dir" "$@" >"$file" <<'PYTHON'
+import json, shlex, sys
+folder, *given = sys.argv[1:]
+keys = {text.partition("=")[0] for text in given}
+place = [f"runs_dir={folder}/runs", f"cache_dir={folder}/cache"]
+own = ["runtime=deployment", "dataset=table", f"dataset.item_table={folder}/items.csv", "dataset.text_columns=[text]"]
+own = [] if "resume" in keys else [text for text in own if text.partition("=")[0] not in keys]
+print("overrides =", json.dumps(shlex.join([*own, *place, *given])))
+PYTHON
+    local answer id
+    answer=$(flwr_ run "$here" local --run-config "$file" --format json) || true
+    id=$(python3 -c 'import json,sys; t=sys.argv[1]; print(json.loads(t[t.index("{"):])["run-id"])' "$answer" 2>/dev/null) ||
+        fail "flwr run was refused: $answer"
+    flwr_ log "$id" local --stream || true
+    local status
+    status=$(flwr_ ls local --run-id "$id" --format json |
+        python3 -c 'import json,sys; t=sys.stdin.read(); print(json.loads(t[t.index("{"):])["runs"][0]["status"])')
+    say "run $id: $status"
+    [[ $status == finished:completed ]]
+}
+
+command=${1:-}
+[[ $command && ${2:-} ]] || { sed -n '2,18s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2; }
+mkdir -p "$2"
+dir=$(cd "$2" && pwd)
+shift 2
+[[ $command != start && $command != up && -f $dir/superlink/port ]] && port=$(cat "$dir/superlink/port")
+nodes=${1:-3}
+
+case $command in
+start | up)
+    trap 'trap - INT TERM; stop; exit 130' INT TERM
+    start
+    [[ $command == start ]] && exit
+    say "Ctrl-C stops everything"
+    while alive "$dir/superlink"; do sleep 1; done
+    stop
+    fail "the SuperLink has ended: see $dir/superlink/log"
+    ;;
+run) run "$@" ;;
+node) supernode "${1:?which node}" ;;
+status) flwr_ supernode list local; flwr_ ls local ;;
+stop) stop ;;
+*) fail "there is no command '$command': start, up, run, node, status or stop" ;;
+esac

@@ -1,0 +1,254 @@
+"""Nodes that hang, answer late, come and go: the round goes on, each case is counted, and nothing is lost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import Context, Error, Message
+
+from client_app.app import app as honest
+from commands.local_grid import LocalGrid
+from fedrec.config.compose import compose
+from fedrec.config.paths import settle
+from fedrec.errors import FederationError
+from server_app.run import run
+from strategies.records import UPDATE, pack, unpack
+from strategies.silence import Silences
+
+SMALL = [
+    "dataset.n_users=40",
+    "dataset.n_items=60",
+    "dataset.interactions_per_user=8.0",
+    "dataset.topics=5",
+    "base_table.dim=4",
+    "base_table.start=random",
+    "embedding.rank=1",
+    "strategy.rounds=8",
+    "strategy.warmup_rounds=2",
+    "strategy.fraction=0.5",
+    "evaluation.every=0",
+    "evaluation.baselines=false",
+    "optim.solve_epochs=1",
+    "run_id=r",
+]
+NODES = 4
+
+
+class World(LocalGrid):
+    """Nodes that can be made to misbehave.
+
+    Attributes:
+        plan: Round -> node's place (0 ..) -> what befalls its answer: `hang`, `late`, `long`.
+        gone: Nodes' places that are not connected now.
+    """
+
+    def __init__(self, plan: dict[int, dict[int, str]], nodes: int = NODES) -> None:
+        super().__init__(honest, nodes)
+        self.plan = plan
+        self.gone: set[int] = set()
+        self.asked: dict[int, list[int]] = {}
+        self._held: dict[str, Message] = {}
+        self._first = min(super().get_node_ids())
+
+    def place(self, node: int) -> int:
+        return node - self._first
+
+    def get_node_ids(self) -> Iterable[int]:
+        return [node for node in super().get_node_ids() if self.place(node) not in self.gone]
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        # What was late arrives when the next messages go out.
+        self._replies |= self._held
+        self._held = {}
+        names = list(super().push_messages(messages))
+        for message, name in zip(messages, names, strict=True):
+            round, place = int(unpack(message.content).fields.get("round", 0)), self.place(message.metadata.dst_node_id)
+            if message.metadata.message_type == "train":
+                self.asked.setdefault(round, []).append(place)
+            fate = self.plan.get(round, {}).get(place) if message.metadata.message_type == "train" else None
+            if fate in ("hang", "late"):
+                reply = self._replies.pop(name)
+                if fate == "late":
+                    self._held[name] = reply
+            elif fate == "long":
+                packet = unpack(self._replies[name].content).packet(UPDATE)
+                self._replies[name] = Message(pack({}, {UPDATE: packet + bytes(200_000)}), reply_to=message)
+        return names
+
+
+@pytest.fixture
+def go(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Carry a run out on a grid: its summary and its records."""
+
+    def carry(grid: LocalGrid, *overrides: str, nodes: int = NODES) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        given = {text.partition("=")[0]: text for text in [*SMALL, "strategy.round_timeout=0.3", *overrides]}
+        places = [f"runs_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache", f"simulation.nodes={nodes}"]
+        texts = ["resume=r", *places[:2]] if "resume=r" in overrides else [*given.values(), *places]
+        summary = run(settle(compose(texts, base=None), None), texts, grid)
+        lines = (tmp_path / "runs/r/metrics.jsonl").read_text().splitlines()
+        return summary, [json.loads(line) for line in lines]
+
+    return carry
+
+
+Go = Callable[..., tuple[dict[str, Any], list[dict[str, Any]]]]
+
+
+def losses(records: list[dict[str, Any]]) -> dict[int, dict[str, int]]:
+    return {record["round"]: record["dropped_replies"] for record in records if record["dropped_replies"]}
+
+
+def test_a_node_that_hangs_rests_and_is_tried_again(go: Go) -> None:
+    hangs = {round: {1: "hang"} for round in (2, 3, 4)}
+    grid = World(hangs)
+    summary, records = go(grid)
+    found = losses(records)
+    assert found[2] == {"no_answer": 1}
+    assert found[3] == {"no_answer": 1, "rested": 1}
+    assert set(found) == {2, 3}, "it costs no round its time while it rests"
+    asked = [1 in grid.asked[round] for round in range(1, 9)]
+    assert asked == [True, True, True, False, True, True, True, True]
+    assert summary["test"]["users"] == 40
+    assert [record["users"] < record["cohort"] for record in records[1:4]] == [True, True, False]
+
+
+def test_a_late_answer_is_counted_and_not_used(go: Go, tmp_path: Path) -> None:
+    grid = World({2: {1: "late"}, 5: {2: "late"}})
+    _, records = go(grid)
+    assert losses(records) == {
+        2: {"no_answer": 1},
+        4: {"late": 1},  # it came while round 3 was under way, and is found when the next begins
+        5: {"no_answer": 1},
+        7: {"late": 1},
+    }
+    size = records[1]["bytes"]["up"] // records[1]["users"]  # of one packet, of all nodes alike
+    assert [record["wasted_bytes"].keys() for record in records if record["wasted_bytes"]] == [{"late"}, {"late"}]
+    assert records[3]["wasted_bytes"]["late"] >= size
+
+
+def test_a_late_answer_ends_the_rest(go: Go) -> None:
+    grid = World({2: {1: "hang"}, 3: {1: "late"}})
+    _, records = go(grid, "strategy.silent_rounds=2")
+    assert losses(records) == {2: {"no_answer": 1}, 3: {"no_answer": 1, "rested": 1}, 5: {"late": 1}}
+    # Its answer comes while round 4 is asked, and is found when round 5 begins.
+    assert [1 in grid.asked[round] for round in range(1, 9)] == [True] * 3 + [False] + [True] * 4
+
+
+def test_an_answer_longer_than_any_is_refused_unread(go: Go) -> None:
+    _, records = go(World({4: {0: "long"}}))
+    assert losses(records) == {4: {"oversized": 1}}
+    assert records[3]["wasted_bytes"]["oversized"] > 200_000
+
+
+def test_a_round_of_too_few_is_repeated_with_those_who_are_there_then(go: Go, tmp_path: Path) -> None:
+    class Outage(World):
+        """In round 3 three of four nodes fail the first time that they are asked."""
+
+        failed = 0
+
+        def _answer(self, message: Message) -> Message:
+            round = unpack(message.content).fields.get("round")
+            if round == 3 and message.metadata.message_type == "train" and self.failed < 3:
+                self.failed += 1
+                return Message(Error(2, "no network"), reply_to=message)
+            return super()._answer(message)
+
+    calm, records = go(World({}))
+    (tmp_path / "runs").rename(tmp_path / "calm")
+    summary, repeated = go(Outage({}))
+    assert losses(repeated) == {3: {"failed": 3, "round_repeated": 1}}
+    assert summary["test"] == calm["test"], "the model is that of a run without the outage"
+    assert [record["loss"] for record in repeated] == [record["loss"] for record in records]
+    assert repeated[2]["bytes"]["down"] == 2 * records[2]["bytes"]["down"], "and what was sent again is counted"
+
+
+def test_a_run_that_is_given_up_goes_on_later_with_nothing_lost(go: Go, tmp_path: Path) -> None:
+    calm, _ = go(World({}), "checkpoint_every=2")
+    (tmp_path / "runs").rename(tmp_path / "calm")
+    outage = {6: dict.fromkeys(range(NODES), "hang")}
+    with pytest.raises(FederationError, match=r"round 6: 4 of 4 nodes failed .*'no_answer'"):
+        go(World(outage), "checkpoint_every=2", "strategy.repeats=0")
+    summary, records = go(World({}), "resume=r")
+    assert summary["test"] == calm["test"]
+    assert [record["round"] for record in records] == list(range(1, 9))
+
+
+def test_fewer_users_than_needed_end_the_run_with_a_reason(go: Go) -> None:
+    with pytest.raises(
+        FederationError, match=r"the nodes of \d+ chosen users answered, strategy.min_users=20 are needed"
+    ):
+        go(
+            World({2: {1: "hang", 2: "hang"}}),
+            "strategy.min_users=20",
+            "strategy.repeats=0",
+            "strategy.max_failures=1.0",
+        )
+
+
+def test_fewer_nodes_than_needed_end_the_run_with_a_reason(go: Go) -> None:
+    with pytest.raises(FederationError, match=r"4 of 4 nodes has joined with users, strategy.min_nodes=5 are needed"):
+        go(World({}), "strategy.min_nodes=5")
+
+
+def test_nodes_that_leave_join_and_come_back_are_known_by_their_users(go: Go) -> None:
+    class Moving(World):
+        """Node 1 leaves after round 2 and comes back after round 4 under another id; node 3 joins after round 3."""
+
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            messages = list(messages)
+            rounds = [int(unpack(message.content).fields.get("round", 0)) for message in messages]
+            if (now := max(rounds, default=0)) == 2:
+                self.gone |= {1}
+            elif now == 3:
+                self.gone -= {3}
+            elif now == 4 and 1 in self.gone:
+                context = self._contexts[self._first + 1]
+                self._contexts[self._first + 10] = Context(1, self._first + 10, context.node_config, context.state, {})
+            return super().push_messages(messages)
+
+    grid = Moving({})
+    grid.gone = {3}
+    summary, records = go(grid, "strategy.fraction=1.0", nodes=3)
+    assert [record["cohort"] for record in records] == [30, 30, 20, 30, 40, 40, 40, 40]
+    assert losses(records) == {}
+    new = [record["cold_users"] for record in records]
+    assert new == [30, 0, 0, 10, 0, 0, 0, 0], "who comes back has trained before"
+    joining = [record["bytes"]["one_time"] for record in records]
+    assert joining[5:] == [0, 0, 0], "and is sent once what is sent once"
+    assert summary["test"]["users"] == 40
+
+
+def test_over_sampling_asks_more_and_waits_for_fewer(go: Go) -> None:
+    """A node that hangs in every round costs no time, if the others have users enough."""
+    grid = World({round: {1: "hang"} for round in range(1, 9)})
+    _, records = go(
+        grid,
+        "strategy.fraction=0.25",
+        "strategy.over_sampling=1.0",
+        "strategy.round_timeout=600.0",
+        "strategy.silent_rounds=9",
+    )
+    assert [record["cohort"] for record in records] == [20] * 8
+    assert all(10 <= record["users"] < 20 for record in records)
+    assert losses(records) == {}
+
+
+def test_silences_in_a_row_make_rests_that_grow() -> None:
+    silences = Silences(patience=2)
+    asked = []
+    for round in range(20):
+        silences.round_begins({1})
+        if 1 not in silences.resting:
+            asked.append(round)
+            silences.silent(1)
+    assert asked == [0, 1, 3, 6, 11]
+    silences.heard(1)
+    assert silences.resting == set()
+    assert silences.silent(1) is False
+    silences.round_begins(set())
+    assert silences.silent(1) is False, "who was away begins anew"
