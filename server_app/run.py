@@ -202,7 +202,7 @@ def _run(
         config, setup, table.table, eligible, _Recorder(folder, watcher, config.checkpoints_kept), deployed
     )
     if resumption is not None:
-        go_on(strategy, resumption, manifest)
+        go_on(strategy, resumption, facts)
     watcher.stage("waiting for nodes")
     training = time.monotonic()
     strategy.start(grid)
