@@ -4,7 +4,9 @@
     python benchmarks/results_table.py --check                    exit 1 if README.md has another table
     python benchmarks/results_table.py --add NAME runs/<id>       keep a finished run as NAME, then write the table
 
-A kept run is one JSON file, never edited: `{"name": .., "overrides": [..], "summary": <summary.json of the run>}`.
+A kept run is one JSON file, never edited: `{"name": .., "overrides": [..], "summary": <summary.json of the run>}`; and
+`"curve"`, for `fedrec compare`, if it was validated on the way. `--to FOLDER` keeps it in a folder below, and it makes
+no line of the table.
 Absolute paths are cut to their last two parts, for the rest means nothing elsewhere.
 """
 
@@ -25,6 +27,7 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 # What says where a run was carried out, and not what was run.
 _PLACES = ("runs_dir", "cache_dir", "run_id")
+_WAYS = ("up", "down", "one_time", "merges", "total")
 _SINGLE = {"random": "random", "popularity": "popularity", "content_mean": "text, mean", "content_last": "text, last"}
 _HEAD = (
     "| run | rounds | NDCG@10 | HR@10 | NDCG@10 of the baselines | bytes per user up | down | once |\n"
@@ -64,7 +67,22 @@ def kept(name: str, run: Path) -> Result:
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     overrides = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["overrides"]
     chosen = [_portable(text) for text in overrides if text.partition("=")[0] not in _PLACES]
-    return {"name": name, "overrides": chosen, "summary": {**summary, "run": run.resolve().name}}
+    result = {"name": name, "overrides": chosen, "summary": {**summary, "run": run.resolve().name}}
+    curve = [_point(record) for record in _records(run) if record.get("validation")]
+    return {**result, "curve": curve} if len(curve) > 1 else result
+
+
+def _records(run: Path) -> list[dict[str, Any]]:
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def _point(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of a round's record, what `fedrec compare` reads."""
+    moved = record.get("bytes_per_user")
+    ways = {} if moved is None else {"bytes_per_user": {way: moved[way] for way in _WAYS if way in moved}}
+    validation = {name: value for name, value in record["validation"].items() if name in ("ndcg@10", "hr@10")}
+    return {"round": record["round"], "validation": validation, **ways}
 
 
 def _portable(override: str) -> str:
@@ -102,11 +120,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="The results table of the README.")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if README.md has another table")
     parser.add_argument("--add", nargs=2, metavar=("NAME", "RUN"), help="keep the run in the folder RUN as NAME")
+    parser.add_argument("--to", default="", metavar="FOLDER", help="keep it in this folder of benchmarks/results")
     chosen = parser.parse_args(arguments)
     if chosen.add:
         name, run = chosen.add
-        RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+        folder = RESULTS / chosen.to
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
         path.write_text(json.dumps(kept(name, Path(run)), indent=2) + "\n", encoding="utf-8")
         print(f"kept {path.relative_to(ROOT)}")
     before = README.read_text(encoding="utf-8")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,10 +54,18 @@ _KEYS = (
 class OverridesCommand(TyperCommand):
     """A command that takes overrides; its help lists the groups, their members, and the keys most often changed."""
 
+    before_overrides = ""
+
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write what an override is below the options."""
-        formatter.write(overrides_help(ctx.command_path))
+        formatter.write(overrides_help(ctx.command_path + self.before_overrides))
         super().format_epilog(ctx, formatter)
+
+
+class BaselineCommand(OverridesCommand):
+    """The same, after the kind of baseline."""
+
+    before_overrides = " central"
 
 
 def overrides_help(command: str) -> str:
@@ -91,6 +100,16 @@ Overrides = Annotated[
     typer.Argument(metavar="[OVERRIDES]...", help="group=member or section.key=value", show_default=False),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="End with one line of JSON on stdout; all else goes to stderr.")]
+
+
+class BaselineKind(StrEnum):
+    """What `fedrec baseline` can rank by."""
+
+    CENTRAL = "central"
+    LOCAL = "local"
+    CONTENT = "content"
+    POPULARITY = "popularity"
+    RANDOM = "random"
 
 
 def _version(wanted: bool) -> None:
@@ -191,6 +210,45 @@ def simulate_command(
 
         end.update(simulate(config, same, console=console, verbose=verbose, superlink=superlink))
         show_summary(end, console)
+
+
+@app.command("baseline", cls=BaselineCommand)
+def baseline_command(
+    kind: Annotated[BaselineKind, typer.Argument(help="Which one.", show_default=False)],
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Rank without a federation: the same data, split, candidates and model as a run with these overrides."""
+    with _ending(as_json) as (console, end):
+        config, same = _prepared(overrides or [])
+        from commands.baseline.command import baseline  # as above
+
+        end.update(baseline(kind.value, config, same, console=console))
+
+
+@app.command("compare")
+def compare_command(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, or kept runs as JSON files.")],
+    ceiling: Annotated[
+        str | None,
+        typer.Option("--ceiling", metavar="RUN|VALUE", help="Validation NDCG@10 to be reached: of a run, or a number."),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw the runs' curves.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare finished runs: accuracy, traffic, and the bytes and rounds to reach a share of a ceiling."""
+    with _ending(as_json) as (console, end):
+        from commands.compare import compare, show_comparison
+
+        found = compare(runs, ceiling)
+        end.update(found.as_dict())
+        if not as_json:
+            show_comparison(found, console)
+        if plot is not None:
+            from commands.curve_plot import draw
+
+            draw(found, plot)
+            console.print(f"plot: {plot}", soft_wrap=True, highlight=False, markup=False)
 
 
 @app.command("recommend")

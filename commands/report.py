@@ -33,12 +33,26 @@ def show_summary(summary: Mapping[str, Any], console: Console) -> None:
     console.print(f"run folder: {summary['run']}", soft_wrap=True, highlight=False, markup=False)
 
 
+def show_baseline(summary: Mapping[str, Any], console: Console) -> None:
+    """Print the `summary.json` of `fedrec baseline`: the metrics, and where everything is. Nothing was sent."""
+    name = str(summary.get("member") or summary["baseline"])
+    others = {key: value for key, value in summary["baselines"].items() if key != name}
+    for prefix, title in _protocols(summary["test"]):
+        console.print(_metrics_table({**summary, "baselines": others}, prefix, title, _BASELINES.get(name, name)))
+    best = f", the best validation after epoch {summary['best_round']}" if "best_round" in summary else ""
+    validated = ", ".join(f"{key} {value:.4f}" for key, value in summary["validation"].items() if "@10" in key)
+    if validated:
+        console.print(f"validation: {validated}", soft_wrap=True, highlight=False)
+    console.print(f"{summary['baseline']} in {duration(summary['seconds'])}{best}; {summary['test']['users']:,} users")
+    console.print(f"run folder: {summary['run']}", soft_wrap=True, highlight=False, markup=False)
+
+
 def _protocols(test: Mapping[str, Any]) -> list[tuple[str, str]]:
     prefixes = sorted({name.rpartition("/")[0] for name in test})
     return [(f"{name}/" if name else "", f"Test, {name or 'full ranking'}") for name in prefixes]
 
 
-def _metrics_table(summary: Mapping[str, Any], prefix: str, title: str) -> Table:
+def _metrics_table(summary: Mapping[str, Any], prefix: str, title: str, own: str = "this model") -> Table:
     shown = [name for name in ("hr@10", "ndcg@10") if prefix + name in summary["test"]]
     names = shown or [name for name in summary["test"] if name.startswith(prefix) and "@" in name][:2]
     names = [prefix + name if shown else name for name in names] + [f"{prefix}mrr"]
@@ -48,7 +62,7 @@ def _metrics_table(summary: Mapping[str, Any], prefix: str, title: str) -> Table
         table.add_column(name.removeprefix(prefix).upper(), justify="right")
     for name, metrics in summary["baselines"].items():
         table.add_row(_BASELINES.get(name, name), *(f"{metrics[column]:.4f}" for column in names), style="dim")
-    table.add_row("this model", *(f"{summary['test'][column]:.4f}" for column in names), style="bold")
+    table.add_row(own, *(f"{summary['test'][column]:.4f}" for column in names), style="bold")
     return table
 
 

@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 from fedrec import __version__, registry
 from fedrec.config.describe import to_yaml
 from fedrec.config.schema import RunConfig
+from fedrec.curves import write_curve
 from fedrec.data import report
 from fedrec.data.prepare import load, load_items
 from fedrec.data.store import write_store
@@ -79,7 +80,7 @@ class _Silent:
         pass
 
 
-class _Progress:
+class Progress:
     """Tells the watcher how far something long has come, and the log now and then."""
 
     def __init__(self, watcher: Watcher) -> None:
@@ -87,6 +88,7 @@ class _Progress:
         self._logged = time.monotonic()
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        """`done` of `total` are done."""
         self._watcher.work(what, done, total)
         if done >= total or time.monotonic() - self._logged >= _LOG_EVERY:
             self._logged = time.monotonic()
@@ -161,7 +163,7 @@ def _run(
     if resumption is None:
         folder.write_text(CONFIG, to_yaml(config))
     watcher.stage(f"reading {config.dataset.name}")
-    progress = _Progress(watcher)
+    progress = Progress(watcher)
     simulated = config.runtime == "simulation"
     dataset = (load if simulated else load_items)(cast(DatasetConfig, config.dataset), progress)
     if simulated:
@@ -169,7 +171,7 @@ def _run(
     for line in report.as_lines(dataset.report):
         log.info("%s", line)
     watcher.stage("base table from item text")
-    table = _base_table(config, dataset, cache_dir, progress)
+    table = base_table(config, dataset, cache_dir, progress)
     if table.text_map is not None:
         table.text_map.save(folder.path)
     eligible = pack_eligible(dataset.eligible, len(dataset.catalogue))
@@ -182,10 +184,10 @@ def _run(
         # What a site can check is the list that it gets.
         deployed, catalogue = Deployed(own_secret(folder.path), listed), content_digest(listed)
     setup = make_setup(config, len(dataset.catalogue), catalogue, content_digest(eligible), place)
-    manifest = _manifest(config, overrides, dataset, table, place)
+    facts = manifest(config, overrides, dataset, table, place)
     if resumption is not None:
-        manifest = manifest_of_resumed(folder, manifest, resumption.round)
-    folder.write_json(MANIFEST, manifest)
+        facts = manifest_of_resumed(folder, facts, resumption.round)
+    folder.write_json(MANIFEST, facts)
     folder.write_public(setup, dataset.catalogue)
     baselines = {}
     if config.evaluation.baselines and not simulated:
@@ -194,17 +196,18 @@ def _run(
         watcher.stage("baselines")
         vectors = None
         if config.base_table.start == "text":
-            vectors = text_vectors(dataset.catalogue, _encoder(config), cache_dir, progress)
+            vectors = text_vectors(dataset.catalogue, text_encoder(config), cache_dir, progress)
         baselines = simulated_baselines(setup, dataset, vectors, "test")
     strategy: FederatedStrategy = registry.strategies.get(config.strategy.name)(
         config, setup, table.table, eligible, _Recorder(folder, watcher, config.checkpoints_kept), deployed
     )
     if resumption is not None:
-        go_on(strategy, resumption, manifest)
+        go_on(strategy, resumption, facts)
     watcher.stage("waiting for nodes")
     training = time.monotonic()
     strategy.start(grid)
     training_seconds = time.monotonic() - training
+    write_curve(folder.path)
     summary = {
         "run": str(folder.path),
         "rounds": strategy.config.rounds,
@@ -225,18 +228,20 @@ def _run(
     return summary
 
 
-def _encoder(config: RunConfig) -> TextEncoder:
+def text_encoder(config: RunConfig) -> TextEncoder:
+    """The encoder of item texts that the configuration names."""
     made: TextEncoder = registry.encoders.get(config.encoder.name)(config.encoder)
     return made
 
 
-def _base_table(config: RunConfig, dataset: Dataset, cache_dir: Path, progress: _Progress) -> BaseTable:
+def base_table(config: RunConfig, dataset: Dataset, cache_dir: Path, progress: Progress) -> BaseTable:
+    """The pre-trained item table that the configuration asks for."""
     start = config.base_table
     if start.start == "random":
         return random_base_table(len(dataset.catalogue), start.dim, start.norm, config.seed)
     table = build_base_table(
         dataset.catalogue,
-        _encoder(config),
+        text_encoder(config),
         registry.reductions.get(config.reduction.name)(config.reduction),
         start.dim,
         start.norm,
@@ -285,7 +290,7 @@ def make_setup(
     )
 
 
-def _manifest(
+def manifest(
     config: RunConfig, overrides: Sequence[str], dataset: Dataset, table: BaseTable, place: SimulatedData | None
 ) -> dict[str, Any]:
     """What a reader needs to know whether two runs can be compared, and to make one again."""

@@ -119,7 +119,7 @@ COMMANDS = sorted(
         for path in DOCUMENTS
         for block in blocks(path.read_text(encoding="utf-8"), "sh")
         for line in block.splitlines()
-        if re.match(r"(fedrec (train|simulate|config|describe)|flwr run)\b", line)
+        if re.match(r"(fedrec (train|simulate|config|describe|baseline)|flwr run)\b", line)
     }
 )
 
@@ -131,7 +131,7 @@ def test_every_command_shown_is_a_legal_configuration(line: str, tmp_path: Path)
         given = [word.partition("=")[2].strip("'") for word in words if word.startswith("overrides=")]
         overrides = shlex.split(given[0]) if given else []
     else:
-        overrides = [word for word in words[2:] if not word.startswith("--")]
+        overrides = [word for word in words[3 if words[1] == "baseline" else 2 :] if not word.startswith("--")]
     compose(overrides, base=tmp_path)
 
 

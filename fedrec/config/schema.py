@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Le, MinLen
+from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import Strict
 
 from fedrec.registry import MemberConfig
@@ -71,6 +71,44 @@ class SimulationConfig:
 
 
 @dataclass(frozen=True)
+class CentralConfig:
+    """How `fedrec baseline central` trains, with all users' interactions in one place.
+
+    Loss, solve steps and, unless given here, negatives are those of the recipe.
+
+    Attributes:
+        epochs: Passes over all training interactions, at most.
+        batch: Interactions in a step of Adam.
+        lr: Its learning rate.
+        decay: Its L2 regularisation, of everything that is trained.
+        negatives: Negatives of an interaction, drawn afresh in every epoch, or as many as the `recipe` has.
+        patience: Epochs without a better validation after which training ends (0: only after the last).
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+
+    epochs: Annotated[int, Ge(1)]
+    batch: Annotated[int, Ge(1)]
+    lr: Annotated[float, Gt(0)]
+    decay: Annotated[float, Ge(0)]
+    negatives: Annotated[int, Ge(1)] | Literal["recipe"]
+    patience: Annotated[int, Ge(0)]
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """How `fedrec baseline local` trains, every user alone.
+
+    Attributes:
+        rounds: Rounds of the recipe that each user takes as a federation of one.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+
+    rounds: Annotated[int, Ge(1)]
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that determines a run.
 
@@ -104,6 +142,8 @@ class RunConfig:
     base_table: BaseTableConfig
     evaluation: EvaluationConfig
     simulation: SimulationConfig
+    central: CentralConfig
+    local: LocalConfig
     seed: Annotated[int, Ge(0)]
     engine: Literal["cohort", "oracle"]
     pairs_at_once: Annotated[int, Ge(1)]

@@ -1,0 +1,1 @@
+"""Baselines of a run: the same data, split, candidates, backbone and embedding, without a federation."""

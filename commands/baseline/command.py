@@ -1,0 +1,123 @@
+"""`fedrec baseline`: one baseline on the data, split and candidates of a run, with a folder like a run's."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+
+from commands.baseline.central import train_centrally
+from commands.baseline.local import train_alone
+from commands.baseline.untrained import untrained
+from commands.baseline.world import World
+from commands.progress import RunProgress
+from commands.report import show_baseline
+from fedrec.config.describe import to_yaml
+from fedrec.config.schema import RunConfig
+from fedrec.curves import write_curve
+from fedrec.data.store import write_store
+from fedrec.errors import ConfigError
+from fedrec.protocol import SimulatedData
+from server_app.run import Progress, Watcher, log, manifest, new_run_id
+from server_app.run_folder import SUMMARY, RunFolder
+
+Kind = Literal["central", "local", "content", "popularity", "random"]
+
+
+def baseline(kind: Kind, config: RunConfig, overrides: Sequence[str], *, console: Console) -> dict[str, Any]:
+    """Carry out a baseline and return its summary, which is in its folder too; `config` has its folders settled.
+
+    Raises FedrecError for whatever the user can mend.
+    """
+    torch.set_num_threads(1)  # as `train`
+    if config.runtime == "deployment":
+        raise ConfigError(["runtime=deployment: a baseline needs everybody's interactions in one place; leave it out"])
+    if config.resume is not None:
+        raise ConfigError([f"resume={config.resume}: a baseline is not resumed; leave it out, and start it again"])
+    runs_dir = config.runs_dir
+    assert runs_dir is not None
+    run_id = config.run_id or f"{new_run_id(config)}-{kind}"
+    config = dataclasses.replace(config, run_id=run_id)
+    folder = RunFolder.new(runs_dir / run_id)
+    handler, level = folder.log_handler(), log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        with RunProgress(console) as progress:
+            summary = _carry_out(kind, config, overrides, folder, progress)
+    except BaseException as error:
+        log.error("the baseline has failed: %s: %s", type(error).__name__, error)
+        raise
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        handler.close()
+    show_baseline(summary, console)
+    return summary
+
+
+def _carry_out(
+    kind: Kind, config: RunConfig, overrides: Sequence[str], folder: RunFolder, watcher: Watcher
+) -> dict[str, Any]:
+    started = time.monotonic()
+    cache_dir = config.cache_dir
+    assert cache_dir is not None
+    folder.write_text("config.yaml", to_yaml(config))
+    world = World.read(config, cache_dir, watcher)
+    store = write_store(world.dataset.interactions, cache_dir)
+    place = SimulatedData(str(store), str(folder.state_dir), "")
+    facts = manifest(config, overrides, world.dataset, world.table, place)
+    folder.write_json("manifest.json", {**facts, "baseline": kind})
+    training = time.monotonic()
+    if kind == "central":
+        found = _central(world, folder, watcher)
+    elif kind == "local":
+        watcher.stage("every user alone")
+        found = {"rounds": config.local.rounds, **train_alone(world, Progress(watcher))}
+    else:
+        found = _untrained(world, kind, cache_dir, watcher)
+    seconds = time.monotonic() - training
+    if kind != "central":  # which has a line for every epoch
+        line = {"round": found["rounds"], "rounds": found["rounds"], "phase": kind, "validation": found["validation"]}
+        folder.add_metrics({**line, "seconds": seconds})
+    if "baselines" not in found:
+        wanted = config.evaluation.baselines
+        found["baselines"] = untrained(world, "popularity", cache_dir, watcher).metrics["test"] if wanted else {}
+    summary = {
+        "run": str(folder.path),
+        "baseline": kind,
+        "seconds": time.monotonic() - started,
+        "training_seconds": seconds,
+        **found,
+    }
+    folder.write_json(SUMMARY, summary)
+    write_curve(folder.path)
+    log.info("run folder: %s", folder.path)
+    return summary
+
+
+def _central(world: World, folder: RunFolder, watcher: Watcher) -> dict[str, Any]:
+    watcher.stage("training centrally")
+
+    def tell(record: dict[str, Any]) -> None:
+        folder.add_metrics(record)
+        watcher.update(record)
+
+    trained = train_centrally(world, tell)
+    slots = world.users.evaluated
+    own = {name: tensor[torch.from_numpy(slots)] for name, tensor in trained.private.items()}
+    test = world.means(world.sums(trained.model, own, slots, "test", trained.epoch))
+    return {"rounds": trained.epochs, "best_round": trained.epoch, "test": test, "validation": trained.validation}
+
+
+def _untrained(world: World, kind: Kind, cache_dir: Path, watcher: Watcher) -> dict[str, Any]:
+    watcher.stage("baselines")
+    member, metrics = untrained(world, kind, cache_dir, watcher)
+    found: dict[str, Any] = {split: values[member] for split, values in metrics.items()}
+    return {"rounds": 0, "member": member, **found, "baselines": metrics["test"]}

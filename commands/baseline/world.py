@@ -1,0 +1,145 @@
+"""What a run of the same configuration would have, in one place: data, model at its start, the ranking of users."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from client_app.cohort import CohortEngine
+from client_app.engine import GlobalModel, Limits, all_finite
+from client_app.evaluation import RankingProtocol, rank_users
+from client_app.users import Cohort, LocalUsers
+from fedrec import registry
+from fedrec.backbones.base import Backbone
+from fedrec.config.describe import load_member
+from fedrec.config.schema import RunConfig
+from fedrec.data import report
+from fedrec.data.prepare import load
+from fedrec.data.split import HeldOut
+from fedrec.data.types import Dataset
+from fedrec.datasets.base import DatasetConfig
+from fedrec.errors import FedrecError
+from fedrec.keys import simulation_secret
+from fedrec.metrics import mean_metrics
+from fedrec.negatives import NegativeSampler
+from fedrec.optim.base import Recipe
+from fedrec.protocol import Setup, pack_eligible
+from fedrec.rng import derive, generator
+from fedrec.tensors import Tensors, content_digest
+from peft_embeddings.base import ItemEmbedding
+from peft_embeddings.base_table import BaseTable
+from peft_embeddings.model import Model
+from server_app.run import Progress, Watcher, base_table, log, make_setup
+
+_NO_LIMITS = Limits(weight_cap=1, max_update_norm=float("inf"))
+
+
+@dataclass(frozen=True)
+class World:
+    """Everything that a baseline is made of.
+
+    Attributes:
+        config: The configuration, with its folders settled.
+        dataset: The prepared data.
+        table: The pre-trained item table.
+        setup: What a client of such a run would be told.
+    """
+
+    config: RunConfig
+    dataset: Dataset
+    table: BaseTable
+    setup: Setup
+
+    @staticmethod
+    def read(config: RunConfig, cache_dir: Path, watcher: Watcher) -> World:
+        """Read the data and make the base table, as a run would. Raises FedrecError as that would."""
+        progress = Progress(watcher)
+        watcher.stage(f"reading {config.dataset.name}")
+        dataset = load(cast(DatasetConfig, config.dataset), progress)
+        watcher.data(dataset.report, dataset.name)
+        for line in report.as_lines(dataset.report):
+            log.info("%s", line)
+        watcher.stage("base table from item text")
+        table = base_table(config, dataset, cache_dir, progress)
+        eligible = content_digest(pack_eligible(dataset.eligible, len(dataset.catalogue)))
+        setup = make_setup(config, len(dataset.catalogue), dataset.catalogue.digest, eligible, None)
+        return World(config, dataset, table, setup)
+
+    @cached_property
+    def secret(self) -> int:
+        """The secret root of such a simulation: of users' keys and negatives."""
+        return simulation_secret(self.setup.seed)
+
+    @cached_property
+    def users(self) -> LocalUsers:
+        """All users."""
+        everyone = np.arange(self.dataset.interactions.users)
+        return LocalUsers(self.dataset.interactions, everyone, self.secret)
+
+    @cached_property
+    def sampler(self) -> NegativeSampler:
+        """Draws among the items that may be recommended."""
+        return NegativeSampler(self.dataset.eligible)
+
+    @cached_property
+    def model(self) -> Model:
+        """The model of the run's last phase."""
+        config = registry.strategies.get(self.config.strategy.name).phases(self.config)[-1].embedding
+        embedding: ItemEmbedding = registry.embeddings.get(config.name)(config, self.setup.n_items, self.setup.dim)
+        backbone: Backbone = registry.backbones.get(self.config.backbone.name)(self.config.backbone, self.setup.dim)
+        return Model(embedding, backbone)
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The run's recipe."""
+        made: Recipe = registry.optims.get(self.config.optim.name)(self.config.optim, self.model.backbone.advice)
+        return made
+
+    @cached_property
+    def engine(self) -> CohortEngine:
+        """The run's engine, without noise or codec, for nothing is sent."""
+        none = registry.privacies.get("none")(load_member("privacy", "none"))
+        return CohortEngine(self.recipe, self.sampler, none, _NO_LIMITS, self.config.pairs_at_once)
+
+    def start(self, counts: torch.Tensor | None) -> GlobalModel:
+        """The model at its start, over the pre-trained table: there is no warm-up.
+
+        Args:
+            counts: Users per item [items], for a backbone that wants them; None: 1 for every item.
+        """
+        seed, phase = self.setup.seed, self.setup.phases[-1].name
+        shared = self.model.backbone.init_shared(generator(seed, "shared"))
+        trainable, frozen = self.model.init(self.table.table, shared, generator(seed, "embedding", phase), counts)
+        return GlobalModel(self.model, trainable, frozen)
+
+    def private(self, cohort: Cohort) -> Tensors:
+        """The users' private tensors [users, ...] at their start."""
+        return self.model.backbone.init_private(self.setup.seed, cohort.keys)
+
+    def sums(
+        self, model: GlobalModel, private: Tensors, slots: np.ndarray, of: HeldOut, after: int
+    ) -> dict[str, float]:
+        """Sums of the metrics over the users in `slots`, ranked as their devices would do it after round `after`.
+
+        Private tensors [users in `slots`, ...] are first solved on the history that the split lets them know.
+        """
+        cohort, positives = self.users.held_out(slots, of)
+        private = self.engine.solve(model, cohort, private, derive(self.secret, "solve", of, after))
+        sane = np.flatnonzero(all_finite(private).numpy())
+        cohort, positives = cohort.select(sane), positives[sane]
+        private = {name: tensor[torch.from_numpy(sane)] for name, tensor in private.items()}
+        setup = self.setup
+        protocol = RankingProtocol(setup.ks, self.sampler, setup.sampled_negatives, derive(setup.seed, "sampled", of))
+        return rank_users(model, cohort, positives, private, protocol)
+
+    def means(self, sums: dict[str, float]) -> dict[str, float]:
+        """The metrics of users from their sums, with the counts that a run reports."""
+        asked, users = len(self.users.evaluated), int(sums.get("users", 0))
+        if asked and not users:
+            raise FedrecError("the model has diverged, no user can be ranked: lower the learning rate")
+        return mean_metrics(sums) | {"users": users, "cold_users": 0, "diverged_users": asked - users}

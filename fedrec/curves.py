@@ -1,0 +1,81 @@
+"""How good a run was after how many bytes: its curve, from the lines of `metrics.jsonl`.
+
+A curve has a point for every round that was validated. Bytes are the means over all users since the start, as the meter
+counts them: what validation itself moved is no part of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+METRICS, CURVE = "metrics.jsonl", "curve.csv"
+
+WAYS = ("up", "down", "one_time", "merges", "total")
+"""Bytes of one user, in the mean, that a point has."""
+
+
+class Point(NamedTuple):
+    """One validation.
+
+    Attributes:
+        round: After which it was, or after which epoch.
+        bytes: Bytes per user until then, by `WAYS`; None if nothing is sent, for the model is not federated.
+        value: The metric.
+    """
+
+    round: int
+    bytes: Mapping[str, float] | None
+    value: float
+
+
+def curve_metric(names: Iterable[str]) -> str:
+    """The metric of a curve: NDCG@10 in full ranking, or NDCG at the largest cut-off if 10 is none of them."""
+    cut_offs = sorted(int(name.removeprefix("ndcg@")) for name in names if name.startswith("ndcg@"))
+    return f"ndcg@{10 if 10 in cut_offs else cut_offs[-1]}"
+
+
+def curve(records: Iterable[Mapping[str, Any]], metric: str) -> list[Point]:
+    """The points of a run, from its rounds' records; those without a validation of `metric` are passed over."""
+    points = []
+    for record in records:
+        value = record.get("validation", {}).get(metric)
+        if value is not None:
+            moved = record.get("bytes_per_user")
+            ways = None if moved is None else {way: float(moved.get(way, 0.0)) for way in WAYS}
+            points.append(Point(int(record["round"]), ways, float(value)))
+    return points
+
+
+def reached(points: Sequence[Point], target: float) -> Point | None:
+    """The first point at or above `target`; None if there is none. Nothing is read between two validations."""
+    return next((point for point in points if point.value >= target), None)
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run folder's `metrics.jsonl`, none if it has no such file. Raises ValueError if one is damaged."""
+    path = folder / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def write_curve(folder: Path) -> None:
+    """Write the curve of the run in `folder` as `curve.csv` beside its metrics, for spreadsheets and plots."""
+    records = read_records(folder)
+    validated = next((record["validation"] for record in records if record.get("validation")), None)
+    if validated is None:
+        return
+    metric = curve_metric(validated)
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(["round", *WAYS, metric])
+    for point in curve(records, metric):
+        ways = [""] * len(WAYS) if point.bytes is None else [point.bytes[way] for way in WAYS]
+        lines.writerow([point.round, *ways, point.value])
+    part = folder / f".{CURVE}.part"
+    part.write_text(text.getvalue(), encoding="utf-8")
+    part.replace(folder / CURVE)
