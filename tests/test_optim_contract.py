@@ -14,6 +14,7 @@ from torch import Tensor
 from fedrec.backbones.base import Advice
 from fedrec.config.describe import load_member
 from fedrec.optim.base import Adam, LocalOptimiser, LocalStep, Recipe, Sgd
+from fedrec.optim.fast import FastRecipe
 from fedrec.optim.local import LocalState
 from fedrec.optim.losses import LOSSES, bce, bpr, softmax
 from fedrec.optim.paper import PaperRecipe
@@ -141,6 +142,15 @@ def test_paper_steps_follow_the_configuration() -> None:
     assert list(recipe.local_steps()) == [LocalStep(private=True, shared=True, optimiser=Adam(0.5))] * 3
     assert list(recipe.solve_steps()) == []
     assert recipe.negatives == 4
+
+
+def test_fast_solves_with_a_rate_of_its_own_before_a_ranking() -> None:
+    recipe = FastRecipe(
+        load_member("optim", "fast", private_steps=2, private_lr=0.5, solve_steps=3, solve_lr=0.25), ADVICE
+    )
+    own = [LocalStep(private=True, shared=False, optimiser=Adam(0.5))] * 2
+    assert list(recipe.local_steps()) == [*own, LocalStep(private=False, shared=True, optimiser=Sgd(1.0))]
+    assert list(recipe.solve_steps()) == [LocalStep(private=True, shared=False, optimiser=Adam(0.25))] * 3
 
 
 # The server's optimisers ---------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ class FastConfig(MemberConfig):
         private_lr: Learning rate of these steps' Adam.
         private_decay: Its L2 regularisation.
         solve_steps: Such steps before a user is ranked (not sent, not kept).
+        solve_lr: Learning rate of these: a user who has trained needs to move little, and overfits if it moves far.
         server: The server's optimiser.
     """
 
@@ -47,6 +48,7 @@ class FastConfig(MemberConfig):
     private_lr: Annotated[float, Gt(0)]
     private_decay: Annotated[float, Ge(0)]
     solve_steps: Annotated[int, Ge(0)]
+    solve_lr: Annotated[float, Gt(0)]
     server: ServerOptimiser
 
 
@@ -72,19 +74,19 @@ class FastRecipe(Recipe):
     def fresh_negatives(self) -> bool:
         return self.config.fresh_negatives
 
-    @property
-    def _private(self) -> LocalStep:
-        adam = Adam(self.config.private_lr, weight_decay=self.config.private_decay)
+    def _private(self, lr: float) -> LocalStep:
+        adam = Adam(lr, weight_decay=self.config.private_decay)
         return LocalStep(private=True, shared=False, optimiser=adam)
 
     @override
     def local_steps(self) -> Sequence[LocalStep]:
         # A step of size one: the delta is the negative gradient itself.
-        return [self._private] * self.config.private_steps + [LocalStep(private=False, shared=True, optimiser=Sgd(1.0))]
+        private = [self._private(self.config.private_lr)] * self.config.private_steps
+        return [*private, LocalStep(private=False, shared=True, optimiser=Sgd(1.0))]
 
     @override
     def solve_steps(self) -> Sequence[LocalStep]:
-        return [self._private] * self.config.solve_steps
+        return [self._private(self.config.solve_lr)] * self.config.solve_steps
 
     @override
     def loss(self, positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:

@@ -32,11 +32,19 @@ FAST = (
     "optim=fast",
     "optim.private_steps=5",
     "optim.solve_steps=3",
+    "optim.solve_lr=0.05",
     "optim.negatives=20",
     "optim.server.lr=0.3",
     "optim.server.eps=1.0e-4",
 )
-HEADS = (*FAST, "optim.private_steps=3", "optim.private_lr=0.02", "optim.server.lr=1.0", "optim.server.eps=3.0e-3")
+HEADS = (
+    *FAST,
+    "optim.private_steps=3",
+    "optim.private_lr=0.02",
+    "optim.solve_lr=0.02",
+    "optim.server.lr=1.0",
+    "optim.server.eps=3.0e-3",
+)
 HEADS_OVER_CODES = (*HEADS, "optim.server.lr=0.1")
 LOCAL = ("optim=paper", "optim.loss=bce", "optim.local_epochs=8", "optim.lr=0.1", "optim.solve_epochs=3")
 RECIPES = {"fedmf": FAST, "fedpergnn": FAST, "fedncf": LOCAL, "pfedrec": HEADS}
