@@ -35,7 +35,8 @@ class FastConfig(MemberConfig):
         private_lr: Learning rate of these steps' Adam.
         private_decay: Its L2 regularisation.
         solve_steps: Such steps before a user is ranked (not sent, not kept).
-        solve_lr: Learning rate of these: a user who has trained needs to move little, and overfits if it moves far.
+        solve_lr: Learning rate of these. A small one leaves a user who has trained where it is, a larger one takes up
+            what it has not trained on: at test, the validation item.
         server: The server's optimiser.
     """
 
