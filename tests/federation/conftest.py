@@ -113,9 +113,9 @@ def federate(tmp_path: Path) -> Callable[..., Outcome]:
             small.pop("embedding.rank")
         if of.get("strategy") == "strategy=full":
             small.pop("strategy.warmup_rounds")
-        if "optim" in of:
-            small.pop("optim.solve_epochs")  # of the recipe `paper`
         chosen = small | of
+        if of.get("optim", "optim=paper") != "optim=paper":
+            chosen.pop("optim.solve_epochs", None)  # of the recipe `paper`
         places = [
             f"runs_dir={tmp_path}/runs-{count}",
             f"cache_dir={tmp_path}/cache",

@@ -16,10 +16,9 @@ from pathlib import Path
 
 import pytest
 
-import commands
 from commands.flower_app import assemble
 
-ROOT = Path(commands.__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ITEMS, ROUNDS = 20_000, 3
 BESIDE = 1_500_000
 """Bytes in each direction that have nothing to do with tensors: the bundle of the code, envelopes, polling."""

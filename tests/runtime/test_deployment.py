@@ -15,11 +15,9 @@ from typing import Any
 
 import pytest
 
-import commands
-
 pytestmark = pytest.mark.runtime
 
-ROOT = Path(commands.__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "deploy" / "local-federation.sh"
 NODES, USERS, ROUNDS = 3, 30, 14
 DATA = f"dataset=synthetic dataset.n_users={USERS} dataset.n_items=60 dataset.interactions_per_user=8"

@@ -14,9 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-import commands
-
-ROOT = Path(commands.__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs" / "deployment.md").read_text(encoding="utf-8")
 UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
 
