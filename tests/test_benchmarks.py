@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # benchmarks are not installed
     sys.path.append(str(ROOT))
 
-from benchmarks import common, methods, page  # noqa: E402
+from benchmarks import accuracy, common, methods, page  # noqa: E402
 from benchmarks.phases import clocked  # noqa: E402
 from fedrec.config.compose import compose  # noqa: E402
 from fedrec.registry import backbones  # noqa: E402
@@ -147,6 +148,13 @@ def test_the_methods_page_has_the_tables_of_the_kept_runs() -> None:
     for result in kept:
         assert result["summary"]["rounds"] == methods.ROUNDS
         assert f"| {result['cell']['backbone']} | {result['cell']['method']} |" in text
+
+
+def test_the_page_of_accuracy_has_the_tables_of_the_kept_runs() -> None:
+    assert accuracy.main(["--check"]) == 0
+    text, found = accuracy.PAGE.read_text(), accuracy.comparison()
+    assert any(run.bytes is not None for run in found.runs)
+    assert all(f"| {re.sub(r',? seed [0-9]+$', '', run.name)} |" in text for run in found.runs)
 
 
 def test_every_cell_of_the_comparison_is_a_configuration_without_errors(tmp_path: Path) -> None:
