@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -166,7 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     configuration = {"nodes": nodes, "data": data.split()[0], "killed_after": kill_at, "back_after": back_at}
     configuration |= {"overrides": common, "restarted": 1, "killed": 2}
     if opts.full:
-        shutil.copy(folder / "runs" / "run" / "log.txt", opts.out.with_suffix(".log"))
+        log = (folder / "runs" / "run" / "log.txt").read_text(encoding="utf-8")
+        opts.out.with_suffix(".log").write_text(log.replace(f"{folder}/", ""), encoding="utf-8")
     return write(opts, "deployment", configuration, figures)
 
 
