@@ -162,7 +162,11 @@ def test_parquet_keeps_large_ids_dictionaries_and_clocks(tmp_path: Path, config:
         ("t.csv", b"", "is empty: expected a header line"),
         ("t.csv", b"user_id,user_id\n", "two columns have the same name"),
         ("t.csv", b"user_id,item_id,timestamp\n\xff,1,1\n", "is not utf-8.* text .*dataset.encoding=latin-1"),
-        ("t.csv.gz", gzip.compress(b"user_id,item_id,timestamp\n" + b"a,1,1\n" * 99)[:-9], "damaged or truncated gzip"),
+        (
+            "t.csv.gz",
+            gzip.compress(b"user_id,item_id,timestamp\n" + b"a,1,1\n" * 99, mtime=0)[:-9],
+            "damaged or truncated gzip",
+        ),
         ("t.csv.gz", b"user_id", "damaged or truncated gzip"),
         ("t.jsonl", b"\n", "holds no JSON object"),
         ("t.parquet", b"PAR1", "is not a sound Parquet file"),
