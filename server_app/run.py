@@ -133,21 +133,9 @@ def run(config: RunConfig, overrides: Sequence[str], grid: Grid, watcher: Watche
     run_id = config.resume or config.run_id or new_run_id(config)
     config = dataclasses.replace(config, run_id=run_id)
     folder = (RunFolder.reopened if config.resume else RunFolder.new)(runs_dir / run_id)
-    handler = folder.log_handler()
-    level = log.level
-    log.setLevel(logging.INFO)
-    log.addHandler(handler)
-    try:
-        with folder.locked():
-            resumption = prepare(folder) if config.resume else None
-            return _run(config, overrides, grid, folder, cache_dir, watcher or _Silent(), resumption)
-    except BaseException as error:
-        log.error("the run has failed: %s: %s", type(error).__name__, error)
-        raise
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-        handler.close()
+    with folder.logged("the run"), folder.locked():
+        resumption = prepare(folder) if config.resume else None
+        return _run(config, overrides, grid, folder, cache_dir, watcher or _Silent(), resumption)
 
 
 def _run(

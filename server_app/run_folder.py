@@ -32,6 +32,8 @@ from fedrec.protocol import Setup
 from server_app.checkpoints import Checkpoints, sync
 from strategies.checkpoint import Checkpoint
 
+log = logging.getLogger("fedrec")
+
 CONFIG = "config.yaml"
 MANIFEST = "manifest.json"
 METRICS = "metrics.jsonl"
@@ -93,8 +95,23 @@ class RunFolder:
         """Where simulated devices keep their private tensors and what they were sent once."""
         return self.path / "state"
 
-    def log_handler(self) -> logging.Handler:
-        """A handler that writes `log.txt`; the caller adds and removes it."""
+    @contextmanager
+    def logged(self, what: str) -> Iterator[None]:
+        """Meanwhile the log goes to `log.txt` too, and so does the error if `what` fails."""
+        handler, level = self._log_handler(), log.level
+        log.setLevel(logging.INFO)
+        log.addHandler(handler)
+        try:
+            yield
+        except BaseException as error:
+            log.error("%s has failed: %s: %s", what, type(error).__name__, error)
+            raise
+        finally:
+            log.removeHandler(handler)
+            log.setLevel(level)
+            handler.close()
+
+    def _log_handler(self) -> logging.Handler:
         handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
         formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ")
         formatter.converter = time.gmtime

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from fedrec.data.store import write_store
 from fedrec.errors import ConfigError
 from fedrec.protocol import SimulatedData
 from server_app.run import Progress, Watcher, log, manifest, new_run_id
-from server_app.run_folder import SUMMARY, RunFolder
+from server_app.run_folder import CONFIG, MANIFEST, SUMMARY, RunFolder
 
 Kind = Literal["central", "local", "content", "popularity", "random"]
 
@@ -45,19 +44,8 @@ def baseline(kind: Kind, config: RunConfig, overrides: Sequence[str], *, console
     run_id = config.run_id or f"{new_run_id(config)}-{kind}"
     config = dataclasses.replace(config, run_id=run_id)
     folder = RunFolder.new(runs_dir / run_id)
-    handler, level = folder.log_handler(), log.level
-    log.setLevel(logging.INFO)
-    log.addHandler(handler)
-    try:
-        with RunProgress(console) as progress:
-            summary = _carry_out(kind, config, overrides, folder, progress)
-    except BaseException as error:
-        log.error("the baseline has failed: %s: %s", type(error).__name__, error)
-        raise
-    finally:
-        log.removeHandler(handler)
-        log.setLevel(level)
-        handler.close()
+    with folder.logged("the baseline"), RunProgress(console) as progress:
+        summary = _carry_out(kind, config, overrides, folder, progress)
     show_baseline(summary, console)
     return summary
 
@@ -68,12 +56,12 @@ def _carry_out(
     started = time.monotonic()
     cache_dir = config.cache_dir
     assert cache_dir is not None
-    folder.write_text("config.yaml", to_yaml(config))
+    folder.write_text(CONFIG, to_yaml(config))
     world = World.read(config, cache_dir, watcher)
     store = write_store(world.dataset.interactions, cache_dir)
     place = SimulatedData(str(store), str(folder.state_dir), "")
     facts = manifest(config, overrides, world.dataset, world.table, place)
-    folder.write_json("manifest.json", {**facts, "baseline": kind})
+    folder.write_json(MANIFEST, {**facts, "baseline": kind})
     training = time.monotonic()
     if kind == "central":
         found = _central(world, folder, watcher)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import pytest
 import yaml
 from flwr.app import Message
 from flwr.clientapp import ClientApp
+from safetensors.torch import load_file
 
 from client_app.app import app as client_app
 from commands.local_grid import LocalGrid
@@ -20,7 +21,9 @@ from fedrec.config.describe import from_dict
 from fedrec.config.paths import settle
 from fedrec.data import split
 from fedrec.data.prepare import load
+from fedrec.tensors import Tensors
 from server_app.run import run
+from strategies.records import unpack
 
 SMALL = [
     "dataset.n_users=60",
@@ -57,6 +60,14 @@ class RecordingGrid(LocalGrid):
         self.received += replies
         return replies
 
+    @staticmethod
+    def packets(messages: Iterable[Message], prefix: str) -> Iterator[tuple[Message, str, bytes]]:
+        """The arrays of messages whose names begin with `prefix`: the message, the rest of the name, the bytes."""
+        for message in messages:
+            for name, values in unpack(message.content).arrays.items():
+                if name.startswith(prefix):
+                    yield message, name.removeprefix(prefix), values.tobytes()
+
 
 class Outcome:
     """A finished run."""
@@ -66,6 +77,11 @@ class Outcome:
         self.grid = grid
         self.folder = Path(summary["run"])
         self.metrics = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+
+    def checkpoint(self, round: int | None = None) -> Tensors:
+        """All tensors of the checkpoint after a round (by default the last)."""
+        number = self.metrics[-1]["round"] if round is None else round
+        return load_file(self.folder / "checkpoints" / f"round-{number:06d}.safetensors")
 
 
 Chance = tuple[float, float]

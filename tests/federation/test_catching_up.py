@@ -6,7 +6,7 @@ A base table here takes 3,236 bytes and a merge 900, so that three merges are sh
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import pytest
 import torch
 import yaml
 from flwr.app import Context, Message
-from safetensors.torch import load_file
 from torch import Tensor
 
 from client_app.app import app as honest
@@ -23,7 +22,6 @@ from client_app.frozen import FrozenStore
 from client_app.node import Node, Received, _resident
 from commands.describe import describe
 from fedrec.config.describe import from_dict
-from fedrec.tensors import Tensors
 from strategies.records import FROZEN, MERGED, MODEL, VERSIONS, pack, unpack
 from strategies.sizes import Sizes
 
@@ -35,17 +33,6 @@ MERGING = [f"strategy.rounds={ROUNDS}", f"strategy.merge_every={EVERY}", "evalua
 MERGING += [f"dataset.n_users={USERS}", "optim.solve_epochs=1"]
 MERGES_AFTER = [4, 6, 8, 10, 12]  # and not after 14, the last round
 ALL = ["checkpoint_every=1", "checkpoints_kept=99"]
-
-
-def checkpoint(outcome: Any, round: int = ROUNDS) -> Tensors:
-    return load_file(outcome.folder / f"checkpoints/round-{round:06d}.safetensors")
-
-
-def arrays(messages: list[Message], prefix: str) -> Iterator[tuple[Message, str, bytes]]:
-    for message in messages:
-        for name, values in unpack(message.content).arrays.items():
-            if name.startswith(prefix):
-                yield message, name.removeprefix(prefix), values.tobytes()
 
 
 def described(outcome: Any) -> Sizes:
@@ -100,7 +87,7 @@ def test_who_missed_merges_is_sent_the_shorter_way_and_holds_the_servers_table_t
     outcome = federate(*overrides, nodes=USERS)
     behind = missed(outcome)
     times = Counter(behind.values())
-    size = max(len(packet) for _, _, packet in arrays(outcome.grid.sent, MERGED))
+    size = max(len(packet) for _, _, packet in outcome.grid.packets(outcome.grid.sent, MERGED))
     enough = TABLE // size
     assert all(times[count] for count in (None, 0, 1, 2, 3)), "a first time, and every kind of gap"
     assert codec == "int8" or any(count is not None and count > enough for count in times), "one too long for merges"
@@ -121,7 +108,7 @@ def test_who_missed_merges_is_sent_the_shorter_way_and_holds_the_servers_table_t
         assert (VERSIONS in content.fields) == by_merges
     assert set(bases) == set(range(WARMUP + 1, ROUNDS + 1))
     for round, seen in bases.items():
-        table = checkpoint(outcome, max(WARMUP + 1, round - 1))["frozen.base"]
+        table = outcome.checkpoint(max(WARMUP + 1, round - 1))["frozen.base"]
         assert all(torch.equal(base, table) for base in seen), f"round {round}"
 
 
@@ -129,14 +116,14 @@ def test_the_meter_counts_the_bytes_of_real_messages(federate: Federate, own_dis
     outcome = federate(*MERGING, "strategy.fraction=0.2", nodes=USERS)
     train = [m for m in outcome.grid.sent if m.metadata.message_type == "train"]
     moved = outcome.summary["bytes_per_user"]
-    assert moved["down"] * USERS == pytest.approx(sum(len(packet) for *_, packet in arrays(train, MODEL)))
+    assert moved["down"] * USERS == pytest.approx(sum(len(packet) for *_, packet in outcome.grid.packets(train, MODEL)))
     behind = missed(outcome)
     tables = [
         (int(unpack(m.content).fields["round"]), m.metadata.dst_node_id)
-        for m, _, packet in arrays(train, FROZEN)
+        for m, _, packet in outcome.grid.packets(train, FROZEN)
         if len(packet) == TABLE
     ]
-    caught_up = sum(len(packet) for *_, packet in arrays(train, MERGED))
+    caught_up = sum(len(packet) for *_, packet in outcome.grid.packets(train, MERGED))
     caught_up += TABLE * sum(behind[at] is not None for at in tables)
     assert moved["merges"] * USERS == pytest.approx(caught_up)
     assert caught_up == sum(min(count * MERGE, TABLE) for count in behind.values() if count)
@@ -176,14 +163,14 @@ def test_a_device_whose_disk_was_wiped_asks_and_is_sent_the_table(
     assert len(wiped) == 4
     answered = [m for m in outcome.grid.received if "missing" in unpack(m.content).fields]
     assert answered, "they asked for what they lacked"
-    again = [m for m, _, packet in arrays(outcome.grid.sent, FROZEN) if len(packet) == TABLE]
+    again = [m for m, _, packet in outcome.grid.packets(outcome.grid.sent, FROZEN) if len(packet) == TABLE]
     assert len(again) > 2, "beside the first time of each"
     assert all(not record["dropped_replies"] for record in outcome.metrics)
     for round, seen in bases.items():
-        table = checkpoint(outcome, max(WARMUP + 1, round - 1))["frozen.base"]
+        table = outcome.checkpoint(max(WARMUP + 1, round - 1))["frozen.base"]
         assert all(torch.equal(base, table) for base in seen), f"round {round}"
     untouched = federate(*MERGING, *ALL, nodes=2)
-    assert torch.equal(checkpoint(outcome)["frozen.base"], checkpoint(untouched)["frozen.base"])
+    assert torch.equal(outcome.checkpoint()["frozen.base"], untouched.checkpoint()["frozen.base"])
 
 
 DAMAGE: dict[str, Callable[[bytes, bytes], bytes]] = {
@@ -226,7 +213,7 @@ def test_what_does_not_make_the_announced_version_is_refused(
     assert outcome.metrics[6]["dropped_replies"] == {"failed": 1}
     assert all(not record["dropped_replies"] for record in outcome.metrics if record["round"] != 7)
     for round, used in bases.items():
-        table = checkpoint(outcome, max(WARMUP + 1, round - 1))["frozen.base"]
+        table = outcome.checkpoint(max(WARMUP + 1, round - 1))["frozen.base"]
         assert len(used) == (1 if round == 7 else 2)
         assert all(torch.equal(base, table) for base in used), f"round {round}: in the next the merge came as it should"
 

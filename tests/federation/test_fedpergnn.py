@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Context, Message
-from safetensors.torch import load_file
 
 from client_app.app import app as honest
 from client_app.store import PrivateStore
@@ -37,22 +36,18 @@ SHORT = ("strategy.rounds=2", "strategy.warmup_rounds=1", "optim.solve_epochs=1"
 EXACT = (GRAPH, "backbone.degree_epsilon=null", "backbone.degree_items=1000")
 
 
-def checkpoint(outcome: Any, round: int = 5) -> dict[str, torch.Tensor]:
-    return load_file(outcome.folder / "checkpoints" / f"round-{round:06d}.safetensors")
-
-
 def test_1_2_7_and_one_node_per_user_agree(federate: Federate) -> None:
     one = federate(GRAPH, nodes=1)
     assert one.metrics[-1]["loss"] < one.metrics[0]["loss"]
     assert one.summary["test"]["ndcg@10"] > one.summary["baselines"]["random"]["ndcg@10"]
     for nodes in (2, 7, 60):
         many = federate(GRAPH, nodes=nodes)
-        assert torch.equal(checkpoint(one)[DEGREE], checkpoint(many)[DEGREE]), (
+        assert torch.equal(one.checkpoint()[DEGREE], many.checkpoint()[DEGREE]), (
             "counts do not depend on the layout at all"
         )
-        for name, tensor in checkpoint(one).items():
+        for name, tensor in one.checkpoint().items():
             if not name.startswith("meter."):
-                torch.testing.assert_close(checkpoint(many)[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
+                torch.testing.assert_close(many.checkpoint()[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
         for before, after in zip(one.metrics, many.metrics, strict=True):
             assert before["loss"] == pytest.approx(after["loss"], abs=1e-5)
             assert before["bytes_per_user"] == after["bytes_per_user"]
@@ -61,8 +56,8 @@ def test_1_2_7_and_one_node_per_user_agree(federate: Federate) -> None:
 
 def test_both_engines_agree(federate: Federate) -> None:
     fast, slow = federate(GRAPH, "engine=cohort"), federate(GRAPH, "engine=oracle")
-    for name, tensor in checkpoint(slow).items():
-        torch.testing.assert_close(checkpoint(fast)[name], tensor, atol=1e-4, rtol=1e-4, msg=name)
+    for name, tensor in slow.checkpoint().items():
+        torch.testing.assert_close(fast.checkpoint()[name], tensor, atol=1e-4, rtol=1e-4, msg=name)
 
 
 def training_counts(outcome: Any) -> np.ndarray:
@@ -74,14 +69,14 @@ def training_counts(outcome: Any) -> np.ndarray:
 @pytest.mark.parametrize("nodes", [1, 2, 7, 60])
 def test_without_noise_degrees_are_the_exact_counts_of_what_users_train_on(federate: Federate, nodes: int) -> None:
     outcome = federate(*EXACT, "strategy.rounds=3", nodes=nodes)
-    found = checkpoint(outcome, 3)[DEGREE]
+    found = outcome.checkpoint(3)[DEGREE]
     assert found.tolist() == np.maximum(training_counts(outcome), 1).tolist()
 
 
 def test_noise_changes_the_degrees_and_they_stay_at_least_1(federate: Federate) -> None:
-    noised = checkpoint(federate(GRAPH, "backbone.degree_epsilon=3.0"))[DEGREE]
+    noised = federate(GRAPH, "backbone.degree_epsilon=3.0").checkpoint()[DEGREE]
     assert noised.min() >= 1
-    assert not torch.equal(noised, checkpoint(federate(*EXACT))[DEGREE])
+    assert not torch.equal(noised, federate(*EXACT).checkpoint()[DEGREE])
 
 
 def messages(outcome: Any, kind: str) -> list[Message]:
@@ -164,7 +159,7 @@ def test_a_bad_report_is_left_out_and_counted(federate: Federate, case: str) -> 
     reason, change = CHANGES[case]
     outcome = federate(*EXACT, nodes=3, client=bent(change, {1}))
     assert [record["dropped_replies"] for record in outcome.metrics] == [{reason: 1}, {}, {}, {}, {}]
-    assert checkpoint(outcome)[DEGREE].sum() < training_counts(outcome).sum()
+    assert outcome.checkpoint()[DEGREE].sum() < training_counts(outcome).sum()
     assert outcome.summary["test"]["users"] == 60
 
 

@@ -7,13 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 Federate = Callable[..., Any]
-
-
-def checkpoint(outcome: Any) -> dict[str, torch.Tensor]:
-    return load_file(outcome.folder / "checkpoints" / "round-000005.safetensors")
 
 
 def without_seconds(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -27,9 +22,9 @@ def test_1_2_7_and_one_node_per_user_agree(federate: Federate, strategy: str, en
     one = federate(*overrides, nodes=1)
     for nodes in (2, 7, 60):
         many = federate(*overrides, nodes=nodes)
-        for name, tensor in checkpoint(one).items():
+        for name, tensor in one.checkpoint().items():
             if not name.startswith("meter."):
-                torch.testing.assert_close(checkpoint(many)[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
+                torch.testing.assert_close(many.checkpoint()[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
         for before, after in zip(one.metrics, many.metrics, strict=True):
             assert before.get("validation", {}) == pytest.approx(after.get("validation", {}), abs=1e-6)
             assert before["loss"] == pytest.approx(after["loss"], abs=1e-5)
@@ -47,11 +42,11 @@ def test_each_user_is_rounded_alone_wherever_it_lives(federate: Federate, codec:
     """With SGD, so that the last bits of a sum, which decide a draw now and then, do not become whole steps."""
     overrides = [f"codec={codec}", "optim=fast", "optim.server.kind=sgd", "optim.server.beta1=0.0"]
     one, plain = federate(*overrides, nodes=1), federate(*overrides[1:], nodes=1)
-    final = checkpoint(one)
-    assert not torch.equal(final["trainable.embedding.A"], checkpoint(plain)["trainable.embedding.A"])
+    final = one.checkpoint()
+    assert not torch.equal(final["trainable.embedding.A"], plain.checkpoint()["trainable.embedding.A"])
     for nodes in (7, 60):
         many = federate(*overrides, nodes=nodes)
-        for name, tensor in checkpoint(many).items():
+        for name, tensor in many.checkpoint().items():
             if not name.startswith("meter."):
                 torch.testing.assert_close(tensor, final[name], atol=1e-4, rtol=1e-4, msg=f"{name} differs")
         assert [line["bytes_per_user"] for line in many.metrics] == [line["bytes_per_user"] for line in one.metrics]
@@ -59,8 +54,8 @@ def test_each_user_is_rounded_alone_wherever_it_lives(federate: Federate, codec:
 
 def test_both_engines_agree(federate: Federate) -> None:
     fast, slow = federate("engine=cohort"), federate("engine=oracle")
-    for name, tensor in checkpoint(slow).items():
-        torch.testing.assert_close(checkpoint(fast)[name], tensor, atol=1e-4, rtol=1e-4, msg=name)
+    for name, tensor in slow.checkpoint().items():
+        torch.testing.assert_close(fast.checkpoint()[name], tensor, atol=1e-4, rtol=1e-4, msg=name)
 
 
 def test_the_same_seed_gives_the_same_metrics_twice_and_another_seed_others(federate: Federate) -> None:

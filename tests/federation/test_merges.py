@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from flwr.app import Message
-from safetensors.torch import load_file
 from torch import Tensor
 
 from client_app.engine import GlobalModel
@@ -21,7 +19,6 @@ from client_app.oracle import OracleEngine
 from fedrec.config.describe import from_dict
 from fedrec.protocol import Setup
 from fedrec.rng import derive, generator
-from fedrec.tensors import Tensors
 from strategies.directory import Directory
 from strategies.records import MERGED, unpack
 
@@ -34,20 +31,9 @@ MERGES_AFTER = [4, 6, 8, 10, 12]  # and not after 14, the last round
 ALL = ["checkpoint_every=1", "checkpoints_kept=99"]
 
 
-def checkpoint(outcome: Any, round: int = ROUNDS) -> Tensors:
-    return load_file(outcome.folder / f"checkpoints/round-{round:06d}.safetensors")
-
-
 def where(outcome: Any, round: int = ROUNDS) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((outcome.folder / f"checkpoints/round-{round:06d}.json").read_text())
     return found
-
-
-def arrays(messages: list[Message], prefix: str) -> Iterator[tuple[Message, str, bytes]]:
-    for message in messages:
-        for name, values in unpack(message.content).arrays.items():
-            if name.startswith(prefix):
-                yield message, name.removeprefix(prefix), values.tobytes()
 
 
 def setup_of(outcome: Any) -> Setup:
@@ -68,10 +54,10 @@ def test_versions_are_named_by_the_chain_of_packets_and_made_of_what_they_decode
     federate: Federate, codec: str
 ) -> None:
     outcome = federate(*MERGING, *ALL, f"codec={codec}")
-    packets = {name: packet for _, name, packet in arrays(outcome.grid.sent, MERGED)}
+    packets = {name: packet for _, name, packet in outcome.grid.packets(outcome.grid.sent, MERGED)}
     assert len(packets) == len(MERGES_AFTER)
     for round in range(WARMUP + 1, ROUNDS + 1):
-        before, after = checkpoint(outcome, round - 1), checkpoint(outcome, round)
+        before, after = outcome.checkpoint(round - 1), outcome.checkpoint(round)
         name, named = where(outcome, round - 1)["frozen_digest"], where(outcome, round)["frozen_digest"]
         if round not in MERGES_AFTER:
             same = after["frozen.base"] if round == WARMUP + 1 else before["frozen.base"]
@@ -94,14 +80,14 @@ def test_versions_are_named_by_the_chain_of_packets_and_made_of_what_they_decode
 
 def test_every_restart_is_another_and_the_rank_grows_beyond_that_of_one_correction(federate: Federate) -> None:
     outcome = federate(*MERGING, *ALL)
-    starts = [checkpoint(outcome, round)["trainable.embedding.A"] for round in MERGES_AFTER]
+    starts = [outcome.checkpoint(round)["trainable.embedding.A"] for round in MERGES_AFTER]
     for number, start in enumerate(starts, start=1):
         rng = generator(setup_of(outcome).seed, "embedding", "peft", "merge", number)
         assert torch.equal(start, 0.1 * torch.randn(ITEMS, RANK, generator=rng))
-    moved = checkpoint(outcome)["frozen.base"] - checkpoint(outcome, WARMUP + 1)["frozen.base"]
+    moved = outcome.checkpoint()["frozen.base"] - outcome.checkpoint(WARMUP + 1)["frozen.base"]
     assert torch.linalg.matrix_rank(moved, rtol=1e-3) == DIM > RANK
     without = federate(*MERGING, "strategy.merge_every=0")
-    last = checkpoint(without)
+    last = without.checkpoint()
     assert torch.linalg.matrix_rank(last["trainable.embedding.A"] @ last["trainable.embedding.B"]) == RANK
     assert without.summary["merges"] == 0
 
@@ -109,10 +95,10 @@ def test_every_restart_is_another_and_the_rank_grows_beyond_that_of_one_correcti
 def test_the_servers_optimiser_starts_anew_and_the_backbone_goes_on(federate: Federate) -> None:
     fast = ["optim=fast", "optim.solve_steps=1", "optim.negatives=20", "backbone=fedncf"]
     outcome = federate(*MERGING, *ALL, *fast, "strategy.rounds=6")
-    assert int(checkpoint(outcome, 3)["optimiser.count"]) == 1
-    assert not [name for name in checkpoint(outcome, 4) if name.startswith("optimiser.")]
-    assert int(checkpoint(outcome, 5)["optimiser.count"]) == 1
-    before, after = checkpoint(outcome, 3), checkpoint(outcome, 4)
+    assert int(outcome.checkpoint(3)["optimiser.count"]) == 1
+    assert not [name for name in outcome.checkpoint(4) if name.startswith("optimiser.")]
+    assert int(outcome.checkpoint(5)["optimiser.count"]) == 1
+    before, after = outcome.checkpoint(3), outcome.checkpoint(4)
     shared = [name for name in after if name.startswith("trainable.backbone.")]
     assert shared
     assert all((before[name] - after[name]).abs().max() < 0.1 for name in shared), "a step, and not a new start"
@@ -131,7 +117,7 @@ def test_a_loop_by_hand_that_merges_comes_to_the_same_table(federate: Federate) 
     private, found = node.private_store.load(cohort.keys, before=WARMUP + 1)
     start = backbone.init_private(setup.seed, cohort.keys)["user"]
     vectors = torch.where(torch.from_numpy(found)[:, None], private["user"], start)
-    base = checkpoint(outcome, WARMUP)["trainable.embedding.items"].clone()
+    base = outcome.checkpoint(WARMUP)["trainable.embedding.items"].clone()
     rng = generator(setup.seed, "embedding", "peft")
     a, b = 0.1 * torch.randn(ITEMS, RANK, generator=rng), torch.zeros(RANK, DIM)
     merges = 0
@@ -148,7 +134,7 @@ def test_a_loop_by_hand_that_merges_comes_to_the_same_table(federate: Federate) 
             base = base + a @ b
             rng = generator(setup.seed, "embedding", "peft", "merge", merges)
             a, b = 0.1 * torch.randn(ITEMS, RANK, generator=rng), torch.zeros(RANK, DIM)
-    last = checkpoint(outcome)
+    last = outcome.checkpoint()
     torch.testing.assert_close(last["frozen.base"], base, atol=2e-4, rtol=1e-4)
     torch.testing.assert_close(last["trainable.embedding.A"], a, atol=2e-4, rtol=1e-4)
     torch.testing.assert_close(last["trainable.embedding.B"], b, atol=2e-4, rtol=1e-4)
@@ -162,8 +148,8 @@ def test_the_layout_changes_nothing(federate: Federate, codec: str) -> None:
     one = federate(*overrides, nodes=1)
     for nodes in (2, 7, USERS) if codec == "float32" else (7,):
         many = federate(*overrides, nodes=nodes)
-        expected = {name: t for name, t in checkpoint(one, 8).items() if not name.startswith(("meter.", "merged."))}
-        found = checkpoint(many, 8)
+        expected = {name: t for name, t in one.checkpoint(8).items() if not name.startswith(("meter.", "merged."))}
+        found = many.checkpoint(8)
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=1e-4, msg=f"{name} of {nodes} nodes")
         for before, after in zip(one.metrics, many.metrics, strict=True):
@@ -178,14 +164,14 @@ def test_the_layout_changes_nothing(federate: Federate, codec: str) -> None:
 def test_what_the_backbone_shares_or_froze_goes_on(federate: Federate, backbone: str) -> None:
     overrides = [*MERGING, *ALL, "strategy.rounds=8", f"backbone={backbone}"]
     one, many = federate(*overrides, nodes=1), federate(*overrides, nodes=7)
-    for name, tensor in checkpoint(one, 8).items():
+    for name, tensor in one.checkpoint(8).items():
         if not name.startswith(("meter.", "merged.")):
-            torch.testing.assert_close(checkpoint(many, 8)[name], tensor, atol=1e-4, rtol=1e-4, msg=name)
+            torch.testing.assert_close(many.checkpoint(8)[name], tensor, atol=1e-4, rtol=1e-4, msg=name)
     assert [line["bytes_per_user"] for line in one.metrics] == [line["bytes_per_user"] for line in many.metrics]
     assert one.summary["merges"] == 2
-    frozen = [name for name in checkpoint(one, 8) if name.startswith("frozen.") and name != "frozen.base"]
+    frozen = [name for name in one.checkpoint(8) if name.startswith("frozen.") and name != "frozen.base"]
     assert bool(frozen) == (backbone == "fedpergnn")
-    assert all(torch.equal(checkpoint(one, 3)[name], checkpoint(one, 8)[name]) for name in frozen)
+    assert all(torch.equal(one.checkpoint(3)[name], one.checkpoint(8)[name]) for name in frozen)
 
 
 def test_a_ranking_that_rides_past_a_merge_ranks_the_same_model(federate: Federate) -> None:
@@ -195,4 +181,4 @@ def test_a_ranking_that_rides_past_a_merge_ranks_the_same_model(federate: Federa
         for name in ("validation", "loss", "users", "examples", "bytes", "merges"):
             assert before[name] == after[name], f"{name} of round {before['round']}"
     assert alone.summary["test"] == riding.summary["test"]
-    assert torch.equal(checkpoint(alone, 8)["frozen.base"], checkpoint(riding, 8)["frozen.base"])
+    assert torch.equal(alone.checkpoint(8)["frozen.base"], riding.checkpoint(8)["frozen.base"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,6 @@ LORA = HEADER + 4 * (ITEMS * RANK + DIM * RANK)
 FULL = HEADER + 4 * ITEMS * DIM
 
 
-def packets(messages: list[Message], name: str) -> Iterator[tuple[str, bytes]]:
-    for message in messages:
-        for array, values in unpack(message.content).arrays.items():
-            if array.startswith(name):
-                yield array, values.tobytes()
-
-
 def of_type(messages: list[Message], kind: str, round_above: int = 0) -> list[Message]:
     return [
         m for m in messages if m.metadata.message_type == kind and int(unpack(m.content).fields["round"]) > round_above
@@ -45,13 +38,13 @@ def test_after_the_freeze_nothing_but_the_peft_tensors_travels(federate: Federat
     train = of_type(outcome.grid.sent, "train")
     warmup = [m for m in train if unpack(m.content).fields["round"] <= 2]
     peft = [m for m in train if unpack(m.content).fields["round"] > 2]
-    assert {len(packet) for _, packet in packets(warmup, MODEL)} == {FULL + 8}
-    assert {len(packet) for _, packet in packets(peft, MODEL)} == {LORA + 8}
+    assert {len(packet) for *_, packet in outcome.grid.packets(warmup, MODEL)} == {FULL + 8}
+    assert {len(packet) for *_, packet in outcome.grid.packets(peft, MODEL)} == {LORA + 8}
     replies = [reply for reply in outcome.grid.received if UPDATE in unpack(reply.content).arrays]
-    sizes = [len(packet) for _, packet in packets(replies, UPDATE)]
+    sizes = [len(packet) for *_, packet in outcome.grid.packets(replies, UPDATE)]
     assert sizes == [FULL + 8 * 8] * len(warmup) + [LORA + 8 * 8] * len(peft)
     # The frozen table reaches each node once, then never again, in any message.
-    frozen = [array for array, _ in packets(outcome.grid.sent, FROZEN)]
+    frozen = [name for _, name, _ in outcome.grid.packets(outcome.grid.sent, FROZEN)]
     digests = sorted(set(frozen), key=frozen.index)
     assert len(digests) == 2, "the list of eligible items, and the base table"
     assert frozen.count(digests[0]) == frozen.count(digests[1]) == 3
@@ -59,8 +52,9 @@ def test_after_the_freeze_nothing_but_the_peft_tensors_travels(federate: Federat
 
 def test_full_sends_no_frozen_table(federate: Federate) -> None:
     outcome = federate("strategy=full", nodes=3)
-    assert {len(packet) for _, packet in packets(of_type(outcome.grid.sent, "train"), MODEL)} == {FULL + 8}
-    assert len({array for array, _ in packets(outcome.grid.sent, FROZEN)}) == 1
+    train = of_type(outcome.grid.sent, "train")
+    assert {len(packet) for *_, packet in outcome.grid.packets(train, MODEL)} == {FULL + 8}
+    assert len({name for _, name, _ in outcome.grid.packets(outcome.grid.sent, FROZEN)}) == 1
 
 
 def test_the_frozen_table_stays_bit_identical_and_the_correction_starts_at_zero(
@@ -112,8 +106,8 @@ def test_the_meter_counts_what_lone_devices_move(federate: Federate, short: list
     users, ranked = (40, 26) if case == "some are not" else (60, 60)
     outcome = federate("evaluation.every=1", *overrides, nodes=users)
     train = of_type(outcome.grid.sent, "train")
-    down = sum(len(packet) for _, packet in packets(train, MODEL))
-    up = sum(len(packet) for _, packet in packets(outcome.grid.received, UPDATE))
+    down = sum(len(packet) for *_, packet in outcome.grid.packets(train, MODEL))
+    up = sum(len(packet) for *_, packet in outcome.grid.packets(outcome.grid.received, UPDATE))
     moved = outcome.summary["bytes_per_user"]
     assert moved["down"] * users == pytest.approx(down)
     assert moved["up"] * users == pytest.approx(up)
@@ -122,7 +116,7 @@ def test_the_meter_counts_what_lone_devices_move(federate: Federate, short: list
     told = json.loads(str(unpack(enrolment[0].content).fields["setup"]))
     # Where a simulated node finds its data is no part of what a device would be told.
     setup = len(json.dumps({**told, "simulation": None}, sort_keys=True, separators=(",", ":")).encode())
-    first = dict(packets(outcome.grid.sent, FROZEN))
+    first = {name: packet for _, name, packet in outcome.grid.packets(outcome.grid.sent, FROZEN)}
     trained_compressed = {m.metadata.dst_node_id for m in train if unpack(m.content).fields["round"] > 2}
     sizes = sorted(len(packet) for packet in first.values())
     assert moved["one_time"] * users == pytest.approx(
@@ -130,8 +124,8 @@ def test_the_meter_counts_what_lone_devices_move(federate: Federate, short: list
     )
     # Beside the training's own messages, in some of which a ranking rides and needs no model of its own.
     evaluations = of_type(outcome.grid.sent, "evaluate")
-    watched = sum(len(packet) for _, packet in packets(evaluations, MODEL))
-    watched += sum(len(packet) for _, packet in packets(outcome.grid.received, METRICS))
+    watched = sum(len(packet) for *_, packet in outcome.grid.packets(evaluations, MODEL))
+    watched += sum(len(packet) for *_, packet in outcome.grid.packets(outcome.grid.received, METRICS))
     assert moved["evaluation"] * users == pytest.approx(watched + users * sizes[1])
     assert outcome.summary["test"]["users"] == ranked
 

@@ -125,10 +125,21 @@ def test_metrics_grow_by_whole_lines(folder: RunFolder) -> None:
 
 
 def test_the_log_is_plain_lines_in_utc(folder: RunFolder) -> None:
-    handler = folder.log_handler()
-    handler.emit(logging.makeLogRecord({"msg": "round %d", "args": (3,), "levelname": "INFO", "created": 0.0}))
-    handler.close()
+    with folder.logged("the run"):
+        log = logging.getLogger("fedrec")
+        record = log.makeRecord(log.name, logging.INFO, __file__, 1, "round %d", (3,), None)
+        record.created = 0.0
+        log.handle(record)
+    log.error("after it")
     assert (folder.path / "log.txt").read_text() == "1970-01-01T00:00:00Z INFO round 3\n"
+
+
+def test_the_log_ends_with_what_failed(folder: RunFolder) -> None:
+    handlers, level = list(logging.getLogger("fedrec").handlers), logging.getLogger("fedrec").level
+    with pytest.raises(KeyboardInterrupt), folder.logged("the run"):
+        raise KeyboardInterrupt
+    assert (folder.path / "log.txt").read_text().endswith("ERROR the run has failed: KeyboardInterrupt: \n")
+    assert (logging.getLogger("fedrec").handlers, logging.getLogger("fedrec").level) == (handlers, level)
 
 
 def test_a_checkpoint_holds_the_model_the_optimiser_and_the_meter(folder: RunFolder) -> None:
