@@ -28,7 +28,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Sites:
-    """The processes of a federation that the script has started in a folder."""
+    """The processes that the script has started in a folder: `superlink`, and `site-0`, `site-1`, ..."""
 
     def __init__(self, folder: Path, port: int, data: str) -> None:
         self.folder = folder
@@ -36,45 +36,63 @@ class Sites:
         own = {"PATH": programs, "PYTHONPATH": str(ROOT), "FEDREC_HOME": f"{folder}/home", "PORT": str(port)}
         self.env = {**os.environ, **own, "DATA": data}
 
-    def call(self, command: str, *arguments: str) -> None:
-        """Run a command of the script to its end. Raises CalledProcessError if it fails."""
-        subprocess.run([str(SCRIPT), command, str(self.folder), *arguments], env=self.env, check=True)
+    def call(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command of the script to its end; its output is kept, whatever its exit status."""
+        return subprocess.run(
+            [str(SCRIPT), command, str(self.folder), *arguments],
+            env=self.env,
+            check=False,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
 
-    def begin(self, overrides: Sequence[str]) -> subprocess.Popen[bytes]:
-        """Start a run."""
-        return subprocess.Popen([str(SCRIPT), "run", str(self.folder), *overrides], env=self.env)
+    def must(self, command: str, *arguments: str) -> None:
+        """Run a command of the script to its end. Raises SystemExit with its output if it fails."""
+        done = self.call(command, *arguments)
+        if done.returncode:
+            raise SystemExit(f"{command} failed with {done.returncode} in {self.folder}:\n{done.stdout[-3000:]}")
 
-    def family(self, site: int) -> list[int]:
-        """The processes of a site, its SuperNode and the clients that it has started."""
-        mark, found = f"FLWR_HOME={self.folder}/site-{site}/home".encode(), []
+    def begin(self, command: str, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a command of the script, which writes to `<command>.log` in the folder."""
+        with (self.folder / f"{command}.log").open("ab") as log:
+            return subprocess.Popen(
+                [str(SCRIPT), command, str(self.folder), *arguments], env=self.env, stdout=log, stderr=log
+            )
+
+    def family(self, part: str) -> dict[int, str]:
+        """The command lines by pid of a part: the SuperLink and its ServerApp, or a SuperNode and its clients."""
+        mark, found = f"FLWR_HOME={self.folder / part}/home".encode(), {}
         for entry in Path("/proc").glob("[0-9]*"):
             try:
                 if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found.append(int(entry.name))
+                    found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             except OSError:
                 continue
         return found
 
-    def kill(self, site: int) -> None:
-        """SIGKILL for all of a site."""
-        for pid in self.family(site):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
+    def kill(self, part: str) -> None:
+        """SIGKILL for all processes of a part, until none is left."""
+        while pids := self.family(part):
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            time.sleep(0.05)
 
-    def rounds(self, run: str) -> list[dict[str, Any]]:
-        """The run's metrics so far."""
+    def metrics(self, run: str) -> list[dict[str, Any]]:
+        """The lines of the run's metrics so far, an object for each round."""
         path = self.folder / "runs" / run / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 class Usage(threading.Thread):
-    """Looks once in a while at the memory and the processor time of one site."""
+    """Looks once in a while at the memory and the processor time of one part."""
 
-    def __init__(self, sites: Sites, site: int) -> None:
+    def __init__(self, sites: Sites, part: str) -> None:
         super().__init__(daemon=True)
-        self.sites, self.site = sites, site
+        self.sites, self.part = sites, part
         self.ended = threading.Event()
         self.memory: list[int] = []
         self.seconds: dict[int, float] = {}
@@ -85,9 +103,9 @@ class Usage(threading.Thread):
             self.memory.append(self.look())
 
     def look(self) -> int:
-        """Bytes of the site's processes now; their processor seconds are kept by process."""
+        """Bytes of the part's processes now; their processor seconds are kept by process."""
         total = 0
-        for pid in self.sites.family(self.site):
+        for pid in self.sites.family(self.part):
             try:
                 total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * _PAGE
                 fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -105,33 +123,33 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     opts = options("deployment", __doc__, arguments, more)
     nodes, rounds, kill_at, back_at = (8, 30, 8, 16) if opts.full else (3, 4, 1, 2)
     data = f"dataset=ml_100k dataset.root={opts.data / 'ml-100k'}" if opts.full else "dataset=synthetic"
-    killed = [1, 2]
+    killed = ["site-1", "site-2"]
     common = [f"strategy.rounds={rounds}", f"strategy.warmup_rounds={max(1, rounds // 6)}", "seed=0"]
     common += [f"evaluation.every={max(1, rounds // 3)}", "checkpoint_every=5", "run_id=run"]
     folder = opts.extra.folder or Path(tempfile.mkdtemp(prefix="fedrec-federation-"))
     sites = Sites(folder, opts.extra.port, data)
     try:
         started = time.perf_counter()
-        sites.call("start", str(nodes))
+        sites.must("start", str(nodes))
         start_seconds = time.perf_counter() - started
-        rest = Usage(sites, 0)
+        rest = Usage(sites, "site-0")
         time.sleep(10)
         rest_bytes, before = rest.look(), sum(rest.seconds.values())
         time.sleep(20)
         rest.look()
         rest_cpu = (sum(rest.seconds.values()) - before) / 20
-        usage = Usage(sites, 0)
+        usage = Usage(sites, "site-0")
         usage.start()
         started = time.perf_counter()
-        run = sites.begin([*common, f"strategy.min_nodes={nodes // 2}"])
+        run = sites.begin("run", *common, f"strategy.min_nodes={nodes // 2}")
         restarting: subprocess.Popen[bytes] | None = None
         while run.poll() is None:
-            done = len(sites.rounds("run"))
+            done = len(sites.metrics("run"))
             if killed and done >= kill_at:
                 while killed:
                     sites.kill(killed.pop())
             if restarting is None and done >= back_at:
-                restarting = subprocess.Popen([str(SCRIPT), "node", str(folder), "1"], env=sites.env)
+                restarting = sites.begin("node", "1")
             time.sleep(0.5)
         run_seconds = time.perf_counter() - started
         usage.ended.set()
@@ -140,7 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
             raise SystemExit(f"the run or the restart failed: see {folder}")
     finally:
         sites.call("stop")
-    lines = sites.rounds("run")
+    lines = sites.metrics("run")
     summary = json.loads((folder / "runs" / "run" / "summary.json").read_text())
     simulated = _simulated(common, data.split(), folder)
     lost: dict[str, int] = {}

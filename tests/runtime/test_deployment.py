@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -15,10 +14,14 @@ from typing import Any
 
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:  # benchmarks are not installed
+    sys.path.append(str(ROOT))
+
+from benchmarks.deployment import Sites  # noqa: E402
+
 pytestmark = pytest.mark.runtime
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "deploy" / "local-federation.sh"
 NODES, USERS, ROUNDS = 3, 30, 14
 DATA = f"dataset=synthetic dataset.n_users={USERS} dataset.n_items=60 dataset.interactions_per_user=8"
 QUICK = [
@@ -49,61 +52,6 @@ def free_ports(count: int) -> int:
     raise AssertionError("no free ports")
 
 
-class Federation:
-    """What the script has started in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        self.env = {
-            **os.environ,
-            "PATH": programs,
-            "PYTHONPATH": str(ROOT),
-            "FEDREC_HOME": str(folder / "home"),
-            "PORT": str(free_ports(NODES + 1)),
-            "DATA": DATA,
-        }
-
-    def call(self, command: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [str(SCRIPT), command, str(self.folder), *arguments],
-            env=self.env,
-            check=False,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            timeout=1200,
-        )
-
-    def begin(self, *overrides: str) -> subprocess.Popen[bytes]:
-        log = (self.folder / "run.log").open("ab")
-        command = [str(SCRIPT), "run", str(self.folder), *overrides]
-        return subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
-
-    def family(self, part: str) -> dict[int, str]:
-        """The processes of `superlink` or `site-<n>`, with their command lines."""
-        mark, found = f"FLWR_HOME={self.folder / part}/home".encode(), {}
-        for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                if mark in (entry / "environ").read_bytes().split(b"\0"):
-                    found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            except OSError:
-                continue
-        return found
-
-    def kill(self, part: str) -> None:
-        for pid in self.family(part):
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        wait(lambda: not self.family(part), 30)
-
-    def metrics(self, run: str) -> list[dict[str, Any]]:
-        path = self.folder / "runs" / run / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def wait(until: Callable[[], Any], seconds: float = 600.0, process: subprocess.Popen[bytes] | None = None) -> None:
     deadline = time.monotonic() + seconds
     while not until():
@@ -113,8 +61,8 @@ def wait(until: Callable[[], Any], seconds: float = 600.0, process: subprocess.P
 
 
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    made = Federation(tmp_path_factory.mktemp("federation"))
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
+    made = Sites(tmp_path_factory.mktemp("federation"), free_ports(NODES + 1), DATA)
     try:
         done = made.call("start", str(NODES))
         assert done.returncode == 0, done.stdout
@@ -125,7 +73,7 @@ def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]
             assert made.family(part) == {}, "stop leaves nothing behind"
 
 
-def test_starting_again_starts_nothing_twice(federation: Federation) -> None:
+def test_starting_again_starts_nothing_twice(federation: Sites) -> None:
     before = {part: federation.family(part) for part in ("superlink", "site-0", "site-1", "site-2")}
     assert all(before.values())
     certificate = (federation.folder / "server.pem").read_bytes()
@@ -135,8 +83,8 @@ def test_starting_again_starts_nothing_twice(federation: Federation) -> None:
     assert (federation.folder / "server.pem").read_bytes() == certificate
 
 
-def test_killed_nodes_and_a_killed_server_lose_nothing(federation: Federation) -> None:
-    process = federation.begin("run_id=kills", *QUICK, "strategy.round_timeout=40.0", "strategy.min_nodes=2")
+def test_killed_nodes_and_a_killed_server_lose_nothing(federation: Sites) -> None:
+    process = federation.begin("run", "run_id=kills", *QUICK, "strategy.round_timeout=40.0", "strategy.min_nodes=2")
     try:
         wait(lambda: [each["users"] for each in federation.metrics("kills")][-1:] == [USERS], process=process)
         # In the middle of a round: while the node's client is at work.
@@ -169,7 +117,7 @@ def test_killed_nodes_and_a_killed_server_lose_nothing(federation: Federation) -
     assert resumed["after_round"] <= len(known)
 
 
-def test_a_run_that_is_refused_says_so_and_fails(federation: Federation) -> None:
+def test_a_run_that_is_refused_says_so_and_fails(federation: Sites) -> None:
     done = federation.call("run", "resume=nothing")
     assert done.returncode != 0
     assert "there is no run 'nothing'" in done.stdout
