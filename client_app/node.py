@@ -191,6 +191,8 @@ class Node:
             form = item_list_format(len(packet))
         elif name == self.setup.eligible:
             form = frozen_format(eligible_spec(self.setup.n_items))
+        elif name == content:
+            form = self.setup.start_format(self._model(phase).frozen, BASE)
         else:
             form = frozen_format(self._model(phase).frozen)
         received = form.decode(packet)

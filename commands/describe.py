@@ -45,8 +45,8 @@ def show_sizes(found: Sizes, console: Console) -> None:
         if phase.merge_every:
             console.print(
                 f"{phase.name}: a merge into the base table every {phase.merge_every:,} rounds. A user downloads "
-                f"{phase.merge:,} bytes for each that it missed, at most {phase.once:,}; the column merges has what is "
-                "to be expected of that."
+                f"{phase.merge:,} bytes for each that it missed, at most {phase.whole:,}; the column merges has what "
+                "is to be expected of that."
             )
     console.print(
         f"{found.items:,} items. Apart, a ranking moves {found.metrics:,} bytes of metrics up, and the model down to "

@@ -64,8 +64,10 @@ class PacketFormat(NamedTuple):
         """Exact length in bytes of every packet of this format."""
         return _HEADER.size + 8 * self.scalars + self.codec.size(self.spec)
 
-    def encode(self, phase: int, round: int, tensors: Tensors, scalars: Sequence[float] = (), seed: int = 0) -> bytes:
-        """The packet's bytes. `seed` feeds the codec's stochastic rounding, if it has any.
+    def encode(
+        self, phase: int, round: int, tensors: Tensors, scalars: Sequence[float] = (), seed: int | None = 0
+    ) -> bytes:
+        """The packet's bytes. `seed` feeds the codec's stochastic rounding, if it has any; None: to the nearest.
 
         Raises:
             ValueError: Scalars or tensors are not those of the format: nothing is cast or left out without a word.

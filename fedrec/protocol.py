@@ -158,6 +158,18 @@ class Setup:
         """Whether the update of `users` users travels as that of a lone user: not yet multiplied by its weight."""
         return users == 1 and not self.codec_of_run.exact
 
+    def start_format(self, frozen: Spec, base: str) -> PacketFormat:
+        """Server to client, once a phase, until something is merged into the table of the name `base`.
+
+        That table travels in the run's codec, and everything else exactly. What the packet decodes to, to the bit, is
+        what is frozen, on the server too.
+        """
+        from fedrec.codecs.base_table import BaseTableCodec
+
+        if self.codec_of_run.exact:
+            return frozen_format(frozen)
+        return PacketFormat(Kind.FROZEN, frozen, BaseTableCodec(base, self.codec_of_run, _plain_codec()), 0)
+
     def merged_format(self, correction: Spec) -> PacketFormat:
         """Server to client: a correction that has been merged into the base, for who holds the base before it."""
         return PacketFormat(Kind.MERGED, correction, self.codec_of_run, 0)
@@ -200,7 +212,7 @@ def counts_format(n_items: int) -> PacketFormat:
 
 
 def frozen_format(frozen: Spec) -> PacketFormat:
-    """Server to client, once a phase: always exact, whatever the run's codec, for it is named by its content."""
+    """Server to client: what is frozen after a merge, and public lists; exact, whatever the run's codec."""
     return PacketFormat(Kind.FROZEN, frozen, _plain_codec(), 0)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedrec.backbones.base import Backbone, History
-from fedrec.tensors import Spec, TableSpec, Tensors, TensorSpec
+from fedrec.tensors import Spec, TableSpec, Tensors
 from peft_embeddings.base import ItemEmbedding
 
 BASE = "base"
@@ -79,7 +79,7 @@ class Model:
     def frozen(self) -> Spec:
         """What is sent once: the base table, if it is corrected, the embedding's own, and `backbone.<frozen>`."""
         items = self.embedding.n_items
-        base = {BASE: TensorSpec((items, self.embedding.dim))} if self.embedding.uses_base else {}
+        base = {BASE: TableSpec((items, self.embedding.dim))} if self.embedding.uses_base else {}
         backbone = {self.backbone_name(name): spec for name, spec in self.backbone.frozen(items).items()}
         return base | dict(self.embedding.frozen) | backbone
 

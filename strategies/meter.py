@@ -127,11 +127,11 @@ class Meter:
 
 
 def _lacking(held: _Counts, users: NDArray[np.int64], frozen: FrozenBytes) -> tuple[_Counts, _Counts]:
-    """Bytes for each of `users` who lack what is frozen: who was sent nothing of it yet, and who has an older base.
+    """Bytes for each of `users` who lack what is frozen: as it was at first, and what was merged into it since.
 
     `held` has the version that each user of the directory was sent last, and is brought up to date.
     """
     had = held[users]
     held[users] = frozen.version
     behind = np.minimum((frozen.version - had) * frozen.merge, frozen.whole)
-    return np.where(had == _NEVER, frozen.whole, 0), np.where(had == _NEVER, 0, behind)
+    return np.where(had == _NEVER, frozen.start, 0), np.where(had == _NEVER, frozen.merged_before, behind)

@@ -22,13 +22,11 @@ from strategies.overdue import Overdue
 from strategies.records import (
     ENROLL,
     FROZEN,
-    MERGED,
     MISSING,
     NAMED,
     RESUMED,
     STORES_LOST,
     UNSHARED,
-    VERSIONS,
     Content,
     Field,
     joined,
@@ -38,7 +36,7 @@ from strategies.records import (
     weight,
 )
 from strategies.silence import Silences
-from strategies.versions import Merges
+from strategies.versions import Merges, lacking
 
 log = logging.getLogger("fedrec")
 
@@ -227,15 +225,8 @@ class Nodes:
         """A message to a node, with what it does not yet hold."""
         if not self._simulated:
             fields = {**fields, NAMED: self._named[node]}
-        held = self._holds[node]
-        lacking = {digest: packet for digest, packet in self.once.items() if digest not in held}
-        since = self.merges.since(held) if self.merges.log and self.merges.log[-1].after in lacking else ()
-        if since:
-            del lacking[since[-1].after]
-            fields = {**fields, VERSIONS: " ".join([since[0].before, *(merged.after for merged in since)])}
-        missing = {FROZEN + digest: packet for digest, packet in lacking.items()}
-        missing |= {MERGED + merged.after: merged.packet for merged in since}
-        return Message(pack(fields, {**packets, **missing}, arrays), node, message_type)
+        missing, versions = lacking(self.once, self.merges, self._holds[node])
+        return Message(pack({**fields, **versions}, {**packets, **missing}, arrays), node, message_type)
 
     def sender(self, reply: Message) -> int:
         """The node that gave a reply which `collect` has yielded."""

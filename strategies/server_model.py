@@ -14,7 +14,7 @@ from fedrec.backbones.base import Backbone
 from fedrec.protocol import Setup, frozen_format, version_name
 from fedrec.registry import MemberConfig
 from fedrec.rng import derive, generator
-from fedrec.tensors import Tensors, content_digest, spec_of
+from fedrec.tensors import Tensors, content_digest
 from peft_embeddings.base import ItemEmbedding
 from peft_embeddings.model import BASE, Model
 from strategies import records
@@ -124,12 +124,23 @@ class ServerModel:
         return self._frozen(ServerState(phase, trainable, frozen, "", {}, kept))
 
     def _frozen(self, state: ServerState) -> ServerState:
-        """The state with the name of what is frozen, whose packet is made; it says since which round that is so."""
-        merges, self._content = state.merges, content_digest(state.frozen) if state.frozen else ""
+        """The state with the name of what is frozen, whose packet is made; it says since which round that is so.
+
+        Before the first merge, what is frozen becomes what its packet decodes to. Of a state that was here before this
+        changes nothing.
+        """
+        self.once, self._content = {}, ""
+        if not state.frozen:
+            return replace(state, frozen_digest="")
+        merges, frozen, spec = state.merges, state.frozen, self.models[state.phase].frozen
+        fmt = frozen_format(spec) if merges.count else self._setup.start_format(spec, BASE)
+        packet = fmt.encode(state.phase, merges.round, frozen, seed=None)
+        if not merges.count:
+            frozen = fmt.decode(packet).tensors
+        self._content = content_digest(frozen)
         name = state.frozen_digest if merges.count else self._content
-        packet = frozen_format(spec_of(state.frozen)).encode(state.phase, merges.round, state.frozen)
-        self.once = {name: records.wrap(packet)} if state.frozen else {}
-        return replace(state, frozen_digest=name)
+        self.once = {name: records.wrap(packet)}
+        return replace(state, frozen=frozen, frozen_digest=name)
 
     def freeze_counts(self, counts: Tensor) -> None:
         """Users per item [items] have been counted: what of them the backbone reads is frozen from here on."""
@@ -154,14 +165,15 @@ class ServerModel:
         restarted = model.embedding.restart(generator(self._setup.seed, "embedding", phase.name, "merge", number))
         if restarted is None:
             raise ValueError(f"embedding={phase.embedding.name} does not merge: the configuration was not checked")
-        name, whole = version_name(state.frozen_digest, packet), self.frozen_bytes.whole
+        name, before = version_name(state.frozen_digest, packet), self.once[state.frozen_digest]
+        made = Merged(state.frozen_digest, name, records.wrap(packet))
         merged = replace(
             state,
             trainable=model.named(restarted, model.shared(state.trainable)),
             frozen=state.frozen | {BASE: model.merged(fmt.decode(packet).tensors, state.frozen)},
             frozen_digest=name,
             optimiser={},
-            merges=state.merges.then(Merged(state.frozen_digest, name, records.wrap(packet)), round, whole),
+            merges=state.merges.then(made, round, self.frozen_bytes.whole, before),
         )
         self.state = self._frozen(merged)
         return True
@@ -183,8 +195,11 @@ class ServerModel:
     @property
     def frozen_bytes(self) -> FrozenBytes:
         """Bytes of what is frozen in the present phase, as it is sent once, and of what was merged into it."""
-        merge = self._setup.merged_format(self.model.correction).size()
-        return FrozenBytes(sum(map(records.size, self.once.values())), self.state.merges.count, merge)
+        frozen = self.model.frozen
+        if not frozen:
+            return FrozenBytes(0)
+        start, merge = self._setup.start_format(frozen, BASE).size(), self._setup.merged_format(self.model.correction)
+        return FrozenBytes(frozen_format(frozen).size(), self.state.merges.count, merge.size(), start)
 
 
 def _embedding(phase: Phase, setup: Setup) -> ItemEmbedding:

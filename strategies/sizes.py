@@ -17,7 +17,7 @@ from fedrec.config.schema import RunConfig
 from fedrec.packet import PacketFormat
 from fedrec.protocol import Setup, counts_format, eligible_spec, frozen_format
 from fedrec.tensors import Spec, TensorSpec
-from peft_embeddings.model import Model
+from peft_embeddings.model import BASE, Model
 from strategies.base import Phase
 from strategies.nodes import KEY_BYTES
 from strategies.versions import FrozenBytes, expected_bytes
@@ -59,9 +59,10 @@ class PhaseSizes:
         up: Bytes of the update packet, for each round in which a user is chosen.
         down: Bytes of the model packet.
         once: Bytes of the frozen packet, the first time that a user is chosen in the phase; 0 if nothing is frozen.
+        whole: Bytes of the frozen packet after a merge, when it is exact whatever the codec; 0 if nothing is frozen.
         merge_every: Rounds between two merges of the correction into the base table; 0 for none.
-        merge: Bytes of the packet of a merge, down, for each that a user missed since it was last chosen, or those of
-            the frozen packet where that is shorter; 0 for no merges.
+        merge: Bytes of the packet of a merge, down, for each that a user missed since it was last chosen, or `whole`
+            where that is less; 0 for no merges.
     """
 
     name: str
@@ -71,6 +72,7 @@ class PhaseSizes:
     up: int
     down: int
     once: int
+    whole: int
     merge_every: int
     merge: int
 
@@ -154,7 +156,7 @@ def _phase(phase: Phase, backbone: Backbone, setup: Setup) -> PhaseSizes:
     made = registry.embeddings.get(phase.embedding.name)(phase.embedding, setup.n_items, setup.dim)
     model = Model(made, backbone)
     down, up = setup.model_format(model.trainable), setup.update_format(model.trainable, users=1)
-    frozen = frozen_format(model.frozen)
+    frozen = setup.start_format(model.frozen, BASE)
     private = {f"private.{name}": entry for name, entry in backbone.private.items()}
     rows = [
         *_sent(down, EACH_ROUND),
@@ -170,6 +172,7 @@ def _phase(phase: Phase, backbone: Backbone, setup: Setup) -> PhaseSizes:
         up=up.size(),
         down=down.size(),
         once=frozen.size() if model.frozen else 0,
+        whole=frozen_format(model.frozen).size() if model.frozen else 0,
         merge_every=phase.merge_every,
         merge=setup.merged_format(model.correction).size() if phase.merge_every else 0,
     )
@@ -192,5 +195,6 @@ def _totals(phases: Sequence[PhaseSizes], rounds: int, fraction: float, joining:
         here = left if phase is phases[-1] else min(left, phase.rounds)
         up, down, left = up + here * phase.up, down + here * phase.down, left - here
         once += phase.once if here else 0
-        merges += expected_bytes(FrozenBytes(phase.once, merge=phase.merge), here, phase.merge_every, fraction)
+        frozen = FrozenBytes(phase.whole, merge=phase.merge, lossy=phase.once)
+        merges += expected_bytes(frozen, here, phase.merge_every, fraction)
     return Totals(rounds, fraction * up, fraction * down, once, merges)

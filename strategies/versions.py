@@ -3,7 +3,8 @@
 Every so many rounds a strategy may fold the compressed correction into the frozen base table. The packet of what was
 merged, exactly as every device decodes it, makes the next version of the table on the server and on each device. A
 version is named by the chain of these packets (`fedrec.protocol.version_name`). Who holds an earlier version is sent
-the packets since then, or all that is frozen where that is shorter.
+the packets since then, or all that is frozen where that is shorter. Who holds nothing is sent the first packet of the
+phase, which a lossy codec makes short, and what was merged since, or all that is frozen now.
 """
 
 from __future__ import annotations
@@ -19,11 +20,17 @@ from flwr.app import Array
 from fedrec.tensors import Tensors
 from strategies import records
 
+NOTHING = ""
+"""The version before the first, which everybody holds."""
+
 _NEGLIGIBLE = 1e-12
 
 
 class Merged(NamedTuple):
-    """One merge: the packet of the correction, and the names of the versions before and after it."""
+    """One merge: the packet of the correction, and the names of the versions before and after it.
+
+    The first packet of a phase stands in the log as one that was merged into `NOTHING`.
+    """
 
     before: str
     after: str
@@ -37,17 +44,25 @@ class Merges:
     Attributes:
         count: How many there were so far, the number of the newest version.
         round: The round after which the newest was made; 0 before the first merge.
-        log: The newest ones, oldest first: those that are together shorter than all that is frozen. From an earlier
-            version there is no shorter way.
+        log: The newest ones, oldest first, and before them the first packet of the phase: those that are together
+            shorter than all that is frozen. From an earlier version there is no shorter way.
     """
 
     count: int = 0
     round: int = 0
     log: tuple[Merged, ...] = ()
 
-    def then(self, merged: Merged, round: int, whole: int) -> Merges:
-        """With one more merge, after `round`, where all that is frozen has `whole` bytes."""
-        log = (*self.log, merged)
+    def then(self, merged: Merged, round: int, whole: int, start: Array) -> Merges:
+        """With one more merge, after `round`.
+
+        Args:
+            merged: The merge.
+            round: After which it was made.
+            whole: Bytes of all that is frozen.
+            start: What was frozen before the first merge, as it is sent.
+        """
+        begun = self.log if self.count else (Merged(NOTHING, merged.before, start),)
+        log = (*begun, merged)
         while log and sum(records.size(each.packet) for each in log) >= whole:
             log = log[1:]
         return Merges(self.count + 1, round, log)
@@ -55,7 +70,7 @@ class Merges:
     def since(self, held: Container[str]) -> tuple[Merged, ...]:
         """The merges that lead to the newest version from the newest that is held; none if there is no shorter way."""
         for place in reversed(range(len(self.log))):
-            if self.log[place].before in held:
+            if self.log[place].before in held or self.log[place].before == NOTHING:
                 return self.log[place:]
         return ()
 
@@ -75,25 +90,62 @@ class Merges:
         return Merges(int(plain["merges"]), int(plain["merged_round"]), tuple(log))
 
 
+def lacking(once: Mapping[str, Array], merges: Merges, held: Container[str]) -> tuple[dict[str, Array], dict[str, str]]:
+    """The arrays and fields that bring a node up to date.
+
+    Args:
+        once: What every node must hold, by name.
+        merges: The shorter way to the one of them that is a version of the base table.
+        held: Names of what the node holds.
+    """
+    missing = {name: packet for name, packet in once.items() if name not in held}
+    way = merges.since(held) if merges.log and merges.log[-1].after in missing else ()
+    if not way:
+        return {records.FROZEN + name: packet for name, packet in missing.items()}, {}
+    del missing[way[-1].after]
+    if way[0].before == NOTHING:
+        missing[way[0].after] = way[0].packet
+        way = way[1:]
+    arrays = {records.FROZEN + name: packet for name, packet in missing.items()}
+    arrays |= {records.MERGED + merged.after: merged.packet for merged in way}
+    return arrays, {records.VERSIONS: " ".join([way[0].before, *(merged.after for merged in way)])}
+
+
 class FrozenBytes(NamedTuple):
     """What the frozen tensors of a phase cost who lacks them.
 
     Attributes:
-        whole: Bytes of the packet that holds all of them.
+        whole: Bytes of the packet that holds all of them, exactly.
         version: Merges into the base table so far.
         merge: Bytes of the packet of one merge.
+        lossy: Bytes of the packet that holds them as they were before the first merge, if the codec makes it shorter.
     """
 
     whole: int
     version: int = 0
     merge: int = 0
+    lossy: int | None = None
+
+    @property
+    def start(self) -> int:
+        """Bytes of the first packet of the phase."""
+        return self.whole if self.lossy is None else self.lossy
+
+    def since(self, version: int) -> int:
+        """Bytes of what was merged since that version, for who holds it."""
+        return min((self.version - version) * self.merge, self.whole)
+
+    @property
+    def merged_before(self) -> int:
+        """Bytes beyond the first packet for who holds nothing."""
+        return min(self.version * self.merge, self.whole - self.start)
 
 
 def expected_bytes(frozen: FrozenBytes, rounds: int, merge_every: int, fraction: float) -> float:
     """What a user downloads of merges in a phase, in expectation, if it is chosen in a round with chance `fraction`.
 
     Between two merges the base stays as it is, so only the first time counts that a user is chosen there: then it gets
-    what was merged since it was last chosen before.
+    what was merged since it was last chosen before, or since the beginning if it never was.
     """
     if not merge_every:
         return 0.0
@@ -103,8 +155,10 @@ def expected_bytes(frozen: FrozenBytes, rounds: int, merge_every: int, fraction:
         not_since = now
         for missed in range(1, number + 1):
             before = chosen[number - missed]
-            total += not_since * before * min(missed * frozen.merge, frozen.whole)
+            total += not_since * before * frozen._replace(version=missed).since(0)
             not_since *= 1 - before
             if not_since < _NEGLIGIBLE:
                 break
+        else:
+            total += not_since * frozen._replace(version=number).merged_before
     return total

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from client_app.node import Node, Place
 from fedrec import protocol
+from fedrec.config.describe import load_member
 from fedrec.errors import ConfigError, FedrecError, PacketError
 from fedrec.packet import Kind
 from fedrec.protocol import (
@@ -33,7 +34,8 @@ from fedrec.protocol import (
     pack_eligible,
     unpack_eligible,
 )
-from fedrec.tensors import DTYPES, TensorSpec, matches, spec_of
+from fedrec.rng import generator
+from fedrec.tensors import DTYPES, TableSpec, TensorSpec, matches, spec_of
 from fedrec.updates import NodeUpdate
 
 LORA = {"name": "lora", "variant": "P", "start": "auto", "rank": 2, "init_std": 0.1, "scaling": 1.0}
@@ -250,6 +252,26 @@ def test_frozen_numbers_of_every_type_travel_exactly(name: str) -> None:
     back = fmt.decode(packet).tensors["t"]
     assert back.dtype == dtype
     assert torch.equal(back, sent["t"])
+
+
+@pytest.mark.parametrize("codec", ["float32", "float16", "int8"])
+def test_of_what_is_frozen_first_the_base_alone_is_in_the_codec_of_the_run(codec: str) -> None:
+    setup = dataclasses.replace(SETUP, codec=dataclasses.asdict(load_member("codec", codec)))
+    rng = generator(0, "frozen")
+    sent = {"base": torch.randn(30, 4, generator=rng), "copy": torch.randn(5, 4, generator=rng)}
+    sent |= {"codes": torch.arange(30), "degree": torch.rand(30, generator=rng)}
+    spec = {**spec_of(sent), "base": TableSpec((30, 4)), "copy": TableSpec((5, 4))}
+    fmt = setup.start_format(spec, "base")
+    packet = fmt.encode(1, 0, sent, seed=None)
+    assert len(packet) == fmt.size()
+    assert (len(packet) < frozen_format(spec).size()) == (codec != "float32")
+    back = fmt.decode(packet).tensors
+    assert back.keys() == sent.keys()
+    assert all(torch.equal(back[name], sent[name]) for name in ("copy", "codes", "degree"))
+    assert torch.equal(back["base"], sent["base"]) == (codec == "float32")
+    assert (back["base"] - sent["base"]).abs().max() <= sent["base"].abs().max() / 127 / 2 + 1e-6
+    assert fmt.encode(1, 0, back, seed=None) == packet, "what it decodes to is what is sent"
+    assert (fmt.digest() == frozen_format(spec).digest()) == (codec == "float32")
 
 
 @settings(deadline=None)

@@ -25,8 +25,12 @@ class Codec(ABC):
         """Exact number of bytes that `encode` makes of any tensors of this specification."""
 
     @abstractmethod
-    def encode(self, tensors: Tensors, spec: Spec, seed: int) -> bytes:
-        """Bytes of the tensors in the order of their sorted names; `seed` feeds stochastic rounding, if any."""
+    def encode(self, tensors: Tensors, spec: Spec, seed: int | None) -> bytes:
+        """Bytes of the tensors in the order of their sorted names.
+
+        `seed` feeds stochastic rounding, if any. None: numbers are rounded to the nearest instead, and what was decoded
+        of such bytes is encoded as the same bytes again.
+        """
 
     @abstractmethod
     def decode(self, data: memoryview, spec: Spec) -> Tensors:

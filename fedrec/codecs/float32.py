@@ -31,7 +31,7 @@ class Float32Codec(Codec):
         return sum(entry.nbytes for entry in spec.values())
 
     @override
-    def encode(self, tensors: Tensors, spec: Spec, seed: int) -> bytes:
+    def encode(self, tensors: Tensors, spec: Spec, seed: int | None) -> bytes:
         return b"".join(tensors[name].detach().cpu().contiguous().numpy().tobytes() for name in sorted(spec))
 
     @override

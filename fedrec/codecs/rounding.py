@@ -84,7 +84,7 @@ class RoundingCodec(Codec):
         return 4 * (spec.shape[0] if self.by_row(spec) else 1), self.item_bytes * spec.size
 
     @override
-    def encode(self, tensors: Tensors, spec: Spec, seed: int) -> bytes:
+    def encode(self, tensors: Tensors, spec: Spec, seed: int | None) -> bytes:
         parts = []
         for name in sorted(spec):
             tensor = tensors[name].detach().cpu().contiguous()
@@ -94,8 +94,7 @@ class RoundingCodec(Codec):
             rows = tensor.reshape(spec[name].shape[0] if self.by_row(spec[name]) else 1, -1).float()
             scale = rows.abs().amax(1, keepdim=True) if rows.numel() else torch.zeros(len(rows), 1)
             divisor = torch.where(scale > 0, scale, torch.ones_like(scale))
-            places = torch.arange(rows.numel()).reshape(1, -1)
-            uniform = element_uniform(tensor_seed(seed, name), places).reshape(rows.shape)
+            uniform = torch.full_like(rows, 0.5) if seed is None else _draws(seed, name, rows)
             parts += [scale.numpy().tobytes(), self.pack(self.round(rows / divisor, uniform))]
         return b"".join(parts)
 
@@ -118,6 +117,11 @@ class RoundingCodec(Codec):
                 values = self.unpack(body).reshape(len(scale), -1) * divisor[:, None]
                 tensors[name] = values.to(dtype).reshape(entry.shape)
         return tensors
+
+
+def _draws(seed: int, name: str, rows: Tensor) -> Tensor:
+    places = torch.arange(rows.numel()).reshape(1, -1)
+    return element_uniform(tensor_seed(seed, name), places).reshape(rows.shape)
 
 
 def tensor_seed(seed: Seed, name: str) -> NDArray[np.uint64]:

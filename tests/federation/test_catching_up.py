@@ -29,6 +29,7 @@ Federate = Callable[..., Any]
 
 HEADER, ITEMS, DIM, RANK, USERS, WARMUP, EVERY, ROUNDS = 36, 100, 8, 2, 24, 2, 2, 14
 TABLE, MERGE = HEADER + 4 * ITEMS * DIM, HEADER + 4 * RANK * (ITEMS + DIM)
+FIRST = {"float32": TABLE, "int8": HEADER + 4 + ITEMS * DIM}  # the table before the first merge
 MERGING = [f"strategy.rounds={ROUNDS}", f"strategy.merge_every={EVERY}", "evaluation.every=0"]
 MERGING += [f"dataset.n_users={USERS}", "optim.solve_epochs=1"]
 MERGES_AFTER = [4, 6, 8, 10, 12]  # and not after 14, the last round
@@ -89,6 +90,8 @@ def test_who_missed_merges_is_sent_the_shorter_way_and_holds_the_servers_table_t
     times = Counter(behind.values())
     size = max(len(packet) for _, _, packet in outcome.grid.packets(outcome.grid.sent, MERGED))
     enough = TABLE // size
+    joined_late = [round for (round, _), count in behind.items() if count is None and round > MERGES_AFTER[0]]
+    assert joined_late, "somebody comes for the first time after a merge"
     assert all(times[count] for count in (None, 0, 1, 2, 3)), "a first time, and every kind of gap"
     assert codec == "int8" or any(count is not None and count > enough for count in times), "one too long for merges"
     for (round, node), count in behind.items():
@@ -100,11 +103,16 @@ def test_who_missed_merges_is_sent_the_shorter_way_and_holds_the_servers_table_t
         ]
         assert len(sent) == 1, "nobody had to ask again"
         content = unpack(sent[0].content)
-        tables = [name for name in content.arrays if name.startswith(FROZEN) and len(content.arrays[name]) == TABLE]
+        frozen = [len(packet) for name, packet in content.arrays.items() if name.startswith(FROZEN)]
         merges = [name for name in content.arrays if name.startswith(MERGED)]
-        by_merges = bool(count) and count * size < TABLE  # type: ignore[operator]
-        assert len(merges) == (count if by_merges else 0)
-        assert len(tables) == (count is None or (count > 0 and not by_merges))
+        lacks = sum(after < round for after in MERGES_AFTER) if count is None else count
+        first = FIRST[codec] if count is None else 0
+        by_merges = lacks > 0 and first + lacks * size < TABLE
+        assert len(merges) == (lacks if by_merges else 0)
+        assert frozen.count(FIRST[codec]) == (first > 0 and (by_merges or not lacks)) + (
+            codec == "float32" and lacks > 0 and not by_merges
+        )
+        assert frozen.count(TABLE) == (frozen.count(FIRST[codec]) if codec == "float32" else 0)
         assert (VERSIONS in content.fields) == by_merges
     assert set(bases) == set(range(WARMUP + 1, ROUNDS + 1))
     for round, seen in bases.items():
@@ -112,28 +120,33 @@ def test_who_missed_merges_is_sent_the_shorter_way_and_holds_the_servers_table_t
         assert all(torch.equal(base, table) for base in seen), f"round {round}"
 
 
-def test_the_meter_counts_the_bytes_of_real_messages(federate: Federate, own_disks: None) -> None:
-    outcome = federate(*MERGING, "strategy.fraction=0.2", nodes=USERS)
+@pytest.mark.parametrize("codec", ["float32", "int8"])
+def test_the_meter_counts_the_bytes_of_real_messages(federate: Federate, own_disks: None, codec: str) -> None:
+    outcome = federate(*MERGING, "strategy.fraction=0.2", f"codec={codec}", nodes=USERS)
     train = [m for m in outcome.grid.sent if m.metadata.message_type == "train"]
     moved = outcome.summary["bytes_per_user"]
     assert moved["down"] * USERS == pytest.approx(sum(len(packet) for *_, packet in outcome.grid.packets(train, MODEL)))
     behind = missed(outcome)
-    tables = [
-        (int(unpack(m.content).fields["round"]), m.metadata.dst_node_id)
-        for m, _, packet in outcome.grid.packets(train, FROZEN)
-        if len(packet) == TABLE
-    ]
-    caught_up = sum(len(packet) for *_, packet in outcome.grid.packets(train, MERGED))
-    caught_up += TABLE * sum(behind[at] is not None for at in tables)
-    assert moved["merges"] * USERS == pytest.approx(caught_up)
-    assert caught_up == sum(min(count * MERGE, TABLE) for count in behind.values() if count)
     told = described(outcome)
-    first = TABLE * sum(count is None for count in behind.values())
+    peft = told.phases[-1]
+    assert (peft.once, peft.whole) == (FIRST[codec], TABLE)
+    joined = [round for (round, _), count in behind.items() if count is None]
+    frozen = [len(packet) for *_, packet in outcome.grid.packets(train, FROZEN)]
+    merged = sum(len(packet) for *_, packet in outcome.grid.packets(train, MERGED))
+    tables = sum(length for length in frozen if length in (TABLE, peft.once))
+    first = peft.once * len(joined)
+    caught_up = merged + tables - first
+    assert moved["merges"] * USERS == pytest.approx(caught_up)
+    late = [sum(after < round for after in MERGES_AFTER) for round in joined]
+    assert caught_up == sum(min(count * peft.merge, TABLE) for count in behind.values() if count) + sum(
+        min(count * peft.merge, TABLE - peft.once) for count in late
+    )
     assert moved["one_time"] * USERS == pytest.approx(USERS * sum(told.joining.values()) + first)
     assert moved["total"] == pytest.approx(sum(moved[way] for way in ("up", "down", "one_time", "merges")))
     assert sum(record["bytes"]["merges"] for record in outcome.metrics) == caught_up
     # Evaluation, once in the end, has a ledger of its own: the whole for all, as nobody has been ranked before.
-    assert moved["evaluation"] == told.phases[-1].down + TABLE + 2 * told.metrics
+    ever = peft.once + min(len(MERGES_AFTER) * peft.merge, TABLE - peft.once)
+    assert moved["evaluation"] == peft.down + ever + 2 * told.metrics
 
 
 def test_a_user_of_every_round_moves_what_was_described(federate: Federate) -> None:

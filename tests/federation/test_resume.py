@@ -178,8 +178,11 @@ def test_counted_items_are_not_asked_for_again(carry: Carry, uninterrupted: Call
     assert_same(result(tmp_path, summary), uninterrupted(*overrides))
 
 
-def test_merges_go_on_where_they_were(carry: Carry, uninterrupted: Callable[..., Any], tmp_path: Path) -> None:
-    overrides = ("optim=fast", *KEYS["lora"], "strategy.warmup_rounds=1", "strategy.merge_every=1")
+@pytest.mark.parametrize("codec", ["float32", "int8"])
+def test_merges_go_on_where_they_were(
+    carry: Carry, uninterrupted: Callable[..., Any], tmp_path: Path, codec: str
+) -> None:
+    overrides = ("optim=fast", *KEYS["lora"], "strategy.warmup_rounds=1", "strategy.merge_every=1", f"codec={codec}")
     assert carry(tmp_path, *overrides, deliveries=7) is None
     summary = carry(tmp_path, resume=True)
     assert summary is not None

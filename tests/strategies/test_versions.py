@@ -9,17 +9,17 @@ from fedrec.rng import counter_bits
 from strategies.directory import Directory
 from strategies.meter import Meter
 from strategies.records import wrap
-from strategies.versions import FrozenBytes, Merged, Merges, expected_bytes
+from strategies.versions import FrozenBytes, Merged, Merges, expected_bytes, lacking
 
 
 def merged(number: int, size: int = 10) -> Merged:
     return Merged(f"v{number - 1}", f"v{number}", wrap(bytes([number]) * size))
 
 
-def log(merges: int, whole: int = 35) -> Merges:
+def log(merges: int, whole: int = 35, start: int = 35) -> Merges:
     made = Merges()
     for number in range(1, merges + 1):
-        made = made.then(merged(number), 2 * number, whole)
+        made = made.then(merged(number), 2 * number, whole, wrap(bytes(start)))
     return made
 
 
@@ -39,8 +39,28 @@ def test_the_way_starts_at_the_newest_version_that_is_held() -> None:
     assert made.since(set()) == ()
 
 
+def test_who_holds_nothing_begins_with_the_first_packet_where_that_is_shorter() -> None:
+    for merges, ways in ((1, ["v0", "v1"]), (2, ["v0", "v1", "v2"]), (3, [])):
+        made = log(merges, start=12)
+        assert [each.after for each in made.since(set())] == ways
+        assert [each.after for each in made.since({f"v{merges - 1}"})] == [f"v{merges}"], "never more than it lacks"
+    newest = wrap(b"the table of now")
+    once, made = {"list": wrap(b"list"), "v2": newest}, log(2, start=12)
+    arrays, fields = lacking(once, made, set())
+    assert {name: len(array.numpy()) for name, array in arrays.items()} == {
+        "frozen.list": 4,
+        "frozen.v0": 12,
+        "merged.v1": 10,
+        "merged.v2": 10,
+    }
+    assert fields == {"versions": "v0 v1 v2"}
+    assert lacking(once, made, {"list", "v1"})[1] == {"versions": "v1 v2"}
+    assert lacking(once, made, {"list", "v2"}) == ({}, {})
+    assert lacking({"v5": newest}, log(5, start=12), set()) == ({"frozen.v5": newest}, {})
+
+
 def test_a_checkpoint_restores_the_log() -> None:
-    for made in (log(0), log(5)):
+    for made in (log(0), log(2, start=12), log(5)):
         plain, packets = made.state()
         again = Merges.restored(plain, packets)
         assert (again.count, again.round) == (made.count, made.round)
@@ -67,6 +87,22 @@ def test_the_meter_by_hand() -> None:
     assert moved["total"] == moved["down"] + moved["one_time"] + moved["merges"]
 
 
+def test_the_meter_by_hand_where_the_first_packet_is_short() -> None:
+    meter = Meter(["peft"])
+    meter.grow(3, enrolment=0)
+    first, second, third = np.arange(3)[:, None]
+    assert meter.downloaded(0, first, 0, FrozenBytes(35, 0, 10, 12)) == {
+        "up": 0,
+        "down": 0,
+        "one_time": 12,
+        "merges": 0,
+    }
+    assert meter.downloaded(0, second, 0, FrozenBytes(35, 2, 10, 12))["merges"] == 20
+    moved = meter.downloaded(0, third, 0, FrozenBytes(35, 3, 10, 12))
+    assert (moved["one_time"], moved["merges"]) == (12, 23), "35 in all: the table as it is now is shorter"
+    assert meter.downloaded(0, first, 0, FrozenBytes(35, 3, 10, 12))["merges"] == 30
+
+
 @pytest.mark.parametrize(
     ("rounds", "every", "fraction", "expected"),
     [(10, 0, 1.0, 0.0), (10, 2, 1.0, 40.0), (11, 2, 1.0, 50.0), (3, 5, 1.0, 0.0), (0, 5, 1.0, 0.0), (2, 1, 0.5, 2.5)],
@@ -75,14 +111,15 @@ def test_the_expectation_by_hand(rounds: int, every: int, fraction: float, expec
     assert expected_bytes(FrozenBytes(35, merge=10), rounds, every, fraction) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("first", [35, 12])
 @pytest.mark.parametrize(("fraction", "every"), [(0.1, 5), (0.3, 2), (0.05, 20)])
-def test_the_expectation_is_the_mean_of_many_users(fraction: float, every: int) -> None:
+def test_the_expectation_is_the_mean_of_many_users(fraction: float, every: int, first: int) -> None:
     users, rounds, size, whole = 2_000, 203, 10, 35
     directory, meter = Directory(), Meter(["peft"])
     directory.join(1, counter_bits(1, np.arange(users)))
     meter.grow(users, 0)
     for round in range(1, rounds + 1):
         chosen = directory.cohort(0, round, fraction)
-        meter.downloaded(0, chosen, 0, FrozenBytes(whole, (round - 1) // every, size))
-    expected = expected_bytes(FrozenBytes(whole, merge=size), rounds, every, fraction)
+        meter.downloaded(0, chosen, 0, FrozenBytes(whole, (round - 1) // every, size, first))
+    expected = expected_bytes(FrozenBytes(whole, merge=size, lossy=first), rounds, every, fraction)
     assert meter.per_user()["merges"] == pytest.approx(expected, rel=0.03)

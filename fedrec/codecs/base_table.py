@@ -1,0 +1,41 @@
+"""What is frozen: the base table in the run's codec, everything else exactly.
+
+Not a member of the family: it follows from the codec that the run has. Codes, hash functions and degrees are few bytes,
+and an error in them would be another model; frozen copies of what is trained have to equal it.
+"""
+
+from __future__ import annotations
+
+from typing_extensions import override
+
+from fedrec.codecs.base import Codec
+from fedrec.registry import MemberConfig
+from fedrec.tensors import Spec, Tensors
+
+
+class BaseTableCodec(Codec):
+    """The tensor of one name by one codec, then all others by another."""
+
+    def __init__(self, base: str, codec: Codec, others: Codec) -> None:
+        super().__init__(MemberConfig(f"{codec.config.name} {base}, {others.config.name}"))
+        self._base, self._codec, self._others = base, codec, others
+
+    @override
+    def size(self, spec: Spec) -> int:
+        base, others = self._parted(spec)
+        return self._codec.size(base) + self._others.size(others)
+
+    @override
+    def encode(self, tensors: Tensors, spec: Spec, seed: int | None) -> bytes:
+        base, others = self._parted(spec)
+        return self._codec.encode(tensors, base, seed) + self._others.encode(tensors, others, seed)
+
+    @override
+    def decode(self, data: memoryview, spec: Spec) -> Tensors:
+        base, others = self._parted(spec)
+        end = self._codec.size(base)
+        return self._codec.decode(data[:end], base) | self._others.decode(data[end:], others)
+
+    def _parted(self, spec: Spec) -> tuple[Spec, Spec]:
+        base = {name: entry for name, entry in spec.items() if name == self._base}
+        return base, {name: entry for name, entry in spec.items() if name != self._base}
