@@ -109,7 +109,7 @@ class Node:
     def users(self) -> LocalUsers:
         """The node's users."""
         interactions, chosen = self._home.users(lambda: self.frozen_store)
-        return LocalUsers(interactions, chosen, self.secret)
+        return LocalUsers(interactions, chosen, self.secret, validation=self.setup.validation)
 
     @cached_property
     def named(self) -> str:
@@ -270,6 +270,8 @@ class Node:
             after: The round whose private tensors the users are ranked with.
             of: The split.
         """
+        if of == "validation" and not self.setup.validation:
+            raise PacketError("malformed", "this run holds nothing out for validation: users train on those items")
         model = received.model
         cohort, positives = self.users.held_out(self.users.evaluated, of)
         private, found = self._private(cohort.keys, before=after + 1)

@@ -50,9 +50,13 @@ class Cohort:
 class LocalUsers:
     """The users of one node; a user's slot is its position here."""
 
-    def __init__(self, interactions: Interactions, users: NDArray[np.int64], secret: int) -> None:
+    def __init__(
+        self, interactions: Interactions, users: NDArray[np.int64], secret: int, *, validation: bool = True
+    ) -> None:
+        """Of these rows of `interactions`; without `validation` they train on all but the item held out for test."""
         self._interactions = interactions
         self._users = users
+        self._training: split.Split = "train" if validation else "test"
         self.keys = opaque_keys(secret, (interactions.user_ids[user] for user in users))
         self.evaluated: NDArray[np.int64] = np.flatnonzero(split.evaluated(interactions, users))
         """Slots of the users who have items held out."""
@@ -62,7 +66,7 @@ class LocalUsers:
 
     def training(self, slots: NDArray[np.int64]) -> Cohort:
         """What the users in `slots` train on."""
-        return self._cohort(slots, "train")
+        return self._cohort(slots, self._training)
 
     def whole(self, slot: int) -> Cohort:
         """One user and everything it knows."""

@@ -50,8 +50,14 @@ class Run:
 
     @property
     def best(self) -> float:
-        """The best validation that is known of it."""
-        return max([float(self.summary["validation"][METRIC]), *(point.value for point in self.points)])
+        """The best validation that is known of it; 0 if it trained without."""
+        return max([self.validation or 0.0, *(point.value for point in self.points)])
+
+    @property
+    def validation(self) -> float | None:
+        """Its last validation; None if it trained without."""
+        found = self.summary["validation"]
+        return float(found[METRIC]) if found else None
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class Comparison:
         return {
             "run": run.name,
             "test": {name: run.summary["test"][name] for name in (METRIC, HIT_RATE)},
-            "validation": run.summary["validation"][METRIC],
+            "validation": run.validation,
             "rounds": run.summary["rounds"],
             "seconds": run.summary["seconds"],
             "bytes_per_user": None if run.bytes is None else dict(run.bytes),
@@ -103,17 +109,24 @@ def compare(paths: Sequence[str], ceiling: str | None) -> Comparison:
         paths: Of the runs, in the order in which they are shown.
         ceiling: A run, whose best validation it is, or a number; None: the best of `paths`.
 
-    Raises FedrecError if one is not there, has not ended, or was not ranked at a cut-off of 10.
+    Raises FedrecError if one is not there, has not ended, or was not ranked at a cut-off of 10, and if the ceiling
+    would be a run without validation.
     """
     runs = _distinct([read_run(Path(path)) for path in paths], paths)
     if ceiling is None:
         best = max(runs, key=lambda run: run.best)
-        return Comparison(runs, Ceiling(best.best, f"the best of these runs, {best.name}"))
+        return Comparison(runs, _ceiling(best, f"the best of these runs, {best.name}"))
     number = _number(ceiling)
     if number is not None:
         return Comparison(runs, Ceiling(number, "as given"))
     named = read_run(Path(ceiling))
-    return Comparison(runs, Ceiling(named.best, named.name))
+    return Comparison(runs, _ceiling(named, named.name))
+
+
+def _ceiling(run: Run, source: str) -> Ceiling:
+    if not run.best:
+        raise FedrecError(f"{run.name} has no validation to be a ceiling: name a run that has, or give a number")
+    return Ceiling(run.best, source)
 
 
 def _number(text: str) -> float | None:
@@ -162,13 +175,14 @@ def _data(folder: Path) -> tuple[str, ...] | None:
     if not (folder / _MANIFEST).exists():
         return None
     data = _json(folder / _MANIFEST)["data"]
-    return str(data["catalogue"]), str(data["interactions"])
+    return str(data["catalogue"]), str(data["interactions"]), str(data["validation"])
 
 
 def _checked(run: Run, path: Path) -> Run:
     for split in ("test", "validation"):
-        missing = [name for name in (METRIC, HIT_RATE) if name not in run.summary[split]]
-        if missing:
+        found = run.summary[split]
+        missing = [name for name in (METRIC, HIT_RATE) if name not in found]
+        if missing and (found or split == "test"):
             raise FedrecError(f"{path}: its {split} has no {missing[0]}; runs are compared with 10 in evaluation.ks")
     float(run.summary["seconds"]), int(run.summary["rounds"])
     return run

@@ -39,10 +39,10 @@ def show_baseline(summary: Mapping[str, Any], console: Console) -> None:
     others = {key: value for key, value in summary["baselines"].items() if key != name}
     for prefix, title in _protocols(summary["test"]):
         console.print(_metrics_table({**summary, "baselines": others}, prefix, title, _BASELINES.get(name, name)))
-    best = f", the best validation after epoch {summary['best_round']}" if "best_round" in summary else ""
-    validated = ", ".join(f"{key} {value:.4f}" for key, value in summary["validation"].items() if "@10" in key)
-    if validated:
-        console.print(f"validation: {validated}", soft_wrap=True, highlight=False)
+    validated = summary["validation"]
+    best = f", the best validation after epoch {summary['best_round']}" if validated and "best_round" in summary else ""
+    if shown := ", ".join(f"{key} {value:.4f}" for key, value in validated.items() if "@10" in key):
+        console.print(f"validation: {shown}", soft_wrap=True, highlight=False)
     console.print(f"{summary['baseline']} in {duration(summary['seconds'])}{best}; {summary['test']['users']:,} users")
     console.print(f"run folder: {summary['run']}", soft_wrap=True, highlight=False, markup=False)
 

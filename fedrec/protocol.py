@@ -94,6 +94,7 @@ class Setup:
     privacy: Mapping[str, Any]
     ks: Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)]
     sampled_negatives: Annotated[int, Ge(0), Le(_MOST)]
+    validation: bool
     weight_cap: Annotated[int, Ge(1)]
     max_update_norm: Annotated[float, Gt(0)]
     engine: str

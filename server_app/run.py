@@ -177,6 +177,8 @@ def _run(
         facts = manifest_of_resumed(folder, facts, resumption.round)
     folder.write_json(MANIFEST, facts)
     folder.write_public(setup, dataset.catalogue)
+    if not config.evaluation.validation:
+        log.info("evaluation.validation=false: users train on all but their last item, and only the test ranks them")
     baselines = {}
     if config.evaluation.baselines and not simulated:
         log.info("no baselines: they need everybody's interactions in one place, which no deployment has")
@@ -202,7 +204,7 @@ def _run(
         "seconds": time.monotonic() - started,
         "training_seconds": training_seconds,
         "test": strategy.ended["test"],
-        "validation": strategy.ended["validation"],
+        "validation": strategy.ended.get("validation", {}),
         "baselines": baselines,
         "dropped_replies": strategy.ended["dropped_replies"],
         "merges": strategy.state.merges.count,
@@ -270,6 +272,7 @@ def make_setup(
         privacy=dataclasses.asdict(config.privacy),
         ks=config.evaluation.ks,
         sampled_negatives=config.evaluation.sampled_negatives,
+        validation=config.evaluation.validation,
         weight_cap=strategy.weight_cap,
         max_update_norm=strategy.max_update_norm,
         engine=config.engine,
@@ -296,6 +299,7 @@ def manifest(
             "catalogue": dataset.catalogue.digest,
             "interactions": Path(place.interactions).name if place else None,
             "eligible": len(dataset.eligible),
+            "validation": config.evaluation.validation,
             **report.as_dict(dataset.report),
         },
         "base_table": {

@@ -144,7 +144,7 @@ class FederatedStrategy(Strategy):
                 if waiting is not None:
                     self._tell(result, waiting, self._ranked())
                     waiting = None
-                if not self._due(round, self._run.evaluation.every):
+                if not self._due(round, self._run.evaluation.every * self.setup.validation):
                     self._tell(result, record, {})
                 elif self._rides(round):
                     waiting = record
@@ -223,7 +223,7 @@ class FederatedStrategy(Strategy):
     def _evaluated(self, grid: Grid, round: int, record: dict[str, Any]) -> dict[str, dict[str, float]]:
         """The ranking after `round` in messages of its own, the test with the last; what it cost goes into `record`."""
         started = time.monotonic()
-        splits = [VALIDATION, TEST] if round == self.config.rounds else [VALIDATION]
+        splits = [VALIDATION] * self.setup.validation + [TEST] * (round == self.config.rounds)
         messages = self.configure_evaluate(round, ArrayRecord(), ConfigRecord({"splits": splits}), grid)
         self.aggregate_evaluate(round, self._nodes.collect(grid, messages, self.config.round_timeout))
         record |= self._losses
@@ -239,9 +239,10 @@ class FederatedStrategy(Strategy):
     def _tell(self, result: Result, record: dict[str, Any], ranked: dict[str, dict[str, float]]) -> None:
         """Tell the observer of a round, with its ranking if one was due."""
         if ranked:
-            record["validation"] = ranked[VALIDATION]
             record["bytes_per_user"]["evaluation"] = self.meter.evaluation
-            result.evaluate_metrics_clientapp[record["round"]] = MetricRecord(dict(ranked[VALIDATION]))
+            if VALIDATION in ranked:
+                record["validation"] = ranked[VALIDATION]
+                result.evaluate_metrics_clientapp[record["round"]] = MetricRecord(dict(ranked[VALIDATION]))
             self.ended = {**ranked, **self._losses} if TEST in ranked else {}
         self._observer.on_round(record)
 

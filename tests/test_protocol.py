@@ -64,6 +64,7 @@ SETUP = Setup(
     privacy={"name": "none"},
     ks=(5, 10),
     sampled_negatives=0,
+    validation=True,
     weight_cap=200,
     max_update_norm=10.0,
     engine="cohort",

@@ -35,7 +35,7 @@ class Trained(NamedTuple):
         private: [users, ...] after it.
         epoch: Its number, from 1.
         epochs: How many there were.
-        validation: Metrics after the best epoch.
+        validation: Metrics after the best epoch; none without validation, when the last epoch counts as the best.
     """
 
     model: GlobalModel
@@ -46,7 +46,7 @@ class Trained(NamedTuple):
 
 
 def train_centrally(world: World, tell: Callable[[dict[str, Any]], None]) -> Trained:
-    """Train until validation gets no better; `tell` is told of every epoch, in the form of a round.
+    """Train until validation gets no better, or all epochs without it; `tell` is told of each, in the form of a round.
 
     Raises FedrecError if nobody can be trained or ranked, or the model diverges.
     """
@@ -56,20 +56,27 @@ def train_centrally(world: World, tell: Callable[[dict[str, Any]], None]) -> Tra
     for epoch in range(1, settings.epochs + 1):
         started = time.monotonic()
         loss = training.epoch(epoch)
-        slots = world.users.evaluated
-        own = {name: tensor[torch.from_numpy(slots)] for name, tensor in training.private.items()}
-        validation = world.means(world.sums(training.model, own, slots, "validation", epoch))
-        metric = curve_metric(validation)
-        if best is None or validation[metric] > best.validation[metric]:
+        validation = _validated(world, training, epoch) if world.setup.validation else {}
+        if best is None or not validation or _value(validation) > _value(best.validation):
             model, private = training.copies()
             best = Trained(model, private, epoch, epoch, validation)
         seconds = time.monotonic() - started
         record = {"round": epoch, "rounds": settings.epochs, "phase": "central", "loss": loss}
-        tell({**record, "validation": validation, "seconds": seconds})
+        tell({**record, **({"validation": validation} if validation else {}), "seconds": seconds})
         if settings.patience and epoch - best.epoch >= settings.patience:
             break
     assert best is not None
     return best._replace(epochs=epoch)
+
+
+def _validated(world: World, training: CentralTraining, epoch: int) -> dict[str, float]:
+    slots = world.users.evaluated
+    own = {name: tensor[torch.from_numpy(slots)] for name, tensor in training.private.items()}
+    return world.means(world.sums(training.model, own, slots, "validation", epoch))
+
+
+def _value(metrics: dict[str, float]) -> float:
+    return metrics[curve_metric(metrics)]
 
 
 class CentralTraining:

@@ -72,6 +72,7 @@ def _carry_out(
         found = _untrained(world, kind, cache_dir, watcher)
     seconds = time.monotonic() - training
     if kind != "central":  # which has a line for every epoch
+        found.setdefault("validation", {})
         line = {"round": found["rounds"], "rounds": found["rounds"], "phase": kind, "validation": found["validation"]}
         folder.add_metrics({**line, "seconds": seconds})
     if "baselines" not in found:

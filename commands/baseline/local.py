@@ -18,14 +18,13 @@ from fedrec.metrics import add_sums
 from fedrec.rng import derive
 from fedrec.tensors import Tensors
 
-SPLITS: tuple[HeldOut, ...] = ("validation", "test")
-
 
 def train_alone(world: World, work: Callable[[str, int, int], None]) -> dict[str, dict[str, float]]:
     """The metrics of each split, every user ranked with its own model; `work` is told how far it has come."""
     slots = world.users.evaluated
     start = world.start(None)
-    parts: dict[HeldOut, list[dict[str, float]]] = {split: [] for split in SPLITS}
+    splits: tuple[HeldOut, ...] = ("validation", "test") if world.setup.validation else ("test",)
+    parts: dict[HeldOut, list[dict[str, float]]] = {split: [] for split in splits}
     for done, slot in enumerate(slots, start=1):
         lone = np.array([slot])
         model, private = user_alone(world, start, lone)

@@ -79,7 +79,7 @@ class World:
     def users(self) -> LocalUsers:
         """All users."""
         everyone = np.arange(self.dataset.interactions.users)
-        return LocalUsers(self.dataset.interactions, everyone, self.secret)
+        return LocalUsers(self.dataset.interactions, everyone, self.secret, validation=self.setup.validation)
 
     @cached_property
     def sampler(self) -> NegativeSampler:

@@ -38,6 +38,8 @@ class EvaluationConfig:
 
     Attributes:
         every: Rounds between two validations (0: none during the run).
+        validation: Whether an item of every user is held out for validation. False: users train on it too, and there is
+            only the test; for a last run, whose settings were chosen with validation.
         ks: Cut-offs of HR@k, NDCG@k and Recall@k.
         sampled_negatives: Also rank against this many sampled items, labelled `sampled<n>/` (0: full ranking only).
         baselines: Whether to compute the baselines (they need all interactions in one place: simulation only).
@@ -46,6 +48,7 @@ class EvaluationConfig:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
 
     every: Annotated[int, Ge(0)]
+    validation: bool
     ks: Annotated[tuple[Annotated[int, Ge(1)], ...], Strict(False), MinLen(1)]
     sampled_negatives: Annotated[int, Ge(0)]
     baselines: bool

@@ -1,7 +1,8 @@
 """Time-ordered leave-one-out: a user's last interaction is for test, the one before for validation, the rest trains.
 
-A user with fewer than three interactions trains on all of them and is not evaluated. Nothing is copied: a split is
-a position in the user's own history, computed for all users at once or for those that a client holds.
+A user with fewer than three interactions trains on all of them and is not evaluated. A run without validation
+(`evaluation.validation=false`) trains on the history before the test item. Nothing is copied: a split is a position in
+the user's own history, computed for all users at once or for those that a client holds.
 """
 
 from __future__ import annotations

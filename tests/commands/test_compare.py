@@ -44,11 +44,13 @@ def folder(
         if line["round"] in values:
             line["validation"] = metrics(values[line["round"]])
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    summary = {"rounds": rounds, "seconds": 61.0, "test": metrics(0.04), "validation": metrics([*values.values()][-1])}
+    summary: dict[str, Any] = {"rounds": rounds, "seconds": 61.0, "test": metrics(0.04)}
+    summary["validation"] = metrics([*values.values()][-1]) if values else {}
     if federated:
         summary["bytes_per_user"] = lines[-1]["bytes_per_user"]
     (path / "summary.json").write_text(json.dumps(summary))
-    (path / "manifest.json").write_text(json.dumps({"data": {"catalogue": "c", "interactions": data}, "overrides": []}))
+    about = {"catalogue": "c", "interactions": data, "validation": bool(values)}
+    (path / "manifest.json").write_text(json.dumps({"data": about, "overrides": []}))
     return path
 
 
@@ -116,6 +118,20 @@ def test_a_ceiling_is_a_number_a_run_or_the_best(runs: list[str]) -> None:
             compare(runs, wrong)
     with pytest.raises(FedrecError, match="there is no such run"):
         compare(runs, "nowhere")
+
+
+def test_a_run_without_validation_is_compared_by_its_test_and_is_no_ceiling(runs: list[str], tmp_path: Path) -> None:
+    last = folder(tmp_path / "last", {}, last=3)
+    found = compare([runs[0], str(last)], None)
+    assert found.ceiling.source.endswith("fast")
+    shown_run = found.as_dict()["runs"][1]
+    assert (shown_run["test"]["ndcg@10"], shown_run["validation"]) == (0.04, None)
+    assert set(shown_run["to_reach"].values()) == {None}
+    assert "last" in shown([runs[0], str(last)])
+    for paths, ceiling in (([str(last)], None), (runs, str(last))):
+        with pytest.raises(FedrecError, match="last has no validation to be a ceiling"):
+            compare(paths, ceiling)
+    assert compare([str(last)], "0.1").ceiling.value == 0.1
 
 
 def test_other_data_equal_names_and_a_lone_validation_are_told(runs: list[str], tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def setup_of(config: RunConfig) -> Setup:
         privacy=dataclasses.asdict(config.privacy),
         ks=config.evaluation.ks,
         sampled_negatives=0,
+        validation=True,
         weight_cap=10,
         max_update_norm=100.0,
         engine="cohort",
