@@ -3,9 +3,10 @@
     python -m benchmarks.accuracy             write the table into docs/accuracy.md, and draw docs/img/accuracy.png
     python -m benchmarks.accuracy --check     exit 1 if the page has another table
 
-Runs are kept by `benchmarks/results_table.py --to accuracy --add NAME RUN`, baselines with `--to central`. Seeds of one
-configuration have names that end with `seed <n>`; the table has their means. `--to search` keeps what
-was tried on the way.
+Runs are kept by `benchmarks/results_table.py --to FOLDER --add NAME RUN`: in `accuracy`, with their curves; `central`,
+what they are measured by; `last`, runs without validation; `amazon` and `backbones`; `ablation`, one ingredient changed
+at a time, each with the name of the change; `search`, what was tried on the way. Seeds of one configuration have names
+that end with `seed <n>`; the tables have their means.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,14 @@ import numpy as np
 from benchmarks.results_table import RESULTS, ROOT
 from commands.compare import Comparison, compare
 from commands.curve_plot import draw
+from commands.progress import amount
 
 PAGE = ROOT / "docs" / "accuracy.md"
 PICTURE = ROOT / "docs" / "img" / "accuracy.png"
+ABLATION = ROOT / "docs" / "img" / "accuracy-ablation.png"
+_PLAIN = ("last", "amazon", "backbones")
+"""Folders whose runs make a table without a curve."""
+_SEED = re.compile(r",? seed \d+$")
 _SHARES = ("90", "95")
 _WAYS = {"up": "up", "down": "down", "one_time": "once", "merges": "merges", "total": "total"}
 
@@ -41,7 +48,7 @@ def table(found: Comparison) -> str:
     """One line a configuration: means (and spread) over its seeds, bytes, and what it took to come near the ceiling."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in found.as_dict()["runs"]:
-        groups.setdefault(re.sub(r",? seed \d+$", "", run["run"]), []).append(run)
+        groups.setdefault(_SEED.sub("", run["run"]), []).append(run)
     columns = (
         "run",
         "seeds",
@@ -70,6 +77,80 @@ def search() -> str:
     runs.sort(key=lambda run: -run["summary"]["validation"]["ndcg@10"])
     rows = [f"| {run['name']} | {run['summary']['validation']['ndcg@10']:.4f} |" for run in runs]
     return "\n".join(["| run | validation NDCG@10 |", "|---|---:|", *rows])
+
+
+def kept(folder: str) -> dict[str, list[dict[str, Any]]]:
+    """The summaries of the runs in a folder of the results, by the name that their seeds share."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted((RESULTS / folder).glob("*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        groups.setdefault(_SEED.sub("", run["name"]), []).append(run["summary"])
+    return groups
+
+
+def plain(folder: str) -> str:
+    """One line a configuration, in the order of their names: validation, test, bytes. A dash for what it has not."""
+    lines = [
+        "| run | seeds | validation NDCG@10 | NDCG@10 | HR@10 | sampled NDCG@10 | rounds | bytes per user |",
+        f"|---|{'---:|' * 7}",
+    ]
+    for name, runs in kept(folder).items():
+        values = [
+            _mean_of(runs, split, metric)
+            for split, metric in (
+                ("validation", "ndcg@10"),
+                ("test", "ndcg@10"),
+                ("test", "hr@10"),
+                ("test", "sampled100/ndcg@10"),
+            )
+        ]
+        moved = [run["bytes_per_user"]["total"] for run in runs if "bytes_per_user" in run]
+        cells = [name, str(len(runs)), *values, str(runs[0]["rounds"]), f"{np.mean(moved):,.0f}" if moved else "-"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean_of(runs: Sequence[dict[str, Any]], split: str, metric: str) -> str:
+    values = [run[split][metric] for run in runs if metric in run.get(split, {})]
+    return _mean(values) if len(values) == len(runs) else "-"
+
+
+def ablation() -> list[tuple[str, float, float]]:
+    """Name, validation NDCG@10 and bytes per user of every run that changes one thing, best first."""
+    groups = kept("ablation").items()
+    found = [
+        (
+            name,
+            float(np.mean([run["validation"]["ndcg@10"] for run in runs])),
+            float(np.mean([run["bytes_per_user"]["total"] for run in runs])),
+        )
+        for name, runs in groups
+    ]
+    return sorted(found, key=lambda line: -line[1])
+
+
+def ablation_table() -> str:
+    """The ablation in words."""
+    rows = [f"| {name} | {value:.4f} | {moved:,.0f} |" for name, value, moved in ablation()]
+    return "\n".join(["| run | validation NDCG@10 | bytes per user |", "|---|---:|---:|", *rows])
+
+
+def draw_ablation(path: Path) -> None:
+    """Bars, best first, each with its bytes."""
+    from matplotlib.figure import Figure
+
+    lines = ablation()[::-1]
+    figure = Figure(figsize=(8.5, 0.8 + 0.38 * len(lines)), layout="constrained")
+    axes = figure.subplots()
+    values = [value for _, value, _ in lines]
+    axes.barh(range(len(lines)), values, color=["#ee6677" if name == "as chosen" else "#4477aa" for name, *_ in lines])
+    axes.set_yticks(range(len(lines)), [name for name, *_ in lines])
+    for place, (_, value, moved) in enumerate(lines):
+        axes.text(value, place, f" {value:.4f}, {amount(moved)}", va="center", fontsize=9)
+    axes.set_xlim(0, 1.3 * max(values))
+    axes.set_xlabel("NDCG@10 at validation, and bytes per user")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
 
 
 def _block(text: str, name: str, body: str) -> str:
@@ -105,13 +186,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true")
     found, check = comparison(), parser.parse_args(arguments).check
     before = PAGE.read_text(encoding="utf-8")
-    after = _block(_block(before, "accuracy", table(found)), "search", search())
+    after = before
+    for name, body in [("accuracy", table(found)), ("ablation", ablation_table()), ("search", search())]:
+        after = _block(after, name, body)
+    for name in _PLAIN:
+        after = _block(after, name, plain(name))
     if check:
         if before != after:
             print("docs/accuracy.md has another table: run `python -m benchmarks.accuracy`", file=sys.stderr)
         return int(before != after)
     PAGE.write_text(after, encoding="utf-8")
     draw(found, PICTURE)
+    draw_ablation(ABLATION)
     return 0
 
 

@@ -30,8 +30,8 @@ _PLACES = ("runs_dir", "cache_dir", "run_id")
 _WAYS = ("up", "down", "one_time", "merges", "total")
 _SINGLE = {"random": "random", "popularity": "popularity", "content_mean": "text, mean", "content_last": "text, last"}
 _HEAD = (
-    "| run | rounds | NDCG@10 | HR@10 | NDCG@10 of the baselines | bytes per user up | down | once |\n"
-    "|---|---:|---:|---:|---|---:|---:|---:|\n"
+    "| run | rounds | NDCG@10 | HR@10 | NDCG@10 of the baselines | bytes per user up | down | once | in all |\n"
+    "|---|---:|---:|---:|---|---:|---:|---:|---:|\n"
 )
 
 Result = Mapping[str, Any]
@@ -111,6 +111,7 @@ def _row(result: Result) -> str:
         f"{round(moved['up']):,}",
         f"{round(moved['down']):,}",
         f"{round(moved['one_time']):,}",
+        f"{round(moved['total']):,}",
     )
     return f"| {' | '.join(cells)} |\n"
 

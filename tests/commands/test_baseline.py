@@ -155,6 +155,17 @@ def test_the_best_epoch_by_validation_is_tested_and_patience_ends_the_training(c
     assert best["test"] == summary["test"]
 
 
+def test_without_validation_central_training_takes_all_its_epochs_and_those_items_too(composed: Compose) -> None:
+    config, texts = composed(*FULL, "evaluation.validation=false", "central.epochs=4", "central.patience=1")
+    summary = baseline("central", config, texts, console=silent())
+    assert (summary["rounds"], summary["best_round"], summary["validation"]) == (4, 4, {})
+    here = world(config)
+    examples = len(here.users.training(np.arange(len(here.users))).items)
+    assert examples == len(here.dataset.interactions.items) - len(here.users.evaluated)
+    alone = baseline("local", *composed(*TINY, "evaluation.validation=false", "local.rounds=1"), console=silent())
+    assert (alone["validation"], alone["test"]["users"]) == ({}, 20)
+
+
 def limited(config: RunConfig, texts: list[str], epochs: int) -> tuple[RunConfig, list[str]]:
     texts = [*texts, f"central.epochs={epochs}"]
     return settle(compose(texts, base=None), None), texts

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import pytest
 import yaml
 
-from client_app.engine import NodeUpdate
+from client_app.cohort import CohortEngine
 from client_app.node import Node, Place
 from client_app.users import Cohort
-from commands.baseline.command import baseline
-from commands.baseline.world import World
-from fedrec.config.compose import compose
 from fedrec.config.describe import from_dict
-from fedrec.config.paths import settle
-from fedrec.config.schema import RunConfig
 from fedrec.data import split
 from fedrec.data.prepare import load
 from fedrec.data.types import Interactions
 from fedrec.datasets.base import DatasetConfig
 from fedrec.errors import PacketError
+from fedrec.protocol import Setup
+from fedrec.updates import NodeUpdate
+from strategies.records import unpack
 
 Federate = Callable[..., Any]
 LAST_RUN = "evaluation.validation=false"
@@ -37,8 +33,6 @@ def interactions(outcome: Any) -> Interactions:
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
     """The items that each user trained on, by the user's id, as the engine was given them."""
-    from client_app.cohort import CohortEngine
-
     seen: dict[str, list[int]] = {}
     train = CohortEngine.train
 
@@ -74,42 +68,9 @@ def test_the_layout_changes_nothing(federate: Federate) -> None:
     assert many.summary["bytes_per_user"] == one.summary["bytes_per_user"]
 
 
-def test_a_server_that_asks_for_validation_all_the_same_is_refused(federate: Federate, tmp_path: Path) -> None:
+def test_a_server_that_asks_for_validation_all_the_same_is_refused(federate: Federate) -> None:
     outcome = federate(LAST_RUN)
-    from fedrec.protocol import Setup
-    from strategies.records import unpack
-
     enrolment = next(m for m in outcome.grid.sent if m.metadata.message_type == "query.enroll")
     node = Node(Setup.from_json(str(unpack(enrolment.content).fields["setup"])), Place(0, 2))
     with pytest.raises(PacketError, match="holds nothing out for validation"):
         node.evaluate(None, 1, "validation")  # type: ignore[arg-type]
-
-
-SMALL = ["dataset.n_users=20", "dataset.n_items=60", "base_table.dim=8", "strategy=full", LAST_RUN]
-
-
-def composed(tmp_path: Path, *overrides: str) -> tuple[RunConfig, list[str]]:
-    texts = [*SMALL, *overrides, f"runs_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache"]
-    return settle(compose(texts, base=None), None), texts
-
-
-def test_central_training_takes_all_its_epochs(tmp_path: Path) -> None:
-    config, texts = composed(tmp_path, "central.epochs=4", "central.patience=1")
-    summary = baseline("central", config, texts)
-    assert (summary["rounds"], summary["best_round"], summary["validation"]) == (4, 4, {})
-    assert config.cache_dir is not None
-
-    class Silent:
-        def __getattr__(self, name: str) -> Callable[..., None]:
-            return lambda *_: None
-
-    here = World.read(config, config.cache_dir, Silent())  # type: ignore[arg-type]
-    examples = len(here.users.training(np.arange(len(here.users))).items)
-    assert examples == len(here.dataset.interactions.items) - len(here.users.evaluated)
-
-
-def test_a_user_alone_is_tested(tmp_path: Path) -> None:
-    config, texts = composed(tmp_path, "local.rounds=1")
-    summary = baseline("local", config, texts)
-    assert summary["validation"] == {}
-    assert summary["test"]["users"] == 20
