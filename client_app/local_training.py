@@ -121,7 +121,7 @@ class LocalTraining:
             moving += self.private.values()
         for tensor in moving:
             tensor.requires_grad_(True)
-        losses = self._losses(number, places, rows)
+        losses = self._losses(number, step.half_life, places, rows)
         if number == 0:
             self.loss = losses.detach()
         gradients = iter(torch.autograd.grad(losses.sum(), moving))
@@ -143,7 +143,9 @@ class LocalTraining:
                 self._states[key] = LocalState(optimiser, tensor)
             self._states[key].step(tensor, gradient)
 
-    def _losses(self, number: int, places: Sequence[int], rows: Mapping[int, Tensors]) -> Tensor:
+    def _losses(
+        self, number: int, half_life: float | None, places: Sequence[int], rows: Mapping[int, Tensors]
+    ) -> Tensor:
         """Each user's loss [users]; `rows` are the copies at the places, none if the step moves nothing shared."""
         vectors = {place: self._vectors_at(place, rows.get(place)) for place in places}
         history = SegmentedHistory(self._items[0], vectors[0], self._segments, len(self.cohort))
@@ -153,9 +155,10 @@ class LocalTraining:
         segments = self._segments
         negative = segments.select(scores[1]) if self._recipe.shared_negatives else scores[1]
         pairs = 1 if self._recipe.shared_negatives else scores[0].shape[1]
-        losses = self._recipe.loss(scores[0], negative.reshape(len(scores[0]), pairs, -1), segments.mask)
+        mask, share = segments.weights(half_life)
+        losses = self._recipe.loss(scores[0], negative.reshape(len(scores[0]), pairs, -1), mask)
         per_user = torch.zeros(len(self.cohort), dtype=losses.dtype, device=self._device)
-        return per_user.index_add(0, segments.owner, losses * segments.share)
+        return per_user.index_add(0, segments.owner, losses * share)
 
     def _scores(self, number: int, place: int, vectors: Tensor, user: Tensors) -> Tensor:
         """Scores [segments, length * items] of the items at a place for `user` tensors [users, ...]."""

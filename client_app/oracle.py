@@ -18,6 +18,7 @@ from client_app.history import PlainHistory
 from client_app.users import Cohort
 from fedrec.backbones.base import ScoreContext
 from fedrec.optim.base import Adam, LocalOptimiser, LocalStep
+from fedrec.optim.losses import recency
 from fedrec.rng import counter_uniform, derive
 from fedrec.tensors import Tensors
 from fedrec.updates import NodeUpdate
@@ -84,7 +85,7 @@ class OracleEngine(Engine):
         optimisers: dict[LocalOptimiser, torch.optim.Optimizer] = {}
         first_loss: float | None = None
         for number, step in enumerate(steps):
-            loss = self._loss(model, one, trainable, own, seed, number)
+            loss = self._loss(model, one, trainable, own, seed, number, step.half_life)
             if loss is None:
                 return None
             optimiser = optimisers.setdefault(step.optimiser, _torch_optimiser(step.optimiser, tensors))
@@ -99,7 +100,14 @@ class OracleEngine(Engine):
         return first_loss
 
     def _loss(
-        self, model: GlobalModel, one: Cohort, trainable: Tensors, own: Tensors, seed: int, step: int
+        self,
+        model: GlobalModel,
+        one: Cohort,
+        trainable: Tensors,
+        own: Tensors,
+        seed: int,
+        step: int,
+        half_life: float | None,
     ) -> Tensor | None:
         recipe, n = self.recipe, len(one.items)
         lengths = np.array([1 if recipe.shared_negatives else n])
@@ -124,7 +132,8 @@ class OracleEngine(Engine):
         history = PlainHistory(positives, model.item_vectors(trainable, positives))
         user = model.model.user(trainable, model.frozen, own, history)
         scores = model.model.backbone.score(model.model.shared(trainable), user, vectors, context)
-        mask = torch.ones(n, dtype=scores.dtype)
+        later = torch.arange(n - 1, -1, -1, dtype=scores.dtype)
+        mask = torch.ones_like(later) if half_life is None else recency(later, half_life)
         if recipe.shared_negatives:
             return recipe.loss(scores[recipe.negatives :], scores[None, : recipe.negatives], mask)
         scores = scores.reshape(n, -1)

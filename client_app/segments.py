@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client_app.users import Cohort
+from fedrec.optim.losses import recency
 
 _LENGTHS = 2 ** np.arange(13)
 _SEGMENT = 64
@@ -81,6 +82,19 @@ class Segments:
         number = torch.arange(users, device=device)
         one = torch.ones(users, 1, dtype=dtype, device=device)
         return Segments(number, one, one[:, 0], torch.zeros(users, 1, dtype=torch.int64), number, number, number)
+
+    def weights(self, half_life: float | None) -> tuple[Tensor, Tensor]:
+        """`mask` and `share` if an interaction counts half as much with every `half_life` later ones of its user."""
+        if half_life is None:
+            return self.mask, self.share
+        later = self._totals(self.mask)[:, None] - 1 - self.pairs
+        mask = self.mask * recency(later, half_life)
+        return mask, mask.sum(1) / self._totals(mask)
+
+    def _totals(self, mask: Tensor) -> Tensor:
+        """[segments], the sum over all segments of the same user."""
+        held = mask.sum(1)
+        return held.new_zeros(int(self.owner[-1]) + 1).index_add(0, self.owner, held)[self.owner]
 
     def select(self, tensor: Tensor) -> Tensor:
         """Of a tensor [users, ...] for each segment that of its user: [segments, ...]."""

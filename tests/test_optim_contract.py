@@ -16,7 +16,7 @@ from fedrec.config.describe import load_member
 from fedrec.optim.base import Adam, LocalOptimiser, LocalStep, Recipe, Sgd
 from fedrec.optim.fast import FastRecipe
 from fedrec.optim.local import LocalState
-from fedrec.optim.losses import LOSSES, bce, bpr, softmax
+from fedrec.optim.losses import LOSSES, bce, bpr, recency, softmax
 from fedrec.optim.paper import PaperRecipe
 from fedrec.optim.server import ServerOptimiser, server_step
 from fedrec.registry import optims
@@ -151,6 +151,28 @@ def test_fast_solves_with_a_rate_of_its_own_before_a_ranking() -> None:
     own = [LocalStep(private=True, shared=False, optimiser=Adam(0.5))] * 2
     assert list(recipe.local_steps()) == [*own, LocalStep(private=False, shared=True, optimiser=Sgd(1.0))]
     assert list(recipe.solve_steps()) == [LocalStep(private=True, shared=False, optimiser=Adam(0.25))] * 3
+
+
+def test_fast_weighs_recent_interactions_where_it_is_told_to() -> None:
+    recipe = FastRecipe(
+        load_member("optim", "fast", private_steps=1, solve_steps=1, half_life=3.0, shared_half_life=20.0), ADVICE
+    )
+    assert [step.half_life for step in recipe.local_steps()] == [3.0, 20.0]
+    assert [step.half_life for step in recipe.solve_steps()] == [3.0]
+
+
+def test_recent_interactions_weigh_by_their_half_life() -> None:
+    weights = recency(torch.tensor([0, 1, 2, 4, 400]), 2.0)
+    assert weights.tolist() == pytest.approx([1, 0.5**0.5, 0.5, 0.25, 1e-6])
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_a_weight_of_two_is_a_pair_that_stands_twice(kind: str) -> None:
+    rng = generator(0, "scores")
+    positive, negative = torch.randn(3, generator=rng), torch.randn(3, 5, generator=rng)
+    twice = torch.tensor([0, 1, 1, 2])
+    weighted = LOSSES[kind](positive, negative, torch.tensor([1.0, 2.0, 1.0]))
+    torch.testing.assert_close(weighted, LOSSES[kind](positive[twice], negative[twice], torch.ones(4)))
 
 
 # The server's optimisers ---------------------------------------------------------------------------------------------

@@ -50,11 +50,14 @@ class LocalStep:
         private: Whether the private tensors move.
         shared: Whether the trainable (shared) tensors move.
         optimiser: Its state is kept over the steps of a round that name an equal optimiser.
+        half_life: Later interactions of the user with which one counts half as much in the loss
+            (`fedrec.optim.losses.recency`); None: all count alike.
     """
 
     private: bool
     shared: bool
     optimiser: LocalOptimiser
+    half_life: float | None = None
 
 
 class Recipe(ABC):
@@ -93,8 +96,8 @@ class Recipe(ABC):
     def loss(self, positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
         """A user's loss [...] from scores of positives [..., pairs] and negatives [..., pairs, q].
 
-        Shared negatives are [..., 1, q]. `mask` [..., pairs] is 1.0 for a real pair and 0.0 for padding; the loss is
-        the mean over the real pairs.
+        Shared negatives are [..., 1, q]. `mask` [..., pairs] is the weight of a real pair, 1.0 if all count alike, and
+        0.0 for padding; the loss is the weighted mean.
         """
 
     @abstractmethod

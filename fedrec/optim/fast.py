@@ -34,6 +34,9 @@ class FastConfig(MemberConfig):
         private_steps: Steps on the private tensors before the shared ones get their gradient.
         private_lr: Learning rate of these steps' Adam.
         private_decay: Its L2 regularisation.
+        half_life: Where private tensors are fitted, here and before a ranking: later interactions with which one of the
+            user's counts half as much (null: all count alike).
+        shared_half_life: The same for the gradient of what is shared.
         solve_steps: Such steps before a user is ranked (not sent, not kept).
         solve_lr: Learning rate of these. A small one leaves a user who has trained where it is, a larger one takes up
             what it has not trained on: at test, the validation item.
@@ -48,6 +51,8 @@ class FastConfig(MemberConfig):
     private_steps: Annotated[int, Ge(0)]
     private_lr: Annotated[float, Gt(0)]
     private_decay: Annotated[float, Ge(0)]
+    half_life: Annotated[float, Gt(0)] | None
+    shared_half_life: Annotated[float, Gt(0)] | None
     solve_steps: Annotated[int, Ge(0)]
     solve_lr: Annotated[float, Gt(0)]
     server: ServerOptimiser
@@ -77,13 +82,13 @@ class FastRecipe(Recipe):
 
     def _private(self, lr: float) -> LocalStep:
         adam = Adam(lr, weight_decay=self.config.private_decay)
-        return LocalStep(private=True, shared=False, optimiser=adam)
+        return LocalStep(private=True, shared=False, optimiser=adam, half_life=self.config.half_life)
 
     @override
     def local_steps(self) -> Sequence[LocalStep]:
         # A step of size one: the delta is the negative gradient itself.
         private = [self._private(self.config.private_lr)] * self.config.private_steps
-        return [*private, LocalStep(private=False, shared=True, optimiser=Sgd(1.0))]
+        return [*private, LocalStep(False, True, Sgd(1.0), self.config.shared_half_life)]
 
     @override
     def solve_steps(self) -> Sequence[LocalStep]:

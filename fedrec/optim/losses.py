@@ -4,14 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 from torch.nn.functional import softplus
+
+_LEAST = 1e-6
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum(-1) / mask.sum(-1)
+
+
+def recency(later: Tensor, half_life: float) -> Tensor:
+    """Weights of interactions with so many `later` ones in their user's history: 2^(-later / half_life).
+
+    None is below a millionth: no part of a long history weighs nothing.
+    """
+    return torch.exp2(-later / half_life).clamp(min=_LEAST)
 
 
 def bpr(positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:

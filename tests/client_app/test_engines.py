@@ -90,7 +90,7 @@ class Steps(Recipe):
         return self.steps
 
     def solve_steps(self) -> Sequence[LocalStep]:
-        return [LocalStep(True, False, Adam(0.05))] * 3
+        return [LocalStep(True, False, Adam(0.05), self.steps[0].half_life)] * 3
 
     def loss(self, positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
         return LOSSES[self.kind](positive, negative, mask)
@@ -114,6 +114,8 @@ RECIPES: dict[str, list[LocalStep]] = {
     "sgd": [LocalStep(True, True, Sgd(0.3))] * 3,
     "private_first": [LocalStep(True, False, Adam(0.05))] * 2 + [LocalStep(False, True, Sgd(1.0))],
     "decayed": [LocalStep(True, False, Adam(0.05, weight_decay=0.1))] * 2 + [LocalStep(False, True, Sgd(1.0))],
+    "recent_first": [LocalStep(True, False, Adam(0.05), 2.5)] * 2 + [LocalStep(False, True, Sgd(1.0), 40.0)],
+    "recent_alone": [LocalStep(True, True, Adam(0.01), 0.1)] * 2,
     "two_adams": [
         LocalStep(True, True, Adam(0.01)),
         LocalStep(True, False, Adam(0.02)),
