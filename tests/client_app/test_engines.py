@@ -90,7 +90,7 @@ class Steps(Recipe):
         return self.steps
 
     def solve_steps(self) -> Sequence[LocalStep]:
-        return [LocalStep(True, False, Adam(0.05), self.steps[0].half_life)] * 3
+        return [LocalStep(True, False, Adam(0.05), self.steps[0].half_life if self.steps else 1.5)] * 3
 
     def loss(self, positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
         return LOSSES[self.kind](positive, negative, mask)
