@@ -17,7 +17,7 @@ from typing import Any
 SERVER = (
     ("configuration", "server_app.run", "RunFolder.__init__"),
     ("data", "server_app.run", "load"),
-    ("base table", "server_app.run", "_base_table"),
+    ("base table", "server_app.run", "base_table"),
     ("baselines", "server_app.run", "simulated_baselines"),
     ("enrolled", "strategies.nodes", "Nodes.wait"),
     ("first round", "server_app.run", "_Recorder.on_round"),

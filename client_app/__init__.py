@@ -1,1 +1,1 @@
-"""The client's side: handlers, training engines, the users' private store and local data."""
+"""The client: message handlers, training engines, evaluation, the users' private store and local data."""

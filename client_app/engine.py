@@ -91,7 +91,7 @@ class Engine(ABC):
             privacy: Changes each user's update.
             limits: What an update may be.
             pairs_at_once: Bounds the memory of an engine that trains several users at once.
-            codec: A lossy one rounds each user's update as the user's own packet would; None for an exact one.
+            codec: A `RoundingCodec` rounds each user's update as the user's own packet would; others change nothing.
         """
         self.recipe = recipe
         self.sampler = sampler

@@ -1,4 +1,4 @@
-"""Keeping memory that will be needed again at once, instead of handing it back to the system after every tensor."""
+"""Keep freed memory for the next tensors instead of handing it back to the system each time."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """A file of pieces: versions of many users' rows of bytes, in SQLite, written like a log by any number of processes.
 
-New versions go to the end of the file in pieces of some users each: users are chosen at random, and to change each
-one's row where it lies would touch as many pages as there are users. Where a version lies is known from an index in
-memory (`VersionIndex`), which each transaction first brings up to date with what other processes have written.
+New versions go to the end of the file, in pieces of several users each: chosen users are random, and to change their
+rows in place would touch about one page per user. An index in memory (`VersionIndex`) says where each version is; every
+transaction first adds to it what other processes have written.
 """
 
 from __future__ import annotations

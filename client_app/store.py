@@ -2,8 +2,8 @@
 
 A version is one user's tensors after one round. The versions of a round are written in one transaction, so a node that
 is killed leaves either the old versions or the new ones. Those newer than the oldest checkpoint to which the server may
-go back are kept, and one that is older, so that a resumed run finds the state that belongs to its model. What is needed
-no more makes way now and then.
+go back are kept, and one that is older, so that a resumed run finds the state that belongs to its model. Versions
+that are no longer needed are removed from time to time.
 """
 
 from __future__ import annotations

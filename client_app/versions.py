@@ -1,8 +1,8 @@
 """Where the versions of users' private tensors lie: an index in memory of a file that is written piece by piece.
 
-A piece is what was written at once; pieces are numbered in the order of their writing. Versions that are needed no more
-go with the oldest pieces, after what is still needed of these was written again in new ones. So an index is brought up
-to date by what came at the end and by the number of the first piece that is still there.
+Pieces are numbered in the order in which they were written. Versions that are no longer needed are removed with the
+oldest pieces, after what is still needed of these was written again at the end. So an index is brought up to date by
+the new pieces at the end and the number of the first piece that still exists.
 """
 
 from __future__ import annotations

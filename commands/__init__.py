@@ -1,1 +1,1 @@
-"""The `fedrec` command line and the in-process runtime: the only room that sees both apps."""
+"""The `fedrec` command line and the in-process grid: the only package that imports both apps."""

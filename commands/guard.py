@@ -1,4 +1,4 @@
-"""Run as a program of its own: ends a simulation's processes when the command that started them is gone.
+"""A separate program that ends a simulation's processes when the command that started them is gone.
 
 A command that is killed outright can end nothing any more, and Flower's simulation outlives its SuperLink. So the
 command starts this beside them and writes to its standard input: the number of every process group, one a line, and

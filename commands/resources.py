@@ -1,4 +1,4 @@
-"""What a simulation asks of Ray: checked before anything starts, said in Flower's words, explained if it is too much.
+"""What a simulation asks of Ray: checked before anything starts, given in Flower's terms, explained if it is too much.
 
 Ray itself is Flower's business. It waits for what it does not have, and Flower then only says that its pool is empty.
 """

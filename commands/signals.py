@@ -1,4 +1,4 @@
-"""Signals that would end the command at once let it end in order instead."""
+"""Signals that would kill the command are raised as exceptions instead, so that it can clean up."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The Hydra tree; a package, so that an installed fedrec carries it."""
+"""The Hydra tree; it is a package so that an installed fedrec includes it."""

@@ -1,4 +1,4 @@
-"""A secret root of one's own: operating-system entropy in a file that nobody else may read, made once and kept."""
+"""The secret root of a site or server: operating-system entropy in a file that only its owner may read, made once."""
 
 from __future__ import annotations
 

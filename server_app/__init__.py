@@ -1,1 +1,1 @@
-"""The server's side: pre-training, the run and its folder, the report."""
+"""The server: one run from data to summary, its checkpoints, and its folder."""

@@ -1,4 +1,4 @@
-"""What every strategy is told, and whom it tells: its configuration, and the observer of a run."""
+"""What every strategy is given: its configuration, what only a deployment has, and the observer that it reports to."""
 
 from __future__ import annotations
 

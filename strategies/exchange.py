@@ -1,4 +1,4 @@
-"""Messages out, replies in as they come, until all are here or the deadline has passed."""
+"""Send messages and yield replies as they arrive, until all have come or the deadline has passed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Asking every user, once, for a noised report of its items (see `fedrec.item_counts`)."""
+"""Ask every user once for a noised report of its items (see `fedrec.item_counts`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server's side of the conversation: who is here, what each node already holds, and who answers what."""
+"""The nodes as the server sees them: which are here, what each already holds, and which reply is whose."""
 
 from __future__ import annotations
 

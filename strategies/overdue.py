@@ -1,4 +1,4 @@
-"""Messages whose answers were waited for no longer: what comes yet is noticed, counted, and never used."""
+"""Messages whose answers nobody waits for any more: late answers are noticed and counted, and never used."""
 
 from __future__ import annotations
 

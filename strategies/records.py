@@ -1,4 +1,4 @@
-"""Between the runtime's records and our packets: every message and reply is a few flat arrays and a few scalars."""
+"""From Flower's records to our packets and back: every message and reply is a few flat arrays and a few scalars."""
 
 from __future__ import annotations
 

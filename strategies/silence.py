@@ -1,4 +1,4 @@
-"""Nodes that do not answer: after some silences in a row a node rests, so that no round waits for it."""
+"""Nodes that do not answer: after several unanswered messages in a row a node rests, so that no round waits for it."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import sys
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # benchmarks are not installed
     sys.path.append(str(ROOT))
 
-from benchmarks import accuracy, common, methods, page  # noqa: E402
+from benchmarks import accuracy, common, methods, page, timeline  # noqa: E402
 from benchmarks.phases import clocked  # noqa: E402
 from fedrec.config.compose import compose  # noqa: E402
 from fedrec.registry import backbones  # noqa: E402
@@ -129,6 +130,11 @@ def test_a_plot_is_drawn_from_results(tmp_path: Path) -> None:
     images = plot.main(["--results", str(tmp_path), "--images", str(tmp_path / "img")])
     assert [image.name for image in images] == ["speed-scaling.png"]
     assert images[0].stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("stage", "module", "dotted"), [*timeline.SERVER, *timeline.CLIENT])
+def test_every_stage_of_a_start_is_a_function_that_there_is(stage: str, module: str, dotted: str) -> None:
+    assert callable(attrgetter(dotted)(importlib.import_module(module))), stage
 
 
 @pytest.mark.runtime

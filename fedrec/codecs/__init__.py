@@ -1,1 +1,1 @@
-"""How tensors become bytes: each codec is exact or unbiased, of known size, and never pickles."""
+"""How tensors become bytes: every codec is exact or unbiased, its size is known beforehand, and nothing is pickled."""

@@ -15,7 +15,8 @@ class Codec(ABC):
     config_class: ClassVar[type[MemberConfig]]
 
     exact: ClassVar[bool] = True
-    """Whether what is decoded is what was encoded, to the bit."""
+    """Whether what is decoded is what was encoded, to the bit. One that is not derives from `RoundingCodec`
+    (`fedrec.codecs.rounding`): engines round users' updates with such codecs alone."""
 
     def __init__(self, config: Any) -> None:
         self.config = config

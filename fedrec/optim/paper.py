@@ -1,4 +1,4 @@
-"""The paper's recipe, done honestly: each client runs a fresh Adam on everything, the server averages.
+"""The paper's recipe with separate clients: each runs a fresh Adam on everything, the server averages.
 
 Source: FedPEFT (arXiv 2512.13734): BPR (BCE where the backbone says so), Adam at 1e-2 for FedMF and 1e-3 for the other
 backbones, 2 local epochs, 10 % of clients a round, FedAvg. The published code shares one Adam state between all

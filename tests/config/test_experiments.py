@@ -1,4 +1,4 @@
-"""The files of `conf/experiment/`: each is a cell of the paper's tables, with the paper's hyper-parameters."""
+"""The files of `conf/experiment/`: each composes and names no place; cells of the paper's tables have its values."""
 
 from __future__ import annotations
 
@@ -14,12 +14,26 @@ from fedrec.registry import CONF, FAMILIES
 
 BASE = Path("/somewhere")
 DATASETS = {"ml1m": "ml_1m", "industrial": "amazon"}
+PLACES = {"amazon": ["dataset.root=data"], "table": ["dataset.interactions=a.csv", "dataset.item_table=b.csv"]}
+"""What a data set needs that no experiment may name."""
 VARIANTS = {"full": ("full", "full"), "p_lora": ("fedpeft", "lora"), "p_rqvae": ("fedpeft", "rqvae")}
 LEARNING_RATES = {"fedmf": 0.01}
 
 
+def written(name: str) -> tuple[str, Any]:
+    """The file of an experiment: its text, and what it says."""
+    text = (CONF / "experiment" / f"{name}.yaml").read_text()
+    return text, yaml.safe_load(text)
+
+
+CELLS = [name for name in experiments() if "_paper" in written(name)[1].get("defaults", [])]
+"""The experiments that are cells of the paper's tables: those that build on `_paper`."""
+
+
 def composed(name: str, *overrides: str) -> Any:
-    needs = ["dataset.root=data"] if "_industrial_" in name else []
+    chosen = [entry for entry in written(name)[1].get("defaults", []) if isinstance(entry, dict)]
+    dataset = next((entry["override /dataset"] for entry in chosen if "override /dataset" in entry), None)
+    needs = [] if "dataset=synthetic" in overrides else PLACES.get(str(dataset), [])
     return compose([f"experiment={name}", *needs, *overrides], base=BASE)
 
 
@@ -30,8 +44,8 @@ def parts(name: str) -> tuple[str, str, str, str]:
     return backbone, data, variant, rank
 
 
-@pytest.mark.parametrize("name", experiments())
-def test_an_experiment_is_the_cell_that_it_is_named_after(name: str) -> None:
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_is_the_one_that_it_is_named_after(name: str) -> None:
     config = composed(name)
     backbone, data, variant, rank = parts(name)
     assert (config.backbone.name, config.dataset.name) == (backbone, DATASETS[data])
@@ -46,8 +60,8 @@ def test_an_experiment_is_the_cell_that_it_is_named_after(name: str) -> None:
         assert 0 < config.strategy.warmup_rounds < 20
 
 
-@pytest.mark.parametrize("name", experiments())
-def test_an_experiment_has_the_papers_hyper_parameters(name: str) -> None:
+@pytest.mark.parametrize("name", CELLS)
+def test_a_cell_has_the_papers_hyper_parameters(name: str) -> None:
     config = composed(name)
     assert (config.strategy.rounds, config.strategy.fraction) == (1000, 0.1)
     assert (config.base_table.start, config.base_table.dim) == ("text", 32)
@@ -60,20 +74,21 @@ def test_an_experiment_has_the_papers_hyper_parameters(name: str) -> None:
     assert (config.optim.loss, config.optim.lr) == ("backbone", "backbone")
     advice = FAMILIES["backbone"].get(config.backbone.name).advice
     assert advice.lr == LEARNING_RATES.get(config.backbone.name, 0.001)
-
-
-@pytest.mark.parametrize("name", experiments())
-def test_an_experiment_is_a_difference_that_names_no_place(name: str) -> None:
-    text = (CONF / "experiment" / f"{name}.yaml").read_text()
-    assert text.startswith("# @package _global_\n")
-    assert not {"root", "interactions", "item_table"} & (yaml.safe_load(text).get("dataset") or {}).keys()
-    before, after = compose([], base=BASE), composed(name)
-    assert (after.codec, after.privacy, after.simulation, after.seed) == (
+    before = compose([], base=BASE)
+    assert (config.codec, config.privacy, config.simulation, config.seed) == (
         before.codec,
         before.privacy,
         before.simulation,
         before.seed,
     )
+
+
+@pytest.mark.parametrize("name", experiments())
+def test_an_experiment_is_a_difference_that_names_no_place(name: str) -> None:
+    text, values = written(name)
+    assert text.startswith("# @package _global_\n")
+    assert not {"root", "interactions", "item_table"} & (values.get("dataset") or {}).keys()
+    composed(name)
 
 
 def test_what_is_typed_wins_over_an_experiment() -> None:

@@ -7,7 +7,6 @@ Networks are smaller than by default.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 import yaml
 
 from commands.describe import describe
-from fedrec.config.describe import from_dict
+from fedrec.config.describe import from_dict, load_member
 from fedrec.registry import backbones, embeddings
 from fedrec.tensors import Tensors
 from strategies.sizes import Sizes
@@ -25,7 +24,10 @@ from strategies.sizes import Sizes
 Federate = Callable[..., Any]
 
 COMPRESSED = sorted(set(embeddings.names()) - {"full"})
-METHODS = ["full", *(f"{variant}-{name}" for name, variant in itertools.product(COMPRESSED, "PC"))]
+METHODS = ["full"]
+for compressed in COMPRESSED:
+    twofold = hasattr(load_member("embedding", compressed), "variant")
+    METHODS += [f"P-{compressed}", f"C-{compressed}"] if twofold else [compressed]
 
 FAST = (
     "optim=fast",
@@ -61,15 +63,21 @@ CLOSE = {"warmup": 1e-3, "peft": 0.05, "full": 1e-3}
 ROUNDS = 3
 
 
+def corrects(method: str) -> bool:
+    """Whether it trains a correction of the frozen table."""
+    variant, _, name = method.rpartition("-")
+    made = embeddings.get(name)(load_member("embedding", name, **({"variant": variant} if variant else {})), 2, 2)
+    return bool(made.uses_base)
+
+
 def carry_out(federate: Federate, method: str, backbone: str, real: Path, nodes: int) -> Any:
     """The run of a cell."""
     variant, _, name = method.rpartition("-")
-    warmup = 1 if variant == "P" else 0
-    chosen = [f"embedding={name}", f"embedding.variant={variant}"] if variant else ["strategy=full"]
+    warmup = 1 if corrects(method) else 0
+    chosen = ["strategy=full"] if name == "full" else [f"embedding={name}", f"strategy.warmup_rounds={warmup}"]
+    chosen += [f"embedding.variant={variant}"] if variant else []
     if name == "rqvae":
         chosen += ["embedding.codes=64", "embedding.steps=50"]
-    if variant:
-        chosen += [f"strategy.warmup_rounds={warmup}"]
     recipe = HEADS_OVER_CODES if (name, backbone) == ("rqvae", "pfedrec") else RECIPES.get(backbone, LOCAL)
     return federate(
         *chosen,
@@ -105,7 +113,7 @@ def test_a_cell_learns_freezes_moves_what_is_described_and_does_not_depend_on_th
     for other in others:
         assert all(torch.equal(other[name], first[name]) for name in first if name.startswith("frozen."))
         assert any(not torch.equal(other[name], first[name]) for name in first if name.startswith("trainable."))
-    assert ("frozen.base" in first) == method.startswith("P-")
+    assert ("frozen.base" in first) == corrects(method)
 
     found = describe(from_dict(yaml.safe_load((one.folder / "config.yaml").read_text())), None)
     assert_moved(one.metrics, found)

@@ -73,7 +73,7 @@ def by_scikit_learn(encoder: str) -> NDArray[np.float64]:
         vectorizer = TfidfVectorizer(ngram_range=config.ngrams, min_df=config.min_df, sublinear_tf=config.sublinear)
         earlier, later = (part.toarray() for part in (vectorizer.fit_transform(EARLIER), vectorizer.transform(LATER)))
     else:
-        made = encoders.get(encoder)(load_member("encoder", encoder, **SETTINGS[encoder]))
+        made = encoders.get(encoder)(load_member("encoder", encoder, **SETTINGS.get(encoder, {})))
         earlier, later = (made.encode(part, lambda *_: None) for part in (EARLIER, LATER))
     pca = PCA(DIM, svd_solver="full").fit(np.asarray(earlier, dtype=np.float64))
     scores = pca.transform(np.asarray(earlier, dtype=np.float64))
