@@ -197,7 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(before != after)
     PAGE.write_text(after, encoding="utf-8")
     draw(found, PICTURE)
-    draw_ablation(ABLATION)
+    if ablation():
+        draw_ablation(ABLATION)
     return 0
 
 
