@@ -96,7 +96,7 @@ def test_a_run_is_kept_without_its_places_and_becomes_a_line(tmp_path: Path) -> 
         "rounds": 7,
         "test": metrics,
         "baselines": {"random": {"hr@10": 0.01, "ndcg@10": 0.0049}},
-        "bytes_per_user": {"up": 1234.5, "down": 1000000.0, "one_time": 3.0},
+        "bytes_per_user": {"up": 1234.5, "down": 1000000.0, "one_time": 3.0, "total": 1001237.5},
     }
     overrides = ["seed=1", "dataset.root=/some/where/ml-100k", "runs_dir=/some", "run_id=x", "evaluation.ks=[5,10]"]
     (tmp_path / "summary.json").write_text(json.dumps(summary))
@@ -105,7 +105,7 @@ def test_a_run_is_kept_without_its_places_and_becomes_a_line(tmp_path: Path) -> 
     assert kept["overrides"] == ["seed=1", "dataset.root=where/ml-100k", "evaluation.ks=[5,10]"]
     assert kept["summary"] == {**summary, "run": tmp_path.name}
     text = results_table.block([kept])
-    assert "| A run | 7 | **0.250** | 0.500 | random 0.005 | 1,234 | 1,000,000 | 3 |\n" in text
+    assert "| A run | 7 | **0.250** | 0.500 | random 0.005 | 1,234 | 1,000,000 | 3 | 1,001,238 |\n" in text
     assert 'fedrec train seed=1 dataset.root=where/ml-100k "evaluation.ks=[5,10]"  # A run\n' in text
     readme = f"a\n{results_table.BEGIN}\nold\n{results_table.END}\nb\n"
     assert results_table.spliced(readme, text) == f"a\n{results_table.BEGIN}\n{text}{results_table.END}\nb\n"
