@@ -293,6 +293,24 @@ def _deployment(results: dict[str, Any]) -> str:
     return _table(head, rows) + text + _measured_with(result)
 
 
+def _large_catalogue(results: dict[str, Any]) -> str:
+    """Rounds of a very large catalogue over the real transport."""
+    result = results["large_catalogue"]
+    figures, chosen = result["figures"], result["configuration"]
+    rows = [
+        [str(line["round"]), line["phase"], str(line["users"]), f"{line['seconds']:.0f}"]
+        + [f"{line['bytes'][way] / line['users'] / 1e6:,.0f}" for way in ("up", "down")]
+        for line in figures["rounds"]
+    ]
+    peak = figures["peak_bytes"]
+    text = (
+        f"\n{chosen['items']:,} items of {chosen['dim']} numbers, {chosen['sites']} sites, {chosen['users']} users. "
+        f"The server's processes held {peak['server'] / 1e9:.1f} GB at most, those of a site "
+        f"{peak['site'] / 1e9:.1f} GB.\n"
+    )
+    return _table(["round", "phase", "users", "s", "MB up, a user", "MB down"], rows) + text + _measured_with(result)
+
+
 def _measured_with(result: dict[str, Any]) -> str:
     found = result["environment"]
     return f"\n{found['cores']} cores, load {found['load_before']} before; medians, with least and most.\n"
@@ -320,6 +338,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "startup": ("startup", _startup),
     "light-client": ("light_client", _light_client),
     "deployment": ("deployment", _deployment),
+    "large-catalogue": ("large_catalogue", _large_catalogue),
 }
 
 

@@ -25,6 +25,7 @@ from fedrec.registry import backbones  # noqa: E402
 
 IN_PROCESS = ("engine", "scaling", "evaluation", "pretraining")
 THROUGH_FLOWER = ("round_phases", "stock_flower", "one_user_per_node", "startup")
+OVER_TLS = ("deployment", "large_catalogue")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(name: str, out: Path, cache: Path, *more: str) -> dict[str, Any]:
-    if name != "scaling":
+    if name not in ("scaling", *OVER_TLS):
         more = ("--synthetic", *more)
     arguments = ["--sizes", "small", "--out", str(out / f"{name}.json"), "--cache", str(cache), *more]
     importlib.import_module(f"benchmarks.{name}").main(arguments)
@@ -138,7 +139,7 @@ def test_every_stage_of_a_start_is_a_function_that_there_is(stage: str, module: 
 
 
 @pytest.mark.runtime
-@pytest.mark.parametrize("name", THROUGH_FLOWER)
+@pytest.mark.parametrize("name", [*THROUGH_FLOWER, *OVER_TLS])
 def test_a_benchmark_runs_through_flower(name: str, tmp_path: Path, cache: Path) -> None:
     result = run(name, tmp_path, cache)
     check(result, name)
