@@ -308,7 +308,11 @@ def _large_catalogue(results: dict[str, Any]) -> str:
         f"The server's processes held {peak['server'] / 1e9:.1f} GB at most, those of a site "
         f"{peak['site'] / 1e9:.1f} GB.\n"
     )
-    return _table(["round", "phase", "users", "s", "MB up, a user", "MB down"], rows) + text + _measured_with(result)
+    return (
+        _table(["round", "phase", "users", "s", "MB up, a user", "MB down"], rows)
+        + text
+        + _measured_with(result).replace("; medians, with least and most", "")
+    )
 
 
 def _measured_with(result: dict[str, Any]) -> str:
