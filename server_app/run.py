@@ -33,6 +33,7 @@ from fedrec.protocol import (
     code_digest,
     pack_eligible,
 )
+from fedrec.rng import derive
 from fedrec.secret import own_secret
 from fedrec.shared_folder import leave_token
 from fedrec.tensors import content_digest, text_digest
@@ -172,6 +173,10 @@ def _run(
         # What a site can check is the list that it gets.
         deployed, catalogue = Deployed(own_secret(folder.path), listed), content_digest(listed)
     setup = make_setup(config, len(dataset.catalogue), catalogue, content_digest(eligible), place)
+    if deployed is not None:
+        # Sites keep what belongs to a run under its key. Another server's run may have the same name, and so may one
+        # whose folder was removed since; the secret in the folder tells them apart.
+        setup = dataclasses.replace(setup, run_key=text_digest(f"{config.run_id} {derive(deployed.secret, 'run')}"))
     facts = manifest(config, overrides, dataset, table, place)
     if resumption is not None:
         facts = manifest_of_resumed(folder, facts, resumption.round)
