@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -12,12 +13,16 @@ import pytest
 
 from client_app import app as app_module
 from client_app.app import app as client_app
+from client_app.node import Node
+from client_app.site import Site
 from commands.local_grid import LocalGrid
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
-from server_app.run import run
+from fedrec.errors import ConfigError, PacketError
+from server_app.run import make_setup, run
 
 SITES, USERS, ITEMS = 2, 24, 30
+GRAPH = "backbone=fedpergnn"
 
 
 @pytest.fixture
@@ -73,3 +78,15 @@ def test_nothing_of_a_run_whose_folder_was_removed_comes_back_under_its_name(
     shutil.rmtree(tmp_path / "runs")
     again = deploy(tmp_path, sites, "run_id=r", "seed=2")
     assert again == deploy(tmp_path, sites, "run_id=never-used-before", "seed=2")
+
+
+def test_real_users_items_are_never_counted_without_noise(tmp_path: Path) -> None:
+    (tmp_path / "items.csv").write_text("item_id,title\na,A\nb,B\n")
+    exact = "backbone.degree_epsilon=null"
+    with pytest.raises(ConfigError, match=r"counted without noise.*real users'; give an epsilon"):
+        compose(overrides(tmp_path, GRAPH, exact), base=None)
+    # And whatever a server may send: a site does not answer it.
+    setup = make_setup(compose(overrides(tmp_path, GRAPH, "run_id=r"), base=None), ITEMS, "", "", None)
+    setup = dataclasses.replace(setup, backbone={**setup.backbone, "degree_epsilon": None})
+    with pytest.raises(PacketError, match="not counted without noise"):
+        Node(setup, Site(tmp_path / "clicks.csv", tmp_path / "state")).count_items()
