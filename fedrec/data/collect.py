@@ -37,10 +37,10 @@ class Malformed:
         self.reasons: Counter[str] = Counter()
         """How often each thing was expected and did not come; nothing of the lines themselves."""
 
-    def met(self, where: str, came: object, expected: str) -> None:
-        """Deal with the line at `where` (file and line number). Raises DataError if the mode is `error`."""
-        self.count += 1
-        self.reasons[expected] += 1
+    def met(self, where: str, came: object, expected: str, lines: int = 1) -> None:
+        """Deal with the line at `where` (file and line number), and so many in all. Raises DataError if told to."""
+        self.count += lines
+        self.reasons[expected] += lines
         if self.mode == "error":
             shown = came if isinstance(came, str) else repr(came)
             shown = shown if len(shown) <= 120 else f"{shown[:117]}..."

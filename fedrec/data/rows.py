@@ -140,13 +140,15 @@ class DelimitedFile(TableFile):
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    malformed.met(f"{self.place} {line}", str(error), "a line with sound quotes")
+                    lost = reader.line_num - line + 1  # an open quote takes those after it along
+                    malformed.met(f"{self.place} {line}", str(error), "a line with sound quotes", lost)
                     continue
                 if len(values) == len(columns):
                     yield line, [values[pick] for pick in picks]
                 elif values:
                     expected = f"{len(columns)} columns as in the header, {len(values)} came"
-                    malformed.met(f"{self.place} {line}", self.separator.join(values), expected)
+                    lost = reader.line_num - line + 1
+                    malformed.met(f"{self.place} {line}", self.separator.join(values), expected, lost)
 
     def _reader(self, stream: IO[str]) -> Any:
         return csv.reader(stream, delimiter=self.separator, strict=True)

@@ -113,6 +113,16 @@ MALFORMED = [
 ]
 
 
+def test_lines_that_an_open_quote_takes_along_are_counted(tmp_path: Path, config: Any) -> None:
+    """What is left out is never more than what is said."""
+    good = "".join(f"u{number},{item},1\n" for number in range(5) for item in (1, 2))
+    for bad, lost in (('"u9,1,1\n', 11), ('"u9,1,1\nu9,2,1\n"u8",1,1\n', 3)):
+        (tmp_path / "t.csv").write_text("user_id,item_id,timestamp\na,1,1\na,2,1\n" + bad + good)
+        dataset = load(config("table", interactions=tmp_path / "t.csv", malformed="skip"))
+        assert dataset.report.counts["malformed"] == lost
+        assert len(dataset.interactions.items) + lost == 2 + bad.count("\n") + 10
+
+
 @pytest.mark.parametrize(("text", "line", "expected"), MALFORMED)
 def test_a_malformed_line_is_named_or_counted(text: str, line: int, expected: str, tmp_path: Path, config: Any) -> None:
     (tmp_path / "t.csv").write_text("user_id,item_id,timestamp\n" + text)
