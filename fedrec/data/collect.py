@@ -104,10 +104,15 @@ class Clock:
                     value = float(value)
                 except ValueError:
                     return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             return None
-        # Kept exact while it fits 64 bits: clocks in nanoseconds do not fit a float.
-        return value if isinstance(value, float) or -(2**63) <= value < 2**63 else float(value)
+        if isinstance(value, int) and -(2**63) <= value < 2**63:
+            return value  # exact: clocks in nanoseconds do not fit a float
+        try:
+            number = float(value)
+        except OverflowError:
+            return None
+        return number if math.isfinite(number) else None
 
     @staticmethod
     def _moment(value: object) -> datetime | None:

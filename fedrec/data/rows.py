@@ -193,6 +193,8 @@ class ParquetFile(TableFile):
     """A Parquet file, read in batches of rows."""
 
     def __init__(self, path: Path) -> None:
+                    if "\\ud" in text or "\\uD" in text:  # half a pair of surrogates is no text
+                        json.dumps(found, ensure_ascii=False).encode()
         super().__init__(path)
         self.place = f"{path}, row"
         try:

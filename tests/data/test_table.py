@@ -137,7 +137,10 @@ def test_a_malformed_line_is_named_or_counted(text: str, line: int, expected: st
 
 def test_malformed_json_and_parquet_rows_are_named(tmp_path: Path, config: Any) -> None:
     good = '{"user_id": "a", "item_id": 1, "timestamp": 1}\n{"user_id": "a", "item_id": 2, "timestamp": 1}\n'
-    for bad in ("{", "[1]", '{"user_id": true, "item_id": 1, "timestamp": 1}', '{"item_id": 1}', "[" * 100_000):
+    wrong = ("{", "[1]", '{"user_id": true, "item_id": 1, "timestamp": 1}', '{"item_id": 1}', "[" * 100_000)
+    half = r'{"user_id": "\ud83d", "item_id": 1, "timestamp": 1}'  # of a pair of surrogates
+    huge = '{"user_id": "b", "item_id": 1, "timestamp": 1' + "0" * 400 + "}"
+    for bad in (*wrong, half, huge):
         (tmp_path / "t.jsonl").write_text(good + bad + "\n")
         with pytest.raises(DataError, match=r"t.jsonl, line 3: cannot read"):
             load(config("table", interactions=tmp_path / "t.jsonl"))
