@@ -108,11 +108,15 @@ def open_table(path: Path, separator: str | None, encoding: str) -> TableFile:
 class DelimitedFile(TableFile):
     """CSV or TSV with a header line; blank lines are passed over."""
 
+def _without_mark(encoding: str) -> str:
+    """The encoding that passes over a byte order mark: it is no part of the first column's name, nor of any line."""
+    return "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
+
+
     def __init__(self, path: Path, separator: str, encoding: str) -> None:
         super().__init__(path)
         self.separator = separator
-        # A byte order mark is no part of the first column's name.
-        self.encoding = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
+        self.encoding = _without_mark(encoding)
 
     @property
     def columns(self) -> list[str]:
@@ -159,7 +163,7 @@ class JsonLinesFile(TableFile):
 
     def __init__(self, path: Path, encoding: str) -> None:
         super().__init__(path)
-        self.encoding = encoding
+        self.encoding = _without_mark(encoding)
 
     @property
     def columns(self) -> list[str]:

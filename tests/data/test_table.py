@@ -197,6 +197,9 @@ def test_a_byte_order_mark_and_another_encoding(tmp_path: Path, config: Any) -> 
     (tmp_path / "t.csv").write_text(text, encoding="utf-8-sig")
     assert list(load(config("table", interactions=tmp_path / "t.csv")).interactions.user_ids) == ["é"]
     (tmp_path / "t.csv").write_text(text, encoding="latin-1")
+    json_lines = '{"user_id": "é", "item_id": 1, "timestamp": 1}\n{"user_id": "é", "item_id": 2, "timestamp": 1}\n'
+    (tmp_path / "t.jsonl").write_text(json_lines, encoding="utf-8-sig")
+    assert list(load(config("table", interactions=tmp_path / "t.jsonl")).interactions.user_ids) == ["é"]
     dataset = load(config("table", interactions=tmp_path / "t.csv", encoding="latin-1"))
     assert list(dataset.interactions.user_ids) == ["é"]
     with pytest.raises(DataError, match="there is no encoding 'utf-ate'"):
