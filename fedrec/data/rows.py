@@ -41,9 +41,12 @@ def open_text(path: Path, encoding: str) -> Iterator[IO[str]]:
             else path.open("r", encoding=encoding, newline="")
         ) as stream:
             yield stream
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
+        what = str(error)
+        if isinstance(error, UnicodeDecodeError):
+            what = f"{error.reason}, byte {error.object[error.start]:#04x}"
         raise DataError(
-            f"{path} is not {encoding} text ({error.reason}, byte {error.object[error.start]:#04x}): name its encoding "
+            f"{path} is not {encoding} text ({what}): name its encoding "
             "where the data set has that setting (dataset.encoding=latin-1), or convert the file"
         ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -105,16 +108,18 @@ def open_table(path: Path, separator: str | None, encoding: str) -> TableFile:
     raise DataError(f"{path}: cannot tell its form from its name; expected a name that ends in {', '.join(SUFFIXES)}")
 
 
-class DelimitedFile(TableFile):
-    """CSV or TSV with a header line; blank lines are passed over."""
-
 def _without_mark(encoding: str) -> str:
     """The encoding that passes over a byte order mark: it is no part of the first column's name, nor of any line."""
     return "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
 
 
+class DelimitedFile(TableFile):
+    """CSV or TSV with a header line; blank lines are passed over."""
+
     def __init__(self, path: Path, separator: str, encoding: str) -> None:
         super().__init__(path)
+        if len(separator) != 1 or separator in '"\r\n':
+            raise DataError(f"{path}: the separator {separator!r} cannot stand between fields; give one character")
         self.separator = separator
         self.encoding = _without_mark(encoding)
 
@@ -122,7 +127,10 @@ def _without_mark(encoding: str) -> str:
     def columns(self) -> list[str]:
         """Names of the columns."""
         with open_text(self.path, self.encoding) as stream:
-            header = next(self._reader(stream), None)
+            try:
+                header = next(self._reader(stream), None)
+            except csv.Error as error:
+                raise DataError(f"{self.path}, line 1: cannot read the header ({error}); mend its quotes") from error
         if not header:
             raise DataError(f"{self.path} is empty: expected a header line with the names of the columns")
         if double := [place for place, name in enumerate(header, 1) if header.count(name) > 1]:
@@ -185,6 +193,8 @@ class JsonLinesFile(TableFile):
                     continue
                 try:
                     found = json.loads(text)
+                    if "\\ud" in text or "\\uD" in text:  # half a pair of surrogates is no text
+                        json.dumps(found, ensure_ascii=False).encode()
                 except (ValueError, RecursionError):
                     found = None
                 if isinstance(found, dict):
@@ -197,8 +207,6 @@ class ParquetFile(TableFile):
     """A Parquet file, read in batches of rows."""
 
     def __init__(self, path: Path) -> None:
-                    if "\\ud" in text or "\\uD" in text:  # half a pair of surrogates is no text
-                        json.dumps(found, ensure_ascii=False).encode()
         super().__init__(path)
         self.place = f"{path}, row"
         try:

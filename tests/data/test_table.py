@@ -173,6 +173,7 @@ def test_parquet_keeps_large_ids_dictionaries_and_clocks(tmp_path: Path, config:
     [
         ("t.xlsx", b"", r"cannot tell its form from its name; expected .*\.csv, \.tsv"),
         ("t.csv", b"", "is empty: expected a header line"),
+        ("t.csv", b'"user_id"x,item_id\n', "line 1: cannot read the header .*mend its quotes"),
         ("t.csv", b"user_id,user_id\n", "two columns have the same name"),
         ("t.csv", b"user_id,item_id,timestamp\n\xff,1,1\n", "is not utf-8.* text .*dataset.encoding=latin-1"),
         (
@@ -196,12 +197,16 @@ def test_a_byte_order_mark_and_another_encoding(tmp_path: Path, config: Any) -> 
     text = "user_id,item_id,timestamp\né,1,1\né,2,2\n"
     (tmp_path / "t.csv").write_text(text, encoding="utf-8-sig")
     assert list(load(config("table", interactions=tmp_path / "t.csv")).interactions.user_ids) == ["é"]
-    (tmp_path / "t.csv").write_text(text, encoding="latin-1")
     json_lines = '{"user_id": "é", "item_id": 1, "timestamp": 1}\n{"user_id": "é", "item_id": 2, "timestamp": 1}\n'
     (tmp_path / "t.jsonl").write_text(json_lines, encoding="utf-8-sig")
     assert list(load(config("table", interactions=tmp_path / "t.jsonl")).interactions.user_ids) == ["é"]
+    (tmp_path / "t.csv").write_text(text, encoding="latin-1")
     dataset = load(config("table", interactions=tmp_path / "t.csv", encoding="latin-1"))
     assert list(dataset.interactions.user_ids) == ["é"]
+    with pytest.raises(DataError, match="is not utf-16 text"):
+        load(config("table", interactions=tmp_path / "t.csv", encoding="utf-16"))
+    with pytest.raises(DataError, match="the separator '::' cannot stand between fields; give one character"):
+        load(config("table", interactions=tmp_path / "t.csv", separator="::"))
     with pytest.raises(DataError, match="there is no encoding 'utf-ate'"):
         load(config("table", interactions=tmp_path / "t.csv", encoding="utf-ate"))
 
