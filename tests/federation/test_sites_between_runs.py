@@ -20,6 +20,7 @@ from fedrec.config.compose import compose
 from fedrec.config.paths import settle
 from fedrec.errors import ConfigError, PacketError
 from server_app.run import make_setup, run
+from strategies.records import unpack
 
 SITES, USERS, ITEMS = 2, 24, 30
 GRAPH = "backbone=fedpergnn"
@@ -78,6 +79,30 @@ def test_nothing_of_a_run_whose_folder_was_removed_comes_back_under_its_name(
     shutil.rmtree(tmp_path / "runs")
     again = deploy(tmp_path, sites, "run_id=r", "seed=2")
     assert again == deploy(tmp_path, sites, "run_id=never-used-before", "seed=2")
+
+
+def test_a_run_that_goes_on_keeps_its_key(tmp_path: Path, sites: list[dict[str, Any]]) -> None:
+    """Whatever becomes of the secret, and of the way to make a key: else its users would start anew."""
+    folder = tmp_path / "runs" / "r"
+
+    class Killed(LocalGrid):
+        def push_messages(self, messages: Any) -> Any:
+            messages = list(messages)
+            if any(unpack(message.content).fields.get("round") == 3 for message in messages):
+                raise RuntimeError("killed")
+            return super().push_messages(messages)
+
+    texts = overrides(tmp_path, "run_id=r", "checkpoint_every=1")
+    app_module._node.cache_clear()
+    with pytest.raises(RuntimeError, match="killed"):
+        run(settle(compose(texts, base=None), None), texts, Killed(client_app, sites))
+    before = json.loads((folder / "setup.json").read_text())
+    (folder / "secret").unlink()
+    texts = ["resume=r", f"runs_dir={tmp_path}/runs"]
+    run(settle(compose(texts, base=None), None), texts, LocalGrid(client_app, sites))
+    assert json.loads((folder / "setup.json").read_text()) == before
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    assert sum(json.loads(line)["cold_users"] for line in lines) <= USERS
 
 
 def test_real_users_items_are_never_counted_without_noise(tmp_path: Path) -> None:
