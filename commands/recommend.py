@@ -183,7 +183,8 @@ def _known_user(node: Node, user: str) -> Cohort:
 
 def _newcomer(node: Node, items: ItemList, history: str) -> Cohort:
     """Somebody who is not in the data, and never will be: nothing of it is kept."""
-    named = [item.strip() for item in next(csv.reader([history]), []) if item.strip()]
+    # Several lines are as good as one: ids often stand in a file, one below the other.
+    named = [item.strip() for line in csv.reader(history.splitlines()) for item in line if item.strip()]
     if not named:
         raise RecommendError("--history: expected the ids of items with a comma between them, it is empty")
     row_of = {item: row for row, item in enumerate(items.ids)}

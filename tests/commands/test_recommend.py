@@ -144,6 +144,7 @@ def test_somebody_new_is_solved_from_a_history(a_run: Path) -> None:
     assert not found["trained"]
     assert found["user"] is None
     assert not set(history.split(",")) & set(ids(found))
+    assert recommend(str(a_run), None, None, history.replace(",", "\n"), 60) == found, "one below the other"
     other = ",".join(source.items.ids[row] for row in users.whole(1).items)
     assert ids(recommend(str(a_run), None, None, other, 60)) != ids(found)
 
