@@ -224,6 +224,8 @@ class Node:
         counting = self._backbone.item_counting
         if counting is None:
             raise PacketError("malformed", f"backbone {self._backbone.config.name!r} has no items counted")
+        if counting.epsilon is None and isinstance(self.place, Site):
+            raise PacketError("malformed", "real users' items are not counted without noise: that is for simulations")
         cohort = self.users.training(np.arange(len(self.users)))
         seed = derive(self.secret, "item counts")
         total = report_sum(counting, self.setup.n_items, seed, cohort.keys, cohort.offsets, cohort.items)

@@ -62,10 +62,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What the runs are measured by: a validation NDCG@10, and whose it is."""
+    """What the runs are measured by: a validation NDCG@10, whose it is, and the data that it is about, if known."""
 
     value: float
     source: str
+    data: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def compare(paths: Sequence[str], ceiling: str | None) -> Comparison:
 def _ceiling(run: Run, source: str) -> Ceiling:
     if not run.best:
         raise FedrecError(f"{run.name} has no validation to be a ceiling: name a run that has, or give a number")
-    return Ceiling(run.best, source)
+    return Ceiling(run.best, source, run.data)
 
 
 def _number(text: str) -> float | None:
@@ -205,7 +206,7 @@ def show_comparison(found: Comparison, console: Console) -> None:
         if len(run.points) == 1 and run.bytes is not None:
             text = f"Of {run.name} only one validation is known: give evaluation.every, and keep runs with their curves"
             console.print(text, soft_wrap=True, markup=False)
-    if len({run.data for run in found.runs if run.data is not None}) > 1:
+    if len({data for data in (ceiling.data, *(run.data for run in found.runs)) if data is not None}) > 1:
         console.print("These runs are not about the same data: their figures do not compare.", style="bold yellow")
 
 

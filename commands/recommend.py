@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
+from unicodedata import category
 
 import numpy as np
 import torch
@@ -32,6 +33,10 @@ from fedrec.protocol import Setup, SimulatedData
 _CLOSE = 3
 _LOOKED_THROUGH = 100_000
 """Ids among which near ones are looked for; in a larger catalogue it would take seconds."""
+
+
+_NO_TEXT = ("Cc", "Cs")
+"""Unicode's categories of what steers a terminal, and of what cannot be written at all."""
 
 
 class RecommendError(FedrecError):
@@ -90,7 +95,7 @@ def recommend(
 def show_recommendation(found: Mapping[str, Any], console: Console) -> None:
     """Print what `recommend` has found as a table."""
     who = f"user {found['user']}" if found["user"] is not None else "somebody new"
-    table = Table(title=f"For {who}, who knows {found['history']:,} items", title_justify="left")
+    table = Table(title=_plain(f"For {who}, who knows {found['history']:,} items"), title_justify="left")
     for column in ("", "item", "title", "score"):
         table.add_column(column, justify="right" if column in ("", "score") else "left", overflow="fold")
     for place, item in enumerate(found["items"], 1):
@@ -103,7 +108,8 @@ def show_recommendation(found: Mapping[str, Any], console: Console) -> None:
 def _plain(text: str) -> Any:
     from rich.text import Text
 
-    return Text(text)  # brackets in a title are no markup
+    # Brackets in a title are no markup; and a server that names the items has no business with this terminal.
+    return Text("".join("\N{REPLACEMENT CHARACTER}" if category(letter) in _NO_TEXT else letter for letter in text))
 
 
 def of_run(folder: Path) -> Source:
@@ -177,7 +183,8 @@ def _known_user(node: Node, user: str) -> Cohort:
 
 def _newcomer(node: Node, items: ItemList, history: str) -> Cohort:
     """Somebody who is not in the data, and never will be: nothing of it is kept."""
-    named = [item.strip() for item in next(csv.reader([history]), []) if item.strip()]
+    # Several lines are as good as one: ids often stand in a file, one below the other.
+    named = [item.strip() for line in csv.reader(history.splitlines()) for item in line if item.strip()]
     if not named:
         raise RecommendError("--history: expected the ids of items with a comma between them, it is empty")
     row_of = {item: row for row, item in enumerate(items.ids)}

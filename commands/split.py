@@ -19,12 +19,17 @@ def split(config: RunConfig, sites: int, folder: Path) -> Dataset:
 
     The table of items is what the server may know. The times are the places in each user's history, so that the order
     survives whatever clock the data set had. Raises DataError if there are fewer users than sites, StoreError if
-    something cannot be written.
+    something cannot be written, or more sites are there already.
     """
     dataset = load(cast(DatasetConfig, config.dataset), lambda *_: None)
     interactions, catalogue = dataset.interactions, dataset.catalogue
     if interactions.users < sites:
         raise DataError(f"{dataset.name} has {interactions.users} users: too few for {sites} sites; give fewer sites")
+    if (folder / f"site-{sites}").exists():
+        raise StoreError(
+            f"{folder} holds the files of more than {sites} sites, whose users would be there twice: remove them, or "
+            "give another folder"
+        )
     try:
         items = zip(catalogue.item_ids, catalogue.titles, catalogue.sentences, strict=True)
         _write(folder / "items.csv", ("item_id", "title", "text"), items)

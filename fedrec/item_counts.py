@@ -5,7 +5,9 @@ with dummies to `max_items` (or, if it is larger, taken as it is), and one eleme
 sampling (Qin et al., CCS 2016; Wang, Li and Jha, S&P 2018). What is drawn is reported as one bit an item by optimised
 unary encoding (Wang et al., USENIX Security 2017): the bit of the drawn item is 1 with probability 1/2, every other
 one with q = 1 / (e^epsilon + 1). Whatever two sets a user may have, any report is at most e^epsilon times as likely
-from one as from the other. A user's report is a function of the secret root and its key: asked again, it says the same.
+from one as from the other. A user's report is a function of the secret root, its key, its set and the rules: asked
+again, it says the same. About another set, or under other rules, its draws are others: two reports of the same draws
+would differ just where an item was drawn. What such reports tell adds up, as their epsilons do.
 
 `max_items` times the reports for an item, less what the noise adds, estimates the users who have it; a user of n items,
 more than that, counts as max_items / n of a user for each. The estimates are noisy: for a large epsilon the standard
@@ -24,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.negatives import sorted_distinct
-from fedrec.rng import counter_integers, counter_uniform, derive
+from fedrec.rng import counter_bits, counter_integers, counter_uniform, derive
 
 _KEPT = 0.5
 """Probability of a 1 for the item that was drawn."""
@@ -73,7 +75,7 @@ def reports(
     offsets: NDArray[np.int64],
     items: NDArray[np.int64],
 ) -> Iterator[NDArray[np.bool_]]:
-    """The users' reports, bool [some users, n_items], in order: each a function of seed, key and the user's own set.
+    """The users' reports, bool [some users, n_items], in order: each a function of seed, rules, key and own set.
 
     Args:
         counting: The rules.
@@ -100,6 +102,10 @@ def _noised(
     owners: NDArray[np.int64],
     items: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
+    seed = derive(seed, counting.max_items, str(counting.epsilon), n_items)
+    sets = np.zeros(len(keys), dtype=np.uint64)
+    np.add.at(sets, owners, counter_bits(derive(seed, "set"), items))
+    keys = counter_bits(derive(seed, "user"), keys, sets)
     sizes = np.bincount(owners, minlength=len(keys))
     starts = np.cumsum(sizes) - sizes
     element = counter_integers(derive(seed, "element"), np.maximum(sizes, counting.max_items), keys)

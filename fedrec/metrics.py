@@ -252,7 +252,9 @@ def ranking_metrics(counts: RankCounts, ks: Sequence[int], prefix: str = "") -> 
         raise ValueError("a positive cannot stand past its own candidates: the counts contradict each other")
     last = before + ties + 1
     share = 1.0 / (ties + 1).double()
-    positions = torch.arange(1, max(ks, default=0) + 1, dtype=torch.float64, device=before.device)
+    # Not up to the largest cut-off, which is whatever the server says: nobody stands further back than the last.
+    top = min(max(ks, default=0), int(last.max()) if len(last) else 0)
+    positions = torch.arange(1, top + 1, dtype=torch.float64, device=before.device)
     gain = torch.cat([positions.new_zeros(1), torch.cumsum(1.0 / torch.log2(positions + 1), 0)])
     metrics: dict[str, Tensor] = {}
     for k in ks:

@@ -33,6 +33,7 @@ from fedrec.protocol import (
     code_digest,
     pack_eligible,
 )
+from fedrec.rng import derive
 from fedrec.secret import own_secret
 from fedrec.shared_folder import leave_token
 from fedrec.tensors import content_digest, text_digest
@@ -40,7 +41,7 @@ from peft_embeddings.base_table import BaseTable, build_base_table, random_base_
 from peft_embeddings.encoders.base import TextEncoder
 from server_app.baselines import simulated_baselines
 from server_app.resuming import Resumption, go_on, manifest_of_resumed, prepare
-from server_app.run_folder import CONFIG, MANIFEST, SUMMARY, RunFolder
+from server_app.run_folder import CONFIG, MANIFEST, SETUP, SUMMARY, RunFolder
 from strategies.base import Deployed, FederatedStrategy
 from strategies.checkpoint import Checkpoint
 
@@ -172,6 +173,8 @@ def _run(
         # What a site can check is the list that it gets.
         deployed, catalogue = Deployed(own_secret(folder.path), listed), content_digest(listed)
     setup = make_setup(config, len(dataset.catalogue), catalogue, content_digest(eligible), place)
+    if deployed is not None:
+        setup = dataclasses.replace(setup, run_key=_run_key(str(config.run_id), folder, deployed, resumption))
     facts = manifest(config, overrides, dataset, table, place)
     if resumption is not None:
         facts = manifest_of_resumed(folder, facts, resumption.round)
@@ -216,6 +219,16 @@ def _run(
     log.info("test: %s", shown)
     log.info("run folder: %s", folder.path)
     return summary
+
+
+def _run_key(run_id: str, folder: RunFolder, deployed: Deployed, resumption: Resumption | None) -> str:
+    """The key under which sites keep what belongs to a run; it stays the same when the run goes on.
+
+    Another server's run may have the same name, and so may one whose folder was removed since: the secret in the folder
+    tells them apart.
+    """
+    before = {} if resumption is None else folder.read_json(SETUP)
+    return str(before.get("run_key") or text_digest(f"{run_id} {derive(deployed.secret, 'run')}"))
 
 
 def text_encoder(config: RunConfig) -> TextEncoder:

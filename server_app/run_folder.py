@@ -12,7 +12,7 @@ lock              held while a process works on the run
 cut-*.jsonl       lines of metrics.jsonl that were cut off when the run was resumed from an earlier round
 checkpoints/      round-000100.safetensors (global model) and .json (where it stands), the newest few
 state/            simulation only: what the simulated devices keep on their own disks
-secret            deployment only: the root of the server's noise
+secret            deployment only: the root of the server's noise, and of the key by which sites know the run
 """
 
 from __future__ import annotations

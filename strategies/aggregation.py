@@ -8,6 +8,7 @@ size of the cohort), chosen so that a sum of admissible replies cannot overflow.
 from __future__ import annotations
 
 import math
+import sys
 from fractions import Fraction
 
 import torch
@@ -20,6 +21,9 @@ from fedrec.updates import DROPPED
 
 _SLACK = 1.0 + 1e-4
 """Room for the rounding of honest float32 sums."""
+
+
+_LARGEST = sys.float_info.max
 
 
 class UpdateFold:
@@ -72,11 +76,15 @@ class UpdateFold:
         """Users, examples, mean loss, users new to training, and users that their nodes left out, by reason."""
         weight = self.scalar("weight")
         counts = {name: int(self.scalar(name)) for name in UPDATE_SCALARS if name not in ("weight", "loss")}
-        return {**counts, "loss": self.scalar("loss") / weight if weight else 0.0}
+        loss = self.scalar("loss") / weight if weight else 0.0
+        return {**counts, "loss": max(-_LARGEST, min(_LARGEST, loss))}
 
     def scalar(self, name: str) -> float:
-        """The sum of one of the update's scalars over all replies."""
-        return self._scalars[name] / 2**20
+        """The sum of one of the update's scalars over all replies; the largest number for one that is none any more."""
+        try:
+            return self._scalars[name] / 2**20
+        except OverflowError:  # nodes may claim a loss of any size, and each of them is finite
+            return _LARGEST if self._scalars[name] > 0 else -_LARGEST
 
     def mean(self) -> Tensors | None:
         """The weighted mean of the users' deltas, or None if nobody contributed."""

@@ -169,13 +169,13 @@ class FederatedStrategy(Strategy):
             self._nodes.gather(grid, self.config.min_nodes, self.config.node_timeout)
             joining = self._nodes.enrolment_bytes + records.size(self._eligible)
             self.meter.grow(len(self._nodes.directory), joining)
-            self._count_items(grid)
-            self.model.advance(round)
-            self._offer()
-            messages = self.configure_train(round, ArrayRecord(), ConfigRecord(), grid)
-            assert self._training is not None
-            replies = self._nodes.collect(grid, messages, self.config.round_timeout, self._training.enough)
             try:
+                self._count_items(grid)
+                self.model.advance(round)
+                self._offer()
+                messages = self.configure_train(round, ArrayRecord(), ConfigRecord(), grid)
+                assert self._training is not None
+                replies = self._nodes.collect(grid, messages, self.config.round_timeout, self._training.enough)
                 self.aggregate_train(round, replies)
                 break
             except RoundError as error:

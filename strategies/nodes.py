@@ -90,6 +90,7 @@ class Nodes:
         self._named: dict[int, str] = {}
         self.enrolment_bytes = len(setup.device_json().encode()) + KEY_BYTES + (size(item_list) if item_list else 0)
         self._holds: dict[int, set[str]] = {}
+        self._left: dict[str, set[str]] = {}  # what those that have gone held, by the digest of their users' keys
         self._refused: set[int] = set()
         self._senders: dict[str, int] = {}
 
@@ -174,8 +175,8 @@ class Nodes:
                 self._forget(other)
                 self._refused.add(other)  # until it has been away: else the two would replace each other every round
                 log.warning("node %d names users of node %d: it has come in its place", node, other)
-            self._holds[node] = set()
-            self._named[node] = keys_digest(came[node])
+            self._named[node] = named = keys_digest(came[node])
+            self._holds[node] = self._left.pop(named, set())
 
     def _invitation(self) -> dict[str, Field]:
         """What a node is told that is to join."""
@@ -327,8 +328,8 @@ class Nodes:
 
     def _forget(self, node: int) -> None:
         self.directory.leave(node)
-        self._holds.pop(node, None)
-        self._named.pop(node, None)
+        if (named := self._named.pop(node, None)) is not None:
+            self._left[named] = self._holds.pop(node)  # if it comes back, most likely its disk does too
 
 
 def _last_line(reply: Message) -> str:

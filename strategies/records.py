@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
@@ -150,6 +150,9 @@ def unpack(content: RecordDict) -> Content:
         raise PacketError("malformed", f"a message has the records {_ARRAYS!r} and {_FIELDS!r}; it has {list(content)}")
     scalars = {name: value for name, value in fields.items() if isinstance(value, int | float | str)}
     try:
-        return Content({name: array.numpy() for name, array in arrays.items()}, scalars)
+        read: dict[str, Any] = {name: array.numpy() for name, array in arrays.items()}
     except Exception as error:  # numpy hands hostile bytes to Python's tokeniser and to zipfile: any error may come
         raise PacketError("malformed", f"an array of the message cannot be read: {error}") from error
+    if others := [name for name, array in read.items() if not isinstance(array, np.ndarray)]:
+        raise PacketError("malformed", f"{others} of the message are archives of arrays, which numpy opens too")
+    return Content(read, scalars)

@@ -97,6 +97,14 @@ def test_without_a_seed_the_error_is_no_larger_than_with_any(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MEMBERS)
+def test_the_largest_number_never_turns_into_another(name: str) -> None:
+    """Also for the draws next to 1, of which there are some among millions."""
+    spec = {"t": TensorSpec((2**22,))}
+    decoded = there_and_back(made(name), {"t": torch.full((2**22,), 0.1)}, spec)["t"]
+    assert (decoded - 0.1).abs().max() < 2e-4
+
+
+@pytest.mark.parametrize("name", MEMBERS)
 def test_a_seed_decides_all(name: str) -> None:
     tensors = draw(SHAPES)
     before = torch.get_rng_state()

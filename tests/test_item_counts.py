@@ -111,6 +111,26 @@ def test_a_user_asked_again_says_the_same() -> None:
     assert report_sum(ItemCounting(5, 1.0), ITEMS, 8, *given_).tolist() != first.tolist()
 
 
+def differing(first: ItemCounting, second: ItemCounting, sets: Sequence[Sequence[Sequence[int]]]) -> float:
+    """Bits in which the reports of the same users differ, in the mean over them."""
+    found = [np.concatenate(list(reports(r, ITEMS, 7, *users(s)))) for r, s in zip((first, second), sets, strict=True)]
+    return float((found[0] != found[1]).sum(1).mean())
+
+
+@pytest.mark.parametrize("changed", ["set", "epsilon", "items"])
+def test_a_report_about_another_set_or_by_other_rules_has_draws_of_its_own(changed: str) -> None:
+    """Else the two would differ in nothing but what was drawn, and tell it with certainty."""
+    before = drawn_sets(200)
+    after = [sorted({*row, 39}) if row != [39] else [] for row in before] if changed == "set" else before
+    rules = ItemCounting(5, 1.0)
+    others = ItemCounting(5 + (changed == "items"), 1.0 + 0.01 * (changed == "epsilon"))
+    differ = [row for row, (a, b) in enumerate(zip(before, after, strict=True)) if set(a) != set(b)]
+    chosen = differ if changed == "set" else list(range(200))
+    sets = [[column[row] for row in chosen] for column in (before, after)]
+    q = rules.flipped
+    assert differing(rules, others, sets) == pytest.approx(ITEMS * 2 * q * (1 - q), rel=0.1)
+
+
 def test_the_estimate_is_near_the_truth_for_many_users_and_little_noise() -> None:
     rng = np.random.default_rng(0)
     popularity = np.arange(1, ITEMS + 1) / ITEMS

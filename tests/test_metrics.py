@@ -246,3 +246,12 @@ def test_sums_of_groups_are_the_sum_of_all() -> None:
         add_sums([{"users": 1.0}, {"users": 1.0, "mrr": 0.5}])
     with pytest.raises(FedrecError, match="no user"):
         mean_metrics(add_sums([]))
+
+
+def test_a_cut_off_past_all_candidates_costs_nothing() -> None:
+    """It may come from a server, and a table as long would be of terabytes."""
+    counts = RankCounts(torch.tensor([0, 4]), torch.tensor([1, 2]), torch.tensor([9, 9]))
+    far, near = ranking_metrics(counts, [10**12]), ranking_metrics(counts, [9])
+    for name in ("hr", "ndcg", "recall"):
+        assert torch.equal(far[f"{name}@{10**12}"], near[f"{name}@9"])
+    assert ranking_metrics(RankCounts(*(torch.zeros(0, dtype=torch.int64),) * 3), [10**12])["mrr"].shape == (0,)

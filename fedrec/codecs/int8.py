@@ -31,7 +31,8 @@ class Int8Codec(RoundingCodec):
 
     @override
     def round(self, unit: Tensor, uniform: Tensor) -> Tensor:
-        return (unit * _STEPS + uniform).floor() / _STEPS
+        # The sum of 127 and almost 1 is 128 in float32, which one byte would hold as -128.
+        return (unit * _STEPS + uniform).floor().clamp(max=_STEPS) / _STEPS
 
     @override
     def pack(self, rounded: Tensor) -> bytes:

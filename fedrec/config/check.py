@@ -9,7 +9,7 @@ from typing import cast
 
 from fedrec.config.schema import RunConfig
 from fedrec.datasets.base import DatasetConfig, DatasetSource
-from fedrec.registry import FAMILIES, datasets
+from fedrec.registry import FAMILIES, backbones, datasets
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -54,6 +54,12 @@ def _of_a_deployment(config: RunConfig) -> list[str]:
             "items apart from them; give the items as a table, dataset=table dataset.item_table=..."
         ]
     problems: list[str] = []
+    backbone = backbones.get(config.backbone.name)(config.backbone, config.base_table.dim)
+    if (counting := backbone.item_counting) is not None and counting.epsilon is None:
+        problems.append(
+            f"backbone={config.backbone.name}: its items are counted without noise, and with runtime=deployment they "
+            "are real users'; give an epsilon"
+        )
     if dataset.items == "rated":
         problems.append("dataset.items=rated: with runtime=deployment nobody knows which items are rated; give listed")
     if dataset.k_core:

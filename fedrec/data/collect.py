@@ -37,10 +37,10 @@ class Malformed:
         self.reasons: Counter[str] = Counter()
         """How often each thing was expected and did not come; nothing of the lines themselves."""
 
-    def met(self, where: str, came: object, expected: str) -> None:
-        """Deal with the line at `where` (file and line number). Raises DataError if the mode is `error`."""
-        self.count += 1
-        self.reasons[expected] += 1
+    def met(self, where: str, came: object, expected: str, lines: int = 1) -> None:
+        """Deal with the line at `where` (file and line number), and so many in all. Raises DataError if told to."""
+        self.count += lines
+        self.reasons[expected] += lines
         if self.mode == "error":
             shown = came if isinstance(came, str) else repr(came)
             shown = shown if len(shown) <= 120 else f"{shown[:117]}..."
@@ -104,10 +104,15 @@ class Clock:
                     value = float(value)
                 except ValueError:
                     return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             return None
-        # Kept exact while it fits 64 bits: clocks in nanoseconds do not fit a float.
-        return value if isinstance(value, float) or -(2**63) <= value < 2**63 else float(value)
+        if isinstance(value, int) and -(2**63) <= value < 2**63:
+            return value  # exact: clocks in nanoseconds do not fit a float
+        try:
+            number = float(value)
+        except OverflowError:
+            return None
+        return number if math.isfinite(number) else None
 
     @staticmethod
     def _moment(value: object) -> datetime | None:

@@ -41,9 +41,12 @@ def open_text(path: Path, encoding: str) -> Iterator[IO[str]]:
             else path.open("r", encoding=encoding, newline="")
         ) as stream:
             yield stream
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
+        what = str(error)
+        if isinstance(error, UnicodeDecodeError):
+            what = f"{error.reason}, byte {error.object[error.start]:#04x}"
         raise DataError(
-            f"{path} is not {encoding} text ({error.reason}, byte {error.object[error.start]:#04x}): name its encoding "
+            f"{path} is not {encoding} text ({what}): name its encoding "
             "where the data set has that setting (dataset.encoding=latin-1), or convert the file"
         ) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -105,20 +108,29 @@ def open_table(path: Path, separator: str | None, encoding: str) -> TableFile:
     raise DataError(f"{path}: cannot tell its form from its name; expected a name that ends in {', '.join(SUFFIXES)}")
 
 
+def _without_mark(encoding: str) -> str:
+    """The encoding that passes over a byte order mark: it is no part of the first column's name, nor of any line."""
+    return "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
+
+
 class DelimitedFile(TableFile):
     """CSV or TSV with a header line; blank lines are passed over."""
 
     def __init__(self, path: Path, separator: str, encoding: str) -> None:
         super().__init__(path)
+        if len(separator) != 1 or separator in '"\r\n':
+            raise DataError(f"{path}: the separator {separator!r} cannot stand between fields; give one character")
         self.separator = separator
-        # A byte order mark is no part of the first column's name.
-        self.encoding = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
+        self.encoding = _without_mark(encoding)
 
     @property
     def columns(self) -> list[str]:
         """Names of the columns."""
         with open_text(self.path, self.encoding) as stream:
-            header = next(self._reader(stream), None)
+            try:
+                header = next(self._reader(stream), None)
+            except csv.Error as error:
+                raise DataError(f"{self.path}, line 1: cannot read the header ({error}); mend its quotes") from error
         if not header:
             raise DataError(f"{self.path} is empty: expected a header line with the names of the columns")
         if double := [place for place, name in enumerate(header, 1) if header.count(name) > 1]:
@@ -140,13 +152,15 @@ class DelimitedFile(TableFile):
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    malformed.met(f"{self.place} {line}", str(error), "a line with sound quotes")
+                    lost = reader.line_num - line + 1  # an open quote takes those after it along
+                    malformed.met(f"{self.place} {line}", str(error), "a line with sound quotes", lost)
                     continue
                 if len(values) == len(columns):
                     yield line, [values[pick] for pick in picks]
                 elif values:
                     expected = f"{len(columns)} columns as in the header, {len(values)} came"
-                    malformed.met(f"{self.place} {line}", self.separator.join(values), expected)
+                    lost = reader.line_num - line + 1
+                    malformed.met(f"{self.place} {line}", self.separator.join(values), expected, lost)
 
     def _reader(self, stream: IO[str]) -> Any:
         return csv.reader(stream, delimiter=self.separator, strict=True)
@@ -157,7 +171,7 @@ class JsonLinesFile(TableFile):
 
     def __init__(self, path: Path, encoding: str) -> None:
         super().__init__(path)
-        self.encoding = encoding
+        self.encoding = _without_mark(encoding)
 
     @property
     def columns(self) -> list[str]:
@@ -179,6 +193,8 @@ class JsonLinesFile(TableFile):
                     continue
                 try:
                     found = json.loads(text)
+                    if "\\ud" in text or "\\uD" in text:  # half a pair of surrogates is no text
+                        json.dumps(found, ensure_ascii=False).encode()
                 except (ValueError, RecursionError):
                     found = None
                 if isinstance(found, dict):

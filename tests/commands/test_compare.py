@@ -142,6 +142,8 @@ def test_other_data_equal_names_and_a_lone_validation_are_told(runs: list[str], 
     found = compare([*runs, str(twin)], None)
     assert [run.name for run in found.runs] == [runs[0], "slow", "central", str(twin)]
     assert f"Of {twin} only one validation is known" in text
+    assert "not about the same data" in shown(runs, str(twin)), "a ceiling is compared with too"
+    assert "not about the same data" not in shown(runs[:2], runs[2])
 
 
 def break_summary(path: Path, text: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from client_app import app as app_module
@@ -18,7 +20,7 @@ from client_app.evaluation import RankingProtocol, rank_users
 from client_app.recommending import best_items
 from commands.cli import app
 from commands.local_grid import LocalGrid
-from commands.recommend import of_run, of_site, recommend
+from commands.recommend import of_run, of_site, recommend, show_recommendation
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
 from fedrec.data import split
@@ -142,6 +144,7 @@ def test_somebody_new_is_solved_from_a_history(a_run: Path) -> None:
     assert not found["trained"]
     assert found["user"] is None
     assert not set(history.split(",")) & set(ids(found))
+    assert recommend(str(a_run), None, None, history.replace(",", "\n"), 60) == found, "one below the other"
     other = ",".join(source.items.ids[row] for row in users.whole(1).items)
     assert ids(recommend(str(a_run), None, None, other, 60)) != ids(found)
 
@@ -214,6 +217,18 @@ def test_mistakes_are_said_plainly(a_run: Path, a_site: Path, mistake: str) -> N
     if mistake == "an unknown item":
         assert f"did you mean {first}" in done.output
     assert "Traceback" not in done.output
+
+
+def test_ids_and_titles_are_shown_as_they_are_and_steer_no_terminal() -> None:
+    title = "a\x1b[2J \u3000[b]\ud83d [/c]"
+    item = {"item_id": "[/i]", "title": title, "score": 1.0}
+    file = io.StringIO()
+    found = {"user": "[/u]", "history": 1, "round": 1, "trained": True, "items": [item]}
+    show_recommendation(found, Console(file=file, width=200))
+    shown = file.getvalue()
+    assert "For user [/u], who knows" in shown
+    assert "a\ufffd[2J \u3000[b]\ufffd [/c]" in shown
+    shown.encode()
 
 
 def test_a_history_for_recommending_is_everything(a_run: Path) -> None:

@@ -113,6 +113,16 @@ MALFORMED = [
 ]
 
 
+def test_lines_that_an_open_quote_takes_along_are_counted(tmp_path: Path, config: Any) -> None:
+    """What is left out is never more than what is said."""
+    good = "".join(f"u{number},{item},1\n" for number in range(5) for item in (1, 2))
+    for bad, lost in (('"u9,1,1\n', 11), ('"u9,1,1\nu9,2,1\n"u8",1,1\n', 3)):
+        (tmp_path / "t.csv").write_text("user_id,item_id,timestamp\na,1,1\na,2,1\n" + bad + good)
+        dataset = load(config("table", interactions=tmp_path / "t.csv", malformed="skip"))
+        assert dataset.report.counts["malformed"] == lost
+        assert len(dataset.interactions.items) + lost == 2 + bad.count("\n") + 10
+
+
 @pytest.mark.parametrize(("text", "line", "expected"), MALFORMED)
 def test_a_malformed_line_is_named_or_counted(text: str, line: int, expected: str, tmp_path: Path, config: Any) -> None:
     (tmp_path / "t.csv").write_text("user_id,item_id,timestamp\n" + text)
@@ -127,7 +137,10 @@ def test_a_malformed_line_is_named_or_counted(text: str, line: int, expected: st
 
 def test_malformed_json_and_parquet_rows_are_named(tmp_path: Path, config: Any) -> None:
     good = '{"user_id": "a", "item_id": 1, "timestamp": 1}\n{"user_id": "a", "item_id": 2, "timestamp": 1}\n'
-    for bad in ("{", "[1]", '{"user_id": true, "item_id": 1, "timestamp": 1}', '{"item_id": 1}', "[" * 100_000):
+    wrong = ("{", "[1]", '{"user_id": true, "item_id": 1, "timestamp": 1}', '{"item_id": 1}', "[" * 100_000)
+    half = r'{"user_id": "\ud83d", "item_id": 1, "timestamp": 1}'  # of a pair of surrogates
+    huge = '{"user_id": "b", "item_id": 1, "timestamp": 1' + "0" * 400 + "}"
+    for bad in (*wrong, half, huge):
         (tmp_path / "t.jsonl").write_text(good + bad + "\n")
         with pytest.raises(DataError, match=r"t.jsonl, line 3: cannot read"):
             load(config("table", interactions=tmp_path / "t.jsonl"))
@@ -160,6 +173,7 @@ def test_parquet_keeps_large_ids_dictionaries_and_clocks(tmp_path: Path, config:
     [
         ("t.xlsx", b"", r"cannot tell its form from its name; expected .*\.csv, \.tsv"),
         ("t.csv", b"", "is empty: expected a header line"),
+        ("t.csv", b'"user_id"x,item_id\n', "line 1: cannot read the header .*mend its quotes"),
         ("t.csv", b"user_id,user_id\n", "two columns have the same name"),
         ("t.csv", b"user_id,item_id,timestamp\n\xff,1,1\n", "is not utf-8.* text .*dataset.encoding=latin-1"),
         (
@@ -183,9 +197,16 @@ def test_a_byte_order_mark_and_another_encoding(tmp_path: Path, config: Any) -> 
     text = "user_id,item_id,timestamp\né,1,1\né,2,2\n"
     (tmp_path / "t.csv").write_text(text, encoding="utf-8-sig")
     assert list(load(config("table", interactions=tmp_path / "t.csv")).interactions.user_ids) == ["é"]
+    json_lines = '{"user_id": "é", "item_id": 1, "timestamp": 1}\n{"user_id": "é", "item_id": 2, "timestamp": 1}\n'
+    (tmp_path / "t.jsonl").write_text(json_lines, encoding="utf-8-sig")
+    assert list(load(config("table", interactions=tmp_path / "t.jsonl")).interactions.user_ids) == ["é"]
     (tmp_path / "t.csv").write_text(text, encoding="latin-1")
     dataset = load(config("table", interactions=tmp_path / "t.csv", encoding="latin-1"))
     assert list(dataset.interactions.user_ids) == ["é"]
+    with pytest.raises(DataError, match="is not utf-16 text"):
+        load(config("table", interactions=tmp_path / "t.csv", encoding="utf-16"))
+    with pytest.raises(DataError, match="the separator '::' cannot stand between fields; give one character"):
+        load(config("table", interactions=tmp_path / "t.csv", separator="::"))
     with pytest.raises(DataError, match="there is no encoding 'utf-ate'"):
         load(config("table", interactions=tmp_path / "t.csv", encoding="utf-ate"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +62,14 @@ def set_users(scalars: np.ndarray, tensors: np.ndarray) -> None:
     scalars[1] = 1000
 
 
+def archive() -> RecordDict:
+    """What numpy reads without an error, and not as an array."""
+    file = io.BytesIO()
+    np.savez(file, update=np.zeros(3, dtype=np.uint8))
+    array = Array("uint8", (3,), "numpy.ndarray", file.getvalue())
+    return RecordDict({"arrays": ArrayRecord({UPDATE: array}), "fields": ConfigRecord({})})
+
+
 def set_huge(scalars: np.ndarray, tensors: np.ndarray) -> None:
     tensors[:] = 1e20
 
@@ -79,6 +88,7 @@ CHANGES: dict[str, tuple[str, Callable[[bytes], RecordDict]]] = {
     "no update": ("malformed", lambda packet: pack({})),
     "not a packet": ("malformed", lambda packet: pack({}, arrays={UPDATE: np.ones((2, 2))})),
     "other records": ("malformed", lambda packet: RecordDict({"arrays": ConfigRecord({"a": 1})})),
+    "an archive in the place of an array": ("malformed", lambda packet: archive()),
     "unreadable array": (
         "malformed",
         lambda packet: RecordDict(

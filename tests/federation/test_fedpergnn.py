@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,19 @@ def test_a_bad_report_is_left_out_and_counted(federate: Federate, case: str) -> 
 def test_too_many_bad_reports_end_the_run(federate: Federate) -> None:
     with pytest.raises(FederationError, match=r"2 of 3 nodes failed .*wrong_counts.*strategy.max_failures=0.5"):
         federate(GRAPH, nodes=3, client=bent(with_counts(count=-1), {0, 2}))
+
+
+def test_a_round_whose_reports_failed_is_repeated_like_any_other(federate: Federate) -> None:
+    asked = Counter[int]()
+    wrong = bent(with_counts(count=-1), {0, 2})
+
+    def client(message: Message, context: Context) -> Message:
+        asked[context.node_id] += message.metadata.message_type == records.COUNT
+        return (wrong if asked[context.node_id] == 1 else honest)(message, context)
+
+    outcome = federate(*EXACT, *SHORT, nodes=3, client=client)
+    assert [record["dropped_replies"] for record in outcome.metrics] == [{"wrong_counts": 2, "round_repeated": 1}, {}]
+    assert outcome.checkpoint()[DEGREE].tolist() == np.maximum(training_counts(outcome), 1).tolist()
 
 
 def test_a_backbone_that_counts_nothing_answers_no_such_question(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from fedrec.config.compose import compose
 from fedrec.config.paths import settle
 from fedrec.errors import FederationError
 from server_app.run import run
-from strategies.records import UPDATE, pack, unpack
+from strategies.records import FROZEN, UPDATE, pack, unpack
 from strategies.silence import Silences
 
 SMALL = [
@@ -221,6 +222,26 @@ def test_nodes_that_leave_join_and_come_back_are_known_by_their_users(go: Go) ->
     joining = [record["bytes"]["one_time"] for record in records]
     assert joining[5:] == [0, 0, 0], "and is sent once what is sent once"
     assert summary["test"]["users"] == 40
+
+
+def test_who_comes_back_is_not_sent_again_what_it_has(go: Go) -> None:
+    """Its disk did not go with the connection, and the meter counts once what is sent once."""
+
+    class Away(World):
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            messages = list(messages)
+            for message in messages:
+                if self.place(message.metadata.dst_node_id) == 1:
+                    frozen.update(name for name in unpack(message.content).arrays if name.startswith(FROZEN))
+            rounds = [int(unpack(message.content).fields.get("round", 0)) for message in messages]
+            self.gone = {1} if max(rounds, default=0) in (4, 5) else self.gone - {1}
+            return super().push_messages(messages)
+
+    frozen = Counter[str]()
+    _, records = go(Away({}), "strategy.fraction=1.0")
+    assert [record["cohort"] for record in records] == [40, 40, 40, 40, 30, 30, 40, 40]
+    assert sorted(frozen.values()) == [1, 1], "the list of eligible items, and the base table"
+    assert [record["bytes"]["one_time"] for record in records][3:] == [0] * 5
 
 
 def test_over_sampling_asks_more_and_waits_for_fewer(go: Go) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -101,6 +102,17 @@ def test_a_bad_reply_is_named_and_changes_nothing(reason: str) -> None:
     assert mean is not None
     torch.testing.assert_close(mean["t"], torch.full((2, 3), 2.0))
     assert folded.summary()["users"] == 2
+
+
+@pytest.mark.parametrize("loss", [1.7e308, -1.7e308])
+def test_enormous_losses_of_several_nodes_are_still_a_number(loss: float) -> None:
+    folded = fold()
+    for _ in range(2):
+        folded.add(update(1.0, weight=0.25, loss=loss, examples=abs(loss)), asked=1)
+    summary = folded.summary()
+    assert summary["loss"] == math.copysign(sys.float_info.max, loss)
+    assert summary["examples"] >= 1e308
+    assert summary["users"] == 2
 
 
 def test_nobody_contributed() -> None:
