@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from fedrec.errors import PacketError
 from fedrec.protocol import code_digest
-from strategies.records import KEYS, PROBLEM, Content
+from strategies.records import KEYS, PROBLEM, Content, shown
 
 LASTING = ("misconfigured", "other_code", "oversized")
 """Reasons that asking again does not mend: such a node is asked again when it has been away."""
@@ -24,13 +24,13 @@ def user_keys(content: Content) -> NDArray[np.uint64]:
             `oversized` (more users than a node may have), `malformed`.
     """
     if PROBLEM in content.fields:
-        raise PacketError("misconfigured", f"it cannot take part: {str(content.fields[PROBLEM])[:_PROBLEM_SHOWN]}")
+        raise PacketError("misconfigured", f"it cannot take part: {shown(content.fields[PROBLEM], _PROBLEM_SHOWN)}")
     code, keys = content.text("code"), content.array(KEYS)
     if code != code_digest():
         raise PacketError(
             "other_code",
-            f"it runs other code ({code}) than this server ({code_digest()}): install the same fedrec on both; a "
-            "simulation started in a folder that holds other packages of the same names imports those",
+            f"it runs other code ({shown(code)}) than this server ({code_digest()}): install the same fedrec on both; "
+            "a simulation started in a folder that holds other packages of the same names imports those",
         )
     if keys.dtype != np.uint64 or keys.ndim != 1:
         raise PacketError("malformed", f"user keys are a list of uint64, not {keys.dtype} {keys.shape}")

@@ -31,6 +31,7 @@ from strategies.records import (
     Field,
     joined,
     pack,
+    shown,
     size,
     unpack,
     weight,
@@ -287,7 +288,7 @@ class Nodes:
                     again.append(Message(joined(sent.content, extra), node, sent.metadata.message_type))
                     open[node] = again[-1]
                     self.wasted["resent"] += weight(again[-1].content)
-                    log.info("node %d lacks %s and is sent it again", node, missing)
+                    log.info("node %d lacks %s and is sent it again", node, shown(missing))
                 else:
                     self.counts["frozen_missing"] += 1
                     self._forget(node)
@@ -335,4 +336,4 @@ class Nodes:
 def _last_line(reply: Message) -> str:
     """What a failed reply says; of a stack trace, the error itself."""
     lines = (reply.error.reason or "").strip().splitlines()
-    return lines[-1] if lines else f"error {reply.error.code}"
+    return shown(lines[-1], 2000) if lines else f"error {reply.error.code}"

@@ -101,6 +101,13 @@ class Content(NamedTuple):
         return value
 
 
+def shown(text: object, most: int = 200) -> str:
+    """Text from a node as a log may show it: in one line, without control characters, and not too long."""
+    plain = " ".join(str(text).split())
+    cut = plain[:most] + ("..." if len(plain) > most else "")
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in cut)
+
+
 def wrap(packet: bytes) -> Array:
     """A packet as the runtime carries it: made once, it may be part of any number of messages."""
     return Array(to_array(packet))
