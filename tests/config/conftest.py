@@ -27,7 +27,7 @@ defaults:
   - _self_
 seed: 0
 base_table: {start: text, dim: 32, norm: 1.0}
-evaluation: {every: 10, ks: [5, 10], sampled_negatives: 0, baselines: true}
+evaluation: {every: 10, validation: true, ks: [5, 10], sampled_negatives: 0, baselines: true}
 simulation: {nodes: 2, workers: 2, cpus_per_worker: 1, gpus_per_worker: 0.0}
 central: {epochs: 30, batch: 4096, lr: 0.005, decay: 0.0, negatives: recipe, patience: 3}
 local: {rounds: 10}
