@@ -18,7 +18,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,9 +61,9 @@ class Cell(NamedTuple):
         return re.sub(r"[^a-z0-9]+", "-", f"{self.data} {self.backbone} {self.method} seed {self.seed}".lower())
 
 
-def cells(backbones: Sequence[str] = BACKBONES) -> list[Cell]:
+def cells(backbones: Sequence[str] = BACKBONES, data: Collection[str] = tuple(DATA)) -> list[Cell]:
     """All runs of the comparison."""
-    chosen = itertools.product(backbones, DATA, METHODS)
+    chosen = itertools.product(backbones, [name for name in DATA if name in data], METHODS)
     return [Cell(d, b, m, seed) for b, d, m in chosen for seed in SEEDS.get(b, (0,))]
 
 
@@ -169,13 +169,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     runner.add_argument("--runs", type=Path, required=True)
     runner.add_argument("--model", help="a sentence-transformer, by name or absolute path (default: tf-idf)")
     runner.add_argument("--backbone", nargs="+", choices=BACKBONES, default=list(BACKBONES))
+    runner.add_argument("--only", nargs="+", choices=list(DATA), default=list(DATA), help="data sets")
     runner.add_argument("--jobs", type=int, default=1)
     commands.add_parser("page").add_argument("--check", action="store_true")
     chosen = parser.parse_args(arguments)
     if chosen.command == "page":
         return page(chosen.check)
     with ThreadPoolExecutor(chosen.jobs) as pool:
-        work = [pool.submit(run, cell, chosen.data, chosen.runs, chosen.model) for cell in cells(chosen.backbone)]
+        work = [
+            pool.submit(run, cell, chosen.data, chosen.runs, chosen.model)
+            for cell in cells(chosen.backbone, chosen.only)
+        ]
         lines = []
         for done in work:
             lines.append(done.result())
