@@ -12,6 +12,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
+from client_app import expansion
 from client_app.frozen import MissingFrozenError
 from client_app.home import Place
 from client_app.node import Node, Received
@@ -77,6 +78,7 @@ def enroll(message: Message, context: Context) -> Message:
         _keep_frozen(node, 0, content)
         if records.RESUMED in content.fields:
             node.resume(_rounds(content.text(records.RESUMED)))
+        expansion.tag_key(node)  # what it would refuse then is refused now
         reply = pack({"code": code_digest()}, arrays={records.KEYS: node.users.keys})
     except MissingFrozenError as missing:
         reply = pack({records.MISSING: missing.digest})
@@ -100,6 +102,28 @@ def _rounds(text: str) -> list[int]:
 def count_items(message: Message, context: Context) -> Message:
     """Answer with the sum of the users' reported items."""
     return _answer(message, context, lambda node, content: {records.COUNTS: node.count_items()})
+
+
+@app.query("disclose")
+def disclose(message: Message, context: Context) -> Message:
+    """Answer with what the users let others have of themselves: noised vectors, and tags of their items."""
+
+    def work(node: Node, content: Content) -> Mapping[str, bytes]:
+        return {records.DISCLOSED: expansion.disclose(node, content.integer("phase"), content.integer("round"))}
+
+    return _answer(message, context, work)
+
+
+@app.query("surround")
+def surround(message: Message, context: Context) -> Message:
+    """Keep what the users are told of those around them; there is nothing to answer."""
+
+    def work(node: Node, content: Content) -> Mapping[str, bytes]:
+        packet = content.packet(records.AROUND)
+        expansion.surround(node, content.integer("phase"), content.integer("round"), packet)
+        return {}
+
+    return _answer(message, context, work)
 
 
 @app.train()

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -129,3 +130,19 @@ def _load(path: str, name: str) -> Tensors | None:
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None
     return tensors if sound else None
+
+
+@lru_cache(maxsize=4)
+def resident(store: FrozenStore, digest: str, device: torch.device) -> Tensors:
+    """Frozen tensors, moved to a device once for all rounds. Raises MissingFrozenError if they lack."""
+    held = store.get(digest)
+    if held is None:
+        raise MissingFrozenError(digest)
+    return {name: tensor.to(device) for name, tensor in held.items()}
+
+
+@lru_cache(maxsize=4)
+def tidy(store: FrozenStore, run_key: str, name: str, checkpoint_round: int) -> None:
+    """Once a round: delete the versions of the base table that nothing can ask for any more."""
+    if store.drop(run_key, checkpoint_round, name):
+        resident.cache_clear()

@@ -16,10 +16,12 @@ from client_app.site import Site
 from client_app.site_data import prepared_data
 from fedrec.data.store import open_store
 from fedrec.data.types import Interactions
+from fedrec.errors import ConfigError
 from fedrec.item_list import ItemList, unpack_item_list
 from fedrec.keys import simulation_secret
 from fedrec.protocol import Setup, SimulatedData
-from fedrec.secret import own_secret
+from fedrec.rng import derive
+from fedrec.secret import own_secret, shared_key
 
 
 class Place(NamedTuple):
@@ -45,6 +47,13 @@ class Home(Protocol):
     @property
     def secret(self) -> int:
         """The secret root: of users' keys, negatives and noise."""
+
+    @property
+    def shared_key(self) -> bytes:
+        """The key of the tags of items (`fedrec.expansion`): all nodes have it, and the server has not.
+
+        Raises ConfigError or StoreError if this node has none.
+        """
 
     def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
         """Interactions, and who of their users lives here; `frozen` is asked only if the data is not prepared yet.
@@ -72,6 +81,11 @@ class SimulatedHome:
         """As in `Home`."""
         return simulation_secret(self.setup.seed)
 
+    @property
+    def shared_key(self) -> bytes:
+        """As in `Home`."""
+        return derive(self.secret, "shared key").to_bytes(8, "little")
+
     def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
         """As in `Home`."""
         interactions = open_store(Path(self.data.interactions))
@@ -95,6 +109,19 @@ class SiteHome:
     def secret(self) -> int:
         """As in `Home`."""
         return own_secret(self.site.state_dir)
+
+    @cached_property
+    def shared_key(self) -> bytes:
+        """As in `Home`."""
+        if self.site.shared_key is None:
+            raise ConfigError(
+                [
+                    "shared-key: is missing; in this run users exchange vectors with those who have the same items, "
+                    "and the sites need a key for that which the server does not have: openssl rand -hex 32 > key, "
+                    "chmod 600 key, copy it to every site, and give each shared-key='/absolute/path/of/key'"
+                ]
+            )
+        return shared_key(self.site.shared_key)
 
     def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
         """As in `Home`."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from client_app.cohort import CohortEngine
 from client_app.engine import Engine, GlobalModel, Limits, all_finite, codec_seeds
 from client_app.evaluation import RankingProtocol, rank_users
-from client_app.frozen import FrozenStore, MissingFrozenError, Since
+from client_app.frozen import FrozenStore, MissingFrozenError, Since, resident, tidy
 from client_app.home import Home, Place, SimulatedHome, SiteHome
 from client_app.last_model import LastModel, keep_model
 from client_app.oracle import OracleEngine
@@ -105,6 +105,11 @@ class Node:
         """The secret root: of users' keys, negatives and noise."""
         return self._home.secret
 
+    @property
+    def shared_key(self) -> bytes:
+        """The key of the tags of items, which the server does not have."""
+        return self._home.shared_key
+
     @cached_property
     def users(self) -> LocalUsers:
         """The node's users."""
@@ -125,17 +130,25 @@ class Node:
     def private_store(self) -> PrivateStore:
         """The users' private tensors."""
         home = self._home
-        return PrivateStore(home.state_dir, self.setup.run_key, self._backbone.private, synced=home.synced)
+        return PrivateStore(home.state_dir, self.setup.run_key, self.backbone.private, synced=home.synced)
+
+    @cached_property
+    def around_store(self) -> PrivateStore:
+        """What the users keep of others: apart, for it comes to users who never trained, too."""
+        home = self._home
+        return PrivateStore(home.state_dir, f"{self.setup.run_key} around", self.backbone.around, synced=home.synced)
 
     def stores_lost(self) -> int:
-        """How often the private store was found damaged, and begun anew, since this was last asked."""
-        if "private_store" not in vars(self):  # nothing has read it
-            return 0
-        lost, self.private_store.damaged = self.private_store.damaged, 0
+        """How often the users' stores were found damaged, and begun anew, since this was last asked."""
+        stores = [vars(self)[name] for name in ("private_store", "around_store") if name in vars(self)]
+        lost: int = sum(store.damaged for store in stores)
+        for store in stores:
+            store.damaged = 0
         return lost
 
     @cached_property
-    def _backbone(self) -> Backbone:
+    def backbone(self) -> Backbone:
+        """The backbone of the run."""
         config = member_config("backbone", dict(self.setup.backbone))
         made: Backbone = registry.backbones.get(config.name)(config, self.setup.dim)
         return made
@@ -148,7 +161,7 @@ class Node:
     @cached_property
     def models(self) -> tuple[Model, ...]:
         """The model of each phase."""
-        return tuple(Model(self._embedding(dict(phase.embedding)), self._backbone) for phase in self.setup.phases)
+        return tuple(Model(self._embedding(dict(phase.embedding)), self.backbone) for phase in self.setup.phases)
 
     @cached_property
     def sampler(self) -> NegativeSampler:
@@ -164,7 +177,7 @@ class Node:
         if setup.engine not in ENGINES:
             raise PacketError("malformed", f"engine {setup.engine!r} is not one of {sorted(ENGINES)}")
         return ENGINES[setup.engine](
-            registry.optims.get(optim.name)(optim, self._backbone.advice),
+            registry.optims.get(optim.name)(optim, self.backbone.advice),
             self.sampler,
             registry.privacies.get(privacy.name)(privacy),
             Limits(setup.weight_cap, setup.max_update_norm),
@@ -184,6 +197,8 @@ class Node:
     def resume(self, resumes: Sequence[int]) -> None:
         """The run was resumed after these rounds: what was trained since, and is not part of it, is forgotten."""
         self.private_store.resume(resumes)
+        if self.backbone.around:
+            self.around_store.resume(resumes)
 
     def keep_frozen(self, phase: int, name: str, packet: bytes, content: str) -> None:
         """Check that frozen tensors which came with a message of a phase have that content, and keep them."""
@@ -221,9 +236,9 @@ class Node:
 
     def count_items(self) -> bytes:
         """The encoded sum of what all users here report of the items that they train on."""
-        counting = self._backbone.item_counting
+        counting = self.backbone.item_counting
         if counting is None:
-            raise PacketError("malformed", f"backbone {self._backbone.config.name!r} has no items counted")
+            raise PacketError("malformed", f"backbone {self.backbone.config.name!r} has no items counted")
         if counting.epsilon is None and isinstance(self.place, Site):
             raise PacketError("malformed", "real users' items are not counted without noise: that is for simulations")
         cohort = self.users.training(np.arange(len(self.users)))
@@ -236,10 +251,10 @@ class Node:
         """The model in a packet, over the frozen tensors of that digest. Raises MissingFrozenError if they lack."""
         received = self.model_format(phase).decode(packet, phase=phase, round=round)
         device = _device()
-        held = _resident(self.frozen_store, frozen, device) if frozen else {}
+        held = resident(self.frozen_store, frozen, device) if frozen else {}
         trainable = {name: tensor.to(device) for name, tensor in received.tensors.items()}
         checkpoint_round = int(received.scalars[0])
-        _tidy(self.frozen_store, self.setup.run_key, frozen, checkpoint_round)
+        tidy(self.frozen_store, self.setup.run_key, frozen, checkpoint_round)
         return Received(phase, round, GlobalModel(self.models[phase], trainable, held), checkpoint_round)
 
     def keep_model(self, phase: int, round: int, packet: bytes, frozen: str) -> None:
@@ -252,7 +267,7 @@ class Node:
         """Train the users in `slots` on the model; the encoded update of the node."""
         phase, round, model, checkpoint_round = received
         cohort = self.users.training(slots)
-        private, found = self._private(cohort.keys, before=round)
+        private, found = self.private(cohort.keys, before=round)
         seed, lone = derive(self.secret, "train", round), self.setup.lone(len(slots))
         trained = self.engine.train(model, cohort, private, seed, rounded=not lone)
         kept = {name: tensor[trained.taken] for name, tensor in trained.private.items()}
@@ -276,7 +291,7 @@ class Node:
             raise PacketError("malformed", "this run holds nothing out for validation: users train on those items")
         model = received.model
         cohort, positives = self.users.held_out(self.users.evaluated, of)
-        private, found = self._private(cohort.keys, before=after + 1)
+        private, found = self.private(cohort.keys, before=after + 1)
         private = self.engine.solve(model, cohort, private, derive(self.secret, "solve", of, after))
         # A user whose own tensors have diverged is left out and counted; the others are ranked all the same.
         sane = np.flatnonzero(all_finite(private).numpy())
@@ -295,7 +310,7 @@ class Node:
 
         They are started as for anybody who comes new if the user has none; the result of solving is not kept.
         """
-        private, found = self._private(user.keys, before=received.round + 1)
+        private, found = self.private(user.keys, before=received.round + 1)
         if not all_finite(private).all():
             raise StoreError("the user's private tensors are not finite: its training has diverged; train anew")
         model = received.model.cpu()
@@ -303,34 +318,23 @@ class Node:
         rows, scores = best_items(model, user, private, torch.from_numpy(self.sampler.eligible), top)
         return Recommended(rows.tolist(), scores.tolist(), bool(found.all()))
 
-    def _private(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
-        """The users' private tensors from rounds earlier than `before`, initial ones for the new; who is not new."""
+    def private(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
+        """The users' private tensors from rounds earlier than `before`, initial ones for the new; who is not new.
+
+        With what they keep of others, which is zero before they were told anything.
+        """
         private, found = self.private_store.load(keys, before)
-        new = self._backbone.init_private(self.setup.seed, keys[~found])
+        new = self.backbone.init_private(self.setup.seed, keys[~found])
         for name, tensor in private.items():
             tensor[torch.from_numpy(~found)] = new[name]
+        if self.backbone.around:
+            private |= self.around_store.load(keys, before)[0]
         return private, found
 
 
 def _device() -> torch.device:
     """Where users train: on the GPU that the runtime gave this worker, if it gave one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@lru_cache(maxsize=4)
-def _resident(store: FrozenStore, digest: str, device: torch.device) -> Tensors:
-    """Frozen tensors, moved to a device once for all rounds."""
-    held = store.get(digest)
-    if held is None:
-        raise MissingFrozenError(digest)
-    return {name: tensor.to(device) for name, tensor in held.items()}
-
-
-@lru_cache(maxsize=4)
-def _tidy(store: FrozenStore, run_key: str, name: str, checkpoint_round: int) -> None:
-    """Once a round: delete the versions of the base table that nothing can ask for any more."""
-    if store.drop(run_key, checkpoint_round, name):
-        _resident.cache_clear()
 
 
 @lru_cache(maxsize=4)

@@ -79,7 +79,8 @@ class OracleEngine(Engine):
         """Take the steps, changing `trainable` and `own` in place; the loss before the first, None for no negatives."""
         if not steps:
             return 0.0
-        groups = {"private": list(own.values()), "shared": list(trainable.values())}
+        of_user = [own[name] for name in model.model.backbone.private]
+        groups = {"private": of_user, "shared": list(trainable.values())}
         moving = {part for step in steps for part in groups if getattr(step, part)}
         tensors = [tensor.requires_grad_() for part in sorted(moving) for tensor in groups[part]]
         optimisers: dict[LocalOptimiser, torch.optim.Optimizer] = {}

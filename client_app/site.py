@@ -32,6 +32,8 @@ class Site:
         min_rating: Interactions rated lower are left out; None: any rating is an interaction.
         separator: Between the fields of a line; empty: a comma in .csv, a tab in .tsv and .txt.
         encoding: Of a text file.
+        shared_key: Absolute path of a key that all sites share and the server does not have, for runs in which users
+            exchange what `fedrec.expansion` describes; None: this site takes part in none.
     """
 
     interactions: Path
@@ -43,6 +45,7 @@ class Site:
     min_rating: float | None = None
     separator: str = ""
     encoding: str = "utf-8"
+    shared_key: Path | None = None
 
     @property
     def columns(self) -> dict[str, str]:
@@ -82,8 +85,8 @@ def site_of(node_config: Mapping[str, object]) -> Site:
             problems.append(f"{key}={value!r}: expected a text, as in {key}='...'")
         else:
             values[_KEYS[key]] = value
-    for key in ("interactions", "state-dir"):
-        if key not in node_config:
+    for key in ("interactions", "state-dir", "shared-key"):
+        if key not in node_config and key != "shared-key":
             problems.append(f"{key}: is missing; start the SuperNode with {_EXAMPLE}")
         elif isinstance(path := values.get(_KEYS[key]), str):
             values[_KEYS[key]] = Path(path)

@@ -33,6 +33,10 @@ class MemberConfig:
 
     name: str
 
+    def told(self) -> dict[str, Any]:
+        """The configuration as a client is told it. What is switched off need not be part of it."""
+        return dataclasses.asdict(self)
+
 
 def nearest(word: str, legal: list[str]) -> str:
     """A hint for a misspelt word: the nearest legal ones, or all of them if none is near."""

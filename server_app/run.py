@@ -279,7 +279,7 @@ def make_setup(
         catalogue=catalogue,
         eligible=eligible,
         phases=tuple(PhaseSetup(phase.name, dataclasses.asdict(phase.embedding)) for phase in phases),
-        backbone=dataclasses.asdict(config.backbone),
+        backbone=config.backbone.told(),
         optim=dataclasses.asdict(config.optim),
         codec=dataclasses.asdict(config.codec),
         privacy=dataclasses.asdict(config.privacy),

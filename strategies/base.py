@@ -31,6 +31,7 @@ from fedrec.tensors import Tensors, spec_of
 from strategies import records
 from strategies.checkpoint import Checkpoint
 from strategies.contract import Deployed, Observer, StrategyConfig
+from strategies.expansion import Exchanges
 from strategies.item_counts import count_items
 from strategies.meter import Meter
 from strategies.nodes import Nodes
@@ -41,9 +42,6 @@ from strategies.training import Training
 log = logging.getLogger("fedrec")
 
 __all__ = ["Deployed", "FederatedStrategy", "Observer", "Phase", "ServerState", "StrategyConfig"]
-
-
-_SLACK = 65_536  # bytes that a reply may have beside its packets
 
 
 class FederatedStrategy(Strategy):
@@ -87,6 +85,7 @@ class FederatedStrategy(Strategy):
         self._secret = deployed.secret if deployed else simulation_secret(setup.seed)
         item_list = deployed and records.wrap(item_list_packet(deployed.item_list))
         self._nodes = Nodes(setup, item_list, strategy.silent_rounds)
+        self._exchanges = Exchanges(setup, self._nodes, backbone.expansion, self.config, self.meter)
         self._eligible = records.wrap(frozen_format(spec_of(eligible)).encode(0, 0, eligible))
         self._training: Training | None = None
         self._ranking: Ranking | None = None
@@ -186,6 +185,8 @@ class FederatedStrategy(Strategy):
         assert self._training is not None
         if self.model.merge(round):
             self._offer()
+        moved = self._exchanges.after(grid, self.state.phase, round, self._kept(round))
+        self._bytes = {name: count + moved.get(name, 0) for name, count in self._bytes.items()}
         return {
             "round": round,
             "rounds": self.config.rounds,
@@ -263,10 +264,10 @@ class FederatedStrategy(Strategy):
         """
         trainable, phase = self.model.model.trainable, self.state.phase
         self._training = training = Training(self.setup, self._nodes, self.config, trainable, phase, server_round)
-        model, users = self._packet(server_round), training.users
+        model, users = self.model.packet(server_round, self._kept(server_round)), training.users
         moved = self.meter.downloaded(phase, users, records.size(model), self.model.frozen_bytes)
         self._bytes = {name: self._bytes.get(name, 0) + count for name, count in moved.items()}
-        self._nodes.largest_reply = self.setup.update_format(trainable, 2).size() + _SLACK
+        self._nodes.largest_reply = self.setup.update_format(trainable, 2).size() + records.SLACK
         packets, fields = {records.MODEL: model}, self.model.fields(server_round)
         also: list[Message] = []
         if self._ranking is not None:
@@ -307,10 +308,9 @@ class FederatedStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """One message to every node: all its users are ranked, for each of the config's `splits`."""
-        self._ranking = Ranking(
-            self.setup, self._nodes, self.state.phase, server_round, cast(list[str], config["splits"])
-        )
-        model = self._packet(server_round)
+        splits = cast(list[str], config["splits"])
+        self._ranking = Ranking(self.setup, self._nodes, self.state.phase, server_round, splits)
+        model = self.model.packet(server_round, self._kept(server_round))
         self._ranking.ask(self.meter, 0, records.size(model), self.model.frozen_bytes)
         fields = {**self.model.fields(server_round), **self._ranking.fields}
         nodes = self._nodes.directory.nodes
@@ -334,9 +334,9 @@ class FederatedStrategy(Strategy):
         """The global model, as it stands."""
         return self.model.state
 
-    def _packet(self, round: int) -> Array:
+    def _kept(self, round: int) -> int:
         # Without checkpoints there is nothing to go back to, and no older private tensors need be kept.
-        return self.model.packet(round, self._checkpoints[0] if self._run.checkpoint_every else round - 1)
+        return self._checkpoints[0] if self._run.checkpoint_every else round - 1
 
     def _due(self, round: int, every: int) -> bool:
         return bool(round == self.config.rounds or (every and round % every == 0))

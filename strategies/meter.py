@@ -5,6 +5,9 @@ the first time in a phase, downloads what is sent once. Evaluation has a ledger 
 never, does not change what training is said to cost. Every user here is asked to rank, also one with nothing held out:
 its device cannot tell before it has been asked.
 
+Where users exchange what they disclose between two rounds (`strategies.expansion`), all who are here move that, and it
+counts among what training moves up and down in the phase.
+
 A user whose base table has been merged into since it was last sent anything of it downloads what was merged, or all
 that is frozen where that is shorter.
 """
@@ -67,6 +70,12 @@ class Meter:
         """`users` upload an update packet of `update` bytes; the sum."""
         self._up[phase][users] += update
         return update * len(users)
+
+    def exchanged(self, phase: int, users: NDArray[np.int64], up: int, down: int) -> dict[str, int]:
+        """`users`, chosen or not, upload `up` bytes between two rounds and download `down`; the sums."""
+        self._up[phase][users] += up
+        self._down[phase][users] += down
+        return {"up": up * len(users), "down": down * len(users)}
 
     def evaluated(self, phase: int, users: NDArray[np.int64], training: int, model: int, frozen: FrozenBytes) -> None:
         """`users` are asked to rank; `training` of them download the same model in the same message to train anyway."""

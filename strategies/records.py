@@ -14,6 +14,8 @@ from fedrec.packet import to_array
 
 ENROLL = "query.enroll"
 COUNT = "query.count_items"
+DISCLOSE = "query.disclose"
+SURROUND = "query.surround"
 TRAIN = "train"
 EVALUATE = "evaluate"
 
@@ -24,6 +26,8 @@ METRICS = "metrics."
 """Prefix of the array that carries the sums of metrics of a split; its name follows."""
 KEYS = "keys"
 COUNTS = "counts"
+DISCLOSED = "disclosed"
+AROUND = "around"
 FROZEN = "frozen."
 """Prefix of the array that carries frozen tensors; their digest follows."""
 
@@ -60,6 +64,9 @@ AFTER = "after"
 
 RESUMED = "resumed"
 """Field of an enrolment in a run that was resumed: the round after which it went on each time, with blanks between."""
+
+SLACK = 65_536
+"""Bytes that a reply may have beside its packets."""
 
 _ARRAYS = "arrays"
 _FIELDS = "fields"

@@ -15,7 +15,7 @@ from fedrec import registry
 from fedrec.backbones.base import Backbone
 from fedrec.config.schema import RunConfig
 from fedrec.packet import PacketFormat
-from fedrec.protocol import Setup, counts_format, eligible_spec, frozen_format
+from fedrec.protocol import Setup, around_format, counts_format, disclosed_format, eligible_spec, frozen_format
 from fedrec.tensors import Spec, TensorSpec
 from peft_embeddings.model import BASE, Model
 from strategies.base import Phase
@@ -78,9 +78,25 @@ class PhaseSizes:
 
 
 @dataclass(frozen=True)
+class Exchange:
+    """What every user's device moves, chosen or not, each time that users tell each other of themselves.
+
+    Attributes:
+        every: Rounds between two times.
+        up: Bytes of the noised vector and the tags.
+        down: Bytes of what it is told of others.
+    """
+
+    every: int
+    up: int
+    down: int
+
+
+@dataclass(frozen=True)
 class Totals:
     """Bytes of a user who is chosen in the mean share of so many rounds, and in some round of every phase.
 
+    `up` and `down` have what it exchanges with others between the rounds, where it does.
     `merges` is what it downloads of merges in expectation: what it missed depends on when it is chosen. A user who is
     chosen in every round downloads each of them, and moves exactly that.
     """
@@ -106,6 +122,7 @@ class Sizes:
         phases: The plan.
         run: A mean user's bytes over the rounds of the configuration.
         per_1000_rounds: The same over 1,000 rounds: the plan cut off there, or its last phase made longer.
+        exchange: What users exchange between the rounds; None: nothing.
         item_list: Bytes of the ids and titles of the items, which a device with data of its own downloads once to join;
             part of the totals in a deployment alone. None: the catalogue was not read.
     """
@@ -117,6 +134,7 @@ class Sizes:
     phases: tuple[PhaseSizes, ...]
     run: Totals
     per_1000_rounds: Totals
+    exchange: Exchange | None = None
     item_list: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -140,14 +158,19 @@ def sizes(config: RunConfig, setup: Setup, item_list: int | None = None) -> Size
     plan: Sequence[Phase] = registry.strategies.get(strategy.name).phases(config)
     phases = tuple(_phase(phase, backbone, setup) for phase in plan)
     once, rounds = sum(joining.values()), sum(phase.rounds for phase in phases)
+    exchange = None
+    if (expansion := backbone.expansion) is not None:
+        up = disclosed_format(setup.dim, expansion.items, users=1).size()
+        exchange = Exchange(expansion.every, up, around_format(setup.dim, users=1).size())
     return Sizes(
         items=setup.n_items,
         fraction=strategy.fraction,
         joining=joining,
         metrics=setup.metrics_format().size(),
         phases=phases,
-        run=_totals(phases, rounds, strategy.fraction, once),
-        per_1000_rounds=_totals(phases, 1000, strategy.fraction, once),
+        run=_totals(phases, rounds, strategy.fraction, once, exchange),
+        per_1000_rounds=_totals(phases, 1000, strategy.fraction, once, exchange),
+        exchange=exchange,
         item_list=item_list,
     )
 
@@ -157,7 +180,8 @@ def _phase(phase: Phase, backbone: Backbone, setup: Setup) -> PhaseSizes:
     model = Model(made, backbone)
     down, up = setup.model_format(model.trainable), setup.update_format(model.trainable, users=1)
     frozen = setup.start_format(model.frozen, BASE)
-    private = {f"private.{name}": entry for name, entry in backbone.private.items()}
+    own = {**backbone.private, **backbone.around}
+    private = {f"private.{name}": entry for name, entry in own.items()}
     rows = [
         *_sent(down, EACH_ROUND),
         *_sent(frozen, ONCE),
@@ -188,7 +212,9 @@ def _stays(name: str, entry: TensorSpec, held_by: str) -> Row:
     return Row(name, entry.shape, entry.dtype, entry.nbytes, held_by, NEVER)
 
 
-def _totals(phases: Sequence[PhaseSizes], rounds: int, fraction: float, joining: int) -> Totals:
+def _totals(
+    phases: Sequence[PhaseSizes], rounds: int, fraction: float, joining: int, exchange: Exchange | None
+) -> Totals:
     up = down = 0
     once, left, merges = joining, rounds, 0.0
     for phase in phases:
@@ -197,4 +223,8 @@ def _totals(phases: Sequence[PhaseSizes], rounds: int, fraction: float, joining:
         once += phase.once if here else 0
         frozen = FrozenBytes(phase.whole, merge=phase.merge, lossy=phase.once)
         merges += expected_bytes(frozen, here, phase.merge_every, fraction)
-    return Totals(rounds, fraction * up, fraction * down, once, merges)
+    all_up, all_down = fraction * up, fraction * down
+    if exchange is not None:
+        times = (rounds - 1) // exchange.every  # never after the last round
+        all_up, all_down = all_up + times * exchange.up, all_down + times * exchange.down
+    return Totals(rounds, all_up, all_down, once, merges)

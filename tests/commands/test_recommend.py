@@ -96,7 +96,7 @@ def test_the_best_items_are_those_of_the_ranking(folder: Path, backbone: str, em
     source = of_run(simulated(folder, f"{backbone}-{embedding}", f"backbone={backbone}", *also))
     node, model = source.node, source.received.model
     cohort, positives = node.users.held_out(node.users.evaluated[:8], "test")
-    private, _ = node._private(cohort.keys, before=4)
+    private, _ = node.private(cohort.keys, before=4)
     private = node.engine.solve(model, cohort, private, 5)
     measured = rank_users(model, cohort, positives, private, RankingProtocol((10,), node.sampler, 0, 0))
     reciprocal = 0.0

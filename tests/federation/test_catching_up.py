@@ -18,8 +18,8 @@ from flwr.app import Context, Message
 from torch import Tensor
 
 from client_app.app import app as honest
-from client_app.frozen import FrozenStore
-from client_app.node import Node, Received, _resident
+from client_app.frozen import FrozenStore, resident
+from client_app.node import Node, Received
 from commands.describe import describe
 from fedrec.config.describe import from_dict
 from strategies.records import FROZEN, MERGED, MODEL, VERSIONS, pack, unpack
@@ -169,7 +169,7 @@ def test_a_device_whose_disk_was_wiped_asks_and_is_sent_the_table(
             wiped.append((round, context.node_id))
             for path in (tmp_path / "runs-1/r/state").glob("device-*/frozen/*"):
                 path.unlink()
-            _resident.cache_clear()  # a new process
+            resident.cache_clear()  # a new process
         return honest(message, context)
 
     outcome = federate(*MERGING, *ALL, nodes=2, client=client)
