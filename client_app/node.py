@@ -306,9 +306,10 @@ class Node:
     def _private(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
         """The users' private tensors from rounds earlier than `before`, initial ones for the new; who is not new."""
         private, found = self.private_store.load(keys, before)
-        new = self._backbone.init_private(self.setup.seed, keys[~found])
+        anew = np.ones_like(found) if self.engine.recipe.private_anew else ~found
+        new = self._backbone.init_private(self.setup.seed, keys[anew])
         for name, tensor in private.items():
-            tensor[torch.from_numpy(~found)] = new[name]
+            tensor[torch.from_numpy(anew)] = new[name]
         return private, found
 
 
