@@ -267,7 +267,7 @@ class Node:
         """Train the users in `slots` on the model; the encoded update of the node."""
         phase, round, model, checkpoint_round = received
         cohort = self.users.training(slots)
-        private, found = self.private(cohort.keys, before=round)
+        private, found = self._starts(cohort.keys, before=round)
         seed, lone = derive(self.secret, "train", round), self.setup.lone(len(slots))
         trained = self.engine.train(model, cohort, private, seed, rounded=not lone)
         kept = {name: tensor[trained.taken] for name, tensor in trained.private.items()}
@@ -291,7 +291,7 @@ class Node:
             raise PacketError("malformed", "this run holds nothing out for validation: users train on those items")
         model = received.model
         cohort, positives = self.users.held_out(self.users.evaluated, of)
-        private, found = self.private(cohort.keys, before=after + 1)
+        private, found = self._starts(cohort.keys, before=after + 1)
         private = self.engine.solve(model, cohort, private, derive(self.secret, "solve", of, after))
         # A user whose own tensors have diverged is left out and counted; the others are ranked all the same.
         sane = np.flatnonzero(all_finite(private).numpy())
@@ -310,7 +310,7 @@ class Node:
 
         They are started as for anybody who comes new if the user has none; the result of solving is not kept.
         """
-        private, found = self.private(user.keys, before=received.round + 1)
+        private, found = self._starts(user.keys, before=received.round + 1)
         if not all_finite(private).all():
             raise StoreError("the user's private tensors are not finite: its training has diverged; train anew")
         model = received.model.cpu()
@@ -318,11 +318,15 @@ class Node:
         rows, scores = best_items(model, user, private, torch.from_numpy(self.sampler.eligible), top)
         return Recommended(rows.tolist(), scores.tolist(), bool(found.all()))
 
-    def private(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
-        """The users' private tensors from rounds earlier than `before`, initial ones for the new; who is not new.
+    def _starts(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
+        """What users begin a round or a ranking with, and who of them has trained in rounds earlier than `before`."""
+        private, trained = self.private(keys, before)
+        if self.engine.recipe.private_anew:
+            private |= self.backbone.init_private(self.setup.seed, keys)
+        return private, trained
 
-        With what they keep of others, which is zero before they were told anything.
-        """
+    def private(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
+        """The users' private tensors, and what they keep of others, from rounds earlier than `before`; who has any."""
         private, found = self.private_store.load(keys, before)
         new = self.backbone.init_private(self.setup.seed, keys[~found])
         for name, tensor in private.items():

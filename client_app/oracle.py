@@ -147,4 +147,4 @@ def _torch_optimiser(optimiser: LocalOptimiser, tensors: Sequence[Tensor]) -> to
         return torch.optim.Adam(
             tensors, lr=optimiser.lr, betas=betas, eps=optimiser.eps, weight_decay=optimiser.weight_decay
         )
-    return torch.optim.SGD(tensors, lr=optimiser.lr)
+    return torch.optim.SGD(tensors, lr=optimiser.lr, weight_decay=optimiser.weight_decay)

@@ -44,5 +44,7 @@ def user_alone(world: World, start: GlobalModel, slot: NDArray[np.int64]) -> tup
             break
         delta = {name: total / trained.update.weight for name, total in trained.update.total.items()}
         trainable, optimiser = world.recipe.server_update(model.trainable, delta, optimiser)
-        model, private = GlobalModel(model.model, trainable, model.frozen), trained.private
+        model = GlobalModel(model.model, trainable, model.frozen)
+        if not world.recipe.private_anew:
+            private = trained.private
     return model, private

@@ -34,9 +34,10 @@ class Adam:
 
 @dataclass(frozen=True)
 class Sgd:
-    """Plain gradient descent."""
+    """Plain gradient descent; `weight_decay` as Adam's."""
 
     lr: float
+    weight_decay: float = 0.0
 
 
 LocalOptimiser = Adam | Sgd
@@ -83,6 +84,11 @@ class Recipe(ABC):
     def fresh_negatives(self) -> bool:
         """Whether they are drawn for every step, not once for all steps of a round."""
         return True
+
+    @property
+    def private_anew(self) -> bool:
+        """Whether private tensors start anew in every round and before every ranking, not from the user's last ones."""
+        return False
 
     @abstractmethod
     def local_steps(self) -> Sequence[LocalStep]:

@@ -32,8 +32,11 @@ class FastConfig(MemberConfig):
         shared_negatives: Which of the two.
         fresh_negatives: Whether they are drawn for every local step, or once a round.
         private_steps: Steps on the private tensors before the shared ones get their gradient.
-        private_lr: Learning rate of these steps' Adam.
-        private_decay: Its L2 regularisation.
+        private_lr: Learning rate of these steps.
+        private_decay: Their L2 regularisation.
+        private_optimiser: Takes these steps: `adam`, or `sgd`, plain gradient descent.
+        private_anew: Whether private tensors start anew in every round and before every ranking, instead of where the
+            user's last round left them. What a user has trained on then counts no more than what it has not.
         half_life: Where private tensors are fitted, here and before a ranking: later interactions with which one of the
             user's counts half as much (null: all count alike).
         shared_half_life: The same for the gradient of what is shared.
@@ -51,6 +54,8 @@ class FastConfig(MemberConfig):
     private_steps: Annotated[int, Ge(0)]
     private_lr: Annotated[float, Gt(0)]
     private_decay: Annotated[float, Ge(0)]
+    private_optimiser: Literal["adam", "sgd"]
+    private_anew: bool
     half_life: Annotated[float, Gt(0)] | None
     shared_half_life: Annotated[float, Gt(0)] | None
     solve_steps: Annotated[int, Ge(0)]
@@ -80,9 +85,15 @@ class FastRecipe(Recipe):
     def fresh_negatives(self) -> bool:
         return self.config.fresh_negatives
 
+    @property
+    @override
+    def private_anew(self) -> bool:
+        return self.config.private_anew
+
     def _private(self, lr: float) -> LocalStep:
-        adam = Adam(lr, weight_decay=self.config.private_decay)
-        return LocalStep(private=True, shared=False, optimiser=adam, half_life=self.config.half_life)
+        kind = {"adam": Adam, "sgd": Sgd}[self.config.private_optimiser]
+        optimiser = kind(lr, weight_decay=self.config.private_decay)
+        return LocalStep(private=True, shared=False, optimiser=optimiser, half_life=self.config.half_life)
 
     @override
     def local_steps(self) -> Sequence[LocalStep]:

@@ -29,6 +29,8 @@ class LocalState:
         """Move `tensor` in place by one step along `gradient`."""
         rule = self._optimiser
         if not isinstance(rule, Adam):
+            if rule.weight_decay:
+                gradient = gradient.add(tensor, alpha=rule.weight_decay)
             tensor.sub_(gradient, alpha=rule.lr)
             return
         adam(

@@ -114,6 +114,7 @@ RECIPES: dict[str, list[LocalStep]] = {
     "sgd": [LocalStep(True, True, Sgd(0.3))] * 3,
     "private_first": [LocalStep(True, False, Adam(0.05))] * 2 + [LocalStep(False, True, Sgd(1.0))],
     "decayed": [LocalStep(True, False, Adam(0.05, weight_decay=0.1))] * 2 + [LocalStep(False, True, Sgd(1.0))],
+    "descent_first": [LocalStep(True, False, Sgd(1.0, 0.1))] * 2 + [LocalStep(False, True, Sgd(1.0))],
     "recent_first": [LocalStep(True, False, Adam(0.05), 2.5)] * 2 + [LocalStep(False, True, Sgd(1.0), 40.0)],
     "recent_alone": [LocalStep(True, True, Adam(0.01), 0.1)] * 2,
     "two_adams": [
