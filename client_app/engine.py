@@ -14,6 +14,7 @@ from torch import Tensor
 from client_app.users import Cohort
 from fedrec.codecs.base import Codec
 from fedrec.codecs.rounding import RoundingCodec
+from fedrec.errors import ConfigError
 from fedrec.negatives import NegativeSampler
 from fedrec.optim.base import Recipe
 from fedrec.privacy.base import PrivacyMechanism
@@ -91,14 +92,27 @@ class Engine(ABC):
             privacy: Changes each user's update.
             limits: What an update may be.
             pairs_at_once: Bounds the memory of an engine that trains several users at once.
-            codec: A `RoundingCodec` rounds each user's update as the user's own packet would; others change nothing.
+            codec: A `RoundingCodec` rounds each user's update as the user's own packet would; exact ones change
+                nothing.
+
+        Raises:
+            ConfigError: The codec is neither: an update would be rounded on a device of its own, and not beside others.
         """
+        rounding = codec if isinstance(codec, RoundingCodec) else None
+        if codec is not None and rounding is None and not codec.exact:
+            raise ConfigError(
+                [
+                    f"codec={codec.config.name}: {type(codec).__qualname__} is not exact and does not derive from "
+                    "RoundingCodec (fedrec/codecs/rounding.py), so no engine can round each user's update with it; "
+                    "derive it from that, or say `exact = True` if what it decodes is what it encoded, to the bit"
+                ]
+            )
         self.recipe = recipe
         self.sampler = sampler
         self.privacy = privacy
         self.limits = limits
         self.pairs_at_once = pairs_at_once
-        self.codec = codec if isinstance(codec, RoundingCodec) else None
+        self.codec = rounding
 
     @abstractmethod
     def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int, rounded: bool = True) -> Trained:

@@ -10,8 +10,10 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -108,6 +110,21 @@ class FrozenStore:
             _load.cache_clear()
         return len(old)
 
+    def drop_unused(self, kept: Collection[str], before: float) -> int:
+        """Delete what was last written or read before a time (seconds since 1970), except the names `kept`; how many.
+
+        Whoever needs one of them again asks for it again.
+        """
+        unused = []
+        for path in self._folder.iterdir():  # also what a process that was killed has half written
+            with suppress(FileNotFoundError):  # another process may delete too
+                if path.stem not in kept and path.stat().st_mtime < before:
+                    path.unlink()
+                    unused.append(path)
+        if unused:
+            _load.cache_clear()
+        return len(unused)
+
 
 def _since(path: Path, run_key: str) -> int:
     """The round since which there is what the file holds; -1 if it is not of that run, never dropped, or damaged."""
@@ -129,7 +146,15 @@ def _load(path: str, name: str) -> Tensors | None:
             sound = written["name"] == name and content_digest(tensors) == written["content"]
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
         return None
+    _mark_as_used(path)
     return tensors if sound else None
+
+
+@cache
+def _mark_as_used(path: str) -> None:
+    """Once per process: the time of the file is from now on that of this reading (`drop_unused`)."""
+    with suppress(OSError):  # on a disk that cannot be written to, nothing is dropped either
+        os.utime(path)
 
 
 @lru_cache(maxsize=4)

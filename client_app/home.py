@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_app.frozen import FrozenStore, MissingFrozenError
+from client_app.old_runs import forget_old_runs
 from client_app.site import Site
-from client_app.site_data import prepared_data
+from client_app.site_data import is_new, prepared_data
 from fedrec.data.store import open_store
 from fedrec.data.types import Interactions
 from fedrec.errors import ConfigError
@@ -126,7 +127,10 @@ class SiteHome:
     def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
         """As in `Home`."""
         setup = self.setup
+        joins = is_new(self.site, setup.run_key)
         interactions = prepared_data(self.site, setup.run_key, setup.catalogue, lambda: item_list(frozen(), setup))
+        if joins:
+            forget_old_runs(self.state_dir, setup.run_key)
         return interactions, np.arange(interactions.users)
 
 

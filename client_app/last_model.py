@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -10,7 +11,10 @@ from pathlib import Path
 
 from client_app.site_data import run_file
 
-_RUNS_KEPT = 2
+RUNS_KEPT = 2
+"""Runs of which a site keeps the model, and the private tensors, when it joins another."""
+
+_DIGEST = re.compile("[0-9a-f]{32,64}")  # of a content, or the name of a version of the base table
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ def keep_model(state_dir: Path, run_key: str, about: LastModel, packet: bytes) -
             raise
     Path(file.name).replace(path)
     with suppress(OSError):  # another process may tidy up too
-        for old in _newest_first(folder)[_RUNS_KEPT:]:
+        for old in _newest_first(folder)[RUNS_KEPT:]:
             old.unlink()
 
 
@@ -62,6 +66,15 @@ def read_model(path: Path) -> tuple[LastModel, bytes]:
     if not isinstance(values, dict) or {name: type(value) for name, value in values.items()} != expected:
         raise ValueError("its first line does not say of which run and round it is")
     return LastModel(**values), packet
+
+
+def frozen_of_models(state_dir: Path) -> set[str]:
+    """Every digest that a kept model names: among them those of all that is frozen and that it cannot do without."""
+    named: set[str] = set()
+    for path in kept_models(state_dir):
+        with suppress(OSError), path.open("rb") as file:  # a newer one may just have come in its place
+            named.update(_DIGEST.findall(file.readline().decode(errors="replace")))
+    return named
 
 
 def _newest_first(folder: Path) -> list[Path]:

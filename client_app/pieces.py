@@ -181,6 +181,18 @@ class PieceFile:
                 break
         return last
 
+    def runs(self) -> list[str]:
+        """The keys of all runs, that which was written to last first."""
+        newest = "(SELECT MAX(piece.number) FROM piece WHERE piece.run = run.number)"
+        return [key for (key,) in self._connection.execute(f"SELECT key FROM run ORDER BY {newest} DESC")]
+
+    def forget(self, run: str) -> None:
+        """Delete all that is known of a run. SQLite does not give the pages back to the disk, but fills them again."""
+        self._connection.execute("DELETE FROM piece WHERE run = (SELECT number FROM run WHERE key = ?)", (run,))
+        self._connection.execute("DELETE FROM run WHERE key = ?", (run,))
+        self._connection.execute("DELETE FROM resumed WHERE run = ?", (run,))
+        self._indexes.pop(run, None)
+
     def delete(self, run: str, last: int) -> None:
         """Delete the run's pieces up to number `last`."""
         self._connection.execute(

@@ -52,8 +52,13 @@ def require_site(site: Site, run_key: str) -> None:
 
     Once the data of a run is prepared, its file is needed no more.
     """
-    if not run_file(site.state_dir / "prepared", run_key, ".json").exists() and (problems := file_problems(site)):
+    if is_new(site, run_key) and (problems := file_problems(site)):
         raise ConfigError(problems)
+
+
+def is_new(site: Site, run_key: str) -> bool:
+    """Whether the site has nothing of this run yet: nothing was prepared for it."""
+    return not run_file(site.state_dir / "prepared", run_key, ".json").exists()
 
 
 def prepared_data(site: Site, run_key: str, catalogue: str, items: Callable[[], ItemList]) -> Interactions:

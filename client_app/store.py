@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -158,6 +158,24 @@ class PrivateStore:
             if new:
                 self._rollback(file, index, min(new))
                 file.set_resumed(self._run, len(resumes))
+
+    def forget_others(self, kept: Collection[str], newest: int) -> int:
+        """Forget other runs, except those `kept` and the `newest` in which users trained last; how many that were.
+
+        The file does not become smaller: what is written next goes where the forgotten runs were.
+        """
+        return self._sound(lambda: self._forget_others(kept, newest))
+
+    def _forget_others(self, kept: Collection[str], newest: int) -> int:
+        with self._transaction(writing=True) as (file, _):
+            # A run may have two stores here: "<key>" and "<key> around".
+            of = {key: key.partition(" ")[0] for key in file.runs()}
+            others = [run for run in dict.fromkeys(of.values()) if run != self._run]
+            old = set(others[newest:]).difference(kept)
+            for key in of:
+                if of[key] in old:
+                    file.forget(key)
+        return len(old)
 
     def rollback(self, round: int) -> None:
         """Forget everything newer than `round`: the run goes on from there."""

@@ -106,6 +106,15 @@ class Offspring:
         self._groups &= {process.group for process in everything}
         return found
 
+    def kill(self, process: subprocess.Popen[str]) -> None:
+        """Kill one of the commands that were started, with all that is still in its group, and close its streams."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+
     def end(self, patience: float = 3.0) -> set[int]:
         """End everything: ask, wait `patience` seconds, then kill. Returns the ids that would not go."""
         left = self.look()

@@ -115,7 +115,15 @@ class SuperLink:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
-        out, err = process.communicate(timeout=_CALL_TIMEOUT)
+        try:
+            out, err = process.communicate(timeout=_CALL_TIMEOUT)
+        except subprocess.TimeoutExpired as error:
+            self.offspring.kill(process)
+            raise FederationError(
+                f"`flwr {' '.join(arguments[:1])}` had no answer from Flower's SuperLink on 127.0.0.1:{self._port} in "
+                f"{_CALL_TIMEOUT:.0f} s and was ended: this machine may be out of memory or busy with other work; look "
+                f"at that and at the SuperLink's last lines, and start again:\n{self.tail()}"
+            ) from error
         start = out.find("{")
         try:
             answer = json.loads(out[start:]) if start >= 0 else None

@@ -4,12 +4,14 @@ A packet is a fixed header, a few float64 scalars whose names both sides know, a
 specification both sides know. Nothing in it is executed or names a class. What a packet weighs is `len(packet)`,
 and that is what the byte meter counts.
 
-Layout (little-endian): magic 4s, version u16, kind u8, phase u8, round u32, digest of specification and codec 8s,
-number of scalars u16, reserved u16 (zero), payload length u64, CRC-32 of everything after the header u32.
+Layout (little-endian): magic 4s, version u16, kind u8, phase u8, round u32, digest of specification and codec with its
+settings 8s, number of scalars u16, reserved u16 (zero), payload length u64, CRC-32 of everything after the header u32.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import struct
 import zlib
 from collections.abc import Sequence
@@ -59,8 +61,11 @@ class PacketFormat(NamedTuple):
     scalars: int
 
     def digest(self) -> bytes:
-        """8 bytes that name specification and codec; the first thing that is compared."""
-        return spec_digest(self.spec, str(self.codec.config.name))
+        """8 bytes that name specification, codec and its settings; the first thing that is compared."""
+        settings = dataclasses.asdict(self.codec.config)
+        name = str(settings.pop("name"))
+        # A codec without settings is named as before there were any, and packets that were kept stay readable.
+        return spec_digest(self.spec, name, *([json.dumps(settings, sort_keys=True)] if settings else []))
 
     def size(self) -> int:
         """Exact length in bytes of every packet of this format."""
@@ -94,8 +99,8 @@ class PacketFormat(NamedTuple):
 
         Raises:
             PacketError: `oversized` (longer than any packet of this format), `malformed` (not a packet, truncated,
-                damaged), `wrong_spec` (of another specification, codec or kind), `wrong_round` (of another round or
-                phase: late or replayed).
+                damaged), `wrong_spec` (of another specification, codec, setting of the codec, or kind), `wrong_round`
+                (of another round or phase: late or replayed).
         """
         view = memoryview(data)
         if len(view) < _HEADER.size:
@@ -107,7 +112,8 @@ class PacketFormat(NamedTuple):
             raise PacketError(
                 "wrong_spec",
                 f"expected a {self.kind.name} packet of specification {self.digest().hex()}, {self.scalars} scalars, "
-                f"got kind {kind}, {digest.hex()}, {scalars}: the other side trains another model",
+                f"got kind {kind}, {digest.hex()}, {scalars}: the other side trains another model, or its codec has "
+                "other settings",
             )
         if len(view) > self.size():
             raise PacketError("oversized", f"{len(view)} bytes came, a {self.kind.name} packet has {self.size()}")

@@ -62,7 +62,7 @@ Spec: TypeAlias = Mapping[str, TensorSpec]
 
 
 def spec_digest(spec: Spec, *context: str) -> bytes:
-    """8 bytes that name a specification (names, shapes, types) and its `context` (the codec that packs it)."""
+    """8 bytes that name a specification (names, shapes, types) and its `context` (codec and its settings)."""
     described = [[name, list(spec[name].shape), spec[name].dtype] for name in sorted(spec)]
     return hashlib.blake2b(json.dumps([described, *context]).encode(), digest_size=8).digest()
 

@@ -7,12 +7,12 @@ Flower's `Strategy` interface and overrides `start`.
 
 from __future__ import annotations
 
-import logging
 import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, cast
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from fedrec import registry
 from fedrec.config.schema import RunConfig
-from fedrec.errors import RoundError
 from fedrec.item_list import item_list_packet
 from fedrec.keys import simulation_secret
 from fedrec.protocol import Setup, frozen_format
@@ -36,10 +35,9 @@ from strategies.item_counts import count_items
 from strategies.meter import Meter
 from strategies.nodes import Nodes
 from strategies.ranking import TEST, VALIDATION, Ranking
+from strategies.repeats import repeated
 from strategies.server_model import Phase, ServerModel, ServerState
 from strategies.training import Training
-
-log = logging.getLogger("fedrec")
 
 __all__ = ["Deployed", "FederatedStrategy", "Observer", "Phase", "ServerState", "StrategyConfig"]
 
@@ -164,24 +162,8 @@ class FederatedStrategy(Strategy):
         self._nodes.counts.clear()
         self._nodes.wasted.clear()
         self._bytes = dict.fromkeys(self._bytes, 0)
-        for left in reversed(range(1 + self.config.repeats)):
-            self._nodes.gather(grid, self.config.min_nodes, self.config.node_timeout)
-            joining = self._nodes.enrolment_bytes + records.size(self._eligible)
-            self.meter.grow(len(self._nodes.directory), joining)
-            try:
-                self._count_items(grid)
-                self.model.advance(round)
-                self._offer()
-                messages = self.configure_train(round, ArrayRecord(), ConfigRecord(), grid)
-                assert self._training is not None
-                replies = self._nodes.collect(grid, messages, self.config.round_timeout, self._training.enough)
-                self.aggregate_train(round, replies)
-                break
-            except RoundError as error:
-                if not left:
-                    raise
-                self._nodes.counts["round_repeated"] += 1
-                log.warning("%s; the round is repeated", error)
+        self._gather(grid)
+        self._repeated("round", grid, partial(self._try_to_train, grid, round))
         assert self._training is not None
         if self.model.merge(round):
             self._offer()
@@ -198,6 +180,21 @@ class FederatedStrategy(Strategy):
             "bytes_per_user": self.meter.per_user(),
             "seconds": time.monotonic() - started,
         }
+
+    def _try_to_train(self, grid: Grid, round: int) -> None:
+        self._count_items(grid)
+        self.model.advance(round)
+        self._offer()
+        messages = self.configure_train(round, ArrayRecord(), ConfigRecord(), grid)
+        enough = cast(Training, self._training).enough
+        self.aggregate_train(round, self._nodes.collect(grid, messages, self.config.round_timeout, enough))
+
+    def _repeated(self, what: str, grid: Grid, work: Callable[[], None]) -> None:
+        repeated(what, self.config.repeats, self._nodes.counts, work, partial(self._gather, grid))
+
+    def _gather(self, grid: Grid) -> None:
+        self._nodes.gather(grid, self.config.min_nodes, self.config.node_timeout)
+        self.meter.grow(len(self._nodes.directory), self._nodes.enrolment_bytes + records.size(self._eligible))
 
     def _offer(self) -> None:
         """From here on a node gets what it lacks of what is frozen now."""
@@ -225,11 +222,14 @@ class FederatedStrategy(Strategy):
         """The ranking after `round` in messages of its own, the test with the last; what it cost goes into `record`."""
         started = time.monotonic()
         splits = [VALIDATION] * self.setup.validation + [TEST] * (round == self.config.rounds)
-        messages = self.configure_evaluate(round, ArrayRecord(), ConfigRecord({"splits": splits}), grid)
-        self.aggregate_evaluate(round, self._nodes.collect(grid, messages, self.config.round_timeout))
+        self._repeated("ranking", grid, partial(self._try_to_rank, grid, round, splits))
         record |= self._losses
         record["seconds"] += time.monotonic() - started
         return self._ranked()
+
+    def _try_to_rank(self, grid: Grid, round: int, splits: list[str]) -> None:
+        messages = self.configure_evaluate(round, ArrayRecord(), ConfigRecord({"splits": splits}), grid)
+        self.aggregate_evaluate(round, self._nodes.collect(grid, messages, self.config.round_timeout))
 
     def _ranked(self) -> dict[str, dict[str, float]]:
         """The metrics, by split, of the ranking whose replies are all in."""
@@ -286,7 +286,7 @@ class FederatedStrategy(Strategy):
         """Fold the replies as they come, each whole or not at all, and take the server's step on their mean.
 
         A reply's update and its metrics, if a ranking rides on the round, are judged apart. Raises RoundError, with the
-        model as it was, if too few are of use.
+        model as it was, if too few updates, or too few nodes' metrics, are of use.
         """
         training = self._training
         assert training is not None
@@ -295,6 +295,8 @@ class FederatedStrategy(Strategy):
                 self._ranking.take(self.meter, reply)
             self._bytes["up"] += training.take(self.meter, reply)
         training.require_enough()
+        if self._ranking is not None:
+            self._ranking.require_enough(self.config.max_failures)
         fold = training.fold
         if (mean := fold.mean()) is not None:
             taken = int(fold.scalar("users"))
@@ -313,16 +315,16 @@ class FederatedStrategy(Strategy):
         model = self.model.packet(server_round, self._kept(server_round))
         self._ranking.ask(self.meter, 0, records.size(model), self.model.frozen_bytes)
         fields = {**self.model.fields(server_round), **self._ranking.fields}
-        nodes = self._nodes.directory.nodes
-        return [self._nodes.message(node, records.EVALUATE, fields, {records.MODEL: model}) for node in nodes]
+        packets = {records.MODEL: model}
+        return [self._nodes.message(node, records.EVALUATE, fields, packets) for node in self._nodes.directory.nodes]
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Means over users of the nodes' sums, each named `<split>/<metric>`."""
         assert self._ranking is not None
         for reply in replies:
             self._ranking.take(self.meter, reply)
-        means = self._ranking.means(self.config.max_failures)
-        return MetricRecord({f"{split}/{name}": x for split, found in means.items() for name, x in found.items()})
+        means = self._ranking.means(self.config.max_failures).items()
+        return MetricRecord({f"{split}/{name}": x for split, found in means for name, x in found.items()})
 
     def summary(self) -> None:
         """Nothing: the run's own report says it all."""

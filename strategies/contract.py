@@ -23,10 +23,11 @@ class StrategyConfig(MemberConfig):
         max_update_norm: A user's delta of a larger norm is dropped (and counted).
         over_sampling: Share of users who are asked beyond those. The round ends as soon as nodes with as many users as
             it would have had without them have answered; the result then depends on who is quick (0: it does not).
-        max_failures: Share of the asked nodes that may fail in a round.
+        max_failures: Share of the asked nodes that may fail in a round, or in a ranking.
         min_users: Users whose updates a round needs at least.
         repeats: How many times a round in which more failed, or fewer users took part, is done again, with those who
-            are there then, before the run is given up. Its model is then still the one before that round.
+            are there then, before the run is given up. Its model is then still the one before that round. A ranking in
+            which more failed is done again as often.
         min_nodes: Nodes with users without which no round begins.
         node_timeout: Seconds to wait for these before the run is given up.
         round_timeout: Seconds after which a round goes on without those that have not answered (null: 120, in a

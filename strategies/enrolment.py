@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import numpy as np
+from flwr.app import RecordDict
 from numpy.typing import NDArray
 
 from fedrec.errors import PacketError
 from fedrec.protocol import code_digest
-from strategies.records import KEYS, PROBLEM, Content, shown
+from strategies.records import KEYS, PROBLEM, SLACK, Content, shown, weight
 
 LASTING = ("misconfigured", "other_code", "oversized")
 """Reasons that asking again does not mend: such a node is asked again when it has been away."""
 
-_PROBLEM_SHOWN = 2000
+KEY_BYTES = 8
 _MOST_USERS = 2**24
+"""Users of a node. Their keys are one array of a message, and have 128 MiB."""
+
+_LONGEST = KEY_BYTES * _MOST_USERS + SLACK
+_PROBLEM_SHOWN = 2000
+
+
+def require_short(answer: RecordDict) -> None:
+    """Raise PacketError (`oversized`) if an answer, yet unread, is longer than that of as many users as may be."""
+    if (came := weight(answer)) > _LONGEST:
+        raise PacketError("oversized", f"{came:,} bytes came; a node with {_MOST_USERS:,} users sends {_LONGEST:,}")
 
 
 def user_keys(content: Content) -> NDArray[np.uint64]:

@@ -16,7 +16,7 @@ from fedrec.errors import FederationError, PacketError, RoundError
 from fedrec.keys import keys_digest
 from fedrec.protocol import Setup
 from strategies.directory import Directory
-from strategies.enrolment import LASTING, user_keys
+from strategies.enrolment import KEY_BYTES, LASTING, require_short, user_keys
 from strategies.exchange import exchange
 from strategies.overdue import Overdue
 from strategies.records import (
@@ -46,7 +46,6 @@ _ENROLL_PATIENCE = 0.1
 """Seconds more for every node: Flower's simulation serves some ten to a hundred calls a second among thousands."""
 _ENROLL_LATER = 30.0
 """Seconds for a node that comes while others train already."""
-KEY_BYTES = 8
 _POLL = 0.1
 _WAIT, _LONGEST_WAIT = 2.0, 30.0
 
@@ -188,9 +187,12 @@ class Nodes:
         """The nodes' answers; sites that have not got the list of items are sent it and asked once more."""
         again: list[Message] = []
         for sent, reply in exchange(grid, messages, timeout) if messages else ():
-            if self._item_list is None or reply.has_error() or self._missing(reply) != self._catalogue:
+            # Who asks for the list sends no array: an answer with one is not read before its length was looked at.
+            asks = self._item_list is not None and not reply.has_error() and not weight(reply.content)
+            if not asks or self._missing(reply) != self._catalogue:
                 yield sent, reply
                 continue
+            assert self._item_list is not None
             content = pack(self._invitation(), {FROZEN + self._catalogue: self._item_list})
             again.append(Message(content, sent.metadata.dst_node_id, ENROLL))
         if again:
@@ -203,6 +205,7 @@ class Nodes:
             log.warning("node %d could not be enrolled: %s", node, _last_line(reply))
             return None
         try:
+            require_short(reply.content)
             content = unpack(reply.content)
             self._require_shared(content)
             keys = user_keys(content)

@@ -71,14 +71,18 @@ class Ranking:
         self._accepted += 1
         meter.ranked(residents, len(taken) * self._format.size())
 
+    def require_enough(self, max_failures: float) -> None:
+        """Raise RoundError if more than `max_failures` of the nodes have failed."""
+        what = f"ranking after round {self.after}"
+        self._nodes.give_up_if_too_many_failed(what, self._asked, self._accepted, max_failures)
+
     def means(self, max_failures: float) -> dict[str, dict[str, float]]:
         """For each split the means over the users who were ranked, and how many these were, when all replies are in.
 
-        Raises FederationError if more than `max_failures` of the nodes have failed, or nobody could be ranked.
+        Raises RoundError if more than `max_failures` of the nodes have failed, FederationError if nobody could be
+        ranked.
         """
-        self._nodes.give_up_if_too_many_failed(
-            f"ranking after round {self.after}", self._asked, self._accepted, max_failures
-        )
+        self.require_enough(max_failures)
         return {split: self._mean(sums) for split, sums in self._sums.items()}
 
     def _mean(self, sums: Sequence[tuple[float, ...]]) -> dict[str, float]:

@@ -19,7 +19,7 @@ from fedrec.protocol import Setup, around_format, counts_format, disclosed_forma
 from fedrec.tensors import Spec, TensorSpec
 from peft_embeddings.model import BASE, Model
 from strategies.base import Phase
-from strategies.nodes import KEY_BYTES
+from strategies.enrolment import KEY_BYTES
 from strategies.versions import FrozenBytes, expected_bytes
 
 EACH_ROUND, ONCE, NEVER = "each round", "once", "never"

@@ -9,11 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedrec.codecs.base import Codec
+from fedrec.codecs.base_table import BaseTableCodec
 from fedrec.config.describe import load_member
+from fedrec.errors import PacketError
 from fedrec.packet import Kind, PacketFormat
 from fedrec.registry import codecs
 from fedrec.rng import generator
-from fedrec.tensors import Spec, TableSpec, Tensors, TensorSpec, matches, spec_of, zeros
+from fedrec.tensors import Spec, TableSpec, Tensors, TensorSpec, matches, spec_digest, spec_of, zeros
 
 MEMBERS = codecs.names()
 SHAPES: Spec = {
@@ -165,3 +167,24 @@ def test_the_codec_is_part_of_the_specification(name: str) -> None:
     digests = {PacketFormat(Kind.MODEL, SHAPES, made(other), 0).digest() for other in MEMBERS}
     assert len(digests) == len(MEMBERS)
     assert PacketFormat(Kind.MODEL, SHAPES, made(name), 0).digest() in digests
+
+
+@pytest.mark.parametrize("name", ["float16", "int8"])
+def test_and_so_are_its_settings(name: str) -> None:
+    """Two sides with other settings would read each other's bytes as other numbers, where the sizes are the same."""
+    spec: Spec = {"base": TableSpec((1, 4))}
+    for make in (lambda codec: codec, lambda codec: BaseTableCodec("base", codec, made("float32"))):
+        by_tensor, by_row = (
+            PacketFormat(Kind.MODEL, spec, make(codecs.get(name)(load_member("codec", name, scale=scale))), 0)
+            for scale in ("tensor", "row")
+        )
+        packet = by_tensor.encode(0, 0, draw(spec))
+        assert len(packet) == by_row.size()
+        with pytest.raises(PacketError) as caught:
+            by_row.decode(packet)
+        assert caught.value.reason == "wrong_spec"
+
+
+def test_a_codec_without_settings_is_named_by_its_name_alone() -> None:
+    """Packets that sites and checkpoints have kept are of such a digest."""
+    assert PacketFormat(Kind.MODEL, SHAPES, made("float32"), 0).digest() == spec_digest(SHAPES, "float32")

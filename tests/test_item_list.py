@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -11,7 +12,15 @@ import torch
 
 from fedrec import item_list
 from fedrec.errors import PacketError
-from fedrec.item_list import ITEMS, item_list_format, item_list_packet, pack_item_list, unpack_item_list
+from fedrec.item_list import (
+    ITEMS,
+    MOST_BYTES,
+    MOST_ITEMS,
+    item_list_format,
+    item_list_packet,
+    pack_item_list,
+    unpack_item_list,
+)
 from fedrec.tensors import Tensors, content_digest
 
 IDS = ["1", "x\ny", "ünï", '"', "5"]
@@ -19,7 +28,7 @@ TITLES = ["One", "Title\twith tab", "ünï", "", "Five"]
 
 
 def packed(content: object) -> Tensors:
-    text = content if isinstance(content, bytes) else json.dumps(content).encode()
+    text = content if isinstance(content, bytes) else json.dumps(content, separators=(",", ":")).encode()
     return {ITEMS: torch.from_numpy(np.frombuffer(zlib.compress(text), dtype=np.uint8).copy())}
 
 
@@ -49,9 +58,12 @@ BAD: dict[str, tuple[Tensors, str]] = {
     "no JSON": (packed(b"{"), "cannot be read"),
     "deep JSON": (packed(b"[" * 100_000), "cannot be read"),
     "one column": (packed([["a", "b"]]), "cannot be read"),
-    "a number": (packed([["a", 5], ["", ""]]), "a text for each of 2 items"),
-    "too few": (packed([["a"], [""]]), "a text for each of 2 items"),
-    "more titles": (packed([["a", "b"], ["", "", ""]]), "a text for each of 2 items"),
+    "a number": (packed([["a", 5], ["", ""]]), "an id and a title for each of 2 items"),
+    "too few": (packed([["a"], [""]]), "an id and a title for each of 2 items"),
+    "more titles": (packed([["a", "b"], ["", "", ""]]), "an id and a title for each of 2 items"),
+    "blanks": (packed(b'[["a", "b"],["",""]]'), "an id and a title for each of 2 items"),
+    "a line end in a text": (packed(b'[["a\nb","b"],["",""]]'), "cannot be read: Invalid control character"),
+    "no UTF-8": (packed(b'[["a\xff","b"],["",""]]'), "cannot be read: 'utf-8' codec can't decode"),
     "an item twice": (packed([["a", "a"], ["", ""]]), "names an item twice"),
 }
 
@@ -75,3 +87,27 @@ def test_a_list_that_would_fill_the_memory_is_refused_on_both_sides(monkeypatch:
     for length in (0, 5, 11_000):
         with pytest.raises(PacketError, match="a list of items of"):
             item_list_format(length)
+
+
+@pytest.mark.parametrize("bomb", [b"[[" + b"{}," * 10**6, b'[["ab' + b'","ab' * 10**6, b'[["' + b'\\\\"' * 10**6])
+def test_what_would_grow_when_it_is_read_is_refused_before(bomb: bytes) -> None:
+    """A thousandth of it comes, and as Python's lists and texts it would take ten times as much."""
+    tensors = packed(bomb)
+    assert tensors[ITEMS].numel() < len(bomb) / 200
+    tracemalloc.start()
+    with pytest.raises(PacketError, match="an id and a title for each of 2 items") as caught:
+        unpack_item_list(tensors, 2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert caught.value.reason == "malformed"
+    assert peak < 3 * len(bomb)
+
+
+def test_more_items_than_a_device_takes_are_refused_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MOST_ITEMS >= 10**7
+    assert MOST_BYTES >= 100 * 10**7, "there is room for ten million"
+    with pytest.raises(PacketError, match="a device takes at most"):
+        unpack_item_list({}, 2**31 - 1)
+    monkeypatch.setattr(item_list, "MOST_ITEMS", 1)
+    with pytest.raises(PacketError, match="2 items, devices take 1"):
+        pack_item_list(["a", "b"], ["", ""])

@@ -6,6 +6,8 @@ and an error in them would be another model; frozen copies of what is trained ha
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from typing_extensions import override
 
 from fedrec.codecs.base import Codec
@@ -13,11 +15,20 @@ from fedrec.registry import MemberConfig
 from fedrec.tensors import Spec, Tensors
 
 
+@dataclass(frozen=True)
+class BaseTableConfig(MemberConfig):
+    """What both sides have to agree on: the configurations of the two codecs."""
+
+    base: MemberConfig
+    others: MemberConfig
+
+
 class BaseTableCodec(Codec):
     """The tensor of one name by one codec, then all others by another."""
 
     def __init__(self, base: str, codec: Codec, others: Codec) -> None:
-        super().__init__(MemberConfig(f"{codec.config.name} {base}, {others.config.name}"))
+        name = f"{codec.config.name} {base}, {others.config.name}"
+        super().__init__(BaseTableConfig(name, codec.config, others.config))
         self._base, self._codec, self._others = base, codec, others
 
     @override

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ DIGEST = content_digest(TENSORS)
 
 @pytest.fixture
 def store(tmp_path: Path) -> FrozenStore:
-    frozen._load.cache_clear()
+    restart()
     return FrozenStore(tmp_path)
 
 
@@ -29,6 +30,7 @@ def file(tmp_path: Path) -> Path:
 def restart() -> None:
     """A new process has read nothing yet."""
     frozen._load.cache_clear()
+    frozen._mark_as_used.cache_clear()
 
 
 def assert_kept(store: FrozenStore) -> None:
@@ -173,4 +175,49 @@ def test_versions_that_nothing_can_ask_for_are_dropped(store: FrozenStore) -> No
     assert store.drop("r", 8, CHAIN[2]) == 0, "the present one stays, whatever else is here"
     assert store.drop("r", 99, CHAIN[4]) == 2
     assert versions(store) == [4]
+    assert_kept(store)
+
+
+# What was not used for a long time -----------------------------------------------------------------------------------
+
+
+def age(tmp_path: Path) -> None:
+    """Everything was last written or read in 2001."""
+    for path in (tmp_path / "frozen").iterdir():
+        os.utime(path, (1e9, 1e9))
+
+
+def test_what_was_not_used_for_a_long_time_is_dropped(store: FrozenStore, tmp_path: Path) -> None:
+    store.put(TENSORS, DIGEST)
+    put(store, 1, 5)
+    put(store, 2, 6)
+    (tmp_path / "frozen" / "tmp1.part").write_bytes(b"left by a process that was killed")
+    age(tmp_path)
+    put(store, 3, 7)
+    assert store.drop_unused({CHAIN[1]}, before=1.1e9) == 3
+    assert store.get(DIGEST) is None
+    assert versions(store) == [1, 3], "one is kept by its name, the other is new"
+    assert store.drop_unused({CHAIN[1]}, before=1.1e9) == 0
+    assert len(list((tmp_path / "frozen").iterdir())) == 2
+
+
+def test_what_was_read_was_used(store: FrozenStore, tmp_path: Path) -> None:
+    store.put(TENSORS, DIGEST)
+    age(tmp_path)
+    restart()
+    assert_kept(store)
+    assert store.drop_unused((), before=1.1e9) == 0
+    age(tmp_path)
+    frozen._load.cache_clear()
+    assert_kept(store)
+    assert file(tmp_path).stat().st_mtime == 1e9, "once per process is enough"
+
+
+def test_a_disk_that_cannot_be_written_to_can_be_read(store: FrozenStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str) -> None:
+        raise PermissionError(path)
+
+    store.put(TENSORS, DIGEST)
+    restart()
+    monkeypatch.setattr(os, "utime", refuse)
     assert_kept(store)

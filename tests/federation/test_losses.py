@@ -168,6 +168,60 @@ def test_a_round_of_too_few_is_repeated_with_those_who_are_there_then(go: Go, tm
     assert repeated[2]["bytes"]["down"] == 2 * records[2]["bytes"]["down"], "and what was sent again is counted"
 
 
+class CannotRank(World):
+    """Three of four nodes fail a ranking as often as they are told to."""
+
+    def __init__(self, fails: int) -> None:
+        super().__init__({})
+        self.left = 3 * fails
+
+    def _answer(self, message: Message) -> Message:
+        if "splits" in unpack(message.content).fields and self.place(message.metadata.dst_node_id) and self.left:
+            self.left -= 1
+            return Message(Error(2, "no network"), reply_to=message)
+        return super()._answer(message)
+
+
+@pytest.mark.parametrize("every", [0, 4])
+def test_a_ranking_of_too_few_is_repeated_in_the_same_way(go: Go, tmp_path: Path, every: int) -> None:
+    """In messages of its own after the last round, or together with the round on which it rides."""
+    calm, records = go(World({}), f"evaluation.every={every}")
+    (tmp_path / "runs").rename(tmp_path / "calm")
+    summary, repeated = go(CannotRank(1), f"evaluation.every={every}")
+    assert losses(repeated) == (
+        {5: {"failed": 3, "round_repeated": 1}} if every else {8: {"failed": 3, "ranking_repeated": 1}}
+    )
+    assert summary["test"] == calm["test"]
+    for name in ("loss", "validation"):
+        assert [record.get(name) for record in repeated] == [record.get(name) for record in records]
+    more = [record["bytes_per_user"].get("evaluation", 0) for record in (repeated[-1], records[-1])]
+    assert more[0] > more[1], "what was sent again is counted"
+
+
+def test_a_ranking_is_repeated_so_often_and_no_more(go: Go, tmp_path: Path) -> None:
+    calm, _ = go(World({}), "checkpoint_every=2")
+    (tmp_path / "runs").rename(tmp_path / "calm")
+    assert go(CannotRank(2), "strategy.repeats=2")[0]["test"] == calm["test"]
+    (tmp_path / "runs").rename(tmp_path / "twice")
+    with pytest.raises(FederationError, match=r"ranking after round 8: 3 of 4 nodes failed .*'ranking_repeated': 2"):
+        go(CannotRank(3), "checkpoint_every=2", "strategy.repeats=2")
+    assert go(World({}), "resume=r")[0]["test"] == calm["test"], "and the run can be resumed"
+
+
+def test_a_ranking_is_repeated_with_those_who_are_there_then(go: Go) -> None:
+    class Gone(CannotRank):
+        """Those who failed are not there any more when the ranking is repeated."""
+
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            names = super().push_messages(messages)
+            if not self.left:
+                self.gone = {1, 2, 3}
+            return names
+
+    summary, _ = go(Gone(1))
+    assert summary["test"]["users"] == 10
+
+
 def test_a_run_that_is_given_up_goes_on_later_with_nothing_lost(go: Go, tmp_path: Path) -> None:
     calm, _ = go(World({}), "checkpoint_every=2")
     (tmp_path / "runs").rename(tmp_path / "calm")

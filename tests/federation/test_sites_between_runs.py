@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file
 
 from client_app import app as app_module
 from client_app.app import app as client_app
+from client_app.last_model import RUNS_KEPT
 from client_app.node import Node
 from client_app.site import Site
 from commands.local_grid import LocalGrid
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
 from fedrec.errors import ConfigError, PacketError
+from peft_embeddings.model import BASE
 from server_app.run import make_setup, run
 from strategies.records import unpack
 
@@ -115,3 +120,34 @@ def test_real_users_items_are_never_counted_without_noise(tmp_path: Path) -> Non
     setup = dataclasses.replace(setup, backbone={**setup.backbone, "degree_epsilon": None})
     with pytest.raises(PacketError, match="not counted without noise"):
         Node(setup, Site(tmp_path / "clicks.csv", tmp_path / "state")).count_items()
+
+
+def test_a_site_that_joins_another_run_deletes_what_older_runs_have_left(
+    tmp_path: Path, sites: list[dict[str, Any]]
+) -> None:
+    """Not more: its secret stays, what all runs need, and what its newest models need."""
+    state = tmp_path / "state0"
+    of_run: list[set[str]] = []
+    for seed in range(4):
+        before = {path.name for path in (state / "frozen").glob("*")}
+        deploy(tmp_path, sites, f"run_id=r{seed}", f"seed={seed}")
+        of_run.append({path.name for path in (state / "frozen").iterdir()} - before)
+    assert all(of_run), "each run has left something"
+    of_all = of_run[0] - _tables(state)
+    secret = (state / "secret").read_bytes()
+    for path in (state / "frozen").iterdir():
+        os.utime(path, (1e9, 1e9))
+    deploy(tmp_path, sites, "run_id=r4", "seed=4")
+    left = {path.name for path in (state / "frozen").iterdir()}
+    assert left & of_run[0] == of_all
+    assert not left & of_run[1], "nobody needs that any more"
+    assert of_run[2] | of_run[3] <= left, "their models were kept when the site joined"
+    assert (state / "secret").read_bytes() == secret
+    with sqlite3.connect(state / "users.sqlite") as file:
+        (runs,) = file.execute("SELECT COUNT(*) FROM run").fetchone()
+    assert runs == RUNS_KEPT + 1
+
+
+def _tables(state: Path) -> set[str]:
+    """Those of the frozen files that hold a base table."""
+    return {path.name for path in (state / "frozen").iterdir() if BASE in load_file(path)}

@@ -1,0 +1,63 @@
+"""What a node may answer to an invitation: not more than the keys of as many users as a node may have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+
+from commands.local_grid import LocalGrid
+from fedrec.config.compose import compose
+from fedrec.protocol import code_digest
+from server_app.run import make_setup
+from strategies import enrolment, records
+from strategies.nodes import Nodes
+
+KEYS = np.arange(20, dtype=np.uint64)
+
+
+def answer(keys: np.ndarray, more: bytes = b"") -> RecordDict:
+    """The keys, and beside them an array that nobody can read."""
+    arrays = ArrayRecord({records.KEYS: Array(keys)})
+    if more:
+        arrays["more"] = Array("uint8", (len(more),), "numpy.ndarray", more)
+    return RecordDict({"arrays": arrays, "fields": ConfigRecord({"code": code_digest()})})
+
+
+@pytest.mark.parametrize("list_to_send", [False, True], ids=["simulation", "deployment"])
+def test_an_answer_longer_than_any_is_refused_unread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, list_to_send: bool
+) -> None:
+    monkeypatch.setattr(enrolment, "_LONGEST", 2_000)
+    setup = make_setup(compose([f"runs_dir={tmp_path}", "run_id=r"], base=None), 30, "catalogue", "", None)
+    asked, read = 0, []
+    as_array = Array.numpy
+
+    def reading(self: Array) -> np.ndarray:
+        read.append(len(self.data))
+        return as_array(self)
+
+    monkeypatch.setattr(Array, "numpy", reading)
+
+    def client(message: Message, context: Context) -> Message:
+        nonlocal asked
+        asked += 1
+        place = int(context.node_config["partition-id"])
+        return Message(answer(KEYS + 100 * place, b"no array" * 300 * place), reply_to=message)
+
+    nodes = Nodes(setup, records.wrap(b"the list") if list_to_send else None)
+    for _ in range(2):
+        nodes.enrol(LocalGrid(client, 2))  # type: ignore[arg-type]
+    assert asked == 2, "it is not asked again while it is there"
+    assert read == [len(Array(KEYS).data)]
+    assert nodes.counts == {"oversized": 1}
+    assert nodes.wasted["oversized"] > 2_000
+    assert nodes.directory.keys.tolist() == KEYS.tolist()
+
+
+def test_there_is_room_for_as_many_users_as_a_node_may_have() -> None:
+    most = enrolment._MOST_USERS
+    assert most >= 10**7
+    enrolment.require_short(answer(np.zeros(most, dtype=np.uint64)))
