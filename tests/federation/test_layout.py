@@ -40,7 +40,13 @@ def test_1_2_7_and_one_node_per_user_agree(federate: Federate, strategy: str, en
 @pytest.mark.parametrize("codec", ["float16", "int8"])
 def test_each_user_is_rounded_alone_wherever_it_lives(federate: Federate, codec: str) -> None:
     """With SGD, so that the last bits of a sum, which decide a draw now and then, do not become whole steps."""
-    overrides = [f"codec={codec}", "optim=fast", "optim.server.kind=sgd", "optim.server.beta1=0.0"]
+    overrides = [
+        f"codec={codec}",
+        "optim=fast",
+        "optim.server.kind=sgd",
+        "optim.server.beta1=0.0",
+        "optim.server.lr=10.0",
+    ]
     one, plain = federate(*overrides, nodes=1), federate(*overrides[1:], nodes=1)
     final = one.checkpoint()
     assert not torch.equal(final["trainable.embedding.A"], plain.checkpoint()["trainable.embedding.A"])
