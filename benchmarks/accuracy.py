@@ -29,7 +29,7 @@ from commands.progress import amount
 PAGE = ROOT / "docs" / "accuracy.md"
 PICTURE = ROOT / "docs" / "img" / "accuracy.png"
 ABLATION = ROOT / "docs" / "img" / "accuracy-ablation.png"
-_PLAIN = ("last", "amazon", "backbones")
+_PLAIN = ("last", "amazon")
 """Folders whose runs make a table without a curve."""
 _SEED = re.compile(r",? seed \d+$")
 _SHARES = ("90", "95")
@@ -106,6 +106,24 @@ def plain(folder: str) -> str:
         ]
         moved = [run["bytes_per_user"]["total"] for run in runs if "bytes_per_user" in run]
         cells = [name, str(len(runs)), *values, str(runs[0]["rounds"]), f"{np.mean(moved):,.0f}" if moved else "-"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def backbones() -> str:
+    """Each method beside Full, of the same data, backbone, recipe, rounds and codec."""
+    runs = {name: found[0] for name, found in kept("backbones").items()}
+    lines = [
+        "| data and backbone | method | validation NDCG@10 | NDCG@10 | of Full's | bytes per user | of Full's |",
+        f"|---|---|{'---:|' * 5}",
+    ]
+    for name, run in runs.items():
+        place, _, method = name.rpartition(" ")
+        full = runs[f"{place} Full"]
+        value, moved = run["test"]["ndcg@10"], run["bytes_per_user"]["total"]
+        share = f"{value / full['test']['ndcg@10']:.0%}"
+        less = f"1 / {full['bytes_per_user']['total'] / moved:.1f}"
+        cells = [place, method, f"{run['validation']['ndcg@10']:.4f}", f"{value:.4f}", share, f"{moved:,.0f}", less]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -187,7 +205,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found, check = comparison(), parser.parse_args(arguments).check
     before = PAGE.read_text(encoding="utf-8")
     after = before
-    for name, body in [("accuracy", table(found)), ("ablation", ablation_table()), ("search", search())]:
+    for name, body in [
+        ("accuracy", table(found)),
+        ("ablation", ablation_table()),
+        ("backbones", backbones()),
+        ("search", search()),
+    ]:
         after = _block(after, name, body)
     for name in _PLAIN:
         after = _block(after, name, plain(name))
