@@ -32,7 +32,8 @@ need() {
 
 # ---- processes -------------------------------------------------------------------------------------------------------
 
-alive() { [[ -f $1/pid ]] && kill -0 "$(cat "$1/pid")" 2>/dev/null; }
+# Not kill -0: it finds a process that has ended and that nobody has waited for yet, and one that was given its number.
+alive() { [[ -f $1/pid ]] && grep -qszxF "FLWR_HOME=$1/home" "/proc/$(cat "$1/pid")/environ"; }
 
 launch() { # FOLDER COMMAND...: in the background, in a session of its own, from an empty directory
     local folder=$1
