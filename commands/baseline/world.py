@@ -129,6 +129,8 @@ class World:
         Private tensors [users in `slots`, ...] are first solved on the history that the split lets them know.
         """
         cohort, positives = self.users.held_out(slots, of)
+        if self.recipe.private_anew:
+            private = self.private(cohort)
         private = self.engine.solve(model, cohort, private, derive(self.secret, "solve", of, after))
         sane = np.flatnonzero(all_finite(private).numpy())
         cohort, positives = cohort.select(sane), positives[sane]
