@@ -126,7 +126,8 @@ class World:
     ) -> dict[str, float]:
         """Sums of the metrics over the users in `slots`, ranked as their devices would do it after round `after`.
 
-        Private tensors [users in `slots`, ...] are first solved on the history that the split lets them know.
+        Private tensors [users in `slots`, ...], or those at their start if the recipe's start anew, are first solved on
+        the history that the split lets them know.
         """
         cohort, positives = self.users.held_out(slots, of)
         if self.recipe.private_anew:

@@ -107,9 +107,16 @@ def test_central_training_solves_the_checkerboard(
     assert lines(summary)[-1]["loss"] < lines(summary)[0]["loss"] / 3
 
 
-@pytest.mark.parametrize("overrides", [FULL, [*SMALL, "embedding.rank=2", "evaluation.sampled_negatives=20"]])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        FULL,
+        [*SMALL, "embedding.rank=2", "evaluation.sampled_negatives=20"],
+        [*FULL, "optim.private_anew=true", "optim.private_optimiser=sgd", "optim.solve_lr=1.0"],
+    ],
+)
 def test_tensors_rank_here_as_they_do_in_a_federation(overrides: list[str], composed: Compose) -> None:
-    config, texts = composed(*overrides, "run_id=r", "optim=fast", "optim.negatives=20")
+    config, texts = composed("optim=fast", *overrides, "run_id=r", "optim.negatives=20")
     summary = run(config, texts, LocalGrid(client_app, 2))
     folder, here = Path(summary["run"]), world(config)
     points = (folder / "curve.csv").read_text().splitlines()
