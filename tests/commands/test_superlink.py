@@ -42,7 +42,9 @@ def test_a_call_without_an_answer_is_ended_and_said(
         link.call("run", "/the/app")
     assert time.monotonic() - before < 30
     started = {process.pid for process in link.offspring._started}
-    assert not [process for process in running() if process.group in started], "nothing of it goes on"
+    while left := [process for process in running() if process.group in started]:  # a grandchild takes a moment to die
+        assert time.monotonic() - before < 30, f"{left} go on"
+        time.sleep(0.05)
 
 
 def test_an_answer_is_returned_and_a_failure_is_told(link: SuperLink, tmp_path: Path) -> None:
