@@ -37,7 +37,7 @@ def draw(found: Comparison, path: Path) -> None:
     )
     federated = [run for run in found.runs if run.bytes is not None and run.points]
     alone = [run for run in found.runs if run not in federated]
-    figure = Figure(figsize=(10.5, 4.8) if federated else (6.5, 4.8), layout="constrained")
+    figure = Figure(layout="constrained")
     if federated:
         panels = list(figure.subplots(1, 2, sharey=True))
         _by_bytes(panels[0], federated, looks)
@@ -60,6 +60,8 @@ def draw(found: Comparison, path: Path) -> None:
     panels[0].annotate(label, (0.01, found.ceiling.value), **above, fontsize=8, color=_GREY)
     handles, labels = panels[-1].get_legend_handles_labels()
     columns = 1 if max(map(len, labels)) > 60 or len(labels) == 1 else 2
+    lines = -(-len(labels) // columns)  # of the legend, below: the axes keep their height however many runs there are
+    figure.set_size_inches(10.5 if federated else 6.5, 4.0 + 0.2 * lines)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     try:
         figure.savefig(path, dpi=130, metadata={"Software": None})
