@@ -10,6 +10,8 @@ from fedrec.errors import RoundError
 
 log = logging.getLogger("fedrec")
 
+_COUNTED_AS = {"round": "round_repeated", "ranking": "ranking_repeated"}
+
 
 def repeated(
     what: str, repeats: int, counts: Counter[str], work: Callable[[], None], gather: Callable[[], None]
@@ -17,9 +19,9 @@ def repeated(
     """Do a piece of work, and again as long as it raises RoundError; at last that is raised.
 
     Args:
-        what: Its name, for the log and for `counts`.
+        what: Its name for the log, `round` or `ranking`.
         repeats: How many times it is done again at most.
-        counts: Here `<what>_repeated` is counted.
+        counts: Here `round_repeated` or `ranking_repeated` is counted.
         work: The work; what it has changed when it raises must not matter to the next try.
         gather: Looks who is here, before it is done again.
     """
@@ -30,6 +32,6 @@ def repeated(
         except RoundError as error:
             if not left:
                 raise
-            counts[f"{what}_repeated"] += 1
+            counts[_COUNTED_AS[what]] += 1
             log.warning("%s; the %s is repeated", error, what)
         gather()
