@@ -48,7 +48,7 @@ def comparison() -> Comparison:
 def drawn(found: Comparison) -> Comparison:
     """What the picture shows: of several seeds the first, and of central training the ceiling."""
     first = [run for run in found.runs if not _SEED.search(run.name) or run.name.endswith("seed 0")]
-    return replace(found, runs=[run for run in first if run.bytes is not None or run.best == found.ceiling.value])
+    return replace(found, runs=[run for run in first if run.bytes is not None or run.name == found.ceiling.source])
 
 
 def table(found: Comparison) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from flwr.app import Message
 from flwr.clientapp import ClientApp
@@ -82,6 +83,19 @@ class Outcome:
         """All tensors of the checkpoint after a round (by default the last)."""
         number = self.metrics[-1]["round"] if round is None else round
         return load_file(self.folder / "checkpoints" / f"round-{number:06d}.safetensors")
+
+    def must_equal(self, other: Outcome) -> None:
+        """The same run on other nodes: model, losses, metrics, counts and bytes, up to the order of sums."""
+        mine, theirs = self.checkpoint(), other.checkpoint()
+        for name in theirs:
+            if not name.startswith("meter."):  # a row for each user, in the order in which they joined
+                torch.testing.assert_close(mine[name], theirs[name], atol=1e-5, rtol=1e-5, msg=name)
+        for here, there in zip(self.metrics, other.metrics, strict=True):
+            assert here.get("validation", {}) == pytest.approx(there.get("validation", {}), abs=1e-6)
+            assert here["loss"] == pytest.approx(there["loss"], abs=1e-5)
+            for name in ("bytes", "bytes_per_user", "users", "examples", "cohort"):
+                assert here[name] == there[name], name
+        assert self.summary["test"] == pytest.approx(other.summary["test"], abs=1e-6)
 
 
 Chance = tuple[float, float]
