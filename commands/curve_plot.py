@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#aa3377", "#66ccee", "#dd7733", "#332288", "#777777")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # one less than colours: the tenth run has its own look, too
 _GREY = "#333333"
 
 
