@@ -1,7 +1,7 @@
 """What all compressed embeddings share: the variants P and C, and where each may start.
 
 Source: FedPEFT (arXiv 2512.13734). With e_i the frozen full vector of an item and c_i its compressed one, `P-*` is
-`e_i + c_i`, and `C-*` is `c_i` alone.
+`e_i + s c_i`, and `C-*` is `s c_i` alone; the factor s is 1 in the paper.
 """
 
 from __future__ import annotations
@@ -9,9 +9,10 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
+from annotated_types import Gt
 from torch import Tensor
 from typing_extensions import override
 
@@ -33,6 +34,9 @@ class CompressedConfig(MemberConfig):
             vectors of about the length of the base's. `semantic`: made from the base, as near to it as the member
             comes; in P it is subtracted again, so that the first vectors are the base in any case. `auto`: the
             first of those that `starts` names.
+        scaling: The factor `s` before the compressed vectors. A server that steps adaptively moves every trained
+            number about as far, however small its gradient is: the factor is what makes the steps of one embedding
+            longer or shorter than those of another.
     """
 
     starts: ClassVar[Mapping[str, tuple[Start, ...]]] = {"P": ("zero",), "C": ("random",)}
@@ -40,6 +44,7 @@ class CompressedConfig(MemberConfig):
 
     variant: Literal["P", "C"]
     start: Literal["auto", "zero", "random", "semantic"]
+    scaling: Annotated[float, Gt(0)]
 
     def __post_init__(self) -> None:
         """Refuse a start that the variant does not have."""
@@ -57,7 +62,7 @@ class CompressedConfig(MemberConfig):
 
 
 class CompressedEmbedding(ItemEmbedding):
-    """`e_i + c_i` (variant P) or `c_i` (variant C), for a member that says what `c_i` is."""
+    """`e_i + s c_i` (variant P) or `s c_i` (variant C), for a member that says what `c_i` is."""
 
     config: CompressedConfig
 
@@ -72,17 +77,21 @@ class CompressedEmbedding(ItemEmbedding):
     @override
     def embed(self, rows: Tensors, dense: Tensors, frozen: Tensors, base_rows: Tensor | None) -> Tensor:
         part = self.compressed(rows, dense, frozen)
-        return part if base_rows is None else base_rows + part
+        if base_rows is None:
+            return part * self.config.scaling
+        return torch.add(base_rows, part, alpha=self.config.scaling)
 
+    def random_length(self, base: Tensor) -> float:
+        """Root mean square length of c_i in a random start: with the factor, that of the rows of the base table.
 
-def row_length(base: Tensor) -> float:
-    """Root mean square length of the rows of a base table, which a random start takes over.
-
-    Raises ConfigError if it is zero: a random start would then be one that training cannot leave.
-    """
-    length = float(base.square().sum(1, dtype=torch.float64).mean().sqrt())
-    if length == 0:
-        raise ConfigError(
-            ["embedding.start=random takes its length from the base table, which is zero: set base_table.norm above 0"]
-        )
-    return length
+        Raises ConfigError if it is zero: a random start would then be one that training cannot leave.
+        """
+        length = float(base.square().sum(1, dtype=torch.float64).mean().sqrt())
+        if length == 0:
+            raise ConfigError(
+                [
+                    "embedding.start=random takes its length from the base table, which is zero: set base_table.norm "
+                    "above 0"
+                ]
+            )
+        return length / self.config.scaling

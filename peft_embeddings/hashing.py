@@ -22,7 +22,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from fedrec.tensors import Spec, TableSpec, Tensors, TensorSpec
-from peft_embeddings.compressed import CompressedConfig, CompressedEmbedding, row_length
+from peft_embeddings.compressed import CompressedConfig, CompressedEmbedding
 
 PRIME = 2**31 - 1
 """Above every item id (a catalogue has at most that many items), and small enough that `a x + b` fits 64 bits."""
@@ -93,7 +93,7 @@ class HashedEmbedding(CompressedEmbedding):
         functions = draw_functions(self.config.functions, rng)
         table = self.tables["rows"].zeros()
         if self.config.resolved_start == "random":
-            table = torch.randn(table.shape, generator=rng) * self.random_std(row_length(base))
+            table = torch.randn(table.shape, generator=rng) * self.random_std(self.random_length(base))
         return {"rows": table, "functions": functions}
 
     @override

@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from fedrec.registry import embeddings
 from fedrec.tensors import TableSpec, Tensors, TensorSpec
-from peft_embeddings.compressed import CompressedConfig, CompressedEmbedding, Start, row_length
+from peft_embeddings.compressed import CompressedConfig, CompressedEmbedding, Start
 
 _NOTHING = 1e-6
 """Share of the largest singular value below which one is rounding."""
@@ -35,7 +35,6 @@ class LoraConfig(CompressedConfig):
     Attributes:
         rank: Columns of `A` and rows of `B`; 4 is the paper's best.
         init_std: Standard deviation of the normal start of `A` wherever `B` starts at zero.
-        scaling: The factor `s` before the product.
     """
 
     starts: ClassVar[Mapping[str, tuple[Start, ...]]] = {"P": ("zero",), "C": ("random", "semantic")}
@@ -43,12 +42,11 @@ class LoraConfig(CompressedConfig):
     name: Literal["lora"]
     rank: Annotated[int, Ge(1)]
     init_std: Annotated[float, Gt(0)]
-    scaling: Annotated[float, Gt(0)]
 
 
 @embeddings.register("lora")
 class LoraEmbedding(CompressedEmbedding):
-    """`c_i = s a_i B`."""
+    """`c_i = a_i B`."""
 
     config_class = LoraConfig
     config: LoraConfig
@@ -68,8 +66,8 @@ class LoraEmbedding(CompressedEmbedding):
         config = self.config
         a, b = torch.randn(self.tables["A"].shape, generator=rng), self.dense["B"].zeros()
         if config.resolved_start == "random":
-            # The squared length of s a B is s^2 rank dim std^4 on average.
-            std = math.sqrt(row_length(base) / (config.scaling * math.sqrt(config.rank * self.dim)))
+            # The squared length of a B is rank dim std^4 on average.
+            std = math.sqrt(self.random_length(base) / math.sqrt(config.rank * self.dim))
             return {"A": a * std, "B": torch.randn(b.shape, generator=rng) * std}
         a *= config.init_std
         if config.resolved_start == "semantic":
@@ -99,14 +97,7 @@ class LoraEmbedding(CompressedEmbedding):
 
     @override
     def compressed(self, rows: Tensors, dense: Tensors, frozen: Tensors) -> Tensor:
-        return rows["A"].squeeze(-2) @ dense["B"] * self.config.scaling
-
-    @override
-    def embed(self, rows: Tensors, dense: Tensors, frozen: Tensors, base_rows: Tensor | None) -> Tensor:
-        if base_rows is None:
-            return self.compressed(rows, dense, frozen)
-        # As `compressed` says, in one pass less over the numbers.
-        return torch.add(base_rows, rows["A"].squeeze(-2) @ dense["B"], alpha=self.config.scaling)
+        return rows["A"].squeeze(-2) @ dense["B"]
 
 
 def _approximate(table: Tensor, a: Tensor, b: Tensor) -> None:

@@ -26,7 +26,7 @@ from typing_extensions import override
 
 from fedrec.registry import embeddings
 from fedrec.tensors import DTYPES, Spec, TableSpec, Tensors, TensorSpec
-from peft_embeddings.compressed import CompressedConfig, CompressedEmbedding, Start, row_length
+from peft_embeddings.compressed import CompressedConfig, CompressedEmbedding, Start
 
 _CODER = "coder."
 
@@ -102,10 +102,10 @@ class RqvaeEmbedding(CompressedEmbedding):
         made = {"codes": codes.to(DTYPES[self.frozen["codes"].dtype]), "codebooks": spec.zeros()}
         made |= {_CODER + name: tensor for name, tensor in coder.tensors().items()}
         if config.resolved_start == "random":
-            std = row_length(base) / math.sqrt(config.levels * self.dim)
+            std = self.random_length(base) / math.sqrt(config.levels * self.dim)
             made["codebooks"] = torch.randn(spec.shape, generator=rng) * std
         elif config.resolved_start == "semantic":
-            made["codebooks"] = additive_codebooks(base, codes, config.codes).reshape(spec.shape)
+            made["codebooks"] = additive_codebooks(base / config.scaling, codes, config.codes).reshape(spec.shape)
         if self._subtracted:
             made["initial"] = made["codebooks"].clone()
         return made

@@ -186,9 +186,10 @@ def test_a_weight_of_two_is_a_pair_that_stands_twice(kind: str) -> None:
 # The server's optimisers ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("halved_after", [None, 3.0])
 @pytest.mark.parametrize("kind", ["sgd", "adagrad", "adam"])
-def test_the_server_steps_as_the_frameworks_own_optimisers_do(kind: Any) -> None:
-    rule = ServerOptimiser(kind, lr=0.1, beta1=0.9, beta2=0.99, eps=1e-6)
+def test_the_server_steps_as_the_frameworks_own_optimisers_do(kind: Any, halved_after: float | None) -> None:
+    rule = ServerOptimiser(kind, lr=0.1, halved_after=halved_after, beta1=0.9, beta2=0.99, eps=1e-6)
     mine, state = {"t": torch.randn(4, 3, generator=generator(0), dtype=torch.float64)}, dict[str, Tensor]()
     theirs = mine["t"].clone().requires_grad_()
     other: torch.optim.Optimizer = {
@@ -196,17 +197,19 @@ def test_the_server_steps_as_the_frameworks_own_optimisers_do(kind: Any) -> None
         "adagrad": lambda: torch.optim.Adagrad([theirs], rule.lr, eps=rule.eps),
         "adam": lambda: torch.optim.Adam([theirs], rule.lr, (rule.beta1, rule.beta2), rule.eps),
     }[kind]()
+    falling = torch.optim.lr_scheduler.LambdaLR(other, lambda step: 1 / (1 + step / (halved_after or math.inf)))
     for step in range(5):
         delta = torch.randn(4, 3, generator=generator(step, "delta"), dtype=torch.float64)
         mine, state = server_step(rule, mine, {"t": delta}, state)
         theirs.grad = -delta
         other.step()
+        falling.step()
         torch.testing.assert_close(mine["t"], theirs.detach(), atol=1e-12, rtol=1e-12)
 
 
 def test_yogi_by_hand() -> None:
     """Algorithm 2 of Reddi et al. (ICLR 2021) for one number, with Adam's correction of the start."""
-    rule = ServerOptimiser("yogi", lr=0.1, beta1=0.9, beta2=0.99, eps=1e-3)
+    rule = ServerOptimiser("yogi", lr=0.1, halved_after=None, beta1=0.9, beta2=0.99, eps=1e-3)
     x, m, v = 1.0, 0.0, 0.0
     mine, state = {"t": torch.tensor([x], dtype=torch.float64)}, dict[str, Tensor]()
     for t, g in enumerate([0.5, -2.0, 0.1, 0.1], start=1):

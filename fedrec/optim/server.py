@@ -23,7 +23,10 @@ class ServerOptimiser:
 
     Attributes:
         kind: `sgd` (with momentum `beta1`), `adagrad`, `adam` or `yogi`.
-        lr: Step size.
+        lr: Step size of the first step.
+        halved_after: Steps after which it is half of that, after twice as many a third, and so on: `lr / (1 + steps /
+            halved_after)`. null: it stays. Steps are counted anew where the optimiser starts anew: with a phase, and
+            with every merge.
         beta1: Decay of the mean of gradients (0 for plain `sgd`; `adagrad` has none).
         beta2: Decay of the mean of squares (`adam`, `yogi`).
         eps: Added to the square root.
@@ -33,6 +36,7 @@ class ServerOptimiser:
 
     kind: Literal["sgd", "adagrad", "adam", "yogi"]
     lr: Annotated[float, Gt(0)]
+    halved_after: Annotated[float, Gt(0)] | None
     beta1: Annotated[float, Ge(0), Lt(1)]
     beta2: Annotated[float, Ge(0), Lt(1)]
     eps: Annotated[float, Gt(0)]
@@ -41,6 +45,7 @@ class ServerOptimiser:
 def server_step(rule: ServerOptimiser, model: Tensors, mean_delta: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
     """The next (model, state); nothing given is changed. `state` starts empty: a count, and two moments a tensor."""
     count = state.get("count", torch.zeros((), dtype=torch.int64)) + 1
+    lr = rule.lr / (1 + (int(count) - 1) / rule.halved_after) if rule.halved_after else rule.lr
     moved: Tensors = {}
     kept: Tensors = {"count": count}
     for name, tensor in model.items():
@@ -48,7 +53,7 @@ def server_step(rule: ServerOptimiser, model: Tensors, mean_delta: Tensors, stat
         first = state.get(f"first.{name}", torch.zeros_like(tensor))
         second = state.get(f"second.{name}", torch.zeros_like(tensor))
         step, first, second = _STEPS[rule.kind](rule, gradient, first, second, int(count))
-        moved[name] = tensor - rule.lr * step
+        moved[name] = tensor - lr * step
         kept |= {f"first.{name}": first, f"second.{name}": second}
     return moved, kept
 
