@@ -27,9 +27,12 @@ def cases() -> list[str]:
     return found
 
 
-def make(case: str) -> ItemEmbedding:
+COMPRESSED = [case for case in cases() if "/" in case]
+
+
+def make(case: str, **values: float) -> ItemEmbedding:
     name, *way = case.split("/")
-    config = load_member("embedding", name, **dict(zip(("variant", "start"), way, strict=False)))
+    config = load_member("embedding", name, **dict(zip(("variant", "start"), way, strict=False)), **values)
     made: ItemEmbedding = embeddings.get(name)(config, N_ITEMS, DIM)
     return made
 
@@ -182,6 +185,27 @@ def test_the_gradient_at_the_start_moves_something(embedding: ItemEmbedding, bas
     made = vectors(embedding, trained, frozen_of(embedding, start), base, torch.arange(N_ITEMS))
     (made * torch.randn(made.shape, generator=generator(3))).sum().backward()  # type: ignore[no-untyped-call]
     assert any(tensor.grad is not None and tensor.grad.any() for tensor in trained.values())
+
+
+@pytest.mark.parametrize("case", COMPRESSED)
+def test_the_factor_is_before_what_is_compressed(case: str, base: Tensor) -> None:
+    one, quarter = make(case), make(case, scaling=0.25)
+    start, items = init(one, base), torch.arange(N_ITEMS)
+    trained, frozen = perturbed(one, start, user=0), frozen_of(one, start)
+    there = base if one.uses_base else torch.zeros_like(base)
+    whole = vectors(one, trained, frozen, base, items) - there
+    assert whole.abs().max() > 0.01
+    torch.testing.assert_close(vectors(quarter, trained, frozen, base, items) - there, 0.25 * whole)
+
+
+@pytest.mark.parametrize("case", [case for case in COMPRESSED if "/C/" in case and "senet" not in case])
+def test_alone_the_first_vectors_are_the_same_whatever_the_factor(case: str, base: Tensor) -> None:
+    items, made = torch.arange(N_ITEMS), []
+    for scaling in (1.0, 0.25):
+        embedding = make(case, scaling=scaling)
+        tensors = init(embedding, base)
+        made.append(vectors(embedding, tensors, frozen_of(embedding, tensors), base, items))
+    torch.testing.assert_close(made[0], made[1], atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("case", [case for case in cases() if case.endswith("/C/random")])
