@@ -3,7 +3,7 @@
 Most rows are read once, or once in every step (those of a positive): each such read owns its copy, in the order in
 which it is read, so that nothing is looked up and gradients arrive where they are used. Rows that stand in several
 places (a negative drawn twice, a bucket that many items share) live in a small table beside it, which is copied to the
-places before they are read and collects their gradients afterwards.
+places before they are read and collects their gradients afterwards. Where most reads are of that kind, all are.
 """
 
 from __future__ import annotations
@@ -39,16 +39,13 @@ class Deltas(NamedTuple):
 class _Place:
     """The copies at one place of the pairs (the positives, or the negatives of one step)."""
 
-    def __init__(self, rows: Tensor, owner: Tensor, shared: Tensor, groups: Tensor) -> None:
+    def __init__(self, rows: Tensor, owner: Tensor, shared: Tensor, groups: Tensor, owns: bool) -> None:
         self.rows = rows  # int64 [segments, length * items, r]
         self.owner = owner  # int64 [segments]
         self.shared = shared  # int64 [m], flat positions of the copies that the small table stands for
         self.groups = groups  # int64 [m], which of its rows
-        self.moved: Tensor | None = None  # what was added to the copies so far; None before they are first read
-
-    @property
-    def owns_none(self) -> bool:
-        return len(self.shared) == self.rows.numel()
+        self.owns = owns  # whether any copy of a pair is not among them; those of padding are never moved
+        self.moved: Tensor | None = None  # what was added to its own copies so far; None before they are first read
 
 
 class RowCopies:
@@ -68,6 +65,8 @@ class RowCopies:
         self._steps: Counter[LocalOptimiser] = Counter()
         keys = torch.cat([(at.owners[:, None, None] * len(table) + rows).flatten() for rows, at in reads])
         found = repeated(keys.cpu().numpy(), users * len(table))
+        if 2 * len(found.places) > len(keys):  # then the few that are read once go into the small table, too
+            found = repeated(keys.cpu().numpy(), users * len(table), least=1)
         places, groups, values = (torch.from_numpy(part).to(table.device) for part in found)
         self._owner, self._rows = values // len(table), values % len(table)
         self._small = table.index_select(0, self._rows)
@@ -80,16 +79,19 @@ class RowCopies:
             per_pair = rows.shape[1] * rows.shape[2]
             place = places[mine] - int(ends[number] - sizes[number])
             shared = at.places[place // per_pair] * per_pair + place % per_pair
-            self._places.append(_Place(at.fill(rows).flatten(1, 2), at.owner, shared, groups[mine]))
+            owns = len(place) < rows.numel()
+            self._places.append(_Place(at.fill(rows).flatten(1, 2), at.owner, shared, groups[mine], owns))
 
     def read(self, number: int) -> Tensor:
         """The present copies [segments, length * items, r, width] at place `number`."""
         place = self._places[number]
+        small = self._small.index_select(0, place.groups)
+        if len(small) == place.rows.numel():  # all of them stand there, in the order of their places
+            return small.reshape(*place.rows.shape, -1)
         values = self._table.index_select(0, place.rows.flatten())
         if place.moved is not None:
             values += place.moved.reshape(values.shape)
-        if len(place.shared):
-            values.index_copy_(0, place.shared, self._small.index_select(0, place.groups))
+        values.index_copy_(0, place.shared, small)
         return values.reshape(*place.rows.shape, -1)
 
     def step(self, optimiser: LocalOptimiser, gradients: Mapping[int, Tensor]) -> None:
@@ -101,17 +103,17 @@ class RowCopies:
         for number, place in enumerate(self._places):
             if number in gradients:
                 gradient = gradients[number].contiguous().reshape(-1, small.shape[1])
-                if len(place.shared):
-                    small.index_add_(0, place.groups, gradient.index_select(0, place.shared))
-                    gradient.index_fill_(0, place.shared, 0)
-                if place.moved is None and not place.owns_none:
+                small.index_add_(0, place.groups, gradient.index_select(0, place.shared))
+                if not place.owns:
+                    continue
+                gradient.index_fill_(0, place.shared, 0)
+                if place.moved is None:
                     place.moved = torch.zeros_like(gradient)
-            elif (optimiser, number) in self._states:
-                gradient = torch.zeros(place.rows.numel(), small.shape[1], dtype=small.dtype, device=small.device)
+            elif place.moved is not None and (optimiser, number) in self._states:
+                gradient = torch.zeros_like(place.moved)
             else:
                 continue
-            if place.moved is not None:
-                self._state(optimiser, number, place.moved).step(place.moved, gradient)
+            self._state(optimiser, number, place.moved).step(place.moved, gradient)
         if len(small):
             self._state(optimiser, -1, small).step(self._small, small)
         self._steps[optimiser] += 1

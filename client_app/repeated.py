@@ -1,4 +1,4 @@
-"""Which numbers stand more than once, in linear time where the range of the numbers allows it."""
+"""Which numbers stand several times, in linear time where the range of the numbers allows it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _RANGE_PER_VALUE = 64
 
 
 class Repeated(NamedTuple):
-    """Numbers that stand more than once.
+    """Numbers that stand often enough.
 
     Attributes:
         places: int64 [places], where they stand, ascending.
@@ -25,20 +25,21 @@ class Repeated(NamedTuple):
     values: NDArray[np.int64]
 
 
-def repeated(values: NDArray[np.int64], bound: int) -> Repeated:
-    """The numbers among `values` that stand there more than once.
+def repeated(values: NDArray[np.int64], bound: int, least: int = 2) -> Repeated:
+    """The numbers among `values` that stand there at least so many times.
 
     Args:
         values: int64 [n], each in [0, bound).
         bound: Size of the range.
+        least: How many times; 1 for all of them.
     """
     if bound > _RANGE_PER_VALUE * len(values):
         found, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        number = np.cumsum(counts > 1) - 1
-        places = np.flatnonzero(counts[inverse] > 1)
-        return Repeated(places, number[inverse[places]], found[counts > 1])
+        number = np.cumsum(counts >= least) - 1
+        places = np.flatnonzero(counts[inverse] >= least)
+        return Repeated(places, number[inverse[places]], found[counts >= least])
     counts = np.bincount(values, minlength=bound)
-    places = np.flatnonzero(counts[values] > 1)
-    again = np.flatnonzero(counts > 1)
-    counts[again] = np.arange(len(again))  # from here on: the number of each repeated value
-    return Repeated(places, counts[values[places]], again)
+    places = np.flatnonzero(counts[values] >= least)
+    often = np.flatnonzero(counts >= least)
+    counts[often] = np.arange(len(often))  # from here on: the number of each of these values
+    return Repeated(places, counts[values[places]], often)
