@@ -118,19 +118,24 @@ def plain(folder: str) -> str:
 
 
 def backbones() -> str:
-    """Each method beside Full, of the same data, backbone, recipe, rounds and codec."""
-    runs = {name: found[0] for name, found in kept("backbones").items()}
+    """Each method beside Full, of the same data, backbone, recipe, rounds and codec; and beside Full's best round."""
     lines = [
-        "| data and backbone | method | validation NDCG@10 | NDCG@10 | of Full's | bytes per user | of Full's |",
-        f"|---|---|{'---:|' * 5}",
+        "| data and backbone | method | rounds | NDCG@10 | of Full's | validation | of Full's | of its best | bytes "
+        "per user | of Full's |",
+        f"|---|---|{'---:|' * 8}",
     ]
-    for name, run in runs.items():
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in (RESULTS / "backbones").glob("*.json")]
+    runs = {run["name"]: run for run in found}
+    for name, run in sorted(runs.items()):
         place, _, method = name.rpartition(" ")
-        full = runs[f"{place} Full"]
-        value, moved = run["test"]["ndcg@10"], run["bytes_per_user"]["total"]
-        share = f"{value / full['test']['ndcg@10']:.0%}"
-        less = f"1 / {full['bytes_per_user']['total'] / moved:.1f}"
-        cells = [place, method, f"{run['validation']['ndcg@10']:.4f}", f"{value:.4f}", share, f"{moved:,.0f}", less]
+        full, summary = runs[f"{place} Full"], run["summary"]
+        test, validation = (summary[split]["ndcg@10"] for split in ("test", "validation"))
+        fulls_test, fulls_validation = (full["summary"][split]["ndcg@10"] for split in ("test", "validation"))
+        best = max(point["validation"]["ndcg@10"] for point in full["curve"])
+        moved, fulls = (each["bytes_per_user"]["total"] for each in (summary, full["summary"]))
+        cells = [place, method, str(summary["rounds"]), f"{test:.4f}", f"{test / fulls_test:.0%}"]
+        cells += [f"{validation:.4f}", f"{validation / fulls_validation:.0%}", f"{validation / best:.0%}"]
+        cells += [f"{moved:,.0f}", f"1 / {fulls / moved:.1f}"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
