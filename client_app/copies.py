@@ -3,7 +3,8 @@
 Most rows are read once, or once in every step (those of a positive): each such read owns its copy, in the order in
 which it is read, so that nothing is looked up and gradients arrive where they are used. Rows that stand in several
 places (a negative drawn twice, a bucket that many items share) live in a small table beside it, which is copied to the
-places before they are read and collects their gradients afterwards. Where most reads are of that kind, all are.
+places before they are read and collects their gradients afterwards. Where there are more reads than rows,
+it holds all of them.
 """
 
 from __future__ import annotations
@@ -64,9 +65,9 @@ class RowCopies:
         self._states: dict[tuple[LocalOptimiser, int], LocalState] = {}
         self._steps: Counter[LocalOptimiser] = Counter()
         keys = torch.cat([(at.owners[:, None, None] * len(table) + rows).flatten() for rows, at in reads])
-        found = repeated(keys.cpu().numpy(), users * len(table))
-        if 2 * len(found.places) > len(keys):  # then the few that are read once go into the small table, too
-            found = repeated(keys.cpu().numpy(), users * len(table), least=1)
+        # Where there are more reads than rows, the few rows that are read once go into the small table, too.
+        least = 1 if len(keys) > users * len(table) else 2
+        found = repeated(keys.cpu().numpy(), users * len(table), least)
         places, groups, values = (torch.from_numpy(part).to(table.device) for part in found)
         self._owner, self._rows = values // len(table), values % len(table)
         self._small = table.index_select(0, self._rows)

@@ -25,7 +25,7 @@ class Repeated(NamedTuple):
     values: NDArray[np.int64]
 
 
-def repeated(values: NDArray[np.int64], bound: int, least: int = 2) -> Repeated:
+def repeated(values: NDArray[np.int64], bound: int, least: int) -> Repeated:
     """The numbers among `values` that stand there at least so many times.
 
     Args:
