@@ -49,5 +49,9 @@ def test_the_wheel_makes_the_same_bundle_as_the_checkout(site: Path, tmp_path: P
 def test_the_wheel_holds_no_tests_and_no_stray_files(site: Path) -> None:
     names = {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")}
     assert names == {"fedrec", "peft_embeddings", "strategies", "client_app", "server_app", "commands", "conf"}
-    kinds = {path.suffix for path in site.rglob("*") if path.is_file() and ".dist-info" not in str(path)}
+    kinds = {
+        path.suffix
+        for path in site.rglob("*")
+        if path.is_file() and ".dist-info" not in str(path) and path.suffix != ".pyc"
+    }
     assert kinds <= {".py", ".yaml", ".toml", ""}

@@ -30,7 +30,6 @@ from fedrec.config.paths import settle
 from fedrec.errors import ConfigError, FederationError
 from fedrec.item_list import item_list_packet, pack_item_list
 from fedrec.keys import simulation_secret
-from fedrec.registry import CONF
 from server_app.run import run
 from strategies.records import unpack
 
@@ -51,12 +50,11 @@ OVERRIDES = [
 
 
 @pytest.fixture(scope="session")
-def rows() -> list[Row]:
+def rows(real: Path) -> list[Row]:
     """The interactions of some users of the real data, up to 60 of each."""
-    folder = Path(os.environ.get("FEDREC_DATA", CONF.parent.parent / "shared" / "data")).resolve()
     taken: dict[str, int] = {}
     found = []
-    for line in (folder / "ml-100k" / "u.data").read_text().splitlines():
+    for line in (real / "ml-100k" / "u.data").read_text().splitlines():
         user, item, _, time = line.split("\t")
         if int(user) <= USERS and (count := taken.get(user, 0)) < 60:
             taken[user] = count + 1

