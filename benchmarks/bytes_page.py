@@ -19,10 +19,10 @@ from commands.describe import describe
 from fedrec.config.compose import compose
 from fedrec.config.schema import RunConfig
 from fedrec.config.validate import field_types
+from fedrec.core.errors import ConfigError
+from fedrec.core.registry import backbones, embeddings, strategies
 from fedrec.data.prepare import load
 from fedrec.datasets.base import DatasetConfig
-from fedrec.errors import ConfigError
-from fedrec.registry import backbones, embeddings, strategies
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "bytes.md"

@@ -15,12 +15,12 @@ import torch
 
 from benchmarks.common import case, ml_1m, options, rates, spread, synthetic, timed, write
 from benchmarks.task import load
-from client_app.evaluation import RankingProtocol, rank_users
-from client_app.users import Cohort
+from client_app.answers.evaluation import RankingProtocol, rank_users
+from client_app.homes.users import Cohort
+from fedrec.core.registry import backbones
+from fedrec.core.rng import counter_bits
 from fedrec.data import split
 from fedrec.data.store import open_store
-from fedrec.registry import backbones
-from fedrec.rng import counter_bits
 
 
 def rank(

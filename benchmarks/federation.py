@@ -17,20 +17,20 @@ import torch
 from benchmarks.common import spread
 from benchmarks.flower import run_app
 from benchmarks.phases import ROUND, clocked
-from client_app.app import app as client_app
+from client_app.answers.app import app as client_app
 from commands.flower_app import assemble
 from commands.local_grid import LocalGrid
-from fedrec import registry
+from federation.base import FederatedStrategy
+from federation.checkpoint import Checkpoint
 from fedrec.config.compose import compose
+from fedrec.core import registry
+from fedrec.core.rng import generator
+from fedrec.core.shared_folder import leave_token
+from fedrec.core.tensors import content_digest
 from fedrec.data.store import open_store
-from fedrec.protocol import SimulatedData, pack_eligible
-from fedrec.rng import generator
-from fedrec.shared_folder import leave_token
-from fedrec.tensors import content_digest
+from fedrec.wire.protocol import SimulatedData, pack_eligible
 from server_app.run import make_setup
 from server_app.run_folder import METRICS, SUMMARY
-from strategies.base import FederatedStrategy
-from strategies.checkpoint import Checkpoint
 
 
 class _Watch:
@@ -138,7 +138,7 @@ def simulation(
             shutil.copyfile(Path(__file__).with_name("phases.py"), app / "fedrec" / "phase_clock.py")
             (folder / "clocks").mkdir()
             for role, module, name in (
-                ("client", "client_app.node", "Node.train"),
+                ("client", "client_app.answers.node", "Node.train"),
                 ("server", "server_app.run", "_Recorder.on_round"),
             ):
                 with (app / f"{role}_app" / "app.py").open("a", encoding="utf-8") as file:

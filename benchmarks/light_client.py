@@ -36,7 +36,7 @@ stages["client"] = time.process_time()
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
-from strategies.records import pack
+from exchanges.records import pack
 folder = sys.argv[1]
 about = json.load(open(folder + "/message.json"))
 arrays = dict(np.load(folder + "/message.npz"))
@@ -57,12 +57,12 @@ _PHASES = {"warmup": "the whole table", "peft": "lora of rank 4 over the frozen 
 
 def record(data: Path, folder: Path) -> dict[str, int]:
     """One run of two rounds with the user's device alone; each round's message is kept in `folder`/<phase>."""
-    from client_app.app import app
+    from client_app.answers.app import app
     from commands.local_grid import LocalGrid
+    from exchanges.records import unpack
     from fedrec.config.compose import compose
     from fedrec.config.paths import settle
     from server_app.run import run
-    from strategies.records import unpack
 
     source = data / "ml-1m"
     with (source / "interactions.csv").open(newline="") as file:

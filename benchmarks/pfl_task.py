@@ -27,7 +27,7 @@ from typing_extensions import override
 
 from benchmarks.common import case, ml_1m, options, rates, spread, synthetic, timed, write
 from benchmarks.task import LIMITS, load
-from client_app.cohort import CohortEngine
+from client_app.training.cohort import CohortEngine
 from fedrec.optim.base import LocalStep, Sgd
 from fedrec.optim.paper import PaperRecipe
 from fedrec.privacy.none import NoPrivacy, NoPrivacyConfig

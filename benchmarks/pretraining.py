@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from benchmarks.common import case, options, spread, table_overrides, timed, write
-from fedrec import registry
 from fedrec.config.compose import compose
+from fedrec.core import registry
+from fedrec.core.registry import MemberConfig
 from fedrec.data.prepare import load
-from fedrec.registry import MemberConfig
 from peft_embeddings.base_table import text_vectors
 from peft_embeddings.encoders.base import TextEncoder
 

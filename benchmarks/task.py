@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client_app.engine import Engine, GlobalModel, Limits
-from client_app.node import ENGINES
-from client_app.users import Cohort
-from fedrec import registry
+from client_app.answers.node import ENGINES
+from client_app.homes.users import Cohort
+from client_app.training.engine import Engine, GlobalModel, Limits
 from fedrec.config.describe import load_member
+from fedrec.core import registry
+from fedrec.core.rng import counter_bits, generator
+from fedrec.core.tensors import Tensors
 from fedrec.data import split
+from fedrec.data.negatives import NegativeSampler
 from fedrec.data.planted import World
 from fedrec.data.store import open_store, write_store
 from fedrec.data.types import Interactions
-from fedrec.negatives import NegativeSampler
 from fedrec.optim.base import Recipe
 from fedrec.privacy.none import NoPrivacy, NoPrivacyConfig
-from fedrec.rng import counter_bits, generator
-from fedrec.tensors import Tensors
 from peft_embeddings.model import Model
 
 DIM = 32

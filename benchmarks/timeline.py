@@ -19,10 +19,10 @@ SERVER = (
     ("data", "server_app.run", "load"),
     ("base table", "server_app.run", "base_table"),
     ("baselines", "server_app.run", "simulated_baselines"),
-    ("enrolled", "strategies.nodes", "Nodes.wait"),
+    ("enrolled", "federation.nodes", "Nodes.wait"),
     ("first round", "server_app.run", "_Recorder.on_round"),
 )
-CLIENT = (("first message", "client_app.users", "LocalUsers.__init__"),)
+CLIENT = (("first message", "client_app.homes.users", "LocalUsers.__init__"),)
 """Stage, module and dotted name: the stage is reached when the function returns."""
 
 

@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from benchmarks.task import LIMITS, Task
-from client_app.users import Cohort
+from client_app.homes.users import Cohort
 from fedrec.backbones.base import ScoreContext
-from fedrec.negatives import sorted_distinct
+from fedrec.core.tensors import Tensors
+from fedrec.data.negatives import sorted_distinct
 from fedrec.optim.local import LocalState
-from fedrec.tensors import Tensors
-from fedrec.updates import user_weights
+from fedrec.wire.updates import user_weights
 
 Parameters = dict[str, Tensors]
 

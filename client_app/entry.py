@@ -25,7 +25,7 @@ def real_app() -> ClientApp:
     collects = gc.isenabled()
     gc.disable()
     try:
-        from client_app.app import app as real
+        from client_app.answers.app import app as real
 
         gc.freeze()
     finally:
@@ -35,7 +35,7 @@ def real_app() -> ClientApp:
 
 
 class EntryApp(ClientApp):
-    """Hands every message to `client_app.app.app`."""
+    """Hands every message to `client_app.answers.app.app`."""
 
     @override
     def __call__(self, message: Message, context: Context) -> Message:

@@ -23,8 +23,8 @@ from fedrec.config.compose import compose, experiments
 from fedrec.config.describe import ABSENT, Change, differences, to_dict, to_yaml
 from fedrec.config.paths import portable, settle
 from fedrec.config.schema import RunConfig
-from fedrec.errors import ConfigError, FedrecError
-from fedrec.registry import FAMILIES
+from fedrec.core.errors import ConfigError, FedrecError
+from fedrec.core.registry import FAMILIES
 
 app = typer.Typer(
     name="fedrec",

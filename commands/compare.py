@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from commands.progress import amount, duration
-from fedrec.curves import WAYS, Point, curve, reached, read_records
-from fedrec.errors import FedrecError
+from fedrec.core.errors import FedrecError
+from fedrec.evaluation.curves import WAYS, Point, curve, reached, read_records
 
 METRIC = "ndcg@10"
 HIT_RATE = "hr@10"

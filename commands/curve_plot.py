@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from commands.compare import Comparison, Run
 from commands.progress import amount
-from fedrec.errors import FedrecError
+from fedrec.core.errors import FedrecError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

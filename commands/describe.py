@@ -7,12 +7,12 @@ from typing import cast
 from rich.console import Console
 from rich.table import Table
 
+from federation.sizes import PhaseSizes, Sizes, Totals, sizes
 from fedrec.config.schema import RunConfig
 from fedrec.data.prepare import load, load_items
 from fedrec.datasets.base import DatasetConfig
-from fedrec.item_list import item_list_packet, pack_item_list
+from fedrec.wire.item_list import item_list_packet, pack_item_list
 from server_app.run import make_setup
-from strategies.sizes import PhaseSizes, Sizes, Totals, sizes
 
 _DIGEST = "0" * 32
 """In the place of a digest of data that is not read; all are of this length."""

@@ -11,9 +11,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from fedrec.errors import FederationError
+from fedrec.core.errors import FederationError
 
-PACKAGES = ("fedrec", "peft_embeddings", "strategies", "client_app", "server_app", "conf")
+PACKAGES = ("fedrec", "peft_embeddings", "exchanges", "federation", "strategies", "client_app", "server_app", "conf")
 """The packages that travel; `commands` stays at home."""
 
 _ROOT = Path(__file__).resolve().parent.parent

@@ -18,17 +18,17 @@ from rich.table import Table
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from client_app.engine import GlobalModel
-from client_app.frozen import MissingFrozenError
-from client_app.home import Place, item_list
-from client_app.last_model import kept_models, read_model
-from client_app.node import Node, Received
-from client_app.site import Site
-from client_app.users import Cohort
-from fedrec.errors import FedrecError, StoreError
-from fedrec.item_list import ItemList
-from fedrec.keys import opaque_keys
-from fedrec.protocol import Setup, SimulatedData
+from client_app.answers.node import Node, Received
+from client_app.homes.home import Place, item_list
+from client_app.homes.site import Site
+from client_app.homes.users import Cohort
+from client_app.stores.frozen import MissingFrozenError
+from client_app.stores.last_model import kept_models, read_model
+from client_app.training.engine import GlobalModel
+from fedrec.core.errors import FedrecError, StoreError
+from fedrec.core.keys import opaque_keys
+from fedrec.wire.item_list import ItemList
+from fedrec.wire.protocol import Setup, SimulatedData
 
 _CLOSE = 3
 _LOOKED_THROUGH = 100_000

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from commands.progress import amount, duration
-from strategies.reports import fact_line
+from federation.reports import fact_line
 
 _BASELINES = {
     "random": "random",

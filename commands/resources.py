@@ -11,7 +11,7 @@ import socket
 from contextlib import closing
 
 from fedrec.config.schema import SimulationConfig
-from fedrec.errors import FederationError
+from fedrec.core.errors import FederationError
 
 _PATIENCE = 10.0
 _EMPTY_POOL = re.compile(r"The ActorPool is empty\. The system \((.*?)\)")

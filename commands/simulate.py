@@ -23,7 +23,7 @@ from commands.signals import signals_as_exceptions
 from commands.superlink import NAME, SuperLink
 from fedrec.config.paths import assign, portable, settle
 from fedrec.config.schema import RunConfig, SimulationConfig
-from fedrec.errors import FederationError, StoreError
+from fedrec.core.errors import FederationError, StoreError
 from server_app.resuming import prepare
 from server_app.run import new_run_id
 from server_app.run_folder import METRICS, SUMMARY, RunFolder

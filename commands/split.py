@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import cast
 
 from fedrec.config.schema import RunConfig
+from fedrec.core.errors import DataError, StoreError
 from fedrec.data.prepare import load
 from fedrec.data.types import Dataset
 from fedrec.datasets.base import DatasetConfig
-from fedrec.errors import DataError, StoreError
 
 
 def split(config: RunConfig, sites: int, folder: Path) -> Dataset:

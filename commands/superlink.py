@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from commands.processes import Offspring
-from fedrec.errors import FederationError
+from fedrec.core.errors import FederationError
 
 NAME = "simulation"
 _START_TIMEOUT = 300.0

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from client_app.app import app as client_app
+from client_app.answers.app import app as client_app
 from commands.local_grid import LocalGrid
 from commands.progress import RunProgress
 from commands.report import show_summary

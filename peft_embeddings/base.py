@@ -16,8 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from fedrec.registry import MemberConfig
-from fedrec.tensors import Spec, TableSpec, Tensors, TensorSpec
+from fedrec.core.registry import MemberConfig
+from fedrec.core.tensors import Spec, TableSpec, Tensors, TensorSpec
 
 
 class ItemEmbedding(ABC):

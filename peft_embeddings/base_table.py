@@ -21,10 +21,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedrec.core.errors import DataError, FedrecError, StoreError
+from fedrec.core.rng import generator
+from fedrec.core.tensors import content_digest
 from fedrec.data.types import Catalogue
-from fedrec.errors import DataError, FedrecError, StoreError
-from fedrec.rng import generator
-from fedrec.tensors import content_digest
 from peft_embeddings.encoders.base import Arrays, Encoded, Progress, TextEncoder, TextVectors
 from peft_embeddings.reductions.base import Reduction
 from peft_embeddings.text_map import TextMap, described_rows, joined

@@ -16,9 +16,9 @@ from annotated_types import Gt
 from torch import Tensor
 from typing_extensions import override
 
-from fedrec.errors import ConfigError
-from fedrec.registry import MemberConfig
-from fedrec.tensors import Tensors
+from fedrec.core.errors import ConfigError
+from fedrec.core.registry import MemberConfig
+from fedrec.core.tensors import Tensors
 from peft_embeddings.base import ItemEmbedding
 
 Start: TypeAlias = Literal["zero", "random", "semantic"]

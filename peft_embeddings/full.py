@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fedrec.registry import MemberConfig, embeddings
-from fedrec.tensors import TableSpec, Tensors
+from fedrec.core.registry import MemberConfig, embeddings
+from fedrec.core.tensors import TableSpec, Tensors
 from peft_embeddings.base import ItemEmbedding
 
 

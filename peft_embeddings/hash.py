@@ -13,8 +13,8 @@ from typing import Literal
 from torch import Tensor
 from typing_extensions import override
 
-from fedrec.registry import embeddings
-from fedrec.tensors import Tensors
+from fedrec.core.registry import embeddings
+from fedrec.core.tensors import Tensors
 from peft_embeddings.hashing import HashedConfig, HashedEmbedding
 
 

@@ -21,8 +21,8 @@ from annotated_types import Ge, Le
 from torch import Tensor
 from typing_extensions import override
 
-from fedrec.registry import embeddings
-from fedrec.tensors import Tensors, TensorSpec
+from fedrec.core.registry import embeddings
+from fedrec.core.tensors import Tensors, TensorSpec
 from peft_embeddings.hashing import HashedConfig, HashedEmbedding
 
 

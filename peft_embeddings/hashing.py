@@ -21,7 +21,7 @@ from annotated_types import Ge, Le
 from torch import Tensor
 from typing_extensions import override
 
-from fedrec.tensors import Spec, TableSpec, Tensors, TensorSpec
+from fedrec.core.tensors import Spec, TableSpec, Tensors, TensorSpec
 from peft_embeddings.compressed import CompressedConfig, CompressedEmbedding
 
 PRIME = 2**31 - 1

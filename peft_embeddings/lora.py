@@ -20,8 +20,8 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from typing_extensions import override
 
-from fedrec.registry import embeddings
-from fedrec.tensors import TableSpec, Tensors, TensorSpec
+from fedrec.core.registry import embeddings
+from fedrec.core.tensors import TableSpec, Tensors, TensorSpec
 from peft_embeddings.compressed import CompressedConfig, CompressedEmbedding, Start
 
 _NOTHING = 1e-6

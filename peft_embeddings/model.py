@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedrec.backbones.base import Backbone, History
-from fedrec.tensors import Spec, TableSpec, Tensors
+from fedrec.core.tensors import Spec, TableSpec, Tensors
 from peft_embeddings.base import ItemEmbedding
 
 BASE = "base"

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedrec.tensors import Tensors
+from fedrec.core.tensors import Tensors
 from peft_embeddings.model import BASE, Model
 
 

@@ -24,8 +24,8 @@ from pydantic import Strict
 from torch import Tensor
 from typing_extensions import override
 
-from fedrec.registry import embeddings
-from fedrec.tensors import DTYPES, Spec, TableSpec, Tensors, TensorSpec
+from fedrec.core.registry import embeddings
+from fedrec.core.tensors import DTYPES, Spec, TableSpec, Tensors, TensorSpec
 from peft_embeddings.compressed import CompressedConfig, CompressedEmbedding, Start
 
 _CODER = "coder."

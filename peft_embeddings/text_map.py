@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedrec import registry
 from fedrec.config.validate import member_config, plain
-from fedrec.errors import ConfigError, StoreError
+from fedrec.core import registry
+from fedrec.core.errors import ConfigError, StoreError
 from peft_embeddings.encoders.base import Arrays, Progress, TextEncoder, TextVectors
 from peft_embeddings.reductions.base import Reduction
 

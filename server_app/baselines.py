@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from fedrec.baselines import SampledRanking, baseline_metrics
+from fedrec.core.keys import opaque_keys, simulation_secret
+from fedrec.core.rng import derive
 from fedrec.data.split import HeldOut
 from fedrec.data.types import Dataset
-from fedrec.keys import opaque_keys, simulation_secret
-from fedrec.protocol import Setup
-from fedrec.rng import derive
+from fedrec.evaluation.baselines import SampledRanking, baseline_metrics
+from fedrec.wire.protocol import Setup
 from peft_embeddings.encoders.base import TextVectors
 
 

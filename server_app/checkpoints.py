@@ -15,8 +15,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
-from fedrec.errors import StoreError
-from strategies.checkpoint import Checkpoint
+from federation.checkpoint import Checkpoint
+from fedrec.core.errors import StoreError
 
 log = logging.getLogger("fedrec")
 

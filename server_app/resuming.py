@@ -7,12 +7,12 @@ import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from federation.base import FederatedStrategy
+from federation.checkpoint import Checkpoint
 from fedrec import __version__
-from fedrec.errors import DataError
-from fedrec.protocol import code_digest
+from fedrec.core.errors import DataError
+from fedrec.wire.code import code_digest
 from server_app.run_folder import MANIFEST, RunFolder
-from strategies.base import FederatedStrategy
-from strategies.checkpoint import Checkpoint
 
 log = logging.getLogger("fedrec")
 

@@ -15,35 +15,36 @@ from typing import Any, Protocol, cast
 import torch
 from flwr.serverapp import Grid
 
-from fedrec import __version__, registry
+from federation.base import Deployed, FederatedStrategy
+from federation.checkpoint import Checkpoint
+from fedrec import __version__
 from fedrec.config.describe import to_yaml
 from fedrec.config.schema import RunConfig
-from fedrec.curves import write_curve
+from fedrec.core import registry
+from fedrec.core.rng import derive
+from fedrec.core.secret import own_secret
+from fedrec.core.shared_folder import leave_token
+from fedrec.core.tensors import content_digest, text_digest
 from fedrec.data import report
 from fedrec.data.prepare import load, load_items
 from fedrec.data.store import write_store
 from fedrec.data.types import DataReport, Dataset
 from fedrec.datasets.base import DatasetConfig
-from fedrec.item_list import pack_item_list
-from fedrec.protocol import (
+from fedrec.evaluation.curves import write_curve
+from fedrec.wire.code import code_digest
+from fedrec.wire.item_list import pack_item_list
+from fedrec.wire.protocol import (
     PROTOCOL_VERSION,
     PhaseSetup,
     Setup,
     SimulatedData,
-    code_digest,
     pack_eligible,
 )
-from fedrec.rng import derive
-from fedrec.secret import own_secret
-from fedrec.shared_folder import leave_token
-from fedrec.tensors import content_digest, text_digest
 from peft_embeddings.base_table import BaseTable, build_base_table, random_base_table, text_vectors
 from peft_embeddings.encoders.base import TextEncoder
 from server_app.baselines import simulated_baselines
 from server_app.resuming import Resumption, go_on, manifest_of_resumed, prepare
 from server_app.run_folder import CONFIG, MANIFEST, SETUP, SUMMARY, RunFolder
-from strategies.base import Deployed, FederatedStrategy
-from strategies.checkpoint import Checkpoint
 
 log = logging.getLogger("fedrec")
 

@@ -26,11 +26,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from federation.checkpoint import Checkpoint
+from fedrec.core.errors import StoreError
 from fedrec.data.types import Catalogue
-from fedrec.errors import StoreError
-from fedrec.protocol import Setup
+from fedrec.wire.protocol import Setup
 from server_app.checkpoints import Checkpoints, sync
-from strategies.checkpoint import Checkpoint
 
 log = logging.getLogger("fedrec")
 

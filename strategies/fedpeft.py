@@ -17,12 +17,12 @@ import torch
 from annotated_types import Ge
 from typing_extensions import override
 
+from federation.base import FederatedStrategy, Phase, StrategyConfig
 from fedrec.config.schema import RunConfig
-from fedrec.registry import MemberConfig, embeddings, strategies
+from fedrec.core.registry import MemberConfig, embeddings, strategies
 from peft_embeddings.base import ItemEmbedding
 from peft_embeddings.compressed import CompressedConfig
 from peft_embeddings.full import FullConfig
-from strategies.base import FederatedStrategy, Phase, StrategyConfig
 
 log = logging.getLogger("fedrec")
 

@@ -8,9 +8,9 @@ from typing import Literal
 
 from typing_extensions import override
 
+from federation.base import FederatedStrategy, Phase, StrategyConfig
 from fedrec.config.schema import RunConfig
-from fedrec.registry import strategies
-from strategies.base import FederatedStrategy, Phase, StrategyConfig
+from fedrec.core.registry import strategies
 
 
 @dataclass(frozen=True)

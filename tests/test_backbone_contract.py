@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from client_app.history import PlainHistory
+from client_app.training.history import PlainHistory
 from fedrec.backbones.base import Advice, Backbone, ScoreContext
 from fedrec.config.describe import load_member
+from fedrec.core.registry import backbones
+from fedrec.core.rng import generator
+from fedrec.core.tensors import Tensors, content_digest, matches
 from fedrec.optim.losses import LOSSES
-from fedrec.registry import backbones
-from fedrec.rng import generator
-from fedrec.tensors import Tensors, content_digest, matches
 
 DIM, ITEMS = 8, 6
 KEYS = np.array([3, 2**64 - 1, 0, 17, 2**40], dtype=np.uint64)

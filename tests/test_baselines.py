@@ -10,12 +10,12 @@ import pytest
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-import fedrec.baselines
-from fedrec.baselines import SampledRanking, baseline_metrics
+import fedrec.evaluation.baselines
+from fedrec.core.errors import DataError, FedrecError
+from fedrec.data.negatives import NegativeSampler
 from fedrec.data.types import Interactions
-from fedrec.errors import DataError, FedrecError
-from fedrec.metrics import sampled_negatives
-from fedrec.negatives import NegativeSampler
+from fedrec.evaluation.baselines import SampledRanking, baseline_metrics
+from fedrec.evaluation.metrics import sampled_negatives
 
 Split = Literal["validation", "test"]
 BACK: dict[Split, int] = {"validation": 2, "test": 1}
@@ -98,8 +98,8 @@ def test_they_equal_a_slow_look_in_chunks_of_any_size(
     rows_at_once: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fedrec.baselines, "USERS_AT_ONCE", users_at_once)
-    monkeypatch.setattr(fedrec.baselines, "ROWS_AT_ONCE", rows_at_once)
+    monkeypatch.setattr(fedrec.evaluation.baselines, "USERS_AT_ONCE", users_at_once)
+    monkeypatch.setattr(fedrec.evaluation.baselines, "ROWS_AT_ONCE", rows_at_once)
     interactions = interactions_of(histories)
     eligible, keys = np.unique(interactions.items), np.arange(50, 90, dtype=np.uint64)
     found = baseline_metrics(interactions, eligible, vectors, split, [5], SampledRanking(7, 3, keys))

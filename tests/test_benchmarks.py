@@ -21,7 +21,7 @@ if str(ROOT) not in sys.path:  # benchmarks are not installed
 from benchmarks import accuracy, common, methods, page, timeline  # noqa: E402
 from benchmarks.phases import clocked  # noqa: E402
 from fedrec.config.compose import compose  # noqa: E402
-from fedrec.registry import backbones  # noqa: E402
+from fedrec.core.registry import backbones  # noqa: E402
 
 IN_PROCESS = ("engine", "scaling", "evaluation", "pretraining")
 THROUGH_FLOWER = ("round_phases", "stock_flower", "one_user_per_node", "startup")
@@ -100,20 +100,20 @@ def test_a_case_has_a_process_and_a_peak_of_its_own(cache: Path) -> None:
 
 
 def test_the_clock_gives_every_second_to_the_innermost_and_leaves_the_code_as_it_was() -> None:
-    from fedrec import negatives
+    from fedrec.data import negatives
 
     before = negatives.NegativeSampler.unknown
     targets = [
-        ("outer", "fedrec.negatives", "NegativeSampler.draw"),
-        ("inner", "fedrec.negatives", "NegativeSampler.unknown"),
-        ("gone", "fedrec.negatives", "no.such.thing"),
+        ("outer", "fedrec.data.negatives", "NegativeSampler.draw"),
+        ("inner", "fedrec.data.negatives", "NegativeSampler.unknown"),
+        ("gone", "fedrec.data.negatives", "no.such.thing"),
     ]
     with clocked(targets) as clock:
         sampler = negatives.NegativeSampler(np.arange(10))
         sampler.draw(0, np.zeros(1, np.uint64), np.array([0, 2]), np.array([1, 2]), 0, 1)
     assert clock.calls == {"outer": 1, "inner": 1}
     assert all(spent > 0 for spent in clock.seconds.values())
-    assert clock.not_found == ["gone: fedrec.negatives.no.such.thing"]
+    assert clock.not_found == ["gone: fedrec.data.negatives.no.such.thing"]
     assert negatives.NegativeSampler.unknown is before
 
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from fedrec.codecs.base import Codec
 from fedrec.codecs.base_table import BaseTableCodec
 from fedrec.config.describe import load_member
-from fedrec.errors import PacketError
-from fedrec.packet import Kind, PacketFormat
-from fedrec.registry import codecs
-from fedrec.rng import generator
-from fedrec.tensors import Spec, TableSpec, Tensors, TensorSpec, matches, spec_digest, spec_of, zeros
+from fedrec.core.errors import PacketError
+from fedrec.core.registry import codecs
+from fedrec.core.rng import generator
+from fedrec.core.tensors import Spec, TableSpec, Tensors, TensorSpec, matches, spec_digest, spec_of, zeros
+from fedrec.wire.packet import Kind, PacketFormat
 
 MEMBERS = codecs.names()
 SHAPES: Spec = {

@@ -16,9 +16,10 @@ from typing import Any
 
 import pytest
 
+from commands.flower_app import PACKAGES
 from fedrec.config.compose import compose
+from fedrec.core.registry import FAMILIES
 from fedrec.data.report import MEANING
-from fedrec.registry import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -178,7 +179,7 @@ EXAMPLE = dict(re.findall(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)^```$", CONTRIBUTING, 
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the project with the files of the example in it."""
     copy = tmp_path_factory.mktemp("extended")
-    for package in ("fedrec", "peft_embeddings", "strategies", "client_app", "server_app", "commands", "conf", "tests"):
+    for package in (*PACKAGES, "commands", "tests"):
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(ROOT / "pyproject.toml", copy / "pyproject.toml")
     assert EXAMPLE.keys() == {"peft_embeddings/scale.py", "conf/embedding/scale.yaml"}

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from client_app.expansion import _of_vectors
-from client_app.history import PlainHistory
+from client_app.answers.expansion import _of_vectors
+from client_app.training.history import PlainHistory
 from fedrec.backbones.fedpergnn import FedPerGNN
 from fedrec.config.describe import load_member
-from fedrec.expansion import Drawn, Expansion, around, draw_items, make_tags, protected
+from fedrec.wire.expansion import Drawn, Expansion, around, draw_items, make_tags, protected
 
 Pairs = list[list[int]]
 PLAIN = Expansion(every=1, items=1000, sharers=2, clip=1e6, epsilon=None)

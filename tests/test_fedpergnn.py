@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from client_app.history import PlainHistory
+from client_app.training.history import PlainHistory
 from fedrec.backbones.fedpergnn import FedPerGNN
 from fedrec.config.compose import compose
 from fedrec.config.describe import load_member
 from fedrec.config.validate import member_config
-from fedrec.errors import ConfigError
-from fedrec.expansion import Expansion
-from fedrec.rng import generator
+from fedrec.core.errors import ConfigError
+from fedrec.core.rng import generator
+from fedrec.wire.expansion import Expansion
 
 DIM, ITEMS = 5, 9
 

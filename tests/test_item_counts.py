@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedrec import item_counts
-from fedrec.item_counts import ItemCounting, estimate, report_sum, reports
-from fedrec.rng import counter_bits
+from fedrec.core.rng import counter_bits
+from fedrec.wire import item_counts
+from fedrec.wire.item_counts import ItemCounting, estimate, report_sum, reports
 
 ITEMS = 40
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from fedrec import item_list
-from fedrec.errors import PacketError
-from fedrec.item_list import (
+from fedrec.core.errors import PacketError
+from fedrec.core.tensors import Tensors, content_digest
+from fedrec.wire import item_list
+from fedrec.wire.item_list import (
     ITEMS,
     MOST_BYTES,
     MOST_ITEMS,
@@ -21,7 +22,6 @@ from fedrec.item_list import (
     pack_item_list,
     unpack_item_list,
 )
-from fedrec.tensors import Tensors, content_digest
 
 IDS = ["1", "x\ny", "ünï", '"', "5"]
 TITLES = ["One", "Title\twith tab", "ünï", "", "Five"]

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 from torch import Tensor
 
-import fedrec.metrics
-from fedrec.errors import FedrecError
-from fedrec.metrics import (
+import fedrec.evaluation.metrics
+from fedrec.core.errors import FedrecError
+from fedrec.data.negatives import NegativeSampler
+from fedrec.evaluation.metrics import (
     RankCounter,
     RankCounts,
     add_sums,
@@ -26,7 +27,6 @@ from fedrec.metrics import (
     sampled_negatives,
     sampled_rank_counts,
 )
-from fedrec.negatives import NegativeSampler
 
 NOTHING = torch.zeros(0, dtype=torch.int64)
 
@@ -167,7 +167,7 @@ def test_the_accelerator_counts_as_the_processor(ranking: tuple[Tensor, Tensor, 
     scores, columns, positive, histories = ranking
     on_processor = rank_counts(scores, positive, *ragged(histories), columns)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fedrec.metrics, "_count_in_numpy", fedrec.metrics._count_in_torch)
+        patch.setattr(fedrec.evaluation.metrics, "_count_in_numpy", fedrec.evaluation.metrics._count_in_torch)
         for one, other in zip(rank_counts(scores, positive, *ragged(histories), columns), on_processor, strict=True):
             assert one.tolist() == other.tolist()
 

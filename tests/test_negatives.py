@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fedrec import negatives
-from fedrec.errors import DataError
-from fedrec.negatives import NO_ITEM, NegativeSampler
-from fedrec.rng import counter_integers
+from fedrec.core.errors import DataError
+from fedrec.core.rng import counter_integers
+from fedrec.data import negatives
+from fedrec.data.negatives import NO_ITEM, NegativeSampler
 
 
 @pytest.fixture(autouse=True, scope="module", params=[0, 10**9], ids=["searched", "listed"])

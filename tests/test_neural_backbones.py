@@ -17,9 +17,9 @@ from fedrec.backbones.mlp import Mlp, dropout
 from fedrec.backbones.pfedrec import PFedRec
 from fedrec.config.compose import compose
 from fedrec.config.describe import load_member
-from fedrec.errors import ConfigError
-from fedrec.rng import generator
-from fedrec.tensors import Spec, Tensors
+from fedrec.core.errors import ConfigError
+from fedrec.core.rng import generator
+from fedrec.core.tensors import Spec, Tensors
 
 KEYS = np.array([3, 2**64 - 1, 17], dtype=np.uint64)
 RANKING = ScoreContext(training=False)

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from fedrec.backbones.base import Advice
 from fedrec.config.describe import load_member
+from fedrec.core.registry import optims
+from fedrec.core.rng import generator
+from fedrec.core.tensors import Tensors, content_digest, spec_digest, spec_of
 from fedrec.optim.base import Adam, LocalOptimiser, LocalStep, Recipe, Sgd
 from fedrec.optim.fast import FastRecipe
 from fedrec.optim.local import LocalState
 from fedrec.optim.losses import LOSSES, bce, bpr, recency, softmax
 from fedrec.optim.paper import PaperRecipe
 from fedrec.optim.server import ServerOptimiser, server_step
-from fedrec.registry import optims
-from fedrec.rng import generator
-from fedrec.tensors import Tensors, content_digest, spec_digest, spec_of
 
 ADVICE = Advice(loss="bce", lr=0.003)
 

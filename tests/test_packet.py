@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedrec.codecs.float32 import Float32Codec, Float32Config
-from fedrec.errors import PacketError
-from fedrec.packet import Kind, PacketFormat, to_array
-from fedrec.tensors import DTYPES, Spec, Tensors, TensorSpec, zeros
+from fedrec.core.errors import PacketError
+from fedrec.core.tensors import DTYPES, Spec, Tensors, TensorSpec, zeros
+from fedrec.wire.packet import Kind, PacketFormat, to_array
 
 CODEC = Float32Codec(Float32Config("float32"))
 SPEC: Spec = {"a": TensorSpec((2, 3)), "b": TensorSpec((3,), "uint8")}

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from fedrec.config.describe import load_member
+from fedrec.core.registry import privacies
+from fedrec.core.rng import generator
+from fedrec.core.tensors import Spec, TableSpec, Tensors, TensorSpec, matches
 from fedrec.privacy.base import PrivacyMechanism
-from fedrec.registry import privacies
-from fedrec.rng import generator
-from fedrec.tensors import Spec, TableSpec, Tensors, TensorSpec, matches
 
 SPEC: Spec = {"table": TableSpec((6, 3)), "dense": TensorSpec((3, 2)), "scalar": TensorSpec(())}
 

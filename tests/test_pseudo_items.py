@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from client_app.engine import GlobalModel, Limits
-from client_app.oracle import OracleEngine
-from client_app.users import Cohort
+from client_app.homes.users import Cohort
+from client_app.training.engine import GlobalModel, Limits
+from client_app.training.oracle import OracleEngine
 from fedrec.backbones.base import Advice
 from fedrec.config.describe import load_member
-from fedrec.negatives import NegativeSampler
+from fedrec.core.registry import backbones, embeddings, optims, privacies
+from fedrec.core.rng import counter_bits, generator
+from fedrec.core.tensors import Spec, TableSpec, Tensors, TensorSpec
+from fedrec.data.negatives import NegativeSampler
 from fedrec.privacy.pseudo_items import PseudoItems, PseudoItemsConfig, distinct
-from fedrec.registry import backbones, embeddings, optims, privacies
-from fedrec.rng import counter_bits, generator
-from fedrec.tensors import Spec, TableSpec, Tensors, TensorSpec
 from peft_embeddings.model import Model
 
 ROWS, WIDTH = 60, 5

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from fedrec import registry
 from fedrec.config.compose import compose
 from fedrec.config.describe import changes, load_member
 from fedrec.config.validate import MISSING, Validator, field_types
-from fedrec.errors import ConfigError, FedrecError
-from fedrec.registry import FAMILIES, Family, MemberConfig, embeddings
+from fedrec.core import registry
+from fedrec.core.errors import ConfigError, FedrecError
+from fedrec.core.registry import FAMILIES, Family, MemberConfig, embeddings
 
 MEMBERS = [(family.name, name) for family in FAMILIES.values() for name in family.names()]
 YAMLS = sorted(path.relative_to(registry.CONF) for path in registry.CONF.glob("*/*.yaml"))
@@ -102,7 +102,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 from annotated_types import Ge
-from fedrec.registry import MemberConfig
+from fedrec.core.registry import MemberConfig
 
 @dataclass(frozen=True)
 class Config(MemberConfig):

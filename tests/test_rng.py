@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrec.keys import opaque_keys, simulation_secret
-from fedrec.rng import counter_bits, counter_integers, counter_normal, counter_uniform, derive, generator
+from fedrec.core.keys import opaque_keys, simulation_secret
+from fedrec.core.rng import counter_bits, counter_integers, counter_normal, counter_uniform, derive, generator
 
 KEYS = np.array([0, 1, 2**63, 2**64 - 1, 12345], dtype=np.uint64)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from fedrec.errors import StoreError
-from fedrec.keys import opaque_keys
-from fedrec.secret import own_secret, shared_key
+from fedrec.core.errors import StoreError
+from fedrec.core.keys import opaque_keys
+from fedrec.core.secret import own_secret, shared_key
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,7 +30,7 @@ def test_it_is_kept_and_readable_by_its_owner_alone(tmp_path: Path) -> None:
 
 def test_of_many_processes_at_once_one_makes_it(tmp_path: Path) -> None:
     script = (
-        f"from pathlib import Path; from fedrec.secret import own_secret; print(own_secret(Path({str(tmp_path)!r})))"
+        f"import pathlib; from fedrec.core.secret import own_secret; print(own_secret(pathlib.Path({str(tmp_path)!r})))"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     made = [

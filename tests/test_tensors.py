@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fedrec.tensors import (
+from fedrec.core.tensors import (
     DTYPES,
     Spec,
     TableSpec,

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrec.protocol import UPDATE_SCALARS
-from fedrec.tensors import Spec, Tensors, TensorSpec
-from fedrec.updates import DROPPED, NodeUpdate, user_weights
+from fedrec.core.tensors import Spec, Tensors, TensorSpec
+from fedrec.wire.protocol import UPDATE_SCALARS
+from fedrec.wire.updates import DROPPED, NodeUpdate, user_weights
 
 SPEC: Spec = {"t": TensorSpec((2, 2)), "u": TensorSpec((3,))}
 

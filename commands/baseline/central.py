@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding, embedding_bag
 
-from client_app.engine import GlobalModel
-from client_app.users import Cohort
+from client_app.homes.users import Cohort
+from client_app.training.engine import GlobalModel
 from commands.baseline.world import World
 from fedrec.backbones.base import ScoreContext, Uniform
-from fedrec.curves import curve_metric
-from fedrec.errors import FedrecError
-from fedrec.rng import counter_integers, derive, generator
-from fedrec.tensors import Tensors
+from fedrec.core.errors import FedrecError
+from fedrec.core.rng import counter_integers, derive, generator
+from fedrec.core.tensors import Tensors
+from fedrec.evaluation.curves import curve_metric
 
 
 class Trained(NamedTuple):

@@ -19,10 +19,10 @@ from commands.progress import RunProgress
 from commands.report import show_baseline
 from fedrec.config.describe import to_yaml
 from fedrec.config.schema import RunConfig
-from fedrec.curves import write_curve
+from fedrec.core.errors import ConfigError
 from fedrec.data.store import write_store
-from fedrec.errors import ConfigError
-from fedrec.protocol import SimulatedData
+from fedrec.evaluation.curves import write_curve
+from fedrec.wire.protocol import SimulatedData
 from server_app.run import Progress, Watcher, log, manifest, new_run_id
 from server_app.run_folder import CONFIG, MANIFEST, SUMMARY, RunFolder
 

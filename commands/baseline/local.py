@@ -11,12 +11,12 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from client_app.engine import GlobalModel
+from client_app.training.engine import GlobalModel
 from commands.baseline.world import World
+from fedrec.core.rng import derive
+from fedrec.core.tensors import Tensors
 from fedrec.data.split import HeldOut
-from fedrec.metrics import add_sums
-from fedrec.rng import derive
-from fedrec.tensors import Tensors
+from fedrec.evaluation.metrics import add_sums
 
 
 def train_alone(world: World, work: Callable[[str, int, int], None]) -> dict[str, dict[str, float]]:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from commands.baseline.world import World
-from fedrec.curves import curve_metric
+from fedrec.core.errors import FedrecError
 from fedrec.data.split import HeldOut
-from fedrec.errors import FedrecError
+from fedrec.evaluation.curves import curve_metric
 from peft_embeddings.base_table import text_vectors
 from server_app.baselines import simulated_baselines
 from server_app.run import Progress, Watcher, text_encoder

@@ -10,27 +10,27 @@ from typing import cast
 import numpy as np
 import torch
 
-from client_app.cohort import CohortEngine
-from client_app.engine import GlobalModel, Limits, all_finite
-from client_app.evaluation import RankingProtocol, rank_users
-from client_app.users import Cohort, LocalUsers
-from fedrec import registry
+from client_app.answers.evaluation import RankingProtocol, rank_users
+from client_app.homes.users import Cohort, LocalUsers
+from client_app.training.cohort import CohortEngine
+from client_app.training.engine import GlobalModel, Limits, all_finite
 from fedrec.backbones.base import Backbone
 from fedrec.config.describe import load_member
 from fedrec.config.schema import RunConfig
+from fedrec.core import registry
+from fedrec.core.errors import FedrecError
+from fedrec.core.keys import simulation_secret
+from fedrec.core.rng import derive, generator
+from fedrec.core.tensors import Tensors, content_digest
 from fedrec.data import report
+from fedrec.data.negatives import NegativeSampler
 from fedrec.data.prepare import load
 from fedrec.data.split import HeldOut
 from fedrec.data.types import Dataset
 from fedrec.datasets.base import DatasetConfig
-from fedrec.errors import FedrecError
-from fedrec.keys import simulation_secret
-from fedrec.metrics import mean_metrics
-from fedrec.negatives import NegativeSampler
+from fedrec.evaluation.metrics import mean_metrics
 from fedrec.optim.base import Recipe
-from fedrec.protocol import Setup, pack_eligible
-from fedrec.rng import derive, generator
-from fedrec.tensors import Tensors, content_digest
+from fedrec.wire.protocol import Setup, pack_eligible
 from peft_embeddings.base import ItemEmbedding
 from peft_embeddings.base_table import BaseTable
 from peft_embeddings.model import Model

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedrec.expansion import Expansion
-from fedrec.item_counts import ItemCounting
-from fedrec.registry import MemberConfig
-from fedrec.tensors import Spec, Tensors
+from fedrec.core.registry import MemberConfig
+from fedrec.core.tensors import Spec, Tensors
+from fedrec.wire.expansion import Expansion
+from fedrec.wire.item_counts import ItemCounting
 
 Uniform = Callable[[str, int], Tensor]
 """`uniform(name, width)`: independent uniform numbers [..., items, width] in [0, 1), others for every name."""
@@ -150,7 +150,7 @@ class Backbone(ABC):
         """The tensors `around` from what the server told each user.
 
         Args:
-            told: [users, dim], as `fedrec.expansion.around` has it.
+            told: [users, dim], as `fedrec.wire.expansion.around` has it.
             sizes: [users], a user's items.
             taken: [users], with how many of them, drawn at random, it took part.
         """

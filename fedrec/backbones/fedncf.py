@@ -20,9 +20,9 @@ from typing_extensions import override
 
 from fedrec.backbones.base import Advice, Backbone, ScoreContext
 from fedrec.backbones.mlp import Mlp, dropout
-from fedrec.registry import MemberConfig, backbones
-from fedrec.rng import counter_normal, derive
-from fedrec.tensors import Spec, Tensors, TensorSpec
+from fedrec.core.registry import MemberConfig, backbones
+from fedrec.core.rng import counter_normal, derive
+from fedrec.core.tensors import Spec, Tensors, TensorSpec
 
 
 @dataclass(frozen=True)

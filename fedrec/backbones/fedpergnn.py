@@ -8,9 +8,9 @@ its own, so that only item tensors travel. One layer is, with the items N(u) of 
 and the result is the mean over the layers 0 (what is trained) to K.
 
 **What one user's graph can give.** A device knows its own edges only: u and N(u). The first line is exact, as soon as
-the degrees |N(i)| are known: the server has them counted under local differential privacy (`fedrec.item_counts`). Of
-the second line it knows the one summand v = u. On that star the layers have a closed form: with
-s_u = sum of e_i / sqrt(|N(u)| |N(i)|) and a_u = sum of 1 / (|N(u)| |N(i)|), both over i in N(u),
+the degrees |N(i)| are known: the server has them counted under local differential privacy
+(`fedrec.wire.item_counts`). Of the second line it knows the one summand v = u. On that star the layers have a closed
+form: with s_u = sum of e_i / sqrt(|N(u)| |N(i)|) and a_u = sum of 1 / (|N(u)| |N(i)|), both over i in N(u),
 
     layers 0, 1, 2, 3, 4, ... of u:    p_u, s_u, a_u p_u, a_u s_u, a_u^2 p_u, ...
 
@@ -23,7 +23,8 @@ the items of the history alone would tell training which items they are).
     q_u = sum over i in N(u) of 1 / (sqrt(|N(u)|) |N(i)|) * sum over v in N(i), v != u, of p_v / sqrt(|N(v)|).
 
 Every so many rounds users disclose p_v / sqrt(|N(v)|), clipped and noised, and are told sums of what those with the
-same items disclosed, by a server that knows neither (`fedrec.expansion`, which also says what that does not protect).
+same items disclosed, by a server that knows neither (`fedrec.wire.expansion`, which also says what that does not
+protect).
 q_u is kept on the device and does not move while p_u trains. Two things differ from the formula. |N(i)| is not the
 counted degree but the number of those who took part with item i: the degrees are noised, a sum over many divided by too
 small a degree would drown all else, and a device that was never chosen does not hold them. And a user with more than
@@ -45,10 +46,10 @@ from typing_extensions import override
 
 from fedrec.backbones.base import Advice, History
 from fedrec.backbones.fedmf import FedMF
-from fedrec.expansion import Expansion
-from fedrec.item_counts import ItemCounting
-from fedrec.registry import MemberConfig, backbones
-from fedrec.tensors import Spec, Tensors, TensorSpec
+from fedrec.core.registry import MemberConfig, backbones
+from fedrec.core.tensors import Spec, Tensors, TensorSpec
+from fedrec.wire.expansion import Expansion
+from fedrec.wire.item_counts import ItemCounting
 
 _EXPANSION = "expand_"
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedrec.backbones.base import ScoreContext
-from fedrec.tensors import Spec, Tensors, TensorSpec
+from fedrec.core.tensors import Spec, Tensors, TensorSpec
 
 Drop = Callable[[str, Tensor], Tensor]
 """`drop(name, activations)`: a hidden layer's activations [..., items, width], some of them dropped."""

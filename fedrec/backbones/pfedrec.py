@@ -24,9 +24,9 @@ from typing_extensions import override
 
 from fedrec.backbones.base import Advice, Backbone, ScoreContext
 from fedrec.backbones.mlp import Mlp, dropout
-from fedrec.registry import MemberConfig, backbones
-from fedrec.rng import generator
-from fedrec.tensors import Spec, Tensors
+from fedrec.core.registry import MemberConfig, backbones
+from fedrec.core.rng import generator
+from fedrec.core.tensors import Spec, Tensors
 
 
 @dataclass(frozen=True)

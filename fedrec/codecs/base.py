@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
-from fedrec.registry import MemberConfig
-from fedrec.tensors import Spec, Tensors
+from fedrec.core.registry import MemberConfig
+from fedrec.core.tensors import Spec, Tensors
 
 
 class Codec(ABC):

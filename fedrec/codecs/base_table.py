@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing_extensions import override
 
 from fedrec.codecs.base import Codec
-from fedrec.registry import MemberConfig
-from fedrec.tensors import Spec, Tensors
+from fedrec.core.registry import MemberConfig
+from fedrec.core.tensors import Spec, Tensors
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from fedrec.codecs.rounding import RoundingCodec, RoundingConfig
-from fedrec.registry import codecs
+from fedrec.core.registry import codecs
 
 _SMALLEST = 2.0**-14
 """Of the normal numbers of float16: below it, and so below 1/16,384 of the scale, steps do not become finer."""

@@ -9,8 +9,8 @@ import torch
 from typing_extensions import override
 
 from fedrec.codecs.base import Codec
-from fedrec.registry import MemberConfig, codecs
-from fedrec.tensors import DTYPES, Spec, Tensors
+from fedrec.core.registry import MemberConfig, codecs
+from fedrec.core.tensors import DTYPES, Spec, Tensors
 
 
 @dataclass(frozen=True)

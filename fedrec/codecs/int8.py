@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from fedrec.codecs.rounding import RoundingCodec, RoundingConfig
-from fedrec.registry import codecs
+from fedrec.core.registry import codecs
 
 _STEPS = 127
 

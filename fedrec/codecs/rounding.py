@@ -20,9 +20,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from fedrec.codecs.base import Codec
-from fedrec.registry import MemberConfig
-from fedrec.rng import Seed, counter_bits, element_uniform
-from fedrec.tensors import DTYPES, Spec, TableSpec, Tensors, TensorSpec
+from fedrec.core.registry import MemberConfig
+from fedrec.core.rng import Seed, counter_bits, element_uniform
+from fedrec.core.tensors import DTYPES, Spec, TableSpec, Tensors, TensorSpec
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections import Counter
 from typing import cast
 
 from fedrec.config.schema import RunConfig
+from fedrec.core.registry import FAMILIES, backbones, datasets
 from fedrec.datasets.base import DatasetConfig, DatasetSource
-from fedrec.registry import FAMILIES, backbones, datasets
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 

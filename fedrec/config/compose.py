@@ -24,15 +24,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from fedrec import registry
 from fedrec.config.check import check
 from fedrec.config.explain import unknown_key
 from fedrec.config.paths import anchor
 from fedrec.config.resume import RESUME, resumed
 from fedrec.config.schema import RunConfig
 from fedrec.config.validate import Validator, legal_keys, member_defaults
-from fedrec.errors import ConfigError
-from fedrec.registry import FAMILIES, nearest
+from fedrec.core import registry
+from fedrec.core.errors import ConfigError
+from fedrec.core.registry import FAMILIES, nearest
 
 EXPERIMENT = "experiment"
 """The optional group of files that each change several values (and choices) at once."""

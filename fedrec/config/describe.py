@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from fedrec import registry
 from fedrec.config.check import check
 from fedrec.config.paths import anchor
 from fedrec.config.schema import RunConfig
 from fedrec.config.validate import Validator, member_config, member_defaults, plain
-from fedrec.errors import ConfigError
-from fedrec.registry import FAMILIES, MemberConfig
+from fedrec.core import registry
+from fedrec.core.errors import ConfigError
+from fedrec.core.registry import FAMILIES, MemberConfig
 
 
 class Absent(Enum):

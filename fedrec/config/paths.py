@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedrec.config.schema import RunConfig
 from fedrec.config.validate import Validator
-from fedrec.errors import ConfigError
+from fedrec.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -15,8 +15,8 @@ import yaml
 from fedrec.config.describe import flat, from_dict, to_dict
 from fedrec.config.paths import default_runs_dir, make_absolute, paths_in
 from fedrec.config.schema import RunConfig
-from fedrec.errors import ConfigError
-from fedrec.registry import nearest
+from fedrec.core.errors import ConfigError
+from fedrec.core.registry import nearest
 
 RESUME = "resume"
 _PLACES = ("runs_dir", "cache_dir")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import Strict
 
-from fedrec.registry import MemberConfig
+from fedrec.core.registry import MemberConfig
 
 _STRICT: Mapping[str, Any] = {"extra": "forbid", "strict": True}
 

@@ -18,8 +18,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from fedrec.config.explain import expected, got, unknown_key
 from fedrec.config.schema import RunConfig
-from fedrec.errors import ConfigError
-from fedrec.registry import FAMILIES, MemberConfig
+from fedrec.core.errors import ConfigError
+from fedrec.core.registry import FAMILIES, MemberConfig
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from fedrec.config.paths import home
+from fedrec.core.errors import DataError
 from fedrec.data.collect import Malformed
-from fedrec.errors import DataError
 
 MAX_MEMBER = 2**30
 """Bytes that one unpacked member may have: the published ones have some 25 million."""

@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from fedrec.core.errors import DataError
 from fedrec.datasets.base import IdColumn, RawData, RawItem
-from fedrec.errors import DataError
 
 EXACT = 2**53
 """Whole numbers up to this one are exact as float64; a larger float may have been another id once."""

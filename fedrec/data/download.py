@@ -9,8 +9,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+from fedrec.core.errors import DataError
 from fedrec.datasets.base import Progress
-from fedrec.errors import DataError
 
 MAX_BYTES = 256 * 2**20
 """No archive that is fetched here is larger."""

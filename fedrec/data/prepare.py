@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from fedrec.core.errors import DataError
+from fedrec.core.registry import datasets
 from fedrec.data.split import MIN_EVALUATED
 from fedrec.data.types import Catalogue, DataReport, Dataset, DataSummary, Interactions
 from fedrec.datasets.base import DatasetConfig, IdColumn, Progress, RawData, RawItem, silent
-from fedrec.errors import DataError
-from fedrec.registry import datasets
 
 
 def load(config: DatasetConfig, progress: Progress = silent) -> Dataset:

@@ -18,9 +18,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
+from fedrec.core.errors import DataError
+from fedrec.core.registry import nearest
 from fedrec.data.collect import Malformed, Row
-from fedrec.errors import DataError
-from fedrec.registry import nearest
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
 

@@ -19,8 +19,8 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from fedrec.core.errors import StoreError
 from fedrec.data.types import Interactions
-from fedrec.errors import StoreError
 
 FORMAT = 1
 _DTYPES = {"offsets": "<i8", "items": "<i4", "user_ids": "|u1", "user_id_offsets": "<i8"}

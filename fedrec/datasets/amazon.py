@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Strict
 
+from fedrec.core.errors import DataError
+from fedrec.core.registry import datasets
 from fedrec.data.collect import Malformed, collect, id_text, sentence, with_items
 from fedrec.data.rows import JsonLinesFile
 from fedrec.datasets.base import DatasetConfig, DatasetSource, Progress, RawData, RawItem
-from fedrec.errors import DataError
-from fedrec.registry import datasets
 
 _TAG = re.compile(r"<[^<>]*>")
 _REVIEW = ("reviewerID", "asin", "unixReviewTime", "overall")

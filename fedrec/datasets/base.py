@@ -14,8 +14,8 @@ import numpy as np
 from annotated_types import Ge
 from numpy.typing import NDArray
 
-from fedrec.errors import DataError
-from fedrec.registry import MemberConfig
+from fedrec.core.errors import DataError
+from fedrec.core.registry import MemberConfig
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ from typing import Literal
 
 from typing_extensions import override
 
+from fedrec.core.registry import datasets
 from fedrec.data.archive import Files, delimited
 from fedrec.data.collect import Malformed, sentence
 from fedrec.datasets.base import RawItem
 from fedrec.datasets.movielens import MovieLens, MovieLensConfig
-from fedrec.registry import datasets
 
 GENRES = [
     "unknown",

@@ -12,10 +12,10 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 
+from fedrec.core.registry import datasets
 from fedrec.data.collect import sentence
 from fedrec.data.planted import World
 from fedrec.datasets.base import DatasetConfig, DatasetSource, IdColumn, Progress, RawData, RawItem
-from fedrec.registry import datasets
 
 _SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"]
 _TOPIC_WORDS, _STYLE_WORDS, _COMMON_WORDS = 16, 6, 40

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 from annotated_types import MinLen
 from pydantic import Strict
 
+from fedrec.core.errors import DataError
+from fedrec.core.registry import datasets
 from fedrec.data.collect import Malformed, Row, collect, id_text, sentence, with_items
 from fedrec.data.rows import TableFile, open_table, require_file
 from fedrec.datasets.base import DatasetConfig, DatasetSource, Progress, RawData, RawItem
-from fedrec.errors import DataError
-from fedrec.registry import datasets
 
 if TYPE_CHECKING:
     from fedrec.config.schema import RunConfig

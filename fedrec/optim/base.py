@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from fedrec.backbones.base import Advice
-from fedrec.registry import MemberConfig
-from fedrec.tensors import Tensors
+from fedrec.core.registry import MemberConfig
+from fedrec.core.tensors import Tensors
 
 
 @dataclass(frozen=True)

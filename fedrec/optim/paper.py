@@ -15,10 +15,10 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from typing_extensions import override
 
+from fedrec.core.registry import MemberConfig, optims
+from fedrec.core.tensors import Tensors
 from fedrec.optim.base import Adam, LocalStep, Recipe
 from fedrec.optim.losses import LOSSES
-from fedrec.registry import MemberConfig, optims
-from fedrec.tensors import Tensors
 
 
 @dataclass(frozen=True)

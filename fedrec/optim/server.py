@@ -14,7 +14,7 @@ import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from fedrec.tensors import Tensors
+from fedrec.core.tensors import Tensors
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fedrec.registry import MemberConfig
-from fedrec.tensors import Spec, TableSpec, Tensors
+from fedrec.core.registry import MemberConfig
+from fedrec.core.tensors import Spec, TableSpec, Tensors
 
 
 class PrivacyMechanism(ABC):

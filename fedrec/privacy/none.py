@@ -7,9 +7,9 @@ from typing import Literal
 
 from typing_extensions import override
 
+from fedrec.core.registry import MemberConfig, privacies
+from fedrec.core.tensors import Spec, Tensors
 from fedrec.privacy.base import PrivacyMechanism
-from fedrec.registry import MemberConfig, privacies
-from fedrec.tensors import Spec, Tensors
 
 
 @dataclass(frozen=True)

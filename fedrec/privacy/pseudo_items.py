@@ -31,10 +31,10 @@ from annotated_types import Ge, Le
 from torch import Tensor
 from typing_extensions import override
 
+from fedrec.core.registry import MemberConfig, privacies
+from fedrec.core.rng import generator
+from fedrec.core.tensors import Tensors
 from fedrec.privacy.base import RowAdding
-from fedrec.registry import MemberConfig, privacies
-from fedrec.rng import generator
-from fedrec.tensors import Tensors
 
 _PERMUTED_PER_DRAWN = 64
 """Up to this many possible numbers for each drawn one, permuting all of them is cheaper than looking for doubles."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.registry import MemberConfig
+from fedrec.core.registry import MemberConfig
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array

@@ -18,8 +18,8 @@ import numpy as np
 from annotated_types import Ge, MinLen
 from typing_extensions import override
 
-from fedrec.errors import ConfigError, DataError
-from fedrec.registry import MemberConfig, encoders
+from fedrec.core.errors import ConfigError, DataError
+from fedrec.core.registry import MemberConfig, encoders
 from peft_embeddings.encoders.base import Progress, TextEncoder, TextVectors
 
 if TYPE_CHECKING:

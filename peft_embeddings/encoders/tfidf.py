@@ -17,8 +17,8 @@ from annotated_types import Ge
 from pydantic import Strict
 from typing_extensions import override
 
-from fedrec.errors import ConfigError, DataError
-from fedrec.registry import MemberConfig, encoders
+from fedrec.core.errors import ConfigError, DataError
+from fedrec.core.registry import MemberConfig, encoders
 from peft_embeddings.encoders.base import Arrays, Encoded, Progress, TextEncoder, TextVectors
 
 if TYPE_CHECKING:

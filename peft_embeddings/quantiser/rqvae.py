@@ -21,7 +21,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from fedrec.tensors import Spec, Tensors, TensorSpec
+from fedrec.core.tensors import Spec, Tensors, TensorSpec
 from peft_embeddings.quantiser.kmeans import nearest
 from peft_embeddings.quantiser.residual import decode, encode, residual_kmeans
 from peft_embeddings.reductions.autoencoder import Layers, run

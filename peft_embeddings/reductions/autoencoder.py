@@ -29,9 +29,9 @@ from torch import Tensor
 from torch.nn.functional import linear, relu
 from typing_extensions import override
 
-from fedrec.errors import ConfigError
-from fedrec.registry import MemberConfig, reductions
-from fedrec.rng import generator
+from fedrec.core.errors import ConfigError
+from fedrec.core.registry import MemberConfig, reductions
+from fedrec.core.rng import generator
 from peft_embeddings.encoders.base import Arrays, Progress, TextVectors
 from peft_embeddings.reductions.base import Reduced, Reduction
 from peft_embeddings.reductions.pca import Pca, PcaConfig, Principal, dense_rows, pca_learned, principal_components

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedrec.errors import DataError
-from fedrec.registry import MemberConfig
+from fedrec.core.errors import DataError
+from fedrec.core.registry import MemberConfig
 from peft_embeddings.encoders.base import Arrays, Progress, TextVectors
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from fedrec.registry import MemberConfig, reductions
-from fedrec.rng import counter_normal
+from fedrec.core.registry import MemberConfig, reductions
+from fedrec.core.rng import counter_normal
 from peft_embeddings.encoders.base import Arrays, Progress, TextVectors
 from peft_embeddings.reductions.base import Reduced, Reduction, check_dim
 

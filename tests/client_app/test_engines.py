@@ -14,23 +14,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from client_app.cohort import CohortEngine
-from client_app.engine import Engine, GlobalModel, Limits
-from client_app.oracle import OracleEngine
-from client_app.users import Cohort
-from fedrec import registry
+from client_app.homes.users import Cohort
+from client_app.training.cohort import CohortEngine
+from client_app.training.engine import Engine, GlobalModel, Limits
+from client_app.training.oracle import OracleEngine
 from fedrec.backbones.base import Advice, Backbone, ScoreContext
 from fedrec.codecs.base import Codec
 from fedrec.config.describe import load_member
 from fedrec.config.validate import field_types
-from fedrec.negatives import NegativeSampler
+from fedrec.core import registry
+from fedrec.core.registry import MemberConfig
+from fedrec.core.rng import counter_normal, generator
+from fedrec.core.tensors import Spec, Tensors, TensorSpec
+from fedrec.data.negatives import NegativeSampler
 from fedrec.optim.base import Adam, LocalStep, Recipe, Sgd
 from fedrec.optim.losses import LOSSES
 from fedrec.privacy.base import PrivacyMechanism
 from fedrec.privacy.none import NoPrivacy, NoPrivacyConfig
-from fedrec.registry import MemberConfig
-from fedrec.rng import counter_normal, generator
-from fedrec.tensors import Spec, Tensors, TensorSpec
 from peft_embeddings.model import Model
 
 DIM = 6

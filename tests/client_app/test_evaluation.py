@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client_app import evaluation
-from client_app.engine import GlobalModel
-from client_app.evaluation import RankingProtocol, rank_users
-from client_app.history import PlainHistory
-from client_app.users import Cohort
+from client_app.answers import evaluation
+from client_app.answers.evaluation import RankingProtocol, rank_users
+from client_app.homes.users import Cohort
+from client_app.training.engine import GlobalModel
+from client_app.training.history import PlainHistory
 from fedrec.backbones.base import Backbone, ScoreContext
 from fedrec.config.describe import load_member
-from fedrec.errors import FedrecError
-from fedrec.metrics import sampled_negatives
-from fedrec.negatives import NegativeSampler
-from fedrec.registry import backbones, embeddings
-from fedrec.rng import generator
-from fedrec.tensors import Tensors
+from fedrec.core.errors import FedrecError
+from fedrec.core.registry import backbones, embeddings
+from fedrec.core.rng import generator
+from fedrec.core.tensors import Tensors
+from fedrec.data.negatives import NegativeSampler
+from fedrec.evaluation.metrics import sampled_negatives
 from peft_embeddings.model import Model
 
 DIM, ITEMS = 4, 30

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from client_app import frozen
-from client_app.frozen import FrozenStore, Since
-from fedrec.errors import PacketError
-from fedrec.tensors import Tensors, content_digest
+from client_app.stores import frozen
+from client_app.stores.frozen import FrozenStore, Since
+from fedrec.core.errors import PacketError
+from fedrec.core.tensors import Tensors, content_digest
 
 TENSORS: Tensors = {"base": torch.arange(12.0).reshape(4, 3), "codes": torch.tensor([1, 2], dtype=torch.uint8)}
 DIGEST = content_digest(TENSORS)

@@ -12,23 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from client_app import history as history_module
-from client_app.cohort import CohortEngine
-from client_app.engine import Engine, GlobalModel, Limits
-from client_app.history import PlainHistory, SegmentedHistory, SharedHistory
-from client_app.oracle import OracleEngine
-from client_app.segments import Segments
-from client_app.users import Cohort
-from fedrec import registry
+from client_app.homes.users import Cohort
+from client_app.training import history as history_module
+from client_app.training.cohort import CohortEngine
+from client_app.training.engine import Engine, GlobalModel, Limits
+from client_app.training.history import PlainHistory, SegmentedHistory, SharedHistory
+from client_app.training.oracle import OracleEngine
+from client_app.training.segments import Segments
 from fedrec.backbones.base import Backbone, History, ScoreContext
 from fedrec.config.describe import load_member
-from fedrec.negatives import NegativeSampler
+from fedrec.core import registry
+from fedrec.core.registry import MemberConfig
+from fedrec.core.rng import counter_normal, generator
+from fedrec.core.tensors import Spec, TableSpec, Tensors, TensorSpec
+from fedrec.data.negatives import NegativeSampler
 from fedrec.optim.base import Adam, LocalStep, Recipe, Sgd
 from fedrec.optim.losses import bpr
 from fedrec.privacy.none import NoPrivacy, NoPrivacyConfig
-from fedrec.registry import MemberConfig
-from fedrec.rng import counter_normal, generator
-from fedrec.tensors import Spec, TableSpec, Tensors, TensorSpec
 from peft_embeddings.base import ItemEmbedding
 from peft_embeddings.model import Model
 

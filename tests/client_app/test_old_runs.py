@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from client_app import frozen
-from client_app.frozen import FrozenStore
-from client_app.last_model import RUNS_KEPT, LastModel, keep_model, kept_models
-from client_app.old_runs import forget_old_runs
-from client_app.pieces import close_file
-from client_app.store import PrivateStore
-from fedrec.tensors import Spec, TensorSpec, content_digest
+from client_app.stores import frozen
+from client_app.stores.frozen import FrozenStore
+from client_app.stores.last_model import RUNS_KEPT, LastModel, keep_model, kept_models
+from client_app.stores.old_runs import forget_old_runs
+from client_app.stores.pieces import close_file
+from client_app.stores.store import PrivateStore
+from fedrec.core.tensors import Spec, TensorSpec, content_digest
 
 SPEC: Spec = {"user": TensorSpec((64,))}
 KEYS = np.arange(200, dtype=np.uint64)
@@ -106,7 +106,7 @@ def test_a_store_that_cannot_be_tidied_keeps_nobody_from_joining(
     def full(state_dir: Path) -> FrozenStore:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("client_app.old_runs.FrozenStore", full)
+    monkeypatch.setattr("client_app.stores.old_runs.FrozenStore", full)
     with caplog.at_level(logging.WARNING, "fedrec"):
         forget_old_runs(tmp_path, key(1))
     assert "could not be deleted" in caplog.text

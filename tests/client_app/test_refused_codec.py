@@ -8,17 +8,17 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from client_app.cohort import CohortEngine
-from client_app.engine import Engine, Limits
-from client_app.oracle import OracleEngine
+from client_app.training.cohort import CohortEngine
+from client_app.training.engine import Engine, Limits
+from client_app.training.oracle import OracleEngine
 from fedrec.backbones.fedmf import FedMF
 from fedrec.codecs.float32 import Float32Codec, Float32Config
 from fedrec.config.describe import load_member
-from fedrec.errors import ConfigError
-from fedrec.negatives import NegativeSampler
+from fedrec.core.errors import ConfigError
+from fedrec.core.registry import MemberConfig
+from fedrec.data.negatives import NegativeSampler
 from fedrec.optim.paper import PaperRecipe
 from fedrec.privacy.none import NoPrivacy, NoPrivacyConfig
-from fedrec.registry import MemberConfig
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
-from client_app.site import SUFFIXES, Site, is_site, site_of
-from client_app.site_data import prepared_data, require_site
+from client_app.homes.site import SUFFIXES, Site, is_site, site_of
+from client_app.homes.site_data import prepared_data, require_site
+from fedrec.core.errors import ConfigError, PacketError
+from fedrec.core.registry import CONF
 from fedrec.data import rows, split
-from fedrec.errors import ConfigError, PacketError
-from fedrec.item_list import ItemList
-from fedrec.registry import CONF
+from fedrec.wire.item_list import ItemList
 
 ITEMS = ItemList(("a", "b", "c", "d"), ("A", "B", "C", "D"))
 RUN, OTHER = "0123456789abcdef", "fedcba9876543210"

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from client_app.pieces import close_file
-from client_app.store import PrivateStore
-from fedrec.errors import StoreError
-from fedrec.tensors import Spec, Tensors, TensorSpec
+from client_app.stores.pieces import close_file
+from client_app.stores.store import PrivateStore
+from fedrec.core.errors import StoreError
+from fedrec.core.tensors import Spec, Tensors, TensorSpec
 
 SPEC: Spec = {"user": TensorSpec((3,)), "head": TensorSpec((2, 2)), "seen": TensorSpec((), "int64")}
 KEYS = np.array([5, 2**64 - 1, 2**63, 0], dtype=np.uint64)
@@ -285,8 +285,8 @@ WRITER = """
 import sys
 import numpy as np, torch
 from pathlib import Path
-from client_app.store import PrivateStore
-from fedrec.tensors import TensorSpec
+from client_app.stores.store import PrivateStore
+from fedrec.core.tensors import TensorSpec
 
 folder, first, rounds, synced = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "True"
 print("ready", flush=True)

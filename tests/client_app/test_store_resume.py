@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client_app.store import PrivateStore
-from fedrec.tensors import TensorSpec
+from client_app.stores.store import PrivateStore
+from fedrec.core.tensors import TensorSpec
 
 SPEC = {"user": TensorSpec((2,))}
 ANNA, BEN = np.array([1], dtype=np.uint64), np.array([2], dtype=np.uint64)

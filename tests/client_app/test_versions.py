@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client_app.versions import VersionIndex
+from client_app.stores.versions import VersionIndex
 
 Entry = tuple[int, int, int, int]
 """User, round, piece, place."""

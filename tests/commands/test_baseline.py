@@ -15,11 +15,11 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from client_app.app import app as client_app
-from client_app.engine import GlobalModel, Limits
-from client_app.history import PlainHistory
-from client_app.oracle import OracleEngine
-from client_app.store import PrivateStore
+from client_app.answers.app import app as client_app
+from client_app.stores.store import PrivateStore
+from client_app.training.engine import GlobalModel, Limits
+from client_app.training.history import PlainHistory
+from client_app.training.oracle import OracleEngine
 from commands.baseline.central import CentralTraining, PooledHistory
 from commands.baseline.command import Kind, baseline
 from commands.baseline.local import user_alone
@@ -30,10 +30,10 @@ from fedrec.config.compose import compose
 from fedrec.config.describe import load_member
 from fedrec.config.paths import settle
 from fedrec.config.schema import RunConfig
-from fedrec.errors import FedrecError
-from fedrec.registry import privacies
-from fedrec.rng import derive
-from fedrec.tensors import content_digest
+from fedrec.core.errors import FedrecError
+from fedrec.core.registry import privacies
+from fedrec.core.rng import derive
+from fedrec.core.tensors import content_digest
 from server_app.run import run
 
 SMALL = [

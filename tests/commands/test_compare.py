@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 from commands.cli import app
 from commands.compare import compare, read_run, show_comparison
 from commands.curve_plot import draw
-from fedrec.curves import Point, curve, curve_metric, reached, read_records, write_curve
-from fedrec.errors import FedrecError
+from fedrec.core.errors import FedrecError
+from fedrec.evaluation.curves import Point, curve, curve_metric, reached, read_records, write_curve
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -10,8 +10,8 @@ from typer.testing import CliRunner
 
 from commands.cli import app
 from commands.describe import describe
+from federation.sizes import EACH_ROUND, NEVER, ONCE, Sizes
 from fedrec.config.compose import compose
-from strategies.sizes import EACH_ROUND, NEVER, ONCE, Sizes
 
 HEADER, DOWN, UP = 36, 8, 8 * 8
 """Of a packet; of the scalars that go with a model, and with an update."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from commands import flower_app
 from commands.flower_app import PACKAGES, assemble, run_config
-from fedrec.errors import FederationError
+from fedrec.core.errors import FederationError
 
 AWKWARD = [
     "embedding=lora",

@@ -9,7 +9,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from commands.local_grid import LocalGrid
-from strategies.exchange import exchange
+from federation.exchange import exchange
 
 app = ClientApp()
 

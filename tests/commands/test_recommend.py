@@ -14,18 +14,18 @@ import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from client_app import app as app_module
-from client_app.app import app as client_app
-from client_app.evaluation import RankingProtocol, rank_users
-from client_app.recommending import best_items
+from client_app.answers import app as app_module
+from client_app.answers.app import app as client_app
+from client_app.answers.evaluation import RankingProtocol, rank_users
+from client_app.answers.recommending import best_items
 from commands.cli import app
 from commands.local_grid import LocalGrid
 from commands.recommend import of_run, of_site, recommend, show_recommendation
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
+from fedrec.core.registry import backbones
 from fedrec.data import split
 from fedrec.data.store import open_store
-from fedrec.registry import backbones
 from server_app.run import run
 
 WARM = "strategy.warmup_rounds=1"

@@ -10,7 +10,7 @@ import torch
 from commands.resources import cluster, explain, federation_config, require
 from fedrec.config.compose import compose
 from fedrec.config.schema import SimulationConfig
-from fedrec.errors import ConfigError, FederationError
+from fedrec.core.errors import ConfigError, FederationError
 
 HERE = SimulationConfig(nodes=5, workers=4, cpus_per_worker=2, gpus_per_worker=0.25)
 

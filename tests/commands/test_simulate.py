@@ -19,7 +19,7 @@ from commands.signals import signals_as_exceptions
 from commands.simulate import LOG, Tail, reason, simulate
 from commands.superlink import environment
 from fedrec.config.compose import compose
-from fedrec.errors import FederationError, StoreError
+from fedrec.core.errors import FederationError, StoreError
 
 RUN = ["run_id=one", "simulation.nodes=3", "simulation.workers=2"]
 FAILED_LOG = """\
@@ -27,7 +27,7 @@ INFO :      Starting Flower Simulation
 ERROR :     Simulation raised an exception
 Traceback (most recent call last):
   File "app.py", line 1, in main
-fedrec.errors.DataError: ratings.dat: line 7 has 3 fields, expected 4
+fedrec.core.errors.DataError: ratings.dat: line 7 has 3 fields, expected 4
   mend the line
 ERROR :     Exit Code: 700
 

@@ -10,7 +10,7 @@ import pytest
 
 from commands.split import split
 from fedrec.config.compose import compose
-from fedrec.errors import StoreError
+from fedrec.core.errors import StoreError
 
 SHOP = ["dataset.n_users=12", "dataset.n_items=20", "dataset.interactions_per_user=5", "dataset.topics=4"]
 

@@ -11,7 +11,7 @@ import pytest
 from commands import superlink
 from commands.processes import running
 from commands.superlink import SuperLink
-from fedrec.errors import FederationError
+from fedrec.core.errors import FederationError
 
 
 @pytest.fixture

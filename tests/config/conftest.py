@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 import pytest
 from annotated_types import Ge, Gt, Le
 
-from fedrec import registry
 from fedrec.config.schema import RunConfig
-from fedrec.registry import FAMILIES, MemberConfig
+from fedrec.core import registry
+from fedrec.core.registry import FAMILIES, MemberConfig
 
 CONFIG = """
 defaults:

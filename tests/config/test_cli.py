@@ -17,7 +17,7 @@ from commands.cli import app
 from fedrec import __version__
 from fedrec.config.describe import from_dict
 from fedrec.config.schema import RunConfig
-from fedrec.errors import DataError
+from fedrec.core.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[2]
 run = CliRunner().invoke

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedrec.config.compose import compose
 from fedrec.config.paths import assign, portable, settle
-from fedrec.errors import ConfigError
+from fedrec.core.errors import ConfigError
 
 BASE = Path("/somewhere")
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedrec.config.compose import compose
 from fedrec.config.describe import ABSENT, Change, changes, from_dict, load_member, to_dict, to_yaml
 from fedrec.config.validate import member_config
-from fedrec.errors import ConfigError
+from fedrec.core.errors import ConfigError
 
 BASE = Path("/somewhere")
 ROOT = Path(__file__).resolve().parents[2]

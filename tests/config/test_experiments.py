@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from fedrec.config.compose import compose, experiments
-from fedrec.errors import ConfigError
-from fedrec.registry import CONF, FAMILIES
+from fedrec.core.errors import ConfigError
+from fedrec.core.registry import CONF, FAMILIES
 
 BASE = Path("/somewhere")
 DATASETS = {"ml1m": "ml_1m", "industrial": "amazon"}

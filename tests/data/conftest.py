@@ -12,9 +12,9 @@ import pytest
 import yaml
 from pydantic import TypeAdapter
 
+from fedrec.core.registry import CONF, datasets
 from fedrec.data.types import Interactions
 from fedrec.datasets.base import DatasetConfig, IdColumn, RawData, RawItem
-from fedrec.registry import CONF, datasets
 
 Config = Callable[..., DatasetConfig]
 Raw = Callable[..., RawData]

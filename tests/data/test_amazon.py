@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from fedrec.core.errors import DataError
 from fedrec.data.prepare import load
-from fedrec.errors import DataError
 
 REVIEWS = [
     {"reviewerID": "A1", "asin": "0001", "overall": 5.0, "unixReviewTime": 30, "reviewText": "good"},

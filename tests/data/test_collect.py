@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fedrec.core.errors import DataError
 from fedrec.data.collect import Clock, Malformed, collect, id_text, sentence
 from fedrec.datasets.base import RawData
-from fedrec.errors import DataError
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from fedrec.core.errors import DataError
 from fedrec.data.prepare import load
-from fedrec.errors import DataError
 
 RATINGS = "1::10::5::978300760\n1::20::3::978300700\n2::10::4::978300000\n2::30::1::978300001\n"
 MOVIES = "10::Café Noir (1995)::Comedy|Drama\n20::Two: Part :: Less (1996)::Horror\n30::Três (1997)::Children's\n"

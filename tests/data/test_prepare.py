@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedrec.core.errors import DataError
 from fedrec.data.prepare import prepare
 from fedrec.data.types import Dataset
-from fedrec.errors import DataError
 
 
 def as_histories(dataset: Dataset) -> dict[str, list[str]]:

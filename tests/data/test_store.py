@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedrec.core.errors import StoreError
 from fedrec.data.store import UserIds, content_digest, open_store, verify_store, write_store
 from fedrec.data.types import Interactions
-from fedrec.errors import StoreError
 
 Make = Callable[[Sequence[Sequence[int]]], Interactions]
 

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fedrec.core.errors import DataError
 from fedrec.data.prepare import load
 from fedrec.data.types import Dataset
-from fedrec.errors import DataError
 
 ROWS = [("u1", 10, 3, 4.0), ("u1", 7, 1, 5.0), ("007", 10, 2, 1.0), ("007", 30, 2, 2.5)]
 NAMES = ("who", "what", "when", "stars")

@@ -15,16 +15,16 @@ from flwr.app import Message
 from flwr.clientapp import ClientApp
 from safetensors.torch import load_file
 
-from client_app.app import app as client_app
+from client_app.answers.app import app as client_app
 from commands.local_grid import LocalGrid
+from exchanges.records import unpack
 from fedrec.config.compose import compose
 from fedrec.config.describe import from_dict
 from fedrec.config.paths import settle
+from fedrec.core.tensors import Tensors
 from fedrec.data import split
 from fedrec.data.prepare import load
-from fedrec.tensors import Tensors
 from server_app.run import run
-from strategies.records import unpack
 
 SMALL = [
     "dataset.n_users=60",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedrec.registry import backbones
+from fedrec.core.registry import backbones
 
 Federate = Callable[..., Any]
 

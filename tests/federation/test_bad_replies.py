@@ -12,12 +12,12 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from safetensors.torch import load_file
 
-from client_app.app import app as honest
+from client_app.answers.app import app as honest
+from exchanges import records
+from exchanges.records import UPDATE, pack, unpack
 from fedrec.backbones.fedmf import FedMF
-from fedrec.errors import FederationError
-from fedrec.tensors import Tensors
-from strategies import records
-from strategies.records import UPDATE, pack, unpack
+from fedrec.core.errors import FederationError
+from fedrec.core.tensors import Tensors
 
 Federate = Callable[..., Any]
 

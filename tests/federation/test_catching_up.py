@@ -17,13 +17,13 @@ import yaml
 from flwr.app import Context, Message
 from torch import Tensor
 
-from client_app.app import app as honest
-from client_app.frozen import FrozenStore, resident
-from client_app.node import Node, Received
+from client_app.answers.app import app as honest
+from client_app.answers.node import Node, Received
+from client_app.stores.frozen import FrozenStore, resident
 from commands.describe import describe
+from exchanges.records import FROZEN, MERGED, MODEL, VERSIONS, pack, unpack
+from federation.sizes import Sizes
 from fedrec.config.describe import from_dict
-from strategies.records import FROZEN, MERGED, MODEL, VERSIONS, pack, unpack
-from strategies.sizes import Sizes
 
 Federate = Callable[..., Any]
 

@@ -20,18 +20,18 @@ import torch
 from flwr.app import Message
 from safetensors.torch import load_file
 
-from client_app import app as app_module
-from client_app.app import app as client_app
-from client_app.pieces import close_file
+from client_app.answers import app as app_module
+from client_app.answers.app import app as client_app
+from client_app.stores.pieces import close_file
 from commands.local_grid import LocalGrid
 from commands.recommend import recommend
+from exchanges.records import unpack
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
-from fedrec.errors import ConfigError, FederationError
-from fedrec.item_list import item_list_packet, pack_item_list
-from fedrec.keys import simulation_secret
+from fedrec.core.errors import ConfigError, FederationError
+from fedrec.core.keys import simulation_secret
+from fedrec.wire.item_list import item_list_packet, pack_item_list
 from server_app.run import run
-from strategies.records import unpack
 
 Row = tuple[str, str, int]
 USERS, SITES = 48, 4
@@ -147,7 +147,7 @@ def test_with_the_simulations_secret_a_deployment_is_the_simulation(
     shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same users in files of several forms, on nodes of their own: the same model, metrics and bytes."""
-    monkeypatch.setattr("client_app.home.own_secret", lambda folder: simulation_secret(0))
+    monkeypatch.setattr("client_app.homes.home.own_secret", lambda folder: simulation_secret(0))
     monkeypatch.setattr("server_app.run.own_secret", lambda folder: simulation_secret(0))
     simulated, deployed = shop.simulate("simulated"), shop.deploy("deployed")
     assert deployed["test"]["users"] == USERS
@@ -375,7 +375,7 @@ def key_file(folder: Path, name: str = "key") -> str:
 
 def told(config: dict[str, Any]) -> torch.Tensor:
     """What the users of a site keep of others [users, dim]."""
-    from client_app.pieces import open_file
+    from client_app.stores.pieces import open_file
 
     state = Path(config["state-dir"])
     file = open_file(state / "users.sqlite", synced=True)

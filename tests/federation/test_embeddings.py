@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from federation.reports import fact_line
 from fedrec.config.describe import load_member
-from fedrec.registry import embeddings
-from fedrec.tensors import Tensors
-from strategies.reports import fact_line
+from fedrec.core.registry import embeddings
+from fedrec.core.tensors import Tensors
 
 Federate = Callable[..., Any]
 

@@ -14,21 +14,21 @@ import yaml
 from flwr.app import Context, Message
 from numpy.typing import NDArray
 
-from client_app.app import app as honest
-from client_app.store import PrivateStore
+from client_app.answers.app import app as honest
+from client_app.stores.store import PrivateStore
 from commands.describe import describe
+from exchanges import records
+from exchanges.records import pack, unpack
 from fedrec.backbones.fedpergnn import FedPerGNN
 from fedrec.config.describe import from_dict
+from fedrec.core.errors import RoundError
+from fedrec.core.keys import opaque_keys, simulation_secret
+from fedrec.core.tensors import TensorSpec, text_digest
 from fedrec.data import split
 from fedrec.data.store import open_store
 from fedrec.data.types import Interactions
-from fedrec.errors import RoundError
-from fedrec.expansion import Expansion
-from fedrec.keys import opaque_keys, simulation_secret
-from fedrec.protocol import around_format, disclosed_format
-from fedrec.tensors import TensorSpec, text_digest
-from strategies import records
-from strategies.records import pack, unpack
+from fedrec.wire.expansion import Expansion
+from fedrec.wire.protocol import around_format, disclosed_format
 
 Federate = Callable[..., Any]
 

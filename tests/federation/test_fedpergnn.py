@@ -14,19 +14,19 @@ import pytest
 import torch
 from flwr.app import Context, Message
 
-from client_app.app import app as honest
-from client_app.store import PrivateStore
+from client_app.answers.app import app as honest
+from client_app.stores.store import PrivateStore
+from exchanges import records
+from exchanges.records import FROZEN, UPDATE, pack, unpack
 from fedrec.backbones.fedpergnn import FedPerGNN
 from fedrec.config.describe import load_member
+from fedrec.core.errors import FederationError, RoundError
+from fedrec.core.keys import opaque_keys, simulation_secret
+from fedrec.core.registry import backbones
+from fedrec.core.tensors import Tensors, text_digest
 from fedrec.data import split
 from fedrec.data.store import open_store
-from fedrec.errors import FederationError, RoundError
-from fedrec.keys import opaque_keys, simulation_secret
-from fedrec.protocol import counts_format
-from fedrec.registry import backbones
-from fedrec.tensors import Tensors, text_digest
-from strategies import records
-from strategies.records import FROZEN, UPDATE, pack, unpack
+from fedrec.wire.protocol import counts_format
 
 Federate = Callable[..., Any]
 

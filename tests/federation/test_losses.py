@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from flwr.app import Context, Error, Message
 
-from client_app.app import app as honest
+from client_app.answers.app import app as honest
 from commands.local_grid import LocalGrid
+from exchanges.records import FROZEN, UPDATE, pack, unpack
+from federation.silence import Silences
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
-from fedrec.errors import FederationError
+from fedrec.core.errors import FederationError
 from server_app.run import run
-from strategies.records import FROZEN, UPDATE, pack, unpack
-from strategies.silence import Silences
 
 SMALL = [
     "dataset.n_users=40",

@@ -16,10 +16,10 @@ import torch
 import yaml
 
 from commands.describe import describe
+from federation.sizes import Sizes
 from fedrec.config.describe import from_dict, load_member
-from fedrec.registry import backbones, embeddings
-from fedrec.tensors import Tensors
-from strategies.sizes import Sizes
+from fedrec.core.registry import backbones, embeddings
+from fedrec.core.tensors import Tensors
 
 Federate = Callable[..., Any]
 

@@ -13,14 +13,14 @@ import torch
 import yaml
 from torch import Tensor
 
-from client_app.engine import GlobalModel
-from client_app.node import Node, Place
-from client_app.oracle import OracleEngine
+from client_app.answers.node import Node, Place
+from client_app.training.engine import GlobalModel
+from client_app.training.oracle import OracleEngine
+from exchanges.records import MERGED, unpack
+from federation.directory import Directory
 from fedrec.config.describe import from_dict
-from fedrec.protocol import Setup
-from fedrec.rng import derive, generator
-from strategies.directory import Directory
-from strategies.records import MERGED, unpack
+from fedrec.core.rng import derive, generator
+from fedrec.wire.protocol import Setup
 
 Federate = Callable[..., Any]
 

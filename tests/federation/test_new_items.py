@@ -14,14 +14,14 @@ import yaml
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from client_app.store import PrivateStore
-from fedrec import registry
+from client_app.stores.store import PrivateStore
 from fedrec.config.describe import from_dict, load_member
+from fedrec.core import registry
+from fedrec.core.keys import opaque_keys, simulation_secret
+from fedrec.core.tensors import Tensors, text_digest
 from fedrec.data.prepare import load
 from fedrec.data.types import Dataset
 from fedrec.datasets.base import DatasetConfig
-from fedrec.keys import opaque_keys, simulation_secret
-from fedrec.tensors import Tensors, text_digest
 from peft_embeddings.model import Model
 from peft_embeddings.new_items import item_vectors_for_new
 from peft_embeddings.text_map import TextMap

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from client_app.cohort import CohortEngine
-from fedrec.tensors import Tensors
+from client_app.training.cohort import CohortEngine
+from fedrec.core.tensors import Tensors
 
 Federate = Callable[..., Any]
 ANEW = ("optim=fast", "optim.private_anew=true", "optim.negatives=20", "strategy.fraction=1.0")

@@ -20,15 +20,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from client_app.app import app as client_app
-from client_app.store import PrivateStore
+from client_app.answers.app import app as client_app
+from client_app.stores.store import PrivateStore
 from commands.local_grid import LocalGrid
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
-from fedrec.errors import ConfigError, DataError, StoreError
-from fedrec.keys import opaque_keys, simulation_secret
-from fedrec.registry import CONF
-from fedrec.tensors import TensorSpec, text_digest
+from fedrec.core.errors import ConfigError, DataError, StoreError
+from fedrec.core.keys import opaque_keys, simulation_secret
+from fedrec.core.registry import CONF
+from fedrec.core.tensors import TensorSpec, text_digest
 from server_app.run import run
 
 ROUNDS = 6

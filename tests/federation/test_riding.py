@@ -15,11 +15,11 @@ import torch
 from flwr.app import Context, Message
 from safetensors.torch import load_file
 
-from client_app.app import app as honest
-from client_app.store import PrivateStore
-from fedrec.errors import FederationError
-from fedrec.tensors import Tensors, TensorSpec, text_digest
-from strategies.records import KEYS, METRICS, UPDATE, pack, unpack
+from client_app.answers.app import app as honest
+from client_app.stores.store import PrivateStore
+from exchanges.records import KEYS, METRICS, UPDATE, pack, unpack
+from fedrec.core.errors import FederationError
+from fedrec.core.tensors import Tensors, TensorSpec, text_digest
 
 Federate = Callable[..., Any]
 

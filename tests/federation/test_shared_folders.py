@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from flwr.app import ConfigRecord, Context, Message
 
-from client_app.app import app as honest
-from fedrec.errors import FederationError, StoreError
-from fedrec.protocol import SimulatedData
-from fedrec.shared_folder import NotSharedError, leave_token, require_shared
-from strategies.records import ENROLL, pack, unpack
+from client_app.answers.app import app as honest
+from exchanges.records import ENROLL, pack, unpack
+from fedrec.core.errors import FederationError, StoreError
+from fedrec.core.shared_folder import NotSharedError, leave_token, require_shared
+from fedrec.wire.protocol import SimulatedData
 
 Federate = Callable[..., Any]
 Client = Callable[[Message, Context], Message]

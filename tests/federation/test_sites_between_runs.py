@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-from client_app import app as app_module
-from client_app.app import app as client_app
-from client_app.last_model import RUNS_KEPT
-from client_app.node import Node
-from client_app.site import Site
+from client_app.answers import app as app_module
+from client_app.answers.app import app as client_app
+from client_app.answers.node import Node
+from client_app.homes.site import Site
+from client_app.stores.last_model import RUNS_KEPT
 from commands.local_grid import LocalGrid
+from exchanges.records import unpack
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
-from fedrec.errors import ConfigError, PacketError
+from fedrec.core.errors import ConfigError, PacketError
 from peft_embeddings.model import BASE
 from server_app.run import make_setup, run
-from strategies.records import unpack
 
 SITES, USERS, ITEMS = 2, 24, 30
 GRAPH = "backbone=fedpergnn"

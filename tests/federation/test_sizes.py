@@ -10,7 +10,7 @@ import yaml
 
 from commands.describe import describe
 from fedrec.config.describe import from_dict
-from fedrec.registry import backbones
+from fedrec.core.registry import backbones
 
 Federate = Callable[..., Any]
 

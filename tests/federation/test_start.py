@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from client_app import entry
-from fedrec.errors import DataError
+from fedrec.core.errors import DataError
 
 Federate = Callable[..., Any]
 

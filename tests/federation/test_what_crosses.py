@@ -13,12 +13,12 @@ import torch
 from flwr.app import Message
 from safetensors.torch import load_file
 
-import client_app.node
+import client_app.answers.node
+from exchanges.records import FROZEN, METRICS, MODEL, UPDATE, unpack
 from fedrec.backbones.base import Backbone
 from fedrec.config.describe import load_member
-from fedrec.registry import backbones
-from fedrec.tensors import Tensors, content_digest
-from strategies.records import FROZEN, METRICS, MODEL, UPDATE, unpack
+from fedrec.core.registry import backbones
+from fedrec.core.tensors import Tensors, content_digest
 
 Federate = Callable[..., Any]
 
@@ -61,16 +61,16 @@ def test_the_frozen_table_stays_bit_identical_and_the_correction_starts_at_zero(
     federate: Federate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str, torch.Tensor, Tensors]] = []
-    train = client_app.node.Node.train
+    train = client_app.answers.node.Node.train
 
-    def spy(self: client_app.node.Node, received: client_app.node.Received, slots: Any) -> bytes:
+    def spy(self: client_app.answers.node.Node, received: client_app.answers.node.Received, slots: Any) -> bytes:
         model = received.model
         if model.frozen:
             vectors = model.item_vectors(model.trainable, torch.arange(ITEMS))
             seen.append((content_digest(model.frozen), vectors, dict(model.frozen)))
         return train(self, received, slots)
 
-    monkeypatch.setattr(client_app.node.Node, "train", spy)
+    monkeypatch.setattr(client_app.answers.node.Node, "train", spy)
     outcome = federate("checkpoint_every=1", "checkpoints_kept=5")
     bases = {
         round: load_file(outcome.folder / f"checkpoints/round-{round:06d}.safetensors").get("frozen.base")

@@ -8,18 +8,18 @@ from typing import Any, cast
 import pytest
 import yaml
 
-from client_app.cohort import CohortEngine
-from client_app.node import Node, Place
-from client_app.users import Cohort
+from client_app.answers.node import Node, Place
+from client_app.homes.users import Cohort
+from client_app.training.cohort import CohortEngine
+from exchanges.records import unpack
 from fedrec.config.describe import from_dict
+from fedrec.core.errors import PacketError
 from fedrec.data import split
 from fedrec.data.prepare import load
 from fedrec.data.types import Interactions
 from fedrec.datasets.base import DatasetConfig
-from fedrec.errors import PacketError
-from fedrec.protocol import Setup
-from fedrec.updates import NodeUpdate
-from strategies.records import unpack
+from fedrec.wire.protocol import Setup
+from fedrec.wire.updates import NodeUpdate
 
 Federate = Callable[..., Any]
 LAST_RUN = "evaluation.validation=false"

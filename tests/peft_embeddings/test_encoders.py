@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from fedrec.config.describe import load_member
-from fedrec.errors import ConfigError, DataError
-from fedrec.registry import encoders
+from fedrec.core.errors import ConfigError, DataError
+from fedrec.core.registry import encoders
 from peft_embeddings.encoders.base import TextEncoder
 
 SENTENCES = (

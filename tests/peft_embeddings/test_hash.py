@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from fedrec.config.compose import compose
 from fedrec.config.describe import load_member
-from fedrec.errors import ConfigError
-from fedrec.registry import embeddings
-from fedrec.rng import generator
+from fedrec.core.errors import ConfigError
+from fedrec.core.registry import embeddings
+from fedrec.core.rng import generator
 from peft_embeddings.hashing import PRIME, HashedEmbedding, buckets_of, draw_functions, expected_codes
 
 FILMS = 3952

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fedrec.config.compose import compose
 from fedrec.config.describe import load_member
-from fedrec.errors import ConfigError
-from fedrec.registry import backbones, embeddings
-from fedrec.rng import generator
-from fedrec.tensors import Tensors
+from fedrec.core.errors import ConfigError
+from fedrec.core.registry import backbones, embeddings
+from fedrec.core.rng import generator
+from fedrec.core.tensors import Tensors
 from peft_embeddings.lora import LoraEmbedding
 from peft_embeddings.model import Model
 

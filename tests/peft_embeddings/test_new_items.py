@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedrec import registry
 from fedrec.config.describe import load_member
-from fedrec.rng import generator
-from fedrec.tensors import Tensors, zeros
+from fedrec.core import registry
+from fedrec.core.rng import generator
+from fedrec.core.tensors import Tensors, zeros
 from peft_embeddings.model import Model
 from peft_embeddings.new_items import grow, item_vectors_for_new
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 from torch import Tensor
 
-from fedrec.rng import generator
+from fedrec.core.rng import generator
 from peft_embeddings.quantiser import rqvae
 from peft_embeddings.quantiser.kmeans import kmeans, nearest
 from peft_embeddings.quantiser.residual import additive_codebooks, decode, encode, residual_kmeans

@@ -16,9 +16,9 @@ from scipy.sparse import csr_array
 from sklearn.decomposition import PCA
 
 from fedrec.config.describe import load_member
-from fedrec.errors import ConfigError, DataError
-from fedrec.registry import reductions
-from fedrec.rng import generator
+from fedrec.core.errors import ConfigError, DataError
+from fedrec.core.registry import reductions
+from fedrec.core.rng import generator
 from peft_embeddings.reductions import pca as pca_module
 from peft_embeddings.reductions.autoencoder import linear_start, run
 from peft_embeddings.reductions.base import Reduced, Reduction

@@ -15,9 +15,9 @@ from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from fedrec.config.describe import load_member
+from fedrec.core.errors import StoreError
+from fedrec.core.registry import encoders, reductions
 from fedrec.data.types import Catalogue
-from fedrec.errors import StoreError
-from fedrec.registry import encoders, reductions
 from peft_embeddings.base_table import BaseTable, build_base_table
 from peft_embeddings.text_map import TextMap
 

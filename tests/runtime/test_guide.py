@@ -46,7 +46,9 @@ def test_what_the_guide_counts_is_what_the_code_counts() -> None:
     table = GUIDE[GUIDE.index("## When something is lost") : GUIDE.index("With `strategy.over_sampling")]
     names = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[-2:][0])}
     assert {"no_answer", "rested", "late", "oversized", "round_repeated"} <= names
-    code = "".join(path.read_text() for room in ("strategies", "fedrec") for path in (ROOT / room).rglob("*.py"))
+    code = "".join(
+        path.read_text() for room in ("federation", "exchanges", "fedrec") for path in (ROOT / room).rglob("*.py")
+    )
     assert [name for name in sorted(names) if f'"{name}"' not in code] == []
 
 

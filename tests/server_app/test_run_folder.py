@@ -13,15 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fedrec.errors import StoreError
+from exchanges.records import wrap
+from federation.base import ServerState
+from federation.checkpoint import Checkpoint
+from federation.meter import Meter
+from federation.versions import FrozenBytes, Merged, Merges
+from fedrec.core.errors import StoreError
 from server_app import checkpoints
 from server_app.run import _Recorder
 from server_app.run_folder import METRICS, RunFolder
-from strategies.base import ServerState
-from strategies.checkpoint import Checkpoint
-from strategies.meter import Meter
-from strategies.records import wrap
-from strategies.versions import FrozenBytes, Merged, Merges
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedrec.errors import PacketError
-from fedrec.packet import Kind, Packet
-from fedrec.protocol import UPDATE_SCALARS
-from fedrec.tensors import Tensors, TensorSpec
-from strategies.aggregation import UpdateFold, check_sums
+from federation.aggregation import UpdateFold, check_sums
+from fedrec.core.errors import PacketError
+from fedrec.core.tensors import Tensors, TensorSpec
+from fedrec.wire.packet import Kind, Packet
+from fedrec.wire.protocol import UPDATE_SCALARS
 
 SPEC = {"t": TensorSpec((2, 3))}
 

@@ -16,29 +16,29 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commands.local_grid import LocalGrid
+from exchanges.records import FROZEN, KEYS, MISSING, UNSHARED, pack, unpack, wrap
+from federation import nodes as nodes_module
+from federation.aggregation import UpdateFold
+from federation.base import FederatedStrategy, StrategyConfig
+from federation.exchange import exchange
+from federation.nodes import Nodes
 from fedrec.config.compose import compose
 from fedrec.config.schema import RunConfig
-from fedrec.errors import ConfigError, FederationError, PacketError
-from fedrec.packet import Kind, Packet
-from fedrec.protocol import (
+from fedrec.core.errors import ConfigError, FederationError, PacketError
+from fedrec.core.registry import MemberConfig, embeddings, strategies
+from fedrec.core.rng import generator
+from fedrec.core.tensors import Tensors, TensorSpec, content_digest, matches
+from fedrec.wire.code import code_digest
+from fedrec.wire.packet import Kind, Packet
+from fedrec.wire.protocol import (
     PROTOCOL_VERSION,
     UPDATE_SCALARS,
     PhaseSetup,
     Setup,
     SimulatedData,
-    code_digest,
     eligible_spec,
     pack_eligible,
 )
-from fedrec.registry import MemberConfig, embeddings, strategies
-from fedrec.rng import generator
-from fedrec.tensors import Tensors, TensorSpec, content_digest, matches
-from strategies import nodes as nodes_module
-from strategies.aggregation import UpdateFold
-from strategies.base import FederatedStrategy, StrategyConfig
-from strategies.exchange import exchange
-from strategies.nodes import Nodes
-from strategies.records import FROZEN, KEYS, MISSING, UNSHARED, pack, unpack, wrap
 
 ITEMS, DIM = 20, 4
 BASE = Path("/somewhere")
@@ -565,7 +565,7 @@ def test_a_reply_to_nothing_that_was_asked_is_not_yielded() -> None:
 
 
 def test_the_client_app_refuses_a_setup_that_it_does_not_understand() -> None:
-    from client_app.app import app
+    from client_app.answers.app import app
 
     grid = LocalGrid(app, 1)
     content = pack({"setup": '{"protocol": 1, "backbone": "os.system"}'})
@@ -576,7 +576,7 @@ def test_the_client_app_refuses_a_setup_that_it_does_not_understand() -> None:
 
 
 def test_an_answer_is_asked_of_an_enrolled_node_only() -> None:
-    from client_app.app import app
+    from client_app.answers.app import app
 
     message = ScriptedGrid({}) and Message(pack({"phase": 0}), 2, "train")
     context = Context(1, 2, {"partition-id": 0, "num-partitions": 1}, RecordDict(), {})

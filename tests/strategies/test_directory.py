@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedrec.errors import FederationError
-from strategies.directory import Directory, round_half_up
+from federation.directory import Directory, round_half_up
+from fedrec.core.errors import FederationError
 
 KEYS = np.random.default_rng(0).integers(0, 2**64, 200, dtype=np.uint64)
 

@@ -9,11 +9,12 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 
 from commands.local_grid import LocalGrid
+from exchanges import records
+from federation import enrolment
+from federation.nodes import Nodes
 from fedrec.config.compose import compose
-from fedrec.protocol import code_digest
+from fedrec.wire.code import code_digest
 from server_app.run import make_setup
-from strategies import enrolment, records
-from strategies.nodes import Nodes
 
 KEYS = np.arange(20, dtype=np.uint64)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from fedrec.config.compose import compose
-from fedrec.errors import ConfigError
-from fedrec.registry import embeddings
+from fedrec.core.errors import ConfigError
+from fedrec.core.registry import embeddings
 from peft_embeddings.compressed import CompressedConfig
 from strategies.fedpeft import FedPeftStrategy
 

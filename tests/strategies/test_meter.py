@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from strategies.meter import Meter
-from strategies.versions import FrozenBytes
+from federation.meter import Meter
+from federation.versions import FrozenBytes
 
 
 def test_bytes_by_hand() -> None:

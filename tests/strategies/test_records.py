@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from strategies.records import shown
+from exchanges.records import shown
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fedrec.rng import counter_bits
-from strategies.directory import Directory
-from strategies.meter import Meter
-from strategies.records import wrap
-from strategies.versions import FrozenBytes, Merged, Merges, expected_bytes, lacking
+from exchanges.records import wrap
+from federation.directory import Directory
+from federation.meter import Meter
+from federation.versions import FrozenBytes, Merged, Merges, expected_bytes, lacking
+from fedrec.core.rng import counter_bits
 
 
 def merged(number: int, size: int = 10) -> Merged:

@@ -1,0 +1,1 @@
+"""What a node answers to the server's messages."""

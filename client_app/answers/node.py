@@ -1,0 +1,350 @@
+"""A node: the users who live on it, and what it does when the server asks, free of any framework."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client_app.answers.evaluation import RankingProtocol, rank_users
+from client_app.answers.recommending import best_items
+from client_app.homes.home import Home, Place, SimulatedHome, SiteHome
+from client_app.homes.site import Site
+from client_app.homes.site_data import require_site
+from client_app.homes.users import Cohort, LocalUsers
+from client_app.stores.frozen import FrozenStore, MissingFrozenError, Since, resident, tidy
+from client_app.stores.last_model import LastModel, keep_model
+from client_app.stores.store import PrivateStore
+from client_app.training.cohort import CohortEngine
+from client_app.training.engine import Engine, GlobalModel, Limits, all_finite, codec_seeds
+from client_app.training.oracle import OracleEngine
+from fedrec.backbones.base import Backbone
+from fedrec.config.validate import member_config
+from fedrec.core import registry
+from fedrec.core.errors import ConfigError, PacketError, StoreError
+from fedrec.core.keys import keys_digest
+from fedrec.core.rng import derive
+from fedrec.core.shared_folder import require_shared
+from fedrec.core.tensors import Tensors, content_digest
+from fedrec.data.negatives import NegativeSampler
+from fedrec.data.split import HeldOut
+from fedrec.wire.item_counts import report_sum
+from fedrec.wire.item_list import item_list_format
+from fedrec.wire.packet import PacketFormat
+from fedrec.wire.protocol import (
+    COUNTS,
+    Setup,
+    counts_format,
+    eligible_spec,
+    frozen_format,
+    unpack_eligible,
+    version_name,
+)
+from peft_embeddings.base import ItemEmbedding
+from peft_embeddings.model import BASE, Model
+
+ENGINES: dict[str, type[Engine]] = {"cohort": CohortEngine, "oracle": OracleEngine}
+
+
+class Received(NamedTuple):
+    """A model as a message brought it: decoded once, for all that is to be done with it.
+
+    Attributes:
+        phase: The phase to which it belongs.
+        round: The round in which it was sent.
+        model: The model.
+        checkpoint_round: The earliest round to which the server may go back.
+    """
+
+    phase: int
+    round: int
+    model: GlobalModel
+    checkpoint_round: int
+
+
+class Recommended(NamedTuple):
+    """Items for one user, best first: rows of the catalogue and scores; and whether the user has ever trained."""
+
+    rows: list[int]
+    scores: list[float]
+    trained: bool
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of one run: everything that stays the same from message to message."""
+
+    setup: Setup
+    place: Place | Site
+
+    @cached_property
+    def _home(self) -> Home:
+        """Where the node's users come from. A site never opens a folder that a server names."""
+        simulation = self.setup.simulation
+        if isinstance(self.place, Site):
+            if simulation is not None:
+                raise ConfigError(
+                    ["this node has users of its own, and the run is a simulation: run it with runtime=deployment"]
+                )
+            require_site(self.place, self.setup.run_key)
+            return SiteHome(self.place, self.setup)
+        if simulation is None:
+            raise ConfigError(
+                ["the server's run is a deployment, and this is a node of a simulation with no users of its own"]
+            )
+        require_shared(simulation)
+        return SimulatedHome(self.place, self.setup, simulation)
+
+    @cached_property
+    def secret(self) -> int:
+        """The secret root: of users' keys, negatives and noise."""
+        return self._home.secret
+
+    @property
+    def shared_key(self) -> bytes:
+        """The key of the tags of items, which the server does not have."""
+        return self._home.shared_key
+
+    @cached_property
+    def users(self) -> LocalUsers:
+        """The node's users."""
+        interactions, chosen = self._home.users(lambda: self.frozen_store)
+        return LocalUsers(interactions, chosen, self.secret, validation=self.setup.validation)
+
+    @cached_property
+    def named(self) -> str:
+        """What the server has to name with every message if it knows the users who are here now."""
+        return keys_digest(self.users.keys)
+
+    @cached_property
+    def frozen_store(self) -> FrozenStore:
+        """What the server sent once."""
+        return FrozenStore(self._home.state_dir)
+
+    @cached_property
+    def private_store(self) -> PrivateStore:
+        """The users' private tensors."""
+        home = self._home
+        return PrivateStore(home.state_dir, self.setup.run_key, self.backbone.private, synced=home.synced)
+
+    @cached_property
+    def around_store(self) -> PrivateStore:
+        """What the users keep of others: apart, for it comes to users who never trained, too."""
+        home = self._home
+        return PrivateStore(home.state_dir, f"{self.setup.run_key} around", self.backbone.around, synced=home.synced)
+
+    def stores_lost(self) -> int:
+        """How often the users' stores were found damaged, and begun anew, since this was last asked."""
+        stores = [vars(self)[name] for name in ("private_store", "around_store") if name in vars(self)]
+        lost: int = sum(store.damaged for store in stores)
+        for store in stores:
+            store.damaged = 0
+        return lost
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        """The backbone of the run."""
+        config = member_config("backbone", dict(self.setup.backbone))
+        made: Backbone = registry.backbones.get(config.name)(config, self.setup.dim)
+        return made
+
+    def _embedding(self, values: dict[str, Any]) -> ItemEmbedding:
+        config = member_config("embedding", values)
+        made: ItemEmbedding = registry.embeddings.get(config.name)(config, self.setup.n_items, self.setup.dim)
+        return made
+
+    @cached_property
+    def models(self) -> tuple[Model, ...]:
+        """The model of each phase."""
+        return tuple(Model(self._embedding(dict(phase.embedding)), self.backbone) for phase in self.setup.phases)
+
+    @cached_property
+    def sampler(self) -> NegativeSampler:
+        """Draws from the public list of items that may be negatives and be recommended."""
+        return _sampler(self.setup.eligible, self.setup.n_items, self.frozen_store)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine that the setup names."""
+        setup = self.setup
+        optim = member_config("optim", dict(setup.optim))
+        privacy = member_config("privacy", dict(setup.privacy))
+        if setup.engine not in ENGINES:
+            raise PacketError("malformed", f"engine {setup.engine!r} is not one of {sorted(ENGINES)}")
+        return ENGINES[setup.engine](
+            registry.optims.get(optim.name)(optim, self.backbone.advice),
+            self.sampler,
+            registry.privacies.get(privacy.name)(privacy),
+            Limits(setup.weight_cap, setup.max_update_norm),
+            setup.pairs_at_once,
+            setup.codec_of_run,
+        )
+
+    def model_format(self, phase: int) -> PacketFormat:
+        """Format of the model packets of a phase. Raises PacketError (`malformed`) if the run has no such phase."""
+        return self.setup.model_format(self._model(phase).trainable)
+
+    def _model(self, phase: int) -> Model:
+        if not 0 <= phase < len(self.models):
+            raise PacketError("malformed", f"phase {phase} is none of the run's {len(self.models)}")
+        return self.models[phase]
+
+    def resume(self, resumes: Sequence[int]) -> None:
+        """The run was resumed after these rounds: what was trained since, and is not part of it, is forgotten."""
+        self.private_store.resume(resumes)
+        if self.backbone.around:
+            self.around_store.resume(resumes)
+
+    def keep_frozen(self, phase: int, name: str, packet: bytes, content: str) -> None:
+        """Check that frozen tensors which came with a message of a phase have that content, and keep them."""
+        if name == self.setup.catalogue:
+            form = item_list_format(len(packet))
+        elif name == self.setup.eligible:
+            form = frozen_format(eligible_spec(self.setup.n_items))
+        elif name == content:
+            form = self.setup.start_format(self._model(phase).frozen, BASE)
+        else:
+            form = frozen_format(self._model(phase).frozen)
+        received = form.decode(packet)
+        of_the_run = name not in (self.setup.catalogue, self.setup.eligible)
+        since = Since(self.setup.run_key, received.round) if of_the_run else None
+        self.frozen_store.put(received.tensors, name, content, since)
+
+    def keep_merged(self, phase: int, before: str, after: str, packet: bytes) -> None:
+        """Make the version `after` of the base table from `before` and the packet of what was merged, and keep it.
+
+        Nothing is done if it is here already, or if `before` is not: then what is missing will be asked for. Raises
+        PacketError (`malformed`) if merging the packet does not make a version of that name.
+        """
+        held = self.frozen_store.get(before)
+        if held is None or self.frozen_store.get(after) is not None:
+            return
+        if version_name(before, packet) != after:
+            raise PacketError("malformed", f"what came to be merged into {before} does not make {after}")
+        model = self._model(phase)
+        if BASE not in held or BASE not in model.frozen:
+            raise PacketError("malformed", f"in phase {phase} there is no base table to merge anything into")
+        merged = self.setup.merged_format(model.correction).decode(packet, phase=phase)
+        frozen = held | {BASE: model.merged(merged.tensors, held)}
+        since = Since(self.setup.run_key, merged.round)
+        self.frozen_store.put(frozen, after, content_digest(frozen), since)
+
+    def count_items(self) -> bytes:
+        """The encoded sum of what all users here report of the items that they train on."""
+        counting = self.backbone.item_counting
+        if counting is None:
+            raise PacketError("malformed", f"backbone {self.backbone.config.name!r} has no items counted")
+        if counting.epsilon is None and isinstance(self.place, Site):
+            raise PacketError("malformed", "real users' items are not counted without noise: that is for simulations")
+        cohort = self.users.training(np.arange(len(self.users)))
+        seed = derive(self.secret, "item counts")
+        total = report_sum(counting, self.setup.n_items, seed, cohort.keys, cohort.offsets, cohort.items)
+        packet = counts_format(self.setup.n_items)
+        return packet.encode(0, 0, {COUNTS: torch.from_numpy(total)}, [float(len(cohort))])
+
+    def receive(self, phase: int, round: int, packet: bytes, frozen: str) -> Received:
+        """The model in a packet, over the frozen tensors of that digest. Raises MissingFrozenError if they lack."""
+        received = self.model_format(phase).decode(packet, phase=phase, round=round)
+        device = _device()
+        held = resident(self.frozen_store, frozen, device) if frozen else {}
+        trainable = {name: tensor.to(device) for name, tensor in received.tensors.items()}
+        checkpoint_round = int(received.scalars[0])
+        tidy(self.frozen_store, self.setup.run_key, frozen, checkpoint_round)
+        return Received(phase, round, GlobalModel(self.models[phase], trainable, held), checkpoint_round)
+
+    def keep_model(self, phase: int, round: int, packet: bytes, frozen: str) -> None:
+        """On a site: keep the model that has been received, to recommend with; in simulation there are checkpoints."""
+        if isinstance(self.place, Site):
+            about = LastModel(self.setup.to_json(), phase, round, frozen)
+            keep_model(self.place.state_dir, self.setup.run_key, about, packet)
+
+    def train(self, received: Received, slots: NDArray[np.int64]) -> bytes:
+        """Train the users in `slots` on the model; the encoded update of the node."""
+        phase, round, model, checkpoint_round = received
+        cohort = self.users.training(slots)
+        private, found = self._starts(cohort.keys, before=round)
+        seed, lone = derive(self.secret, "train", round), self.setup.lone(len(slots))
+        trained = self.engine.train(model, cohort, private, seed, rounded=not lone)
+        kept = {name: tensor[trained.taken] for name, tensor in trained.private.items()}
+        self.private_store.save(round, cohort.keys[trained.taken], kept, checkpoint_round)
+        trained.update.cold = int((~found & trained.taken).sum())
+        update = trained.update
+        if lone and update.weight:
+            update.total = {name: (t.double() / update.weight).to(t.dtype) for name, t in update.total.items()}
+        fmt = self.setup.update_format(model.model.trainable, len(slots))
+        return fmt.encode(phase, round, update.total, update.scalars(), int(codec_seeds(seed, cohort.keys[:1])[0]))
+
+    def evaluate(self, received: Received, after: int, of: HeldOut) -> bytes:
+        """Rank the held-out items of a split for all users who have one; the encoded sums of the metrics.
+
+        Args:
+            received: The model after the round `after`; it may have been sent to be trained in the round that follows.
+            after: The round whose private tensors the users are ranked with.
+            of: The split.
+        """
+        if of == "validation" and not self.setup.validation:
+            raise PacketError("malformed", "this run holds nothing out for validation: users train on those items")
+        model = received.model
+        cohort, positives = self.users.held_out(self.users.evaluated, of)
+        private, found = self._starts(cohort.keys, before=after + 1)
+        private = self.engine.solve(model, cohort, private, derive(self.secret, "solve", of, after))
+        # A user whose own tensors have diverged is left out and counted; the others are ranked all the same.
+        sane = np.flatnonzero(all_finite(private).numpy())
+        diverged = len(cohort) - len(sane)
+        cohort, positives, found = cohort.select(sane), positives[sane], found[sane]
+        private = {name: tensor[torch.from_numpy(sane)] for name, tensor in private.items()}
+        setup = self.setup
+        protocol = RankingProtocol(setup.ks, self.sampler, setup.sampled_negatives, derive(setup.seed, "sampled", of))
+        sums = rank_users(model.cpu(), cohort, positives, private, protocol)
+        counts = (len(cohort), int((~found).sum()), diverged)
+        scalars = [*map(float, counts), *(sums.get(name, 0.0) for name in setup.metric_names())]
+        return setup.metrics_format().encode(received.phase, after, {}, scalars)
+
+    def recommend(self, received: Received, user: Cohort, top: int) -> Recommended:
+        """The best items for one user, whose private tensors are first solved on everything that it knows.
+
+        They are started as for anybody who comes new if the user has none; the result of solving is not kept.
+        """
+        private, found = self._starts(user.keys, before=received.round + 1)
+        if not all_finite(private).all():
+            raise StoreError("the user's private tensors are not finite: its training has diverged; train anew")
+        model = received.model.cpu()
+        private = self.engine.solve(model, user, private, derive(self.secret, "solve", "recommend", received.round))
+        rows, scores = best_items(model, user, private, torch.from_numpy(self.sampler.eligible), top)
+        return Recommended(rows.tolist(), scores.tolist(), bool(found.all()))
+
+    def _starts(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
+        """What users begin a round or a ranking with, and who of them has trained in rounds earlier than `before`."""
+        private, trained = self.private(keys, before)
+        if self.engine.recipe.private_anew:
+            private |= self.backbone.init_private(self.setup.seed, keys)
+        return private, trained
+
+    def private(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
+        """The users' private tensors, and what they keep of others, from rounds earlier than `before`; who has any."""
+        private, found = self.private_store.load(keys, before)
+        new = self.backbone.init_private(self.setup.seed, keys[~found])
+        for name, tensor in private.items():
+            tensor[torch.from_numpy(~found)] = new[name]
+        if self.backbone.around:
+            private |= self.around_store.load(keys, before)[0]
+        return private, found
+
+
+def _device() -> torch.device:
+    """Where users train: on the GPU that the runtime gave this worker, if it gave one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@lru_cache(maxsize=4)
+def _sampler(digest: str, n_items: int, store: FrozenStore) -> NegativeSampler:
+    """One for all nodes of a run that share this worker; its content is named by its digest."""
+    held = store.get(digest)
+    if held is None:
+        raise MissingFrozenError(digest)
+    return NegativeSampler(unpack_eligible(held, n_items))

@@ -1,0 +1,142 @@
+"""Where a node's users come from, and where what is theirs is kept: a simulation's shared folders, or a site's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client_app.homes.site import Site
+from client_app.homes.site_data import is_new, prepared_data
+from client_app.stores.frozen import FrozenStore, MissingFrozenError
+from client_app.stores.old_runs import forget_old_runs
+from fedrec.core.errors import ConfigError
+from fedrec.core.keys import simulation_secret
+from fedrec.core.rng import derive
+from fedrec.core.secret import own_secret, shared_key
+from fedrec.data.store import open_store
+from fedrec.data.types import Interactions
+from fedrec.wire.item_list import ItemList, unpack_item_list
+from fedrec.wire.protocol import Setup, SimulatedData
+
+
+class Place(NamedTuple):
+    """Which part of the simulated users lives on this node."""
+
+    partition: int
+    partitions: int
+
+
+class Home(Protocol):
+    """What a node has of its own.
+
+    Attributes:
+        synced: Whether what is kept must survive a power failure.
+    """
+
+    synced: bool
+
+    @property
+    def state_dir(self) -> Path:
+        """The folder in which everything is kept."""
+
+    @property
+    def secret(self) -> int:
+        """The secret root: of users' keys, negatives and noise."""
+
+    @property
+    def shared_key(self) -> bytes:
+        """The key of the tags of items (`fedrec.wire.expansion`): all nodes have it, and the server has not.
+
+        Raises ConfigError or StoreError if this node has none.
+        """
+
+    def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
+        """Interactions, and who of their users lives here; `frozen` is asked only if the data is not prepared yet.
+
+        Raises MissingFrozenError if the list of items lacks then.
+        """
+
+
+@dataclass(frozen=True)
+class SimulatedHome:
+    """A node of a simulation: every `partitions`-th of the simulated users."""
+
+    place: Place
+    setup: Setup
+    data: SimulatedData
+    synced = False  # where the machine fails on which it is simulated, a device need not outlive it
+
+    @property
+    def state_dir(self) -> Path:
+        """As in `Home`."""
+        return Path(self.data.state_dir)
+
+    @property
+    def secret(self) -> int:
+        """As in `Home`."""
+        return simulation_secret(self.setup.seed)
+
+    @property
+    def shared_key(self) -> bytes:
+        """As in `Home`."""
+        return derive(self.secret, "shared key").to_bytes(8, "little")
+
+    def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
+        """As in `Home`."""
+        interactions = open_store(Path(self.data.interactions))
+        return interactions, np.arange(self.place.partition, interactions.users, self.place.partitions)
+
+
+@dataclass(frozen=True)
+class SiteHome:
+    """A site: all users of its own file."""
+
+    site: Site
+    setup: Setup
+    synced = True
+
+    @property
+    def state_dir(self) -> Path:
+        """As in `Home`."""
+        return self.site.state_dir
+
+    @cached_property
+    def secret(self) -> int:
+        """As in `Home`."""
+        return own_secret(self.site.state_dir)
+
+    @cached_property
+    def shared_key(self) -> bytes:
+        """As in `Home`."""
+        if self.site.shared_key is None:
+            raise ConfigError(
+                [
+                    "shared-key: is missing; in this run users exchange vectors with those who have the same items, "
+                    "and the sites need a key for that which the server does not have: openssl rand -hex 32 > key, "
+                    "chmod 600 key, copy it to every site, and give each shared-key='/absolute/path/of/key'"
+                ]
+            )
+        return shared_key(self.site.shared_key)
+
+    def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
+        """As in `Home`."""
+        setup = self.setup
+        joins = is_new(self.site, setup.run_key)
+        interactions = prepared_data(self.site, setup.run_key, setup.catalogue, lambda: item_list(frozen(), setup))
+        if joins:
+            forget_old_runs(self.state_dir, setup.run_key)
+        return interactions, np.arange(interactions.users)
+
+
+def item_list(frozen: FrozenStore, setup: Setup) -> ItemList:
+    """The catalogue's ids and titles as the server sent them. Raises MissingFrozenError if it did not yet."""
+    packed = frozen.get(setup.catalogue)
+    if packed is None:
+        raise MissingFrozenError(setup.catalogue)
+    return unpack_item_list(packed, setup.n_items)

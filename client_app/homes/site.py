@@ -1,0 +1,128 @@
+"""A site: a SuperNode whose users are in a file of its own, as its node configuration says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from fedrec.core.errors import ConfigError
+from fedrec.core.registry import nearest
+
+_OF_A_SIMULATION = ("partition-id", "num-partitions")
+_EXAMPLE = "--node-config \"interactions='/data/clicks.csv' state-dir='/var/lib/fedrec'\""
+# Not imported from the readers, which a message that finds its data prepared does not need; a test compares.
+SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where the users of this node are, and where it keeps what is theirs.
+
+    The names are those of the node configuration, with a dash for an underscore; the defaults those of `dataset=table`.
+
+    Attributes:
+        interactions: Absolute path of the table of interactions.
+        state_dir: Absolute folder of this node alone: secret, prepared data, private tensors, the last model.
+        user_column: Column of user ids.
+        item_column: Column of item ids, those of the server's catalogue.
+        time_column: Column of times; empty: the order in the file is the order in time.
+        rating_column: Column of ratings; empty: none.
+        min_rating: Interactions rated lower are left out; None: any rating is an interaction.
+        separator: Between the fields of a line; empty: a comma in .csv, a tab in .tsv and .txt.
+        encoding: Of a text file.
+        shared_key: Absolute path of a key that all sites share and the server does not have, for runs in which users
+            exchange what `fedrec.wire.expansion` describes; None: this site takes part in none.
+    """
+
+    interactions: Path
+    state_dir: Path
+    user_column: str = "user_id"
+    item_column: str = "item_id"
+    time_column: str = "timestamp"
+    rating_column: str = ""
+    min_rating: float | None = None
+    separator: str = ""
+    encoding: str = "utf-8"
+    shared_key: Path | None = None
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The columns that are read, by the key of the configuration that names each."""
+        named = {
+            "user-column": self.user_column,
+            "item-column": self.item_column,
+            "time-column": self.time_column,
+            "rating-column": self.rating_column,
+        }
+        return {key: column for key, column in named.items() if column}
+
+
+_KEYS = {field.name.replace("_", "-"): field.name for field in fields(Site)}
+
+
+def is_site(node_config: Mapping[str, object]) -> bool:
+    """Whether a node configuration is that of a site, and not of a node of a simulation."""
+    return not all(key in node_config for key in _OF_A_SIMULATION) or any(key in node_config for key in _KEYS)
+
+
+def site_of(node_config: Mapping[str, object]) -> Site:
+    """The site that a node configuration describes. Raises ConfigError with all its problems."""
+    problems: list[str] = []
+    values: dict[str, object] = {}
+    for key, value in node_config.items():
+        if key in _OF_A_SIMULATION:
+            continue
+        if key not in _KEYS:
+            problems.append(f"{key}: there is no such key in a node's configuration; {nearest(key, list(_KEYS))}")
+        elif key == "min-rating":
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                problems.append(f"{key}={value!r}: expected a number")
+            else:
+                values[_KEYS[key]] = float(value)
+        elif not isinstance(value, str):
+            problems.append(f"{key}={value!r}: expected a text, as in {key}='...'")
+        else:
+            values[_KEYS[key]] = value
+    for key in ("interactions", "state-dir", "shared-key"):
+        if key not in node_config and key != "shared-key":
+            problems.append(f"{key}: is missing; start the SuperNode with {_EXAMPLE}")
+        elif isinstance(path := values.get(_KEYS[key]), str):
+            values[_KEYS[key]] = Path(path)
+            problems += path_problems(key, Path(path))
+    for key in ("user-column", "item-column"):
+        if values.get(_KEYS[key]) == "":
+            problems.append(f"{key}='': expected the name of a column")
+    if "min-rating" in node_config and not values.get("rating_column"):
+        problems.append("min-rating: needs the column of the ratings; give rating-column='...' too")
+    if problems:
+        raise ConfigError(problems)
+    return Site(**values)  # type: ignore[arg-type]
+
+
+def path_problems(key: str, path: Path) -> list[str]:
+    """What is wrong with the path of a key, by its name alone; in a list, none if it may do."""
+    if not path.is_absolute():
+        return [f"{key}='{path}': expected an absolute path; from here it would be {path.absolute()}"]
+    name = path.with_suffix("") if path.suffix == ".gz" else path
+    if key == "interactions" and name.suffix not in SUFFIXES:
+        return [f"{key}='{path}': cannot tell its form; expected a name that ends in {', '.join(SUFFIXES)}"]
+    return []
+
+
+def file_problems(site: Site) -> list[str]:
+    """What is wrong with the site's file and folder as they are found on this machine."""
+    problems = []
+    if not site.interactions.is_file():
+        problems.append(f"interactions='{site.interactions}': there is no such file on this machine")
+    elif not os.access(site.interactions, os.R_OK):
+        problems.append(f"interactions='{site.interactions}': the user of this process may not read it")
+    try:
+        site.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        problems.append(f"state-dir='{site.state_dir}': cannot be made ({error.strerror}); give a folder on a disk")
+    else:
+        if not os.access(site.state_dir, os.W_OK | os.X_OK):
+            problems.append(f"state-dir='{site.state_dir}': the user of this process may not write there")
+    return problems

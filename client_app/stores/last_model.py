@@ -1,0 +1,81 @@
+"""The model that a site received last: kept in its state-dir, so that it can recommend without any server."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from client_app.homes.site_data import run_file
+
+RUNS_KEPT = 2
+"""Runs of which a site keeps the model, and the private tensors, when it joins another."""
+
+_DIGEST = re.compile("[0-9a-f]{32,64}")  # of a content, or the name of a version of the base table
+
+
+@dataclass(frozen=True)
+class LastModel:
+    """A model as it was sent.
+
+    Attributes:
+        setup: The run's setup, as JSON.
+        phase: The phase to which the model belongs.
+        round: The round in which it was sent.
+        frozen: Names what is frozen under it; empty if nothing is.
+    """
+
+    setup: str
+    phase: int
+    round: int
+    frozen: str
+
+
+def keep_model(state_dir: Path, run_key: str, about: LastModel, packet: bytes) -> None:
+    """Keep a model in the place of the one that this run sent before; those of the newest runs stay."""
+    folder = state_dir / "models"
+    path = run_file(folder, run_key, ".model")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file:
+        try:
+            file.write(json.dumps(asdict(about)).encode() + b"\n")
+            file.write(packet)
+        except OSError:
+            Path(file.name).unlink()
+            raise
+    Path(file.name).replace(path)
+    with suppress(OSError):  # another process may tidy up too
+        for old in _newest_first(folder)[RUNS_KEPT:]:
+            old.unlink()
+
+
+def kept_models(state_dir: Path) -> list[Path]:
+    """The files of the models that are kept, newest first."""
+    folder = state_dir / "models"
+    return _newest_first(folder) if folder.is_dir() else []
+
+
+def read_model(path: Path) -> tuple[LastModel, bytes]:
+    """A model that was kept. Raises ValueError if the file is damaged; the packet checks itself when it is decoded."""
+    head, _, packet = path.read_bytes().partition(b"\n")
+    values = json.loads(head)
+    expected = {"setup": str, "phase": int, "round": int, "frozen": str}
+    if not isinstance(values, dict) or {name: type(value) for name, value in values.items()} != expected:
+        raise ValueError("its first line does not say of which run and round it is")
+    return LastModel(**values), packet
+
+
+def frozen_of_models(state_dir: Path) -> set[str]:
+    """Every digest that a kept model names: among them those of all that is frozen and that it cannot do without."""
+    named: set[str] = set()
+    for path in kept_models(state_dir):
+        with suppress(OSError), path.open("rb") as file:  # a newer one may just have come in its place
+            named.update(_DIGEST.findall(file.readline().decode(errors="replace")))
+    return named
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.model"), key=lambda path: path.stat().st_mtime_ns, reverse=True)

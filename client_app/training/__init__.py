@@ -1,0 +1,1 @@
+"""How chosen users train: the two engines and what they share."""

@@ -1,0 +1,111 @@
+"""Histories as a backbone reads them: of one user, of a cohort that trains, and of a cohort that is ranked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from client_app.homes.users import Cohort
+from client_app.training.segments import Segments
+
+_ITEMS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True)
+class PlainHistory:
+    """The history of one user, or of users who have equally many items, as it stands.
+
+    Attributes:
+        items: int64 [..., n].
+        vectors: [..., n, dim].
+    """
+
+    items: Tensor
+    vectors: Tensor
+
+    @property
+    def length(self) -> Tensor:
+        """As in `fedrec.backbones.base.History`."""
+        return self.vectors.new_full(self.items.shape[:-1], self.items.shape[-1])
+
+    def sum(self, weights: Tensor | None = None) -> Tensor:
+        """As in `fedrec.backbones.base.History`."""
+        vectors = self.vectors if weights is None else self.vectors * weights[self.items].unsqueeze(-1)
+        return vectors.sum(-2)
+
+    def total(self, weights: Tensor) -> Tensor:
+        """As in `fedrec.backbones.base.History`."""
+        return weights[self.items].sum(-1)
+
+
+@dataclass(frozen=True)
+class SegmentedHistory:
+    """The histories of users who train: sums over each segment, then over each user's segments.
+
+    Attributes:
+        items: int64 [segments, length], with padding.
+        vectors: [segments, length, dim], from the users' own copies of the rows.
+        segments: Which of them is whose.
+        users: How many there are.
+    """
+
+    items: Tensor
+    vectors: Tensor
+    segments: Segments
+    users: int
+
+    @property
+    def length(self) -> Tensor:
+        """As in `fedrec.backbones.base.History`."""
+        return self._by_user(self.segments.mask.sum(1))
+
+    def sum(self, weights: Tensor | None = None) -> Tensor:
+        """As in `fedrec.backbones.base.History`."""
+        return self._by_user((self._weights(weights).unsqueeze(1) @ self.vectors).squeeze(1))
+
+    def total(self, weights: Tensor) -> Tensor:
+        """As in `fedrec.backbones.base.History`."""
+        return self._by_user(self._weights(weights).sum(1))
+
+    def _weights(self, weights: Tensor | None) -> Tensor:
+        mask = self.segments.mask
+        return mask if weights is None else mask * weights[self.items]
+
+    def _by_user(self, values: Tensor) -> Tensor:
+        if len(values) == self.users:  # each has one segment, in their order
+            return values
+        return values.new_zeros(self.users, *values.shape[1:]).index_add(0, self.segments.owner, values)
+
+
+class SharedHistory:
+    """The histories of users whose item vectors are the same for all, in float64, a block of items at a time."""
+
+    def __init__(self, cohort: Cohort, vectors: Callable[[Tensor], Tensor], dim: int) -> None:
+        """Nothing is read yet; `vectors` gives those [n, dim] of item ids [n]."""
+        self._items = torch.from_numpy(cohort.items)
+        self._lengths = torch.from_numpy(cohort.lengths)
+        self._owner = torch.repeat_interleave(torch.arange(len(cohort)), self._lengths)
+        self._vectors = vectors
+        self._dim = dim
+
+    @property
+    def length(self) -> Tensor:
+        """As in `fedrec.backbones.base.History`; may be 0 here."""
+        return self._lengths.double()
+
+    def sum(self, weights: Tensor | None = None) -> Tensor:
+        """As in `fedrec.backbones.base.History`."""
+        total = torch.zeros(len(self._lengths), self._dim, dtype=torch.float64)
+        blocks = zip(torch.split(self._items, _ITEMS_AT_ONCE), torch.split(self._owner, _ITEMS_AT_ONCE), strict=True)
+        for items, owner in blocks:
+            vectors = self._vectors(items)
+            total.index_add_(0, owner, vectors if weights is None else vectors * weights[items].unsqueeze(-1))
+        return total
+
+    def total(self, weights: Tensor) -> Tensor:
+        """As in `fedrec.backbones.base.History`."""
+        none = torch.zeros(len(self._lengths), dtype=torch.float64)
+        return none.index_add_(0, self._owner, weights[self._items])

@@ -1,0 +1,240 @@
+"""The local training of one chunk of users, all at once, each with its own copies of everything that it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client_app.homes.users import Cohort
+from client_app.training.copies import Deltas, RowCopies
+from client_app.training.engine import GlobalModel
+from client_app.training.history import SegmentedHistory
+from client_app.training.segments import Segments
+from fedrec.backbones.base import ScoreContext, Uniform
+from fedrec.core.rng import counter_uniform, derive
+from fedrec.core.tensors import Tensors
+from fedrec.data.negatives import UnknownItems
+from fedrec.optim.base import LocalOptimiser, LocalStep, Recipe
+from fedrec.optim.local import LocalState
+from peft_embeddings.model import FixedRows
+
+
+class LocalTraining:
+    """One chunk of users.
+
+    Attributes:
+        cohort: The users.
+        private: Their private tensors [users, ...].
+        loss: [users], each user's loss before its first step.
+        whole: Each user's own copies [users, ...] of the dense and shared tensors, by the name under which they travel.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        unknown: UnknownItems,
+        model: GlobalModel,
+        cohort: Cohort,
+        private: Tensors,
+        seed: int,
+    ) -> None:
+        """A training that has not begun.
+
+        Args:
+            recipe: Negatives and loss.
+            unknown: What each user does not know: something, for each of them.
+            model: The global model; not changed.
+            cohort: The users.
+            private: Their private tensors [users, ...]; not changed.
+            seed: Secret seed of the round.
+        """
+        self.cohort = cohort
+        device = next(iter(model.trainable.values())).device
+        self.private = {name: tensor.to(device, copy=True) for name, tensor in private.items()}
+        self._trained = {name: self.private[name] for name in model.model.backbone.private}
+        self.whole: Tensors = {}
+        self._recipe = recipe
+        self._unknown = unknown
+        self._model = model
+        self._seed = seed
+        reference = next(iter(model.trainable.values()))
+        self._device, self._dtype = reference.device, reference.dtype
+        self.loss = torch.zeros(len(cohort), dtype=self._dtype, device=self._device)
+        self._copies: dict[str, RowCopies] = {}
+        self._states: dict[tuple[LocalOptimiser, str, str], LocalState] = {}
+        self._held: dict[int, FixedRows] = {}
+        self._fixed: dict[int, Tensor] = {}
+        self._table: Tensor | None = None
+
+    def run(self, steps: Sequence[LocalStep]) -> None:
+        """Take the steps, all users at once."""
+        model, recipe, users = self._model.model, self._recipe, len(self.cohort)
+        training = any(step.shared for step in steps)
+        if training:
+            tables = {model.embedding_name(name) for name in model.embedding.tables}
+            whole = {name: tensor for name, tensor in self._model.trainable.items() if name not in tables}
+            self.whole = {name: _repeated(tensor, users) for name, tensor in whole.items()}
+        per_segment = sum(tensor[0].numel() for tensor in (*self.private.values(), *self.whole.values()))
+        per_pair = (1 if recipe.shared_negatives else 1 + recipe.negatives) * model.embedding.dim
+        self._segments = Segments.of(self.cohort, per_segment, per_pair, self._dtype, self._device)
+        of_negatives = self._segments
+        if recipe.shared_negatives:
+            of_negatives = Segments.one_each(users, self._dtype, self._device)
+        positives, *negatives = self._draw(len(steps) if recipe.fresh_negatives else min(1, len(steps)))
+        places = [(positives, self._segments), *((drawn, of_negatives) for drawn in negatives)]
+        self._layouts = [layout for _, layout in places]
+        self._items = [layout.fill(items).flatten(1) for items, layout in places]
+        if training:
+            self._copy(places)
+        for number, step in enumerate(steps):
+            self._step(number, step)
+
+    def _draw(self, times: int) -> list[Tensor]:
+        """The positives [pairs, 1], then each time the negatives [pairs, q] ([users, q] if a user's pairs share)."""
+        cohort, recipe = self.cohort, self._recipe
+        rows = np.ones_like(cohort.lengths) if recipe.shared_negatives else cohort.lengths
+        drawn = [cohort.items[:, None]]
+        for time in range(times):
+            drawn.append(self._unknown.draw(self._seed, cohort.keys, rows, time, recipe.negatives).items)
+        return [torch.from_numpy(part).to(self._device) for part in drawn]
+
+    def _copy(self, places: Sequence[tuple[Tensor, Segments]]) -> None:
+        """Give every user its own copies of the rows that it reads."""
+        embedding, frozen = self._model.model.embedding, self._model.frozen
+        reads = [(embedding.rows(items, frozen), layout) for items, layout in places]
+        for name, table in self._model.model.tables(self._model.trainable).items():
+            self._copies[name] = RowCopies(table, len(self.cohort), [(rows[name], layout) for rows, layout in reads])
+
+    def _step(self, number: int, step: LocalStep) -> None:
+        places = (0, 1 + number if self._recipe.fresh_negatives else 1)
+        rows: dict[int, Tensors] = {}
+        moving: list[Tensor] = []
+        if step.shared:
+            rows = {place: {name: copies.read(place) for name, copies in self._copies.items()} for place in places}
+            self._fixed.clear()
+            moving += [values for of_place in rows.values() for values in of_place.values()]
+            moving += self.whole.values()
+        if step.private:
+            moving += self._trained.values()
+        for tensor in moving:
+            tensor.requires_grad_(True)
+        losses = self._losses(number, step.half_life, places, rows)
+        if number == 0:
+            self.loss = losses.detach()
+        gradients = iter(torch.autograd.grad(losses.sum(), moving))
+        with torch.no_grad():
+            for tensor in moving:
+                tensor.requires_grad_(False)
+            if step.shared:
+                of_rows = {place: {name: next(gradients) for name in of_place} for place, of_place in rows.items()}
+                for name, copies in self._copies.items():
+                    copies.step(step.optimiser, {place: of_place[name] for place, of_place in of_rows.items()})
+                self._move("shared", self.whole, step.optimiser, gradients)
+            if step.private:
+                self._move("private", self._trained, step.optimiser, gradients)
+
+    def _move(self, group: str, tensors: Tensors, optimiser: LocalOptimiser, gradients: Iterator[Tensor]) -> None:
+        for (name, tensor), gradient in zip(tensors.items(), gradients, strict=False):
+            key = (optimiser, group, name)
+            if key not in self._states:
+                self._states[key] = LocalState(optimiser, tensor)
+            self._states[key].step(tensor, gradient)
+
+    def _losses(
+        self, number: int, half_life: float | None, places: Sequence[int], rows: Mapping[int, Tensors]
+    ) -> Tensor:
+        """Each user's loss [users]; `rows` are the copies at the places, none if the step moves nothing shared."""
+        vectors = {place: self._vectors_at(place, rows.get(place)) for place in places}
+        history = SegmentedHistory(self._items[0], vectors[0], self._segments, len(self.cohort))
+        model = self._model.model
+        user = model.user(self._model.trainable | self.whole, self._model.frozen, self.private, history)
+        scores = [self._scores(number, place, vectors[place], user) for place in places]
+        segments = self._segments
+        negative = segments.select(scores[1]) if self._recipe.shared_negatives else scores[1]
+        pairs = 1 if self._recipe.shared_negatives else scores[0].shape[1]
+        mask, share = segments.weights(half_life)
+        losses = self._recipe.loss(scores[0], negative.reshape(len(scores[0]), pairs, -1), mask)
+        per_user = torch.zeros(len(self.cohort), dtype=losses.dtype, device=self._device)
+        return per_user.index_add(0, segments.owner, losses * share)
+
+    def _scores(self, number: int, place: int, vectors: Tensor, user: Tensors) -> Tensor:
+        """Scores [segments, length * items] of the items at a place for `user` tensors [users, ...]."""
+        layout = self._layouts[place]
+        own = {name: layout.select(tensor) for name, tensor in user.items()}
+        whole = self._model.trainable | {name: layout.select(tensor) for name, tensor in self.whole.items()}
+        context = ScoreContext(training=True, uniform=self._uniform(number, place, vectors.dtype))
+        return self._model.model.backbone.score(self._model.model.shared(whole), own, vectors, context)
+
+    def _vectors_at(self, place: int, rows: Tensors | None) -> Tensor:
+        return self._fixed_vectors(place) if rows is None else self._vectors(place, rows)
+
+    def _vectors(self, place: int, rows: Tensors) -> Tensor:
+        """Item vectors [segments, items, dim] from the users' own copies."""
+        model, layout = self._model.model, self._layouts[place]
+        whole = self._model.trainable | {name: layout.select(tensor) for name, tensor in self.whole.items()}
+        held = self._held.get(place) or model.fixed_rows(self._model.frozen, self._items[place])
+        if self._read_again(place):
+            self._held[place] = held
+        return model.embed(rows, model.dense(whole), self._model.frozen, held)
+
+    def _fixed_vectors(self, place: int) -> Tensor:
+        """The same for a step that moves nothing shared: kept until one does."""
+        if place in self._fixed:
+            return self._fixed[place]
+        if self._copies:
+            vectors = self._vectors(place, {name: copies.read(place) for name, copies in self._copies.items()})
+        else:
+            vectors = self._received_vectors(self._items[place])
+        if self._read_again(place):
+            self._fixed[place] = vectors
+        return vectors
+
+    def _read_again(self, place: int) -> bool:
+        return place == 0 or not self._recipe.fresh_negatives
+
+    def _received_vectors(self, items: Tensor) -> Tensor:
+        """Vectors of the model as it was received, each worked out once where the items are read often."""
+        model = self._model
+        if model.model.embedding.n_items > items.numel():
+            return model.item_vectors(model.trainable, items)
+        if self._table is None:
+            every = torch.arange(model.model.embedding.n_items, device=self._device)
+            self._table = model.item_vectors(model.trainable, every)
+        return self._table.index_select(0, items.flatten()).reshape(*items.shape, -1)
+
+    def _uniform(self, step: int, place: int, dtype: torch.dtype) -> Uniform:
+        """Draws for the items of a place, as the contract of `ScoreContext` has them."""
+        layout, recipe = self._layouts[place], self._recipe
+
+        def uniform(name: str, width: int) -> Tensor:
+            keys = self.cohort.keys[layout.owner.cpu().numpy()][:, None, None]
+            items = item_places(layout.pairs.cpu().numpy(), recipe, negative=place > 0)
+            items = items.reshape(len(items), -1, 1)
+            drawn = counter_uniform(derive(self._seed, "score", name), keys, step, items, np.arange(width))
+            return torch.from_numpy(drawn).to(self._device, dtype)
+
+        return uniform
+
+    def deltas(self) -> Mapping[str, list[Deltas]]:
+        """What the users changed in rows of tables, by the name under which a table travels."""
+        return {self._model.model.embedding_name(name): list(rows.deltas()) for name, rows in self._copies.items()}
+
+
+def item_places(pairs: NDArray[np.int64], recipe: Recipe, negative: bool) -> NDArray[np.int64]:
+    """The place of items among all that a user scores in a step: [..., pairs] as [..., pairs, 1 or q].
+
+    Each positive comes before its negatives; negatives that a user's positives share come before all of them.
+    """
+    q = recipe.negatives
+    column = np.arange(q) if negative else np.zeros(1, dtype=np.int64)
+    if recipe.shared_negatives:
+        return pairs[..., None] + column + (0 if negative else q)
+    return pairs[..., None] * (1 + q) + column + (1 if negative else 0)
+
+
+def _repeated(tensor: Tensor, users: int) -> Tensor:
+    return tensor.expand(users, *tensor.shape).clone()

@@ -1,0 +1,112 @@
+"""Ragged histories as one rectangle: every user's pairs are cut into segments of equal length."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client_app.homes.users import Cohort
+from fedrec.optim.losses import recency
+
+_LENGTHS = 2 ** np.arange(13)
+_SEGMENT = 64
+"""What a segment costs beside its tensors, in numbers moved."""
+
+
+@dataclass(frozen=True)
+class Segments:
+    """The pairs of a cohort's users, as [segments, length] with some padding.
+
+    Attributes:
+        owner: int64 [segments], the user of each segment.
+        mask: [segments, length], 1.0 for a pair and 0.0 for padding.
+        share: [segments], the part of its user's pairs that a segment holds.
+        pairs: int64 [segments, length], the place of each pair in its user's history; padding repeats a place.
+        places: int64 [pairs], where each pair of the cohort stands in the flattened rectangle.
+        owners: int64 [pairs], the user of each pair.
+    """
+
+    owner: Tensor
+    mask: Tensor
+    share: Tensor
+    pairs: Tensor
+    places: Tensor
+    owners: Tensor
+    _source: Tensor
+
+    @staticmethod
+    def of(cohort: Cohort, per_segment: int, per_pair: int, dtype: torch.dtype, device: torch.device) -> Segments:
+        """Cut the histories of users who each have at least one item.
+
+        Args:
+            cohort: The users.
+            per_segment: Numbers of the user's own tensors, which each of its segments reads.
+            per_pair: Numbers that a pair, or padding in its place, costs.
+            dtype: Of mask and share.
+            device: Of all tensors.
+        """
+        lengths = cohort.lengths
+        length = _cheapest_length(lengths, per_segment + _SEGMENT, per_pair)
+        counts = -(-lengths // length)
+        first = np.cumsum(counts) - counts
+        within = np.arange(len(cohort.items)) - np.repeat(cohort.offsets[:-1], lengths)
+        places = np.repeat(first * length, lengths) + within
+        owner = np.repeat(np.arange(len(cohort)), counts)
+        pairs = np.zeros((len(owner), length), dtype=np.int64)
+        pairs.reshape(-1)[places] = within
+        mask = np.zeros(pairs.shape)
+        mask.reshape(-1)[places] = 1.0
+        share = mask.sum(1) / lengths[owner]
+        source = pairs + cohort.offsets[:-1][owner][:, None]
+
+        def tensor(array: NDArray[np.generic]) -> Tensor:
+            return torch.from_numpy(array).to(device)
+
+        return Segments(
+            tensor(owner),
+            tensor(mask).to(dtype),
+            tensor(share).to(dtype),
+            tensor(pairs),
+            tensor(places),
+            tensor(np.repeat(np.arange(len(cohort)), lengths)),
+            tensor(source.reshape(-1)),
+        )
+
+    @staticmethod
+    def one_each(users: int, dtype: torch.dtype, device: torch.device) -> Segments:
+        """What belongs to a user as a whole: a segment for each, of length one."""
+        number = torch.arange(users, device=device)
+        one = torch.ones(users, 1, dtype=dtype, device=device)
+        return Segments(number, one, one[:, 0], torch.zeros(users, 1, dtype=torch.int64), number, number, number)
+
+    def weights(self, half_life: float | None) -> tuple[Tensor, Tensor]:
+        """`mask` and `share` if an interaction counts half as much with every `half_life` later ones of its user."""
+        if half_life is None:
+            return self.mask, self.share
+        later = self._totals(self.mask)[:, None] - 1 - self.pairs
+        mask = self.mask * recency(later, half_life)
+        return mask, mask.sum(1) / self._totals(mask)
+
+    def _totals(self, mask: Tensor) -> Tensor:
+        """[segments], the sum over all segments of the same user."""
+        held = mask.sum(1)
+        return held.new_zeros(int(self.owner[-1]) + 1).index_add(0, self.owner, held)[self.owner]
+
+    def select(self, tensor: Tensor) -> Tensor:
+        """Of a tensor [users, ...] for each segment that of its user: [segments, ...]."""
+        return tensor if len(self.owner) == len(tensor) else tensor.index_select(0, self.owner)
+
+    def fill(self, values: Tensor) -> Tensor:
+        """Values [pairs, ...] as [segments, length, ...]. Padding repeats the user's first."""
+        return values.index_select(0, self._source).reshape(*self.mask.shape, *values.shape[1:])
+
+
+def _cheapest_length(lengths: NDArray[np.int64], per_segment: int, per_pair: int) -> int:
+    """Short segments repeat the user's tensors, long ones waste padding."""
+    useful = _LENGTHS[: 1 + int(np.searchsorted(_LENGTHS, lengths.max()))]
+    costs = [int((-(-lengths // length)).sum()) * (per_segment + int(length) * per_pair) for length in useful]
+    return int(useful[int(np.argmin(costs))])

@@ -1,0 +1,1 @@
+"""What server and clients say to each other, in the runtime's records: known to both sides."""

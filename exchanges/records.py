@@ -1,0 +1,172 @@
+"""From Flower's records to our packets and back: every message and reply is a few flat arrays and a few scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from numpy.typing import NDArray
+
+from fedrec.core.errors import PacketError
+from fedrec.wire.packet import to_array
+
+ENROLL = "query.enroll"
+COUNT = "query.count_items"
+DISCLOSE = "query.disclose"
+SURROUND = "query.surround"
+TRAIN = "train"
+EVALUATE = "evaluate"
+
+MODEL = "model"
+SLOTS = "slots"
+UPDATE = "update"
+METRICS = "metrics."
+"""Prefix of the array that carries the sums of metrics of a split; its name follows."""
+KEYS = "keys"
+COUNTS = "counts"
+DISCLOSED = "disclosed"
+AROUND = "around"
+FROZEN = "frozen."
+"""Prefix of the array that carries frozen tensors; their digest follows."""
+
+MERGED = "merged."
+"""Prefix of the array that carries what was merged into a base table; the name of the version that it makes follows."""
+
+VERSIONS = "versions"
+"""Field of a message with such arrays: names of versions, oldest first, each made of the one before it."""
+
+CONTENT = "content"
+"""Field beside `frozen`: the digest of what that name stands for on the server, with which it must come if it comes."""
+
+MISSING = "missing"
+"""Field of a reply that names what the node lacks: `setup`, or the digest of frozen tensors."""
+
+UNSHARED = "unshared"
+"""Field of a reply that says why the worker cannot serve any node: it does not see the simulation's folders."""
+
+PROBLEM = "problem"
+"""Field of a reply to an enrolment that says why the node cannot take part: what its owner has to mend."""
+
+STORES_LOST = "stores_lost"
+"""Field of a reply from a node that has found its users' store damaged and has begun a new one: how often."""
+
+NAMED = "named"
+"""Field of a message to a site: the digest of its users' keys as the server knows them, for a site may have others
+since its disk was lost. It is what such a site then names as missing."""
+
+SPLITS = "splits"
+"""Field of a message that asks for a ranking: the splits, with a blank between them."""
+
+AFTER = "after"
+"""Field beside it: the round after which users are ranked, with the private tensors that they had then."""
+
+RESUMED = "resumed"
+"""Field of an enrolment in a run that was resumed: the round after which it went on each time, with blanks between."""
+
+SLACK = 65_536
+"""Bytes that a reply may have beside its packets."""
+
+_ARRAYS = "arrays"
+_FIELDS = "fields"
+
+Field = int | float | str
+
+
+class Content(NamedTuple):
+    """A message's content: named arrays and named fields."""
+
+    arrays: Mapping[str, NDArray[np.generic]]
+    fields: Mapping[str, Field]
+
+    def packet(self, name: str) -> bytes:
+        """One packet's bytes. Raises PacketError (`malformed`) if the content has none of that name."""
+        array = self.array(name)
+        if array.dtype != np.uint8 or array.ndim != 1:
+            raise PacketError("malformed", f"{name!r} is a {array.ndim}-d array of {array.dtype}, not a packet's bytes")
+        return array.tobytes()
+
+    def array(self, name: str) -> NDArray[np.generic]:
+        """One array. Raises PacketError (`malformed`) if the content has none of that name."""
+        if name not in self.arrays:
+            raise PacketError("malformed", f"the message has no array {name!r}; it has {sorted(self.arrays)}")
+        return self.arrays[name]
+
+    def text(self, name: str) -> str:
+        """One text field. Raises PacketError (`malformed`) if it is missing or not text."""
+        value = self.fields.get(name)
+        if not isinstance(value, str):
+            raise PacketError("malformed", f"the message's field {name!r} should be text, it is {value!r}")
+        return value
+
+    def integer(self, name: str) -> int:
+        """One whole number. Raises PacketError (`malformed`) if it is missing or not one."""
+        value = self.fields.get(name)
+        if not isinstance(value, int):
+            raise PacketError("malformed", f"the message's field {name!r} should be a whole number, it is {value!r}")
+        return value
+
+
+def shown(text: object, most: int = 200) -> str:
+    """Text from a node as a log may show it: in one line, without control characters, and not too long."""
+    plain = " ".join(str(text).split())
+    cut = plain[:most] + ("..." if len(plain) > most else "")
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in cut)
+
+
+def wrap(packet: bytes) -> Array:
+    """A packet as the runtime carries it: made once, it may be part of any number of messages."""
+    return Array(to_array(packet))
+
+
+def size(wrapped: Array) -> int:
+    """Length in bytes of a packet that was wrapped."""
+    return wrapped.shape[0]
+
+
+def weight(content: RecordDict) -> int:
+    """Bytes of all arrays of a message, as they came and unread."""
+    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+
+
+def pack(
+    fields: Mapping[str, Field],
+    packets: Mapping[str, bytes | Array] | None = None,
+    arrays: Mapping[str, NDArray[np.generic]] | None = None,
+) -> RecordDict:
+    """Records with the given fields, packets and arrays; a wrapped packet is shared with others that hold it."""
+    record = ArrayRecord()  # filled one by one: made from a dictionary it would hold an Array of its own for each
+    for name, packet in (packets or {}).items():
+        record[name] = wrap(packet) if isinstance(packet, bytes) else packet
+    for name, array in (arrays or {}).items():
+        record[name] = Array(np.ascontiguousarray(array))
+    return RecordDict({_ARRAYS: record, _FIELDS: ConfigRecord(dict(fields))})
+
+
+def joined(content: RecordDict, extra: RecordDict) -> RecordDict:
+    """The content of a message with what `extra` adds to its arrays and fields; neither is changed."""
+    arrays = {
+        name: ArrayRecord(dict(content.array_records[name]) | dict(record))
+        for name, record in extra.array_records.items()
+    }
+    fields = {
+        name: ConfigRecord(dict(content.config_records[name]) | dict(record))
+        for name, record in extra.config_records.items()
+    }
+    return RecordDict({**arrays, **fields})
+
+
+def unpack(content: RecordDict) -> Content:
+    """The content of a message. Raises PacketError (`malformed`) if it is not made as `pack` makes it."""
+    arrays, fields = content.get(_ARRAYS), content.get(_FIELDS)
+    if not isinstance(arrays, ArrayRecord) or not isinstance(fields, ConfigRecord):
+        raise PacketError("malformed", f"a message has the records {_ARRAYS!r} and {_FIELDS!r}; it has {list(content)}")
+    scalars = {name: value for name, value in fields.items() if isinstance(value, int | float | str)}
+    try:
+        read: dict[str, Any] = {name: array.numpy() for name, array in arrays.items()}
+    except Exception as error:  # numpy hands hostile bytes to Python's tokeniser and to zipfile: any error may come
+        raise PacketError("malformed", f"an array of the message cannot be read: {error}") from error
+    if others := [name for name, array in read.items() if not isinstance(array, np.ndarray)]:
+        raise PacketError("malformed", f"{others} of the message are archives of arrays, which numpy opens too")
+    return Content(read, scalars)

@@ -1,0 +1,128 @@
+"""Who is in the federation: users by their opaque keys, and the node on which each lives now."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrec.core.errors import FederationError
+from fedrec.core.rng import counter_bits, derive
+
+_AWAY = -1
+
+
+class Share(NamedTuple):
+    """The part of a cohort that lives on one node: the users' numbers in the directory, and their slots on the node."""
+
+    users: NDArray[np.int64]
+    slots: NDArray[np.int32]
+
+
+class Directory:
+    """Users are numbered in the order in which they were first seen; a number is never given again."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, int] = {}
+        # Room for more users than there are, so that many small nodes can join at a cost of their own size.
+        self._keys: NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
+        self._place: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
+        self._slot: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
+        self._places: dict[int, int] = {}
+        self._users_of: dict[int, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def restore(self, keys: NDArray[np.uint64]) -> None:
+        """Know these users (uint64 [users]) by the numbers that they had; all are away until a node names them."""
+        self._numbers = {key: number for number, key in enumerate(keys.tolist())}
+        self._make_room(len(keys))
+        self._keys[: len(keys)] = keys
+
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        """uint64 [users], by number."""
+        return self._keys[: len(self)]
+
+    @property
+    def nodes(self) -> list[int]:
+        """Ids of the nodes that are here, in the order in which they joined."""
+        return list(self._users_of)
+
+    @property
+    def here(self) -> NDArray[np.int64]:
+        """Numbers of the users whose nodes are here, ascending."""
+        return np.flatnonzero(self._place != _AWAY)
+
+    def users_of(self, node: int) -> int:
+        """Number of users who live on a node that is here."""
+        return self._users_of[node]
+
+    def join(self, node: int, keys: NDArray[np.uint64]) -> list[int]:
+        """A node tells the keys of its users; users who were away have come back, perhaps on another node.
+
+        Other nodes that named one of them leave, and are returned: most likely each is this one under a former id, and
+        if not, two live nodes hold copies of one state-dir, and only one of them can be asked for these users.
+
+        Raises FederationError if a key occurs twice.
+        """
+        if len(np.unique(keys)) != len(keys):
+            raise FederationError(f"node {node} names a user twice: every user of a node needs an id of its own")
+        self.leave(node)
+        named = keys.tolist()
+        known = np.array([self._numbers[key] for key in named if key in self._numbers], dtype=np.int64)
+        taken = set(self._place[known].tolist()) - {_AWAY}
+        replaced = [other for other in self._users_of if self._places[other] in taken]
+        for other in replaced:
+            self.leave(other)
+        numbers = np.array([self._numbers.setdefault(key, len(self._numbers)) for key in named], dtype=np.int64)
+        self._make_room(len(self._numbers))
+        self._keys[numbers] = keys
+        self._place[numbers] = self._places.setdefault(node, len(self._places))
+        self._slot[numbers] = np.arange(len(keys))
+        self._users_of[node] = len(keys)
+        return replaced
+
+    def _make_room(self, users: int) -> None:
+        if users > len(self._keys):
+            more = max(users, 2 * len(self._keys)) - len(self._keys)
+            self._keys = np.pad(self._keys, (0, more))
+            self._place = np.pad(self._place, (0, more), constant_values=_AWAY)
+            self._slot = np.pad(self._slot, (0, more))
+
+    def leave(self, node: int) -> None:
+        """A node is gone; its users stay known, and away until some node names them again."""
+        if self._users_of.pop(node, None) is not None:
+            self._place[self._place == self._places[node]] = _AWAY
+
+    def cohort_size(self, fraction: float) -> int:
+        """Users who train in a round: the `fraction` of those here, at least one."""
+        return max(1, round_half_up(fraction * len(self.here)))
+
+    def cohort(self, seed: int, round: int, fraction: float) -> NDArray[np.int64]:
+        """The users of a round: the `fraction` of those here with the smallest number drawn from (seed, round, key).
+
+        It depends on nothing but who is here, so that any layout of the users on nodes chooses the same ones.
+        """
+        here, size = self.here, self.cohort_size(fraction)
+        if size >= len(here):
+            return here
+        # Different keys never draw the same number: the last step of the mixing can be undone.
+        drawn = counter_bits(derive(seed, "cohort"), round, self._keys[here])
+        return np.sort(here[np.argpartition(drawn, size - 1)[:size]])
+
+    def shares(self, users: NDArray[np.int64]) -> dict[int, Share]:
+        """The users by node, nodes in the order in which they joined, slots ascending."""
+        order = np.lexsort((self._slot[users], self._place[users]))
+        users = users[order]
+        places, starts = np.unique(self._place[users], return_index=True)
+        by_place = dict(zip(places.tolist(), np.split(users, starts[1:]), strict=True))
+        here = {node: by_place.get(self._places[node]) for node in self._users_of}
+        return {node: Share(mine, self._slot[mine]) for node, mine in here.items() if mine is not None}
+
+
+def round_half_up(value: float) -> int:
+    """The nearest whole number, halves upwards (the built-in rounds halves to even)."""
+    return int(value + 0.5)

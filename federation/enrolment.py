@@ -1,0 +1,50 @@
+"""What a node answers that was invited to a run: its users' opaque keys, or why it cannot take part."""
+
+from __future__ import annotations
+
+import numpy as np
+from flwr.app import RecordDict
+from numpy.typing import NDArray
+
+from exchanges.records import KEYS, PROBLEM, SLACK, Content, shown, weight
+from fedrec.core.errors import PacketError
+from fedrec.wire.code import code_digest
+
+LASTING = ("misconfigured", "other_code", "oversized")
+"""Reasons that asking again does not mend: such a node is asked again when it has been away."""
+
+KEY_BYTES = 8
+_MOST_USERS = 2**24
+"""Users of a node. Their keys are one array of a message, and have 128 MiB."""
+
+_LONGEST = KEY_BYTES * _MOST_USERS + SLACK
+_PROBLEM_SHOWN = 2000
+
+
+def require_short(answer: RecordDict) -> None:
+    """Raise PacketError (`oversized`) if an answer, yet unread, is longer than that of as many users as may be."""
+    if (came := weight(answer)) > _LONGEST:
+        raise PacketError("oversized", f"{came:,} bytes came; a node with {_MOST_USERS:,} users sends {_LONGEST:,}")
+
+
+def user_keys(content: Content) -> NDArray[np.uint64]:
+    """The keys of the node's users, uint64 [users].
+
+    Raises:
+        PacketError: `misconfigured` (the node says why it cannot take part), `other_code` (than this server's),
+            `oversized` (more users than a node may have), `malformed`.
+    """
+    if PROBLEM in content.fields:
+        raise PacketError("misconfigured", f"it cannot take part: {shown(content.fields[PROBLEM], _PROBLEM_SHOWN)}")
+    code, keys = content.text("code"), content.array(KEYS)
+    if code != code_digest():
+        raise PacketError(
+            "other_code",
+            f"it runs other code ({shown(code)}) than this server ({code_digest()}): install the same fedrec on both; "
+            "a simulation started in a folder that holds other packages of the same names imports those",
+        )
+    if keys.dtype != np.uint64 or keys.ndim != 1:
+        raise PacketError("malformed", f"user keys are a list of uint64, not {keys.dtype} {keys.shape}")
+    if keys.size > _MOST_USERS:
+        raise PacketError("oversized", f"{keys.size} users; a node has at most {_MOST_USERS}")
+    return keys.astype(np.uint64)

@@ -1,0 +1,207 @@
+"""The global model on the server: its phases, what of it is frozen, and the packets that carry it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from flwr.app import Array
+from torch import Tensor
+
+from exchanges import records
+from federation.reports import report_start
+from federation.versions import FrozenBytes, Merged, Merges
+from fedrec.backbones.base import Backbone
+from fedrec.core import registry
+from fedrec.core.registry import MemberConfig
+from fedrec.core.rng import derive, generator
+from fedrec.core.tensors import Tensors, content_digest
+from fedrec.wire.protocol import Setup, frozen_format, version_name
+from peft_embeddings.base import ItemEmbedding
+from peft_embeddings.model import BASE, Model
+
+_ITEMS_AT_ONCE = 65_536
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Consecutive rounds in which the same tensors are trained.
+
+    Attributes:
+        name: Tells it from the others of a run.
+        rounds: How many.
+        embedding: What is trained.
+        merge_every: Rounds between two merges of the correction into the base table; 0 for none.
+    """
+
+    name: str
+    rounds: int
+    embedding: MemberConfig
+    merge_every: int = 0
+
+
+@dataclass
+class ServerState:
+    """The global model between two rounds.
+
+    Attributes:
+        phase: Number of the phase in the plan.
+        trainable: What is trained and sent.
+        frozen: What was sent once.
+        frozen_digest: Names `frozen`: the digest of its content or, after a merge, the name of the base's version;
+            empty if nothing is frozen.
+        optimiser: The server optimiser's own tensors.
+        kept: What the embedding keeps on the server, for items that come later.
+        merges: What was merged into the base table in this phase.
+    """
+
+    phase: int
+    trainable: Tensors
+    frozen: Tensors
+    frozen_digest: str
+    optimiser: Tensors
+    kept: Tensors = field(default_factory=dict)
+    merges: Merges = field(default_factory=Merges)
+
+
+class ServerModel:
+    """The model of a run from phase to phase.
+
+    Attributes:
+        state: Where it stands; the strategy replaces it after each round.
+        models: The model of each phase.
+        once: What is frozen in the present phase, as a wrapped packet by the digest of its content.
+        counts: Users per item [items] as the backbone had them counted; None before that, or if it had not.
+        reports: What the embedding of each phase so far said of its start, by the phase's name.
+    """
+
+    def __init__(self, setup: Setup, plan: Sequence[Phase], backbone: Backbone, base: Tensor) -> None:
+        """The model before the first round of the plan, over the base table [items, dim]."""
+        self.models = [Model(_embedding(phase, setup), backbone) for phase in plan]
+        self.once: dict[str, Array] = {}
+        self.counts: Tensor | None = None
+        self.reports: dict[str, dict[str, float]] = {}
+        self._setup = setup
+        self._plan = plan
+        self.state = self._entered(0, base, backbone.init_shared(generator(setup.seed, "shared")))
+
+    def restore(self, state: ServerState, counts: Tensor | None, reports: Mapping[str, Mapping[str, float]]) -> None:
+        """Stand where a checkpoint says: its state, users per item, and reports of the phases so far."""
+        self.counts = counts
+        self.reports = {phase: dict(facts) for phase, facts in reports.items()}
+        self.state = self._frozen(state)
+
+    @property
+    def model(self) -> Model:
+        """The model of the present phase."""
+        return self.models[self.state.phase]
+
+    @property
+    def phase_name(self) -> str:
+        """Name of the present phase."""
+        return self._plan[self.state.phase].name
+
+    def enters(self, round: int) -> bool:
+        """Whether `round` is the first of the phase after the present one."""
+        return round == 1 + sum(phase.rounds for phase in self._plan[: self.state.phase + 1])
+
+    def advance(self, round: int) -> None:
+        """Enter the phase to which `round` belongs, if it is the first of it: its base is what was trained so far."""
+        if self.enters(round):
+            model, state = self.model, self.state
+            parts = torch.split(torch.arange(self._setup.n_items), _ITEMS_AT_ONCE)
+            base = torch.cat([model.item_vectors(state.trainable, state.frozen, part) for part in parts])
+            self.state = self._entered(state.phase + 1, base, model.shared(state.trainable))
+
+    def _entered(self, phase: int, base: Tensor, shared: Tensors) -> ServerState:
+        rng = generator(self._setup.seed, "embedding", self._plan[phase].name)
+        trainable, frozen, kept = self.models[phase].start(base, shared, rng, self.counts)
+        name = self._plan[phase].name
+        self.reports[name] = report_start(name, self.models[phase].embedding, frozen)
+        # One layout in memory, before a checkpoint and after it: the last bits of a product depend on it.
+        trainable = {key: tensor.contiguous() for key, tensor in trainable.items()}
+        return self._frozen(ServerState(phase, trainable, frozen, "", {}, kept))
+
+    def _frozen(self, state: ServerState) -> ServerState:
+        """The state with the name of what is frozen, whose packet is made; it says since which round that is so.
+
+        Before the first merge, what is frozen becomes what its packet decodes to. Of a state that was here before this
+        changes nothing.
+        """
+        self.once, self._content = {}, ""
+        if not state.frozen:
+            return replace(state, frozen_digest="")
+        merges, frozen, spec = state.merges, state.frozen, self.models[state.phase].frozen
+        fmt = frozen_format(spec) if merges.count else self._setup.start_format(spec, BASE)
+        packet = fmt.encode(state.phase, merges.round, frozen, seed=None)
+        if not merges.count:
+            frozen = fmt.decode(packet).tensors
+        self._content = content_digest(frozen)
+        name = state.frozen_digest if merges.count else self._content
+        self.once = {name: records.wrap(packet)}
+        return replace(state, frozen=frozen, frozen_digest=name)
+
+    def freeze_counts(self, counts: Tensor) -> None:
+        """Users per item [items] have been counted: what of them the backbone reads is frozen from here on."""
+        self.counts = counts
+        frozen = self.state.frozen | self.model.backbone_frozen(counts)
+        self.state = self._frozen(replace(self.state, frozen=frozen))
+
+    def merge(self, round: int) -> bool:
+        """If one is due after `round`, merge the correction into the base table and start it anew; whether it was due.
+
+        What is merged is what its packet decodes to, so that every device can make the same table. The server's
+        optimiser starts anew with the correction: its moments belong to the factors that are gone. What the backbone
+        shares goes on as it is. There is no merge at the end of a phase.
+        """
+        phase, state, model = self._plan[self.state.phase], self.state, self.model
+        left = sum(each.rounds for each in self._plan[: state.phase + 1]) - round
+        if not phase.merge_every or not left or (phase.rounds - left) % phase.merge_every:
+            return False
+        number, fmt = state.merges.count + 1, self._setup.merged_format(model.correction)
+        trained = {name: state.trainable[name] for name in model.correction}
+        packet = fmt.encode(state.phase, round, trained, seed=derive(self._setup.seed, "codec", "merge", round))
+        restarted = model.embedding.restart(generator(self._setup.seed, "embedding", phase.name, "merge", number))
+        if restarted is None:
+            raise ValueError(f"embedding={phase.embedding.name} does not merge: the configuration was not checked")
+        name, before = version_name(state.frozen_digest, packet), self.once[state.frozen_digest]
+        made = Merged(state.frozen_digest, name, records.wrap(packet))
+        merged = replace(
+            state,
+            trainable=model.named(restarted, model.shared(state.trainable)),
+            frozen=state.frozen | {BASE: model.merged(fmt.decode(packet).tensors, state.frozen)},
+            frozen_digest=name,
+            optimiser={},
+            merges=state.merges.then(made, round, self.frozen_bytes.whole, before),
+        )
+        self.state = self._frozen(merged)
+        return True
+
+    def packet(self, round: int, kept: int) -> Array:
+        """The model as every message of `round` carries it, wrapped once for all of them.
+
+        `kept` is the earliest round to which the server may go back: older private tensors are needed no more.
+        """
+        fmt = self._setup.model_format(self.model.trainable)
+        seed = derive(self._setup.seed, "codec", round)
+        return records.wrap(fmt.encode(self.state.phase, round, self.state.trainable, [float(kept)], seed))
+
+    def fields(self, round: int) -> dict[str, records.Field]:
+        """What a message of `round` says about the model that it carries."""
+        fields: dict[str, records.Field] = {"phase": self.state.phase, "round": round}
+        return fields | {"frozen": self.state.frozen_digest, records.CONTENT: self._content}
+
+    @property
+    def frozen_bytes(self) -> FrozenBytes:
+        """Bytes of what is frozen in the present phase, as it is sent once, and of what was merged into it."""
+        frozen = self.model.frozen
+        if not frozen:
+            return FrozenBytes(0)
+        start, merge = self._setup.start_format(frozen, BASE).size(), self._setup.merged_format(self.model.correction)
+        return FrozenBytes(frozen_format(frozen).size(), self.state.merges.count, merge.size(), start)
+
+
+def _embedding(phase: Phase, setup: Setup) -> ItemEmbedding:
+    made: ItemEmbedding = registry.embeddings.get(phase.embedding.name)(phase.embedding, setup.n_items, setup.dim)
+    return made

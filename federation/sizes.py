@@ -1,0 +1,230 @@
+"""What a run moves and who holds it, worked out from its configuration and the number of items alone.
+
+Nothing is trained and no data is read: a packet's size is known beforehand, so these are, to the byte, what the meter
+of a real run counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from federation.base import Phase
+from federation.enrolment import KEY_BYTES
+from federation.versions import FrozenBytes, expected_bytes
+from fedrec.backbones.base import Backbone
+from fedrec.config.schema import RunConfig
+from fedrec.core import registry
+from fedrec.core.tensors import Spec, TensorSpec
+from fedrec.wire.packet import PacketFormat
+from fedrec.wire.protocol import Setup, around_format, counts_format, disclosed_format, eligible_spec, frozen_format
+from peft_embeddings.model import BASE, Model
+
+EACH_ROUND, ONCE, NEVER = "each round", "once", "never"
+ALL, SERVER, OWN = "server, devices", "server", "own device"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor of a phase.
+
+    Attributes:
+        tensor: Its name.
+        shape: Its shape.
+        dtype: Its type.
+        bytes: What it adds to a packet; of a tensor that never crosses, its size in memory.
+        held_by: `server, devices`, the `server` alone, or the `own device` of the user whom it belongs to.
+        crosses: When it travels: `each round` in which a user is chosen, down and up; `once` a phase, down; or `never`.
+    """
+
+    tensor: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+    held_by: str
+    crosses: str
+
+
+@dataclass(frozen=True)
+class PhaseSizes:
+    """One phase of the plan.
+
+    Attributes:
+        name: Of the phase.
+        rounds: How many it has.
+        embedding: What is trained in it.
+        tensors: Everything that is trained, frozen or kept in it.
+        up: Bytes of the update packet, for each round in which a user is chosen.
+        down: Bytes of the model packet.
+        once: Bytes of the frozen packet, the first time that a user is chosen in the phase; 0 if nothing is frozen.
+        whole: Bytes of the frozen packet after a merge, when it is exact whatever the codec; 0 if nothing is frozen.
+        merge_every: Rounds between two merges of the correction into the base table; 0 for none.
+        merge: Bytes of the packet of a merge, down, for each that a user missed since it was last chosen, or `whole`
+            where that is less; 0 for no merges.
+    """
+
+    name: str
+    rounds: int
+    embedding: str
+    tensors: tuple[Row, ...]
+    up: int
+    down: int
+    once: int
+    whole: int
+    merge_every: int
+    merge: int
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What every user's device moves, chosen or not, each time that users tell each other of themselves.
+
+    Attributes:
+        every: Rounds between two times.
+        up: Bytes of the noised vector and the tags.
+        down: Bytes of what it is told of others.
+    """
+
+    every: int
+    up: int
+    down: int
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Bytes of a user who is chosen in the mean share of so many rounds, and in some round of every phase.
+
+    `up` and `down` have what it exchanges with others between the rounds, where it does.
+    `merges` is what it downloads of merges in expectation: what it missed depends on when it is chosen. A user who is
+    chosen in every round downloads each of them, and moves exactly that.
+    """
+
+    rounds: int
+    up: float
+    down: float
+    one_time: int
+    merges: float
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a run moves.
+
+    Attributes:
+        items: Rows of the catalogue.
+        fraction: Share of the users who are chosen in a round.
+        joining: Bytes that a user's device moves once to join: setup and list of eligible items down, its key up, and
+            its report of items where the backbone has them counted.
+        metrics: Bytes of the metrics up, for each ranking of a split. A device that does not train in the same message
+            downloads the model for it too. Not part of the totals.
+        phases: The plan.
+        run: A mean user's bytes over the rounds of the configuration.
+        per_1000_rounds: The same over 1,000 rounds: the plan cut off there, or its last phase made longer.
+        exchange: What users exchange between the rounds; None: nothing.
+        item_list: Bytes of the ids and titles of the items, which a device with data of its own downloads once to join;
+            part of the totals in a deployment alone. None: the catalogue was not read.
+    """
+
+    items: int
+    fraction: float
+    joining: Mapping[str, int]
+    metrics: int
+    phases: tuple[PhaseSizes, ...]
+    run: Totals
+    per_1000_rounds: Totals
+    exchange: Exchange | None = None
+    item_list: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return dataclasses.asdict(self)
+
+
+def sizes(config: RunConfig, setup: Setup, item_list: int | None = None) -> Sizes:
+    """The sizes of a run whose clients are told `setup`; `item_list` as in `Sizes`."""
+    strategy: Any = config.strategy
+    backbone: Backbone = registry.backbones.get(config.backbone.name)(config.backbone, setup.dim)
+    joining = {
+        "setup": len(setup.device_json().encode()),
+        "key": KEY_BYTES,
+        "eligible items": frozen_format(eligible_spec(setup.n_items)).size(),
+    }
+    if config.runtime == "deployment" and item_list is not None:
+        joining["item list"] = item_list
+    if backbone.item_counting is not None:
+        joining["report of items"] = counts_format(setup.n_items).size()
+    plan: Sequence[Phase] = registry.strategies.get(strategy.name).phases(config)
+    phases = tuple(_phase(phase, backbone, setup) for phase in plan)
+    once, rounds = sum(joining.values()), sum(phase.rounds for phase in phases)
+    exchange = None
+    if (expansion := backbone.expansion) is not None:
+        up = disclosed_format(setup.dim, expansion.items, users=1).size()
+        exchange = Exchange(expansion.every, up, around_format(setup.dim, users=1).size())
+    return Sizes(
+        items=setup.n_items,
+        fraction=strategy.fraction,
+        joining=joining,
+        metrics=setup.metrics_format().size(),
+        phases=phases,
+        run=_totals(phases, rounds, strategy.fraction, once, exchange),
+        per_1000_rounds=_totals(phases, 1000, strategy.fraction, once, exchange),
+        exchange=exchange,
+        item_list=item_list,
+    )
+
+
+def _phase(phase: Phase, backbone: Backbone, setup: Setup) -> PhaseSizes:
+    made = registry.embeddings.get(phase.embedding.name)(phase.embedding, setup.n_items, setup.dim)
+    model = Model(made, backbone)
+    down, up = setup.model_format(model.trainable), setup.update_format(model.trainable, users=1)
+    frozen = setup.start_format(model.frozen, BASE)
+    own = {**backbone.private, **backbone.around}
+    private = {f"private.{name}": entry for name, entry in own.items()}
+    rows = [
+        *_sent(down, EACH_ROUND),
+        *_sent(frozen, ONCE),
+        *(_stays(name, entry, SERVER) for name, entry in made.kept.items()),
+        *(_stays(name, entry, OWN) for name, entry in private.items()),
+    ]
+    return PhaseSizes(
+        name=phase.name,
+        rounds=phase.rounds,
+        embedding=phase.embedding.name,
+        tensors=tuple(rows),
+        up=up.size(),
+        down=down.size(),
+        once=frozen.size() if model.frozen else 0,
+        whole=frozen_format(model.frozen).size() if model.frozen else 0,
+        merge_every=phase.merge_every,
+        merge=setup.merged_format(model.correction).size() if phase.merge_every else 0,
+    )
+
+
+def _sent(packet: PacketFormat, crosses: str) -> Iterator[Row]:
+    for name, entry in packet.spec.items():
+        alone: Spec = {name: entry}
+        yield Row(name, entry.shape, entry.dtype, packet.codec.size(alone), ALL, crosses)
+
+
+def _stays(name: str, entry: TensorSpec, held_by: str) -> Row:
+    return Row(name, entry.shape, entry.dtype, entry.nbytes, held_by, NEVER)
+
+
+def _totals(
+    phases: Sequence[PhaseSizes], rounds: int, fraction: float, joining: int, exchange: Exchange | None
+) -> Totals:
+    up = down = 0
+    once, left, merges = joining, rounds, 0.0
+    for phase in phases:
+        here = left if phase is phases[-1] else min(left, phase.rounds)
+        up, down, left = up + here * phase.up, down + here * phase.down, left - here
+        once += phase.once if here else 0
+        frozen = FrozenBytes(phase.whole, merge=phase.merge, lossy=phase.once)
+        merges += expected_bytes(frozen, here, phase.merge_every, fraction)
+    all_up, all_down = fraction * up, fraction * down
+    if exchange is not None:
+        times = (rounds - 1) // exchange.every  # never after the last round
+        all_up, all_down = all_up + times * exchange.up, all_down + times * exchange.down
+    return Totals(rounds, all_up, all_down, once, merges)

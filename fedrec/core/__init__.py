@@ -1,0 +1,1 @@
+"""What everything else stands on: errors, the registry, tensors, randomness, keys and secrets."""

@@ -1,0 +1,80 @@
+"""Secrets in files that only their owner may read: the root of a site or server, made once, and a shared key."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+
+from fedrec.core.errors import StoreError
+
+_BYTES = 32
+_OTHERS = 0o077
+
+
+def own_secret(folder: Path) -> int:
+    """The secret in `<folder>/secret`, made if there is none: whole or not at all, readable by its owner alone.
+
+    Raises StoreError if it cannot be made, others may read it, or it is not what was written.
+    """
+    path = folder / "secret"
+    try:
+        if not path.exists():
+            _make(path)
+        mode, text = _stored(path)
+    except OSError as error:
+        raise StoreError(
+            f"the secret {path} cannot be read or made ({error.strerror}): give a folder on a disk that only the "
+            "owner of this process may write"
+        ) from error
+    mend = "put the file back from a copy, or remove it, and its users start anew under other keys"
+    return int.from_bytes(_checked(path, mode, text, mend), "little")
+
+
+def shared_key(path: Path) -> bytes:
+    """The 32 bytes of a key that was made elsewhere and put there, the same for all who share it.
+
+    Raises StoreError if it cannot be read, others may read it, or it is no key.
+    """
+    try:
+        mode, text = _stored(path)
+    except OSError as error:
+        raise StoreError(
+            f"the shared key {path} cannot be read ({error.strerror}): copy the file there that the other sites have"
+        ) from error
+    return _checked(path, mode, text, f"copy it from another site, or make one for all: openssl rand -hex {_BYTES}")
+
+
+def _stored(path: Path) -> tuple[int, str]:
+    return path.stat().st_mode, path.read_text(encoding="ascii", errors="replace").strip()
+
+
+def _checked(path: Path, mode: int, text: str, mend: str) -> bytes:
+    """The bytes that a file of hexadecimal digits stands for. Raises StoreError, which says how to mend it."""
+    if mode & _OTHERS:
+        raise StoreError(f"the secret {path} may be read by others (mode {mode & 0o777:o}): chmod 600 {path}")
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b""
+    if len(value) != _BYTES:
+        raise StoreError(
+            f"the secret {path} should hold {2 * _BYTES} hexadecimal digits, it holds {len(text)} characters: {mend}"
+        )
+    return value
+
+
+def _make(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".secret-")  # of mode 0600
+    try:
+        with os.fdopen(handle, "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(_BYTES) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):  # another process was faster: its secret counts
+            os.link(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)

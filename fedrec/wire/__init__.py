@@ -1,0 +1,1 @@
+"""What crosses the network, free of any framework: packets, the protocol, and what each kind of packet holds."""

@@ -1,0 +1,247 @@
+"""What server and client tell each other: the setup of a run, and the scalars of each kind of packet.
+
+The setup is JSON made of names and numbers. A client checks it like any input from the network: members are looked
+up in the registry by name and their values validated against the member's own configuration class.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, Le, MaxLen, MinLen
+from numpy.typing import NDArray
+
+from fedrec.codecs.base import Codec
+from fedrec.core import registry
+from fedrec.core.errors import PacketError
+from fedrec.core.tensors import Spec, Tensors, TensorSpec
+from fedrec.wire.packet import Kind, PacketFormat
+from fedrec.wire.updates import DROPPED
+
+PROTOCOL_VERSION = 1
+
+_CHECKED: Mapping[str, Any] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
+_MOST = 2**31 - 1
+_LONGEST_SETUP = 2**20
+
+MODEL_SCALARS = ("checkpoint_round",)
+"""With the model goes the round of the oldest checkpoint that is kept: the server may go back so far, and a node keeps
+the versions of private tensors that it would need then."""
+
+UPDATE_SCALARS = ("weight", "users", "examples", "loss", "cold_users", *DROPPED)
+"""With an update go sums over the node's users: weight, users in the sum, examples, weighted loss, users who trained
+for the first time, and users left out by reason."""
+
+
+METRICS_COUNTS = ("users", "cold_users", "diverged_users")
+"""Before the sums of metrics go the users who were ranked, those of them who never trained, and users who were left out
+because their own tensors are not finite."""
+
+
+@dataclass(frozen=True)
+class SimulatedData:
+    """Where a simulated node finds what a real device would own: absolute paths on a disk that all workers share.
+
+    Attributes:
+        interactions: Folder of the prepared interactions.
+        state_dir: Folder of what the simulated devices keep.
+        token: What the server has written into the state-dir, to be found there by every worker.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _CHECKED
+
+    interactions: str
+    state_dir: str
+    token: str
+
+
+@dataclass(frozen=True)
+class PhaseSetup:
+    """One phase of training: its name and the embedding that is trained in it."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _CHECKED
+
+    name: str
+    embedding: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything a client must know about a run before its first round."""
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _CHECKED
+
+    protocol: int
+    run_key: str
+    seed: Annotated[int, Ge(0)]
+    n_items: Annotated[int, Ge(1), Le(_MOST)]
+    dim: Annotated[int, Ge(1), Le(_MOST)]
+    catalogue: str
+    eligible: str
+    phases: Annotated[tuple[PhaseSetup, ...], MinLen(1), MaxLen(256)]
+    backbone: Mapping[str, Any]
+    optim: Mapping[str, Any]
+    codec: Mapping[str, Any]
+    privacy: Mapping[str, Any]
+    ks: Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)]
+    sampled_negatives: Annotated[int, Ge(0), Le(_MOST)]
+    validation: bool
+    weight_cap: Annotated[int, Ge(1)]
+    max_update_norm: Annotated[float, Gt(0)]
+    engine: str
+    pairs_at_once: Annotated[int, Ge(1), Le(_MOST)]
+    simulation: SimulatedData | None
+
+    def to_json(self) -> str:
+        """One line of JSON with sorted keys."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+    def device_json(self) -> str:
+        """What a real device would be told: where a simulated node finds its data is no part of it."""
+        return dataclasses.replace(self, simulation=None).to_json()
+
+    @staticmethod
+    def from_json(text: str) -> Setup:
+        """Parse and check what came over the network. Raises PacketError (`malformed`, `oversized`) that says why."""
+        from pydantic import TypeAdapter, ValidationError
+
+        if len(text) > _LONGEST_SETUP:
+            raise PacketError("oversized", f"the server's setup has {len(text)} characters, at most {_LONGEST_SETUP}")
+        try:
+            setup = TypeAdapter(Setup).validate_json(text)
+        except ValidationError as error:
+            raise PacketError("malformed", f"the server's setup is not valid: {error}") from error
+        if setup.protocol != PROTOCOL_VERSION:
+            raise PacketError(
+                "malformed",
+                f"the server speaks protocol {setup.protocol}, this client {PROTOCOL_VERSION}: install the same fedrec",
+            )
+        return setup
+
+    def metric_names(self) -> tuple[str, ...]:
+        """Names of the metrics that clients sum, in the order in which they travel."""
+        plain = [f"{name}@{k}" for k in self.ks for name in ("hr", "ndcg", "recall")] + ["mrr"]
+        prefixes = ["", f"sampled{self.sampled_negatives}/"] if self.sampled_negatives else [""]
+        return tuple(prefix + name for prefix in prefixes for name in plain)
+
+    @cached_property
+    def codec_of_run(self) -> Codec:
+        """Of models and users' updates."""
+        from fedrec.config.validate import member_config
+
+        config = member_config("codec", dict(self.codec))
+        codec: Codec = registry.codecs.get(config.name)(config)
+        return codec
+
+    def model_format(self, trainable: Spec) -> PacketFormat:
+        """Server to client, every round."""
+        return PacketFormat(Kind.MODEL, trainable, self.codec_of_run, len(MODEL_SCALARS))
+
+    def update_format(self, trainable: Spec, users: int) -> PacketFormat:
+        """Client to server, every round, from a node that was asked to train `users` users.
+
+        A lossy codec rounds each user's update. The packet of a lone user holds that update, not multiplied by its
+        weight. A sum of several users' rounded updates is no longer of the codec's numbers, and travels in full.
+        """
+        codec = self.codec_of_run if self.codec_of_run.exact or users == 1 else _plain_codec()
+        return PacketFormat(Kind.UPDATE, trainable, codec, len(UPDATE_SCALARS))
+
+    def lone(self, users: int) -> bool:
+        """Whether the update of `users` users travels as that of a lone user: not yet multiplied by its weight."""
+        return users == 1 and not self.codec_of_run.exact
+
+    def start_format(self, frozen: Spec, base: str) -> PacketFormat:
+        """Server to client, once a phase, until something is merged into the table of the name `base`.
+
+        That table travels in the run's codec, and everything else exactly. What the packet decodes to, to the bit, is
+        what is frozen, on the server too.
+        """
+        from fedrec.codecs.base_table import BaseTableCodec
+
+        if self.codec_of_run.exact:
+            return frozen_format(frozen)
+        return PacketFormat(Kind.FROZEN, frozen, BaseTableCodec(base, self.codec_of_run, _plain_codec()), 0)
+
+    def merged_format(self, correction: Spec) -> PacketFormat:
+        """Server to client: a correction that has been merged into the base, for who holds the base before it."""
+        return PacketFormat(Kind.MERGED, correction, self.codec_of_run, 0)
+
+    def metrics_format(self) -> PacketFormat:
+        """Client to server after an evaluation: `METRICS_COUNTS`, then the sums of the metrics."""
+        return PacketFormat(Kind.METRICS, {}, self.codec_of_run, len(METRICS_COUNTS) + len(self.metric_names()))
+
+
+ELIGIBLE = "eligible"
+
+
+def eligible_spec(n_items: int) -> Spec:
+    """The public list of items that may be recommended, as it travels: one bit an item."""
+    return {ELIGIBLE: TensorSpec(((n_items + 7) // 8,), "uint8")}
+
+
+def pack_eligible(eligible: NDArray[np.integer[Any]], n_items: int) -> Tensors:
+    """Item rows as one bit an item."""
+    bits = np.zeros(n_items, dtype=np.bool_)
+    bits[eligible] = True
+    return {ELIGIBLE: torch.from_numpy(np.packbits(bits))}
+
+
+def unpack_eligible(packed: Tensors, n_items: int) -> NDArray[np.int64]:
+    """The inverse of `pack_eligible`: item rows, ascending."""
+    return np.flatnonzero(np.unpackbits(packed[ELIGIBLE].numpy(), count=n_items)).astype(np.int64)
+
+
+COUNTS = "counts"
+
+
+def counts_format(n_items: int) -> PacketFormat:
+    """Client to server, once: the sum of its users' reported items, and how many users; exact, whatever the codec."""
+    from fedrec.codecs.float32 import Float32Codec, Float32Config
+
+    return PacketFormat(
+        Kind.COUNTS, {COUNTS: TensorSpec((n_items,), "int32")}, Float32Codec(Float32Config("float32")), 1
+    )
+
+
+VECTORS, TAGS = "vectors", "tags"
+
+
+def disclosed_format(dim: int, items: int, users: int) -> PacketFormat:
+    """Client to server, in an exchange (`fedrec.wire.expansion`): each user's noised vector, and tags of its items."""
+    spec = {VECTORS: TensorSpec((users, dim)), TAGS: TensorSpec((users, items), "int64")}
+    return PacketFormat(Kind.DISCLOSED, spec, _plain_codec(), 0)
+
+
+AROUND = "around"
+
+
+def around_format(dim: int, users: int) -> PacketFormat:
+    """Server to client, in an exchange: what each user is told of those around it; `MODEL_SCALARS` go with it."""
+    return PacketFormat(Kind.AROUND, {AROUND: TensorSpec((users, dim))}, _plain_codec(), len(MODEL_SCALARS))
+
+
+def frozen_format(frozen: Spec) -> PacketFormat:
+    """Server to client: what is frozen after a merge, and public lists; exact, whatever the run's codec."""
+    return PacketFormat(Kind.FROZEN, frozen, _plain_codec(), 0)
+
+
+def version_name(before: str, merged: bytes) -> str:
+    """The name of the base table that the packet `merged` makes of the one named `before`: 64 hexadecimal digits.
+
+    A chain of names, not a digest of the table: adding up may round differently on another machine.
+    """
+    return hashlib.sha256(before.encode() + b"\0" + hashlib.sha256(merged).digest()).hexdigest()
+
+
+def _plain_codec() -> Codec:
+    from fedrec.codecs.float32 import Float32Codec, Float32Config
+
+    return Float32Codec(Float32Config("float32"))
