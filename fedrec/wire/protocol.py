@@ -26,7 +26,7 @@ from fedrec.core.tensors import Spec, Tensors, TensorSpec
 from fedrec.wire.packet import Kind, PacketFormat
 from fedrec.wire.updates import DROPPED
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 _CHECKED: Mapping[str, Any] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 _MOST = 2**31 - 1
