@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ from flwr.app import Message
 from numpy.typing import NDArray
 
 from exchanges import records
-from federation.aggregation import UpdateFold, weighted
+from federation.aggregation import UpdateFold
+from federation.cohorts.base import CohortSampling, Roots
 from federation.meter import Meter
 from federation.nodes import Nodes
 from fedrec.core.errors import PacketError, RoundError
@@ -27,25 +29,39 @@ class Training:
         fold: The updates that count.
     """
 
-    def __init__(self, setup: Setup, nodes: Nodes, rules: Any, trainable: Spec, phase: int, round: int) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        nodes: Nodes,
+        rules: Any,
+        sampling: CohortSampling,
+        secret: int,
+        trainable: Spec,
+        phase: int,
+        round: int,
+    ) -> None:
         """Choose the users of a round.
 
         Args:
             setup: What every client was told.
             nodes: Who is here.
             rules: The strategy's configuration.
+            sampling: How the users are chosen.
+            secret: From the server's secret root, for the choice.
             trainable: What is trained.
             phase: In which phase.
             round: In which round.
         """
         self._setup, self._nodes, self._rules = setup, nodes, rules
         self._trainable, self._phase, self._round = trainable, phase, round
-        directory = nodes.directory
-        self._target = directory.cohort_size(rules.fraction)
+        directory, stages, roots = nodes.directory, setup.stages, Roots(setup.seed, secret)
         fraction = rules.fraction * (1 + rules.over_sampling)
-        self.users: NDArray[np.int64] = directory.cohort(setup.seed, round, fraction)
+        self.users: NDArray[np.int64] = directory.cohort(sampling, round, fraction, roots)
+        self._target = sampling.awaited(len(directory.here), len(self.users), rules.fraction)
         self.shares = directory.shares(self.users)
-        self.fold = UpdateFold(trainable, len(self.users), rules.weight_cap, rules.max_update_norm)
+        self.fold = UpdateFold(
+            trainable, len(self.users), rules.weight_cap, stages.max_norm, stages.units_per_one(len(self.users))
+        )
         self._answered = self._accepted = 0
 
     def take(self, meter: Meter, reply: Message) -> int:
@@ -57,8 +73,7 @@ class Training:
         try:
             data = records.unpack(reply.content).packet(records.UPDATE)
             form = self._setup.update_format(self._trainable, users)
-            packet = form.decode(data, phase=self._phase, round=self._round)
-            self.fold.add(weighted(packet) if self._setup.lone(users) else packet, users)
+            self.fold.add(form.decode(data, phase=self._phase, round=self._round), users)
         except PacketError as error:
             self._nodes.refuse(node, error, reply)
             return 0
@@ -77,7 +92,7 @@ class Training:
         if self._answered < self._target:
             most = self._rules.max_failures
             self._nodes.give_up_if_too_many_failed(what, len(self.shares), self._accepted, most)
-        if self._answered < (least := self._rules.min_users):
+        if self._answered < (least := min(self._rules.min_users, len(self.users))):  # it may have drawn nobody
             raise RoundError(
                 f"{what}: the nodes of {self._answered} chosen users answered, strategy.min_users={least} are needed "
                 f"({dict(self._nodes.counts)}); see the log above for why"
@@ -88,4 +103,6 @@ class Training:
         values = self.fold.summary()
         dropped = {name: int(values.pop(name)) for name in DROPPED}
         left_out = {name: count for name, count in dropped.items() if count}
-        return {"cohort": len(self.users), **values, "dropped_users": left_out}
+        releases = [dataclasses.asdict(event) for event in self._setup.stages.events(self._round)]
+        account = {"releases": releases} if releases else {}
+        return {"cohort": len(self.users), **values, "dropped_users": left_out, **account}
