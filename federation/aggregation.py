@@ -11,9 +11,12 @@ import math
 from fractions import Fraction
 
 import torch
+from torch import Tensor
 
 from fedrec.core.errors import PacketError
-from fedrec.core.tensors import DTYPES, Spec, Tensors
+from fedrec.core.tensors import Spec
+from fedrec.stages.addition import in_units
+from fedrec.stages.sums import Sum
 from fedrec.wire.packet import Packet
 from fedrec.wire.protocol import METRICS_COUNTS, UPDATE_SCALARS
 from fedrec.wire.updates import DROPPED
@@ -32,11 +35,25 @@ _MOST_ITEMS = 2**31 - 1
 class UpdateFold:
     """Folds the updates of one round."""
 
-    def __init__(self, spec: Spec, cohort: int, weight_cap: int, max_update_norm: float) -> None:
+    def __init__(
+        self, spec: Spec, cohort: int, weight_cap: int, max_update_norm: float, units_per_one: float | None = None
+    ) -> None:
+        """Nothing yet.
+
+        Args:
+            spec: What travels.
+            cohort: Users who were asked.
+            weight_cap: The largest weight of a user.
+            max_update_norm: The largest norm of a user's update, before its weight.
+            units_per_one: Of the public grid on which the nodes add up (`fedrec.stages.addition`); None: they do so in
+                floating point, and the sum gets a grid as fine as the cohort allows.
+        """
         self._spec = spec
         self._weight_cap = weight_cap
         self._max_norm = max_update_norm
-        self._scale = 2.0 ** (61 - math.ceil(math.log2(max(1.0, _SLACK * cohort * weight_cap * max_update_norm))))
+        largest = max(1.0, _SLACK * cohort * weight_cap * max_update_norm)
+        self._exact = units_per_one is not None
+        self._scale = units_per_one or 2.0 ** (61 - math.ceil(math.log2(largest)))
         self._sums = {name: torch.zeros(entry.shape, dtype=torch.int64) for name, entry in spec.items()}
         self._scalars = dict.fromkeys(UPDATE_SCALARS, 0)
         self._weight_of_losses = 0
@@ -71,18 +88,25 @@ class UpdateFold:
         if not 0 <= weight <= self._weight_cap * users:
             raise PacketError("wrong_weight", f"weight {weight} of {users} users; the cap is {self._weight_cap} a user")
         norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in packet.tensors.values()))
+        norm /= self._scale if any(tensor.dtype == torch.int64 for tensor in packet.tensors.values()) else 1.0
         if norm > weight * self._max_norm * _SLACK:
             raise PacketError(
                 "too_large", f"norm {norm:.3g} at weight {weight}; the limit a weight is {self._max_norm}"
             )
         for name, tensor in packet.tensors.items():
-            self._sums[name] += (tensor.double() * self._scale).round().to(torch.int64)
+            self._sums[name] += tensor if tensor.dtype == torch.int64 else self._in_units(tensor)
         if believed := abs(scalars["loss"]) <= weight * LARGEST_LOSS:
             self._weight_of_losses += round(Fraction(weight) * 2**20)
         for name, value in scalars.items():
             if name != "loss" or believed:
                 self._scalars[name] += round(Fraction(value) * 2**20)
         return believed
+
+    def _in_units(self, tensor: Tensor) -> Tensor:
+        """A sum in floating point as a whole number of units; on a public grid, as the nodes put it there."""
+        if self._exact:
+            return in_units(tensor, self._scale)
+        return (tensor.double() * self._scale).round().to(torch.int64)
 
     def summary(self) -> dict[str, float | int | None]:
         """Users, examples, mean loss, users new to training, and users that their nodes left out, by reason.
@@ -97,21 +121,9 @@ class UpdateFold:
         """The sum of one of the update's scalars over all replies; of losses, over those that are believed."""
         return self._scalars[name] / 2**20
 
-    def mean(self) -> Tensors | None:
-        """The weighted mean of the users' deltas, or None if nobody contributed."""
-        weight = self.scalar("weight")
-        if weight <= 0:
-            return None
-        return {
-            name: (total.double() / (self._scale * weight)).to(DTYPES[self._spec[name].dtype])
-            for name, total in self._sums.items()
-        }
-
-
-def weighted(packet: Packet) -> Packet:
-    """The packet of a lone user, multiplied by its weight; a weight that is no number makes the product none."""
-    weight = dict(zip(UPDATE_SCALARS, packet.scalars, strict=True))["weight"]
-    return packet._replace(tensors={name: tensor * weight for name, tensor in packet.tensors.items()})
+    def sum(self) -> Sum:
+        """The sum of the users' weighted updates, over the sum of their weights."""
+        return Sum(self._spec, self._sums, self._scale, self.scalar("weight"))
 
 
 def check_sums(scalars: tuple[float, ...], residents: int) -> tuple[float, ...]:

@@ -36,6 +36,8 @@ from fedrec.core import registry
 from fedrec.core.keys import simulation_secret
 from fedrec.core.rng import derive
 from fedrec.core.tensors import Tensors, spec_of
+from fedrec.stages.base import Round
+from fedrec.stages.draws import Draws
 from fedrec.wire.item_list import item_list_packet
 from fedrec.wire.protocol import Setup, counts_format, frozen_format
 
@@ -74,13 +76,14 @@ class FederatedStrategy(Strategy):
         self.meter = Meter([phase.name for phase in self.plan])
         self._run = config
         self._observer = observer
-        self._privacy = registry.privacies.get(config.privacy.name)(config.privacy)
+        self._cohorts = registry.cohorts.get(config.cohort.name)(config.cohort)
         backbone = registry.backbones.get(config.backbone.name)(config.backbone, setup.dim)
         self._recipe = registry.optims.get(config.optim.name)(config.optim, backbone.advice)
         self.model = ServerModel(setup, self.plan, backbone, base)
         self.ended: dict[str, Any] = {}
         """Once the last round has ended: its metrics by split, and the replies of it that were of no use."""
         self._secret = deployed.secret if deployed else simulation_secret(setup.seed)
+        self._deployed = deployed is not None
         item_list = deployed and records.wrap(item_list_packet(deployed.item_list))
         self._nodes = Nodes(setup, item_list, strategy.silent_rounds)
         self._exchanges = Exchanges(setup, self._nodes, backbone.expansion, self.config, self.meter)
@@ -263,7 +266,11 @@ class FederatedStrategy(Strategy):
         A ranking that rides on this round is asked of every node: of those that train in the same message.
         """
         trainable, phase = self.model.model.trainable, self.state.phase
-        self._training = training = Training(self.setup, self._nodes, self.config, trainable, phase, server_round)
+        # A deployment that was resumed draws anew: the same users again would be another sampling.
+        secret = derive(self._secret, "cohort", len(self._nodes.roster.resumes) * self._deployed)
+        self._training = training = Training(
+            self.setup, self._nodes, self.config, self._cohorts, secret, trainable, phase, server_round
+        )
         model, users = self.model.packet(server_round, self._kept(server_round)), training.users
         moved = self.meter.downloaded(phase, users, records.size(model), self.model.frozen_bytes)
         self._bytes = {name: self._bytes.get(name, 0) + count for name, count in moved.items()}
@@ -297,11 +304,9 @@ class FederatedStrategy(Strategy):
         training.require_enough()
         if self._ranking is not None:
             self._ranking.require_enough(self.config.max_failures)
-        fold = training.fold
-        if (mean := fold.mean()) is not None:
-            taken = int(fold.scalar("users"))
-            noise = derive(self._secret, "privacy", server_round)
-            mean = self._privacy.protect_mean(mean, taken, noise)
+        draws = Draws(derive(self._secret, "privacy", server_round), fresh=self._deployed)
+        about = Round(server_round, self.config.fraction, draws)
+        if (mean := self.setup.stages.on_sum(training.fold.sum(), about).mean()) is not None:
             moved, optimiser = self._recipe.server_update(self.state.trainable, mean, self.state.optimiser)
             self.model.state = replace(self.state, trainable=moved, optimiser=optimiser)
         return None, None

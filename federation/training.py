@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from typing import Any
 
@@ -10,7 +11,8 @@ from flwr.app import Message
 from numpy.typing import NDArray
 
 from exchanges import records
-from federation.aggregation import UpdateFold, weighted
+from federation.aggregation import UpdateFold
+from federation.cohorts.base import CohortSampling, Roots
 from federation.mends import USERS, said
 from federation.meter import Meter
 from federation.nodes import Nodes
@@ -31,25 +33,39 @@ class Training:
         fold: The updates that count.
     """
 
-    def __init__(self, setup: Setup, nodes: Nodes, rules: Any, trainable: Spec, phase: int, round: int) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        nodes: Nodes,
+        rules: Any,
+        sampling: CohortSampling,
+        secret: int,
+        trainable: Spec,
+        phase: int,
+        round: int,
+    ) -> None:
         """Choose the users of a round.
 
         Args:
             setup: What every client was told.
             nodes: Who is here.
             rules: The strategy's configuration.
+            sampling: How the users are chosen.
+            secret: From the server's secret root, for the choice.
             trainable: What is trained.
             phase: In which phase.
             round: In which round.
         """
         self._setup, self._nodes, self._rules = setup, nodes, rules
         self._trainable, self._phase, self._round = trainable, phase, round
-        directory = nodes.directory
-        self._target = directory.cohort_size(rules.fraction)
+        directory, stages, roots = nodes.directory, setup.stages, Roots(setup.seed, secret)
         fraction = rules.fraction * (1 + rules.over_sampling)
-        self.users: NDArray[np.int64] = directory.cohort(setup.seed, round, fraction)
+        self.users: NDArray[np.int64] = directory.cohort(sampling, round, fraction, roots)
+        self._target = sampling.awaited(len(directory.here), len(self.users), rules.fraction)
         self.shares = directory.shares(self.users)
-        self.fold = UpdateFold(trainable, len(self.users), rules.weight_cap, rules.max_update_norm)
+        self.fold = UpdateFold(
+            trainable, len(self.users), rules.weight_cap, stages.max_norm, stages.units_per_one(len(self.users))
+        )
         self._answered = self._accepted = 0
 
     def take(self, meter: Meter, reply: Message) -> int:
@@ -62,7 +78,7 @@ class Training:
             data = records.unpack(reply.content).packet(records.UPDATE)
             form = self._setup.update_format(self._trainable, users)
             packet = form.decode(data, phase=self._phase, round=self._round)
-            believed = self.fold.add(weighted(packet) if self._setup.lone(users) else packet, users)
+            believed = self.fold.add(packet, users)
         except PacketError as error:
             self._nodes.refuse(node, error, reply)
             return 0
@@ -89,7 +105,7 @@ class Training:
             most = self._rules.max_failures
             self._nodes.give_up_if_too_many_failed(what, len(self.shares), self._accepted, most)
         counted = int(self.fold.scalar("users"))
-        if counted < (least := self._rules.min_users):
+        if counted < (least := min(self._rules.min_users, len(self.users))):  # a cohort may be drawn of nobody
             dropped = said(self._dropped(), USERS)
             text = (
                 f"{what}: the updates of {counted} of {len(self.users)} chosen users count, "
@@ -105,4 +121,6 @@ class Training:
     def record(self) -> dict[str, Any]:
         """What the round's line of the metrics says of it."""
         values = {name: value for name, value in self.fold.summary().items() if name not in DROPPED}
-        return {"cohort": len(self.users), **values, "dropped_users": self._dropped()}
+        releases = [dataclasses.asdict(event) for event in self._setup.stages.events(self._round)]
+        account = {"releases": releases} if releases else {}
+        return {"cohort": len(self.users), **values, "dropped_users": self._dropped(), **account}

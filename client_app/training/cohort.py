@@ -17,16 +17,14 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from client_app.homes.users import Cohort
-from client_app.training.engine import Engine, GlobalModel, Limits, Trained
-from client_app.training.fold import fold_at_once, fold_one_by_one
+from client_app.training.engine import Collected, Engine, GlobalModel, Trained
 from client_app.training.local_training import LocalTraining
 from client_app.training.memory import keep_freed_memory
-from fedrec.codecs.base import Codec
 from fedrec.core.tensors import Tensors
 from fedrec.data.negatives import NegativeSampler
 from fedrec.optim.base import LocalStep, Recipe
-from fedrec.privacy.base import PrivacyMechanism, RowAdding
-from fedrec.wire.updates import NodeUpdate
+from fedrec.stages.chain import Stages
+from fedrec.stages.draws import Draws
 
 
 class CohortEngine(Engine):
@@ -40,32 +38,21 @@ class CohortEngine(Engine):
         self,
         recipe: Recipe,
         sampler: NegativeSampler,
-        privacy: PrivacyMechanism,
-        limits: Limits,
+        stages: Stages,
         pairs_at_once: int = 65_536,
-        codec: Codec | None = None,
+        fresh: bool = False,
     ) -> None:
-        super().__init__(recipe, sampler, privacy, limits, pairs_at_once, codec)
+        super().__init__(recipe, sampler, stages, pairs_at_once, fresh)
         keep_freed_memory()
 
     @override
-    def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int, rounded: bool = True) -> Trained:
-        update = NodeUpdate(total={name: torch.zeros_like(tensor) for name, tensor in model.trainable.items()})
-        after = {name: tensor.clone() for name, tensor in private.items()}
-        taken = np.zeros(len(cohort), dtype=np.bool_)
-        codec = self.codec if rounded else None
-        whole = self.privacy.changes_updates and not isinstance(self.privacy, RowAdding)
-        fold = fold_one_by_one if whole else fold_at_once
+    def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Trained:
+        collected = Collected(self.stages, model, private, len(cohort), Draws(seed, self.fresh))
         for users, training in self._run(self.recipe.local_steps(), model, cohort, private, seed):
-            with torch.no_grad():
-                good = fold(training, model, update, self.limits, self.privacy, codec, seed)
-            chosen = users[good.cpu().numpy()]
-            taken[chosen] = True
-            for name, tensor in training.private.items():
-                after[name][chosen] = tensor[good].to(after[name].device)
-        update.dropped["no_negatives"] = len(cohort) - update.users - sum(update.dropped.values())
-        update.total = {name: tensor.cpu() for name, tensor in update.total.items()}
-        return Trained(update, after, taken)
+            private = {name: tensor[: len(users)] for name, tensor in training.private.items()}
+            given = training.contributions()
+            collected.take(users, given if len(given) == len(users) else given.first(len(users)), private)
+        return collected.trained()
 
     @override
     def solve(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Tensors:
@@ -73,13 +60,16 @@ class CohortEngine(Engine):
         steps = self.recipe.solve_steps()
         for users, training in self._run(steps, model, cohort, private, seed) if steps else ():
             for name, tensor in training.private.items():
-                after[name][users] = tensor.to(after[name].device)
+                after[name][users] = tensor[: len(users)].to(after[name].device)
         return after
 
     def _run(
         self, steps: Sequence[LocalStep], model: GlobalModel, cohort: Cohort, private: Tensors, seed: int
     ) -> Iterator[tuple[NDArray[np.int64], LocalTraining]]:
-        """The steps of all who have a negative to learn from, chunk by chunk: the users and what became of them."""
+        """The steps of all who have a negative to learn from, chunk by chunk: the users and what became of them.
+
+        Where sums are exact, a user alone is trained twice, beside itself: the first of the two counts.
+        """
         for users in self._chunks(cohort):
             chunk = cohort.select(users)
             unknown = self.sampler.unknown(chunk.offsets, chunk.items)
@@ -89,8 +79,13 @@ class CohortEngine(Engine):
                     continue
                 chunk = cohort.select(users)
                 unknown = self.sampler.unknown(chunk.offsets, chunk.items)
-            own = {name: tensor[torch.from_numpy(users)] for name, tensor in private.items()}
-            training = LocalTraining(self.recipe, unknown, model, chunk, own, seed)
+            trained = users
+            if self.stages.exact and len(users) == 1:  # a batch of one takes other ways through the matrix products
+                trained = users.repeat(2)
+                chunk = cohort.select(trained)
+                unknown = self.sampler.unknown(chunk.offsets, chunk.items)
+            own = {name: tensor[torch.from_numpy(trained)] for name, tensor in private.items()}
+            training = LocalTraining(self.recipe, unknown, model, chunk, own, seed, alike=self.stages.exact)
             training.run(steps)
             yield users, training
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client_app.homes.users import Cohort
-from client_app.training.copies import Deltas, RowCopies
+from client_app.training.copies import RowCopies
 from client_app.training.engine import GlobalModel
 from client_app.training.history import SegmentedHistory
 from client_app.training.segments import Segments
@@ -20,7 +20,11 @@ from fedrec.core.tensors import Tensors
 from fedrec.data.negatives import UnknownItems
 from fedrec.optim.base import LocalOptimiser, LocalStep, Recipe
 from fedrec.optim.local import LocalState
+from fedrec.stages.contributions import Contributions
 from peft_embeddings.model import FixedRows
+
+_LENGTH_ALIKE = 32
+"""Pairs in a segment where that must not depend on who else trains."""
 
 
 class LocalTraining:
@@ -41,6 +45,7 @@ class LocalTraining:
         cohort: Cohort,
         private: Tensors,
         seed: int,
+        alike: bool = False,
     ) -> None:
         """A training that has not begun.
 
@@ -51,8 +56,11 @@ class LocalTraining:
             cohort: The users.
             private: Their private tensors [users, ...]; not changed.
             seed: Secret seed of the round.
+            alike: Whether users are laid out alike in any company, so that each trains to the same bits: at some cost
+                in speed, for what is cheapest depends on who trains beside it.
         """
         self.cohort = cohort
+        self._alike = alike
         device = next(iter(model.trainable.values())).device
         self.private = {name: tensor.to(device, copy=True) for name, tensor in private.items()}
         self._trained = {name: self.private[name] for name in model.model.backbone.private}
@@ -80,7 +88,8 @@ class LocalTraining:
             self.whole = {name: _repeated(tensor, users) for name, tensor in whole.items()}
         per_segment = sum(tensor[0].numel() for tensor in (*self.private.values(), *self.whole.values()))
         per_pair = (1 if recipe.shared_negatives else 1 + recipe.negatives) * model.embedding.dim
-        self._segments = Segments.of(self.cohort, per_segment, per_pair, self._dtype, self._device)
+        length = _LENGTH_ALIKE if self._alike else None
+        self._segments = Segments.of(self.cohort, per_segment, per_pair, self._dtype, self._device, length)
         of_negatives = self._segments
         if recipe.shared_negatives:
             of_negatives = Segments.one_each(users, self._dtype, self._device)
@@ -107,7 +116,8 @@ class LocalTraining:
         embedding, frozen = self._model.model.embedding, self._model.frozen
         reads = [(embedding.rows(items, frozen), layout) for items, layout in places]
         for name, table in self._model.model.tables(self._model.trainable).items():
-            self._copies[name] = RowCopies(table, len(self.cohort), [(rows[name], layout) for rows, layout in reads])
+            of_table = [(rows[name], layout) for rows, layout in reads]
+            self._copies[name] = RowCopies(table, len(self.cohort), of_table, alike=self._alike)
 
     def _step(self, number: int, step: LocalStep) -> None:
         places = (0, 1 + number if self._recipe.fresh_negatives else 1)
@@ -219,9 +229,12 @@ class LocalTraining:
 
         return uniform
 
-    def deltas(self) -> Mapping[str, list[Deltas]]:
-        """What the users changed in rows of tables, by the name under which a table travels."""
-        return {self._model.model.embedding_name(name): list(rows.deltas()) for name, rows in self._copies.items()}
+    def contributions(self) -> Contributions:
+        """What the users changed, and what is told beside it."""
+        model, received = self._model.model, self._model.trainable
+        rows = {model.embedding_name(name): list(copies.deltas()) for name, copies in self._copies.items()}
+        whole = {name: tensor - received[name] for name, tensor in self.whole.items()}
+        return Contributions.of(model.trainable, self.cohort.keys, rows, whole, self.cohort.lengths, self.loss)
 
 
 def item_places(pairs: NDArray[np.int64], recipe: Recipe, negative: bool) -> NDArray[np.int64]:

@@ -5,7 +5,6 @@ It is slow and plainly right, and so the oracle that any faster engine is tested
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,47 +13,35 @@ from torch import Tensor
 from typing_extensions import override
 
 from client_app.homes.users import Cohort
-from client_app.training.engine import Engine, GlobalModel, Trained, codec_seeds
+from client_app.training.engine import Collected, Engine, GlobalModel, Trained
 from client_app.training.history import PlainHistory
 from fedrec.backbones.base import ScoreContext
 from fedrec.core.rng import counter_uniform, derive
 from fedrec.core.tensors import Tensors
 from fedrec.optim.base import Adam, LocalOptimiser, LocalStep
 from fedrec.optim.losses import recency
-from fedrec.wire.updates import NodeUpdate
+from fedrec.stages.contributions import Contributions
+from fedrec.stages.draws import Draws
 
 
 class OracleEngine(Engine):
     """One user after the other, on dense copies of every tensor."""
 
     @override
-    def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int, rounded: bool = True) -> Trained:
-        update = NodeUpdate(total={name: torch.zeros_like(tensor) for name, tensor in model.trainable.items()})
-        after = {name: tensor.clone() for name, tensor in private.items()}
-        taken = np.zeros(len(cohort), dtype=np.bool_)
-        spec = model.model.trainable
+    def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Trained:
+        collected = Collected(self.stages, model, private, len(cohort), Draws(seed, self.fresh))
         for user in range(len(cohort)):
             one = cohort.part(user, user + 1)
             own = {name: tensor[user].clone() for name, tensor in private.items()}
             trainable = {name: tensor.clone() for name, tensor in model.trainable.items()}
             loss = self._run(self.recipe.local_steps(), model, one, trainable, own, seed)
             if loss is None:
-                update.dropped["no_negatives"] += 1
                 continue
-            delta = {name: trainable[name].detach() - model.trainable[name] for name in trainable}
-            delta = self.privacy.protect_update(delta, spec, derive(seed, "privacy", int(one.keys[0])))
-            if self.codec is not None and rounded:
-                packed = self.codec.encode(delta, spec, int(codec_seeds(seed, one.keys)[0]))
-                decoded = self.codec.decode(memoryview(packed), spec)
-                delta = {name: tensor.to(delta[name].dtype) for name, tensor in decoded.items()}
-            limits = self.limits
-            if not all(bool(tensor.isfinite().all()) for tensor in own.values()):
-                loss = math.nan
-            if update.add(delta, len(one.items), loss, limits.weight_cap, limits.max_update_norm):
-                taken[user] = True
-                for name, tensor in own.items():
-                    after[name][user] = tensor.detach()
-        return Trained(update, after, taken)
+            delta = {name: (trainable[name].detach() - model.trainable[name])[None] for name in trainable}
+            losses = torch.tensor([loss], dtype=torch.float64, device=next(iter(delta.values())).device)
+            given = Contributions.of(model.model.trainable, one.keys, {}, delta, one.lengths, losses)
+            collected.take(np.array([user]), given, {name: tensor.detach()[None] for name, tensor in own.items()})
+        return collected.trained()
 
     @override
     def solve(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Tensors:

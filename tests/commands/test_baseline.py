@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from client_app.answers.app import app as client_app
 from client_app.stores.store import PrivateStore
-from client_app.training.engine import GlobalModel, Limits
+from client_app.training.engine import GlobalModel
 from client_app.training.history import PlainHistory
 from client_app.training.oracle import OracleEngine
 from commands.baseline.central import CentralTraining, PooledHistory
@@ -27,13 +27,13 @@ from commands.baseline.world import World
 from commands.local_grid import LocalGrid
 from commands.progress import RunProgress
 from fedrec.config.compose import compose
-from fedrec.config.describe import load_member
 from fedrec.config.paths import settle
 from fedrec.config.schema import RunConfig
 from fedrec.core.errors import FedrecError
-from fedrec.core.registry import privacies
 from fedrec.core.rng import derive
 from fedrec.core.tensors import content_digest
+from fedrec.stages.chain import plain_stages
+from fedrec.stages.limits import Limits
 from server_app.run import run
 
 SMALL = [
@@ -232,12 +232,11 @@ def test_a_user_alone_takes_the_recipes_rounds_with_nobody_elses_help(composed: 
     here = world(composed(*FULL, "local.rounds=2")[0])
     start, slot = here.start(None), np.array([7])
     model, private = user_alone(here, start, slot)
-    none = privacies.get("none")(load_member("privacy", "none"))
-    engine = OracleEngine(here.recipe, here.sampler, none, Limits(1, float("inf")))
+    engine = OracleEngine(here.recipe, here.sampler, plain_stages(Limits(1, float("inf"))))
     cohort, slow = here.users.training(slot), start
     own, state = here.private(cohort), {}
     for round in (1, 2):
-        update, own, taken = engine.train(slow, cohort, own, derive(here.secret, "train", round))
+        update, own, taken, _ = engine.train(slow, cohort, own, derive(here.secret, "train", round))
         assert taken.all()
         moved, state = here.recipe.server_update(slow.trainable, update.total, state)
         slow = GlobalModel(slow.model, moved, slow.frozen)
