@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from client_app.training.history import PlainHistory
+from fedrec.backbones.history import PlainHistory
 from fedrec.backbones.base import Advice, Backbone, ScoreContext
 from fedrec.config.describe import load_member
 from fedrec.core.registry import backbones

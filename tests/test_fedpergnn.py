@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from client_app.training.history import PlainHistory
+from fedrec.backbones.history import PlainHistory
 from fedrec.backbones.fedpergnn import FedPerGNN
 from fedrec.config.compose import compose
 from fedrec.config.describe import load_member

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from client_app.homes.users import Cohort
-from client_app.training.engine import Engine, GlobalModel, Limits, Trained
+from client_app.training.engine import Engine, GlobalModel, Limits, Trained, moving
 from client_app.training.fold import fold_at_once, fold_one_by_one
 from client_app.training.local_training import LocalTraining
 from client_app.training.memory import keep_freed_memory
@@ -27,6 +27,7 @@ from fedrec.data.negatives import NegativeSampler
 from fedrec.optim.base import LocalStep, Recipe
 from fedrec.privacy.base import PrivacyMechanism, RowAdding
 from fedrec.wire.updates import NodeUpdate
+from peft_embeddings.model import Model
 
 
 class CohortEngine(Engine):
@@ -56,7 +57,8 @@ class CohortEngine(Engine):
         codec = self.codec if rounded else None
         whole = self.privacy.changes_updates and not isinstance(self.privacy, RowAdding)
         fold = fold_one_by_one if whole else fold_at_once
-        for users, training in self._run(self.recipe.local_steps(), model, cohort, private, seed):
+        steps = moving(self.recipe.local_steps(), model.model.backbone)
+        for users, training in self._run(steps, model, cohort, private, seed):
             with torch.no_grad():
                 good = fold(training, model, update, self.limits, self.privacy, codec, seed)
             chosen = users[good.cpu().numpy()]
@@ -70,7 +72,7 @@ class CohortEngine(Engine):
     @override
     def solve(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Tensors:
         after = {name: tensor.clone() for name, tensor in private.items()}
-        steps = self.recipe.solve_steps()
+        steps = moving(self.recipe.solve_steps(), model.model.backbone)
         for users, training in self._run(steps, model, cohort, private, seed) if steps else ():
             for name, tensor in training.private.items():
                 after[name][users] = tensor.to(after[name].device)
@@ -80,7 +82,7 @@ class CohortEngine(Engine):
         self, steps: Sequence[LocalStep], model: GlobalModel, cohort: Cohort, private: Tensors, seed: int
     ) -> Iterator[tuple[NDArray[np.int64], LocalTraining]]:
         """The steps of all who have a negative to learn from, chunk by chunk: the users and what became of them."""
-        for users in self._chunks(cohort):
+        for users in self._chunks(cohort, model.model):
             chunk = cohort.select(users)
             unknown = self.sampler.unknown(chunk.offsets, chunk.items)
             if not unknown.counts.all():
@@ -94,11 +96,32 @@ class CohortEngine(Engine):
             training.run(steps)
             yield users, training
 
-    def _chunks(self, cohort: Cohort) -> Iterator[NDArray[np.int64]]:
+    def _chunks(self, cohort: Cohort, model: Model) -> Iterator[NDArray[np.int64]]:
         """All users in chunks of about `pairs_at_once` pairs."""
+        if model.backbone.causal:
+            yield from self._causal_chunks(cohort, model)
+            return
         start, ends = 0, cohort.offsets[1:]
         while start < len(cohort):
             end = int(np.searchsorted(ends, cohort.offsets[start] + self.pairs_at_once, side="right"))
             end = max(start + 1, end)
             yield np.arange(start, end)
+            start = end
+
+    def _causal_chunks(self, cohort: Cohort, model: Model) -> Iterator[NDArray[np.int64]]:
+        """The same where all histories of a chunk are as wide as its longest, and states cost memory of their own.
+
+        Users of like length go together. What states hold is counted in pairs, which are `dim` numbers each.
+        """
+        by_length = np.argsort(cohort.lengths, kind="stable")
+        start = 0
+        while start < len(by_length):
+            end = start + 1
+            while end < len(by_length):
+                longest = int(cohort.lengths[by_length[end]])
+                held = longest + model.backbone.numbers_per_history(longest) / model.embedding.dim
+                if (end + 1 - start) * held > self.pairs_at_once:
+                    break
+                end += 1
+            yield by_length[start:end]
             start = end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,13 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client_app.homes.users import Cohort
+from fedrec.backbones.base import Backbone
 from fedrec.codecs.base import Codec
 from fedrec.codecs.rounding import RoundingCodec
 from fedrec.core.errors import ConfigError
 from fedrec.core.rng import counter_bits, derive
 from fedrec.core.tensors import Tensors
 from fedrec.data.negatives import NegativeSampler
-from fedrec.optim.base import Recipe
+from fedrec.optim.base import LocalStep, Recipe
 from fedrec.privacy.base import PrivacyMechanism
 from fedrec.wire.updates import NodeUpdate
 from peft_embeddings.model import Model
@@ -61,10 +63,17 @@ class Trained(NamedTuple):
     taken: NDArray[np.bool_]
 
 
-def all_finite(private: Tensors) -> Tensor:
-    """Bool [users]: whose private tensors [users, ...] are finite in every number."""
-    checks = [tensor.isfinite().flatten(1).all(1) for tensor in private.values()]
-    return torch.stack(checks).all(0)
+def all_finite(private: Tensors, users: int) -> Tensor:
+    """Bool [users]: whose private tensors [users, ...], if there are any, are finite in every number."""
+    sane = torch.ones(users, dtype=torch.bool)
+    for tensor in private.values():
+        sane = sane.to(tensor.device) & tensor.isfinite().flatten(1).all(1)
+    return sane
+
+
+def moving(steps: Sequence[LocalStep], backbone: Backbone) -> list[LocalStep]:
+    """The steps that move anything: those of private tensors alone are for backbones that have some."""
+    return [step for step in steps if step.shared or (step.private and backbone.private)]
 
 
 def codec_seeds(seed: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:

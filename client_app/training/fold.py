@@ -54,7 +54,7 @@ def fold_at_once(
             squared.index_add_(0, block.owner, torch.linalg.vecdot(flat, flat).double())
     for delta in whole.values():
         squared += delta.reshape(users, -1).double().square().sum(1)
-    finite = squared.isfinite() & training.loss.isfinite() & all_finite(training.private)
+    finite = squared.isfinite() & training.loss.isfinite() & all_finite(training.private, users).to(squared.device)
     good = finite & (squared <= limits.max_update_norm**2)
     update.dropped["non_finite"] += int((~finite).sum())
     update.dropped["too_large"] += int((finite & ~good).sum())
@@ -86,7 +86,7 @@ def fold_one_by_one(
 ) -> Tensor:
     """The same as the oracle does it: a mechanism may change every number of a delta, so each is formed whole."""
     good = torch.zeros(len(training.cohort), dtype=torch.bool)
-    sane = all_finite(training.private)
+    sane = all_finite(training.private, len(training.cohort))
     rows, spec = training.deltas(), model.model.trainable
     for user, key in enumerate(training.cohort.keys):
         delta = {name: tensor[user] - model.trainable[name] for name, tensor in training.whole.items()}

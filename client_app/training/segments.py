@@ -39,7 +39,15 @@ class Segments:
     _source: Tensor
 
     @staticmethod
-    def of(cohort: Cohort, per_segment: int, per_pair: int, dtype: torch.dtype, device: torch.device) -> Segments:
+    def of(
+        cohort: Cohort,
+        per_segment: int,
+        per_pair: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        whole: bool = False,
+    ) -> Segments:
         """Cut the histories of users who each have at least one item.
 
         Args:
@@ -48,9 +56,10 @@ class Segments:
             per_pair: Numbers that a pair, or padding in its place, costs.
             dtype: Of mask and share.
             device: Of all tensors.
+            whole: Whether nothing is cut: each history is one segment.
         """
         lengths = cohort.lengths
-        length = _cheapest_length(lengths, per_segment + _SEGMENT, per_pair)
+        length = int(lengths.max()) if whole else _cheapest_length(lengths, per_segment + _SEGMENT, per_pair)
         counts = -(-lengths // length)
         first = np.cumsum(counts) - counts
         within = np.arange(len(cohort.items)) - np.repeat(cohort.offsets[:-1], lengths)

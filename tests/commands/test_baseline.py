@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from client_app.answers.app import app as client_app
 from client_app.stores.store import PrivateStore
 from client_app.training.engine import GlobalModel, Limits
-from client_app.training.history import PlainHistory
+from fedrec.backbones.history import PlainHistory
 from client_app.training.oracle import OracleEngine
 from commands.baseline.central import CentralTraining, PooledHistory
 from commands.baseline.command import Kind, baseline
