@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fedrec.backbones.history import PlainHistory
 from fedrec.backbones.base import Advice, Backbone, ScoreContext
+from fedrec.backbones.history import PlainHistory
 from fedrec.config.describe import load_member
 from fedrec.core.registry import backbones
 from fedrec.core.rng import generator
