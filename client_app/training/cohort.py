@@ -21,10 +21,11 @@ from client_app.training.engine import Engine, GlobalModel, Limits, Trained, mov
 from client_app.training.fold import fold_at_once, fold_one_by_one
 from client_app.training.local_training import LocalTraining
 from client_app.training.memory import keep_freed_memory
+from client_app.training.windows import windows
 from fedrec.codecs.base import Codec
 from fedrec.core.tensors import Tensors
 from fedrec.data.negatives import NegativeSampler
-from fedrec.optim.base import LocalStep, Recipe
+from fedrec.optim.base import LocalStep, Recipe, Window
 from fedrec.privacy.base import PrivacyMechanism, RowAdding
 from fedrec.wire.updates import NodeUpdate
 from peft_embeddings.model import Model
@@ -58,7 +59,7 @@ class CohortEngine(Engine):
         whole = self.privacy.changes_updates and not isinstance(self.privacy, RowAdding)
         fold = fold_one_by_one if whole else fold_at_once
         steps = moving(self.recipe.local_steps(), model.model.backbone)
-        for users, training in self._run(steps, model, cohort, private, seed):
+        for users, training in self._run(steps, model, cohort, private, seed, self.recipe.window):
             with torch.no_grad():
                 good = fold(training, model, update, self.limits, self.privacy, codec, seed)
             chosen = users[good.cpu().numpy()]
@@ -79,18 +80,26 @@ class CohortEngine(Engine):
         return after
 
     def _run(
-        self, steps: Sequence[LocalStep], model: GlobalModel, cohort: Cohort, private: Tensors, seed: int
+        self,
+        steps: Sequence[LocalStep],
+        model: GlobalModel,
+        cohort: Cohort,
+        private: Tensors,
+        seed: int,
+        window: Window | None = None,
     ) -> Iterator[tuple[NDArray[np.int64], LocalTraining]]:
         """The steps of all who have a negative to learn from, chunk by chunk: the users and what became of them."""
-        for users in self._chunks(cohort, model.model):
-            chunk = cohort.select(users)
-            unknown = self.sampler.unknown(chunk.offsets, chunk.items)
+        read = windows(cohort, window, seed)
+        for users in self._chunks(read, model.model):
+            whole = cohort.select(users)
+            unknown = self.sampler.unknown(whole.offsets, whole.items)
             if not unknown.counts.all():
                 users = users[unknown.counts > 0]
                 if not len(users):
                     continue
-                chunk = cohort.select(users)
-                unknown = self.sampler.unknown(chunk.offsets, chunk.items)
+                whole = cohort.select(users)
+                unknown = self.sampler.unknown(whole.offsets, whole.items)
+            chunk = whole if read is cohort else read.select(users)
             own = {name: tensor[torch.from_numpy(users)] for name, tensor in private.items()}
             training = LocalTraining(self.recipe, unknown, model, chunk, own, seed)
             training.run(steps)

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from client_app.homes.users import Cohort
 from client_app.training.engine import Engine, GlobalModel, Trained, codec_seeds, moving
+from client_app.training.windows import windows
 from fedrec.backbones.base import ScoreContext
 from fedrec.backbones.history import PlainHistory
 from fedrec.core.rng import counter_uniform, derive
@@ -34,11 +35,12 @@ class OracleEngine(Engine):
         after = {name: tensor.clone() for name, tensor in private.items()}
         taken = np.zeros(len(cohort), dtype=np.bool_)
         spec = model.model.trainable
+        read = windows(cohort, self.recipe.window, seed)
         for user in range(len(cohort)):
-            one = cohort.part(user, user + 1)
+            one, known = read.part(user, user + 1), cohort.part(user, user + 1).items
             own = {name: tensor[user].clone() for name, tensor in private.items()}
             trainable = {name: tensor.clone() for name, tensor in model.trainable.items()}
-            loss = self._run(self.recipe.local_steps(), model, one, trainable, own, seed)
+            loss = self._run(self.recipe.local_steps(), model, one, known, trainable, own, seed)
             if loss is None:
                 update.dropped["no_negatives"] += 1
                 continue
@@ -63,7 +65,8 @@ class OracleEngine(Engine):
         steps = self.recipe.solve_steps()
         for user in range(len(cohort)):
             own = {name: tensor[user].clone() for name, tensor in private.items()}
-            self._run(steps, model, cohort.part(user, user + 1), dict(model.trainable), own, seed)
+            one = cohort.part(user, user + 1)
+            self._run(steps, model, one, one.items, dict(model.trainable), own, seed)
             for name, tensor in own.items():
                 after[name][user] = tensor.detach()
         return after
@@ -73,6 +76,7 @@ class OracleEngine(Engine):
         steps: Sequence[LocalStep],
         model: GlobalModel,
         one: Cohort,
+        known: NDArray[np.int64],
         trainable: Tensors,
         own: Tensors,
         seed: int,
@@ -88,7 +92,7 @@ class OracleEngine(Engine):
         optimisers: dict[LocalOptimiser, torch.optim.Optimizer] = {}
         first_loss: float | None = None
         for number, step in enumerate(steps):
-            loss = self._loss(model, one, trainable, own, seed, number, step.half_life)
+            loss = self._loss(model, one, known, trainable, own, seed, number, step.half_life)
             if loss is None:
                 return None
             optimiser = optimisers.setdefault(step.optimiser, _torch_optimiser(step.optimiser, tensors))
@@ -106,6 +110,7 @@ class OracleEngine(Engine):
         self,
         model: GlobalModel,
         one: Cohort,
+        known: NDArray[np.int64],
         trainable: Tensors,
         own: Tensors,
         seed: int,
@@ -115,7 +120,8 @@ class OracleEngine(Engine):
         recipe, n = self.recipe, len(one.items)
         lengths = np.array([1 if recipe.shared_negatives else n])
         time = step if recipe.fresh_negatives else 0
-        drawn = self.sampler.unknown(one.offsets, one.items).draw(seed, one.keys, lengths, time, recipe.negatives)
+        unknown = self.sampler.unknown(np.array([0, len(known)]), known)
+        drawn = unknown.draw(seed, one.keys, lengths, time, recipe.negatives)
         if drawn.exhausted.any():
             return None
         if recipe.shared_negatives:
@@ -138,7 +144,7 @@ class OracleEngine(Engine):
         every, positives = np.arange(len(items)), torch.from_numpy(one.items)
         later = torch.arange(n - 1, -1, -1, dtype=vectors.dtype)
         mask = torch.ones_like(later) if half_life is None else recency(later, half_life)
-        known, shared = model.item_vectors(trainable, positives), model.model.shared(trainable)
+        own_vectors, shared = model.item_vectors(trainable, positives), model.model.shared(trainable)
         if model.model.backbone.causal:
             q = recipe.negatives
             # Of each pair the places of its positive and then of its negatives.
@@ -146,13 +152,13 @@ class OracleEngine(Engine):
             inputs = np.array([places[0] for places in pairs])
             parts = []
             for p, places in enumerate(pairs):  # nothing is handed in of what came later
-                before = PlainHistory(positives[:p], known[:p])
+                before = PlainHistory(positives[:p], own_vectors[:p])
                 states = model.model.states(trainable, model.frozen, own, before, context(inputs[:p]))
                 state = {name: tensor[-1] for name, tensor in states.items()}
                 parts.append(model.model.backbone.score(shared, state, vectors[places], context(places)))
             scores = torch.stack(parts)
             return recipe.loss(scores[:, 0], scores[:, 1:], mask)
-        user = model.model.user(trainable, model.frozen, own, PlainHistory(positives, known))
+        user = model.model.user(trainable, model.frozen, own, PlainHistory(positives, own_vectors))
         scores = model.model.backbone.score(shared, user, vectors, context(every))
         if recipe.shared_negatives:
             return recipe.loss(scores[recipe.negatives :], scores[None, : recipe.negatives], mask)
