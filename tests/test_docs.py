@@ -125,7 +125,9 @@ COMMANDS = sorted(
 )
 
 
-@pytest.mark.parametrize("line", [line for line in COMMANDS if not re.search("embedding=scale|resume=", line)])
+@pytest.mark.parametrize(
+    "line", [line for line in COMMANDS if not re.search("embedding=scale|backbone=last_five|resume=", line)]
+)
 def test_every_command_shown_is_a_legal_configuration(line: str, tmp_path: Path) -> None:
     words = shlex.split(line.replace("$FED", str(tmp_path)), comments=True)
     if words[0] == "flwr":
@@ -182,7 +184,12 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for package in (*PACKAGES, "commands", "tests"):
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(ROOT / "pyproject.toml", copy / "pyproject.toml")
-    assert EXAMPLE.keys() == {"peft_embeddings/scale.py", "conf/embedding/scale.yaml"}
+    assert EXAMPLE.keys() == {
+        "peft_embeddings/scale.py",
+        "conf/embedding/scale.yaml",
+        "fedrec/backbones/last_five.py",
+        "conf/backbone/last_five.yaml",
+    }
     for name, content in EXAMPLE.items():
         (copy / name).write_text(content, encoding="utf-8")
     return copy
@@ -207,6 +214,54 @@ def test_the_example_fulfils_the_contract_of_its_family(extended: Path) -> None:
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
     assert int(passed[1]) >= 15
+
+
+def test_the_second_example_fulfils_the_contract_of_its_family(extended: Path) -> None:
+    files = [
+        "tests/test_backbone_contract.py",
+        "tests/test_registry.py",
+        "tests/client_app/test_engines.py::test_equals_the_oracle_in_float64",
+    ]
+    done = python(extended, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "last_five and not hash", *files)
+    assert done.returncode == 0, done.stdout + done.stderr
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 15
+
+
+def test_the_second_example_gives_the_same_on_any_number_of_nodes_resumes_and_serves_somebody_new(
+    extended: Path,
+) -> None:
+    """With no private tensors at all."""
+    chosen = ["backbone=last_five", *SMALL[:5], "strategy.warmup_rounds=1", "strategy.rounds=4", "checkpoint_every=2"]
+    summaries = []
+    for nodes in (1, 2, 7):
+        done = python(extended, "-m", "commands.cli", "train", *chosen, f"simulation.nodes={nodes}", "--json")
+        assert done.returncode == 0, done.stderr
+        summaries.append(json.loads(done.stdout))
+    first, *others = summaries
+    for other in others:
+        assert other["bytes_per_user"] == first["bytes_per_user"]
+        assert other["test"] == pytest.approx(first["test"], abs=1e-6)
+    assert 0 < first["test"]["cold_users"] < first["test"]["users"]
+    folder = Path(first["run"])
+    for last in (folder / "summary.json", *(folder / "checkpoints").glob("round-000004*")):
+        last.unlink()
+    assert [path.name for path in (folder / "checkpoints").glob("*.json")] == ["round-000002.json"]
+    done = python(extended, "-m", "commands.cli", "train", f"resume={folder.name}", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["test"] == first["test"]
+    ids = json.loads((folder / "items.json").read_text(encoding="utf-8"))["ids"][:5]
+    answers = []
+    for history in (ids, ids[::-1], ids[1:]):
+        done = python(
+            extended, "-m", "commands.cli", "recommend", str(folder), "--history", ",".join(history), "--json"
+        )
+        assert done.returncode == 0, done.stderr
+        answers.append(json.loads(done.stdout)["items"])
+    assert len(answers[0]) == 10
+    assert answers[0] == answers[1], "of five items a mean does not know the order"
+    assert answers[0] != answers[2]
 
 
 def test_the_example_trains_and_the_readme_shows_what_a_metrics_line_holds(extended: Path) -> None:

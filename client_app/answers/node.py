@@ -289,7 +289,7 @@ class Node:
         private, found = self._starts(cohort.keys, before=after + 1)
         private = self.engine.solve(model, cohort, private, derive(self.secret, "solve", of, after))
         # A user whose own tensors have diverged is left out and counted; the others are ranked all the same.
-        sane = np.flatnonzero(all_finite(private).numpy())
+        sane = np.flatnonzero(all_finite(private, len(cohort)).numpy())
         diverged = len(cohort) - len(sane)
         cohort, positives, found = cohort.select(sane), positives[sane], found[sane]
         private = {name: tensor[torch.from_numpy(sane)] for name, tensor in private.items()}
@@ -306,7 +306,7 @@ class Node:
         They are started as for anybody who comes new if the user has none; the result of solving is not kept.
         """
         private, found = self._starts(user.keys, before=received.round + 1)
-        if not all_finite(private).all():
+        if not all_finite(private, 1).all():
             raise StoreError("the user's private tensors are not finite: its training has diverged; train anew")
         model = received.model.cpu()
         private = self.engine.solve(model, user, private, derive(self.secret, "solve", "recommend", received.round))

@@ -20,7 +20,8 @@ from torch.nn.functional import embedding, embedding_bag
 from client_app.homes.users import Cohort
 from client_app.training.engine import GlobalModel
 from commands.baseline.world import World
-from fedrec.backbones.base import ScoreContext, Uniform
+from fedrec.backbones.base import ItemSequence, ScoreContext, Uniform
+from fedrec.backbones.history import latest
 from fedrec.core.errors import FedrecError
 from fedrec.core.rng import counter_integers, derive, generator
 from fedrec.core.tensors import Tensors
@@ -205,3 +206,9 @@ class PooledHistory:
         """As in `fedrec.backbones.base.History`."""
         owners = torch.repeat_interleave(torch.arange(len(self.offsets) - 1), self.offsets.diff())
         return weights.new_zeros(len(self.offsets) - 1).index_add(0, owners, weights[self.items])
+
+    def sequence(self, length: int | None = None) -> ItemSequence:
+        """As in `fedrec.backbones.base.History`."""
+        places, mask = latest(self.offsets, length)
+        items = self.items[places] if len(self.items) else places
+        return ItemSequence(items, embedding(items, self.table), mask)

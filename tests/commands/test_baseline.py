@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from client_app.answers.app import app as client_app
 from client_app.stores.store import PrivateStore
 from client_app.training.engine import GlobalModel
-from client_app.training.history import PlainHistory
 from client_app.training.oracle import OracleEngine
 from commands.baseline.central import CentralTraining, PooledHistory
 from commands.baseline.command import Kind, baseline
@@ -26,6 +25,7 @@ from commands.baseline.local import user_alone
 from commands.baseline.world import World
 from commands.local_grid import LocalGrid
 from commands.progress import RunProgress
+from fedrec.backbones.history import PlainHistory
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
 from fedrec.config.schema import RunConfig
