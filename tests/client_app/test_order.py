@@ -15,7 +15,7 @@ from torch import Tensor
 from client_app.answers.evaluation import RankingProtocol, rank_users
 from client_app.homes.users import Cohort
 from client_app.training.cohort import CohortEngine
-from client_app.training.engine import Engine, GlobalModel, Limits
+from client_app.training.engine import Engine, GlobalModel
 from client_app.training.history import SegmentedHistory, SharedHistory
 from client_app.training.oracle import OracleEngine
 from client_app.training.segments import Segments
@@ -31,7 +31,8 @@ from fedrec.core.tensors import Spec, Tensors, TensorSpec
 from fedrec.data.negatives import NegativeSampler
 from fedrec.optim.base import Adam, LocalStep, Recipe, Sgd
 from fedrec.optim.losses import LOSSES
-from fedrec.privacy.none import NoPrivacy, NoPrivacyConfig
+from fedrec.stages.chain import plain_stages
+from fedrec.stages.limits import Limits
 from peft_embeddings.model import Model
 
 DIM, ITEMS = 4, 40
@@ -165,9 +166,9 @@ def private_of(model: GlobalModel, cohort: Cohort) -> Tensors:
 
 
 def engines(recipe: Recipe, pairs_at_once: int = 65_536) -> list[Engine]:
-    sampler, privacy = NegativeSampler(np.arange(RANKED)), NoPrivacy(NoPrivacyConfig("none"))
+    sampler, stages = NegativeSampler(np.arange(RANKED)), plain_stages(Limits(100, 1e9))
     kinds: list[type[Engine]] = [OracleEngine, CohortEngine]
-    return [kind(recipe, sampler, privacy, Limits(100, 1e9), pairs_at_once) for kind in kinds]
+    return [kind(recipe, sampler, stages, pairs_at_once) for kind in kinds]
 
 
 def assert_same(model: GlobalModel, cohort: Cohort, recipe: Recipe, pairs_at_once: int = 65_536) -> None:
