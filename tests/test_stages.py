@@ -18,7 +18,7 @@ from torch import Tensor
 from federation.aggregation import UpdateFold
 from fedrec.codecs.base import Codec
 from fedrec.config.describe import load_member
-from fedrec.core.errors import FederationError
+from fedrec.core.errors import FederationError, PacketError
 from fedrec.core.registry import codecs
 from fedrec.core.rng import generator
 from fedrec.core.tensors import Spec, TableSpec, Tensors, TensorSpec, zeros
@@ -174,14 +174,10 @@ def test_without_the_order_of_the_stages_the_bound_would_not_hold() -> None:
     """A clip before the rounding: why stages that read norms come after the codec."""
     stages = Stages([], codec_of("int8"), Limits(1, 1e6))
     given = users(200)
-    clipped = given.with_norms().clipped(1.0)
-    before = given.changed(
-        rows={
-            n: [b._replace(values=b.values * clipped.factor[b.owner, None, None].float()) for b in blocks]
-            for n, blocks in given.rows.items()
-        },
-        whole={n: t * clipped.factor[:, None, None].float() for n, t in given.whole.items()},
-    )
+    factor = given.with_norms().clipped(1.0).factor.float()
+    blocks = [block._replace(values=block.values * factor[block.owner, None, None]) for block in given.rows["table"]]
+    whole = {name: tensor * factor[:, None, None] for name, tensor in given.whole.items()}
+    before = given.changed(rows={"table": blocks}, whole=whole)
     assert float(before.with_norms().norms.max()) <= 1.0
     assert float(stages.on_devices(before, DRAWS).with_norms().norms.max()) > 1.0
 
@@ -230,8 +226,8 @@ def test_rows_that_are_added_are_added_in_either_form() -> None:
     free = dataclasses.replace(given, rows={"table": [block for block in given.rows["table"] if block.rows.max() < 20]})
     sparse = [one.whole["table"] for one in free.adding("table", more).one_by_one()]
     dense = [
-        one.adding("table", Touched(more.owner[:1], more.rows[n : n + 1], more.changes[:1]))
-        for n, one in enumerate(free.one_by_one())
+        one.adding("table", Touched(more.owner[:1], more.rows[user : user + 1], more.changes[:1]))
+        for user, one in enumerate(free.one_by_one())
     ]
     for first, second in zip(sparse, dense, strict=True):
         assert torch.equal(first, second.whole["table"])
@@ -300,8 +296,6 @@ def test_the_server_checks_an_exact_sum_as_any_other() -> None:
     form = PacketFormat(Kind.UPDATE, spec, codec, len(UPDATE_SCALARS))
     good = form.decode(form.encode(0, 1, update.total, update.scalars()))
     fold.add(good, asked=2)
-    from fedrec.core.errors import PacketError
-
     for factor in (3, 2**40):
         with pytest.raises(PacketError) as caught:
             fold.add(good._replace(tensors={name: factor * tensor for name, tensor in good.tensors.items()}), asked=2)
