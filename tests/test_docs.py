@@ -126,7 +126,8 @@ COMMANDS = sorted(
 
 
 @pytest.mark.parametrize(
-    "line", [line for line in COMMANDS if not re.search("embedding=scale|backbone=last_five|resume=", line)]
+    "line",
+    [line for line in COMMANDS if not re.search("embedding=scale|privacy=noisy_sum|backbone=last_five|resume=", line)],
 )
 def test_every_command_shown_is_a_legal_configuration(line: str, tmp_path: Path) -> None:
     words = shlex.split(line.replace("$FED", str(tmp_path)), comments=True)
@@ -172,14 +173,14 @@ def test_links_and_named_files_exist(path: Path) -> None:
         assert (ROOT / name).exists() or name in EXAMPLE, name
 
 
-# ---- the worked example ----------------------------------------------------------------------------------------------
+# ---- the worked examples ---------------------------------------------------------------------------------------------
 
 EXAMPLE = dict(re.findall(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)^```$", CONTRIBUTING, flags=re.DOTALL | re.MULTILINE))
 
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project with the files of the example in it."""
+    """A copy of the project with the files of the examples in it."""
     copy = tmp_path_factory.mktemp("extended")
     for package in (*PACKAGES, "commands", "tests"):
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -189,6 +190,8 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "conf/embedding/scale.yaml",
         "fedrec/backbones/last_five.py",
         "conf/backbone/last_five.yaml",
+        "fedrec/privacy/noisy_sum.py",
+        "conf/privacy/noisy_sum.yaml",
     }
     for name, content in EXAMPLE.items():
         (copy / name).write_text(content, encoding="utf-8")
@@ -262,6 +265,26 @@ def test_the_second_example_gives_the_same_on_any_number_of_nodes_resumes_and_se
     assert len(answers[0]) == 10
     assert answers[0] == answers[1], "of five items a mean does not know the order"
     assert answers[0] != answers[2]
+
+
+def test_the_stage_fulfils_the_contract_of_its_family_and_trains_as_the_oracle_has_it(extended: Path) -> None:
+    files = ["tests/test_privacy_contract.py", "tests/test_registry.py", "tests/client_app/test_engines.py"]
+    done = python(extended, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "noisy_sum", *files)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Properties of a mechanism, two of the registry, and every embedding in chunks of two sizes.
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 20
+    words = next(line for line in COMMANDS if "privacy=noisy_sum" in line).split()[2:]
+    small = [text for text in SMALL if not text.startswith(("dataset.n_users", "strategy.rounds"))]
+    few = ["strategy.rounds=2" if text.startswith("strategy.rounds") else text for text in words]
+    run = python(extended, "-m", "commands.cli", "train", *few, *small, "--json")
+    assert run.returncode == 0, run.stderr
+    summary = json.loads(run.stdout)
+    lines = (Path(summary["run"]) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["releases"] for line in lines] == [
+        [{"mechanism": "gaussian", "noise_multiplier": 0.8}]
+    ] * 2
 
 
 def test_the_example_trains_and_the_readme_shows_what_a_metrics_line_holds(extended: Path) -> None:

@@ -272,7 +272,7 @@ def test_a_count_is_a_whole_number(name: str, value: float) -> None:
     with pytest.raises(PacketError) as caught:
         fold.add(update(**{name: value}), asked=3)
     assert caught.value.reason == "wrong_users"
-    assert fold.mean() is None
+    assert fold.sum().mean() is None
 
 
 def test_users_and_those_left_out_are_no_more_than_were_asked() -> None:
