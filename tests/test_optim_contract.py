@@ -13,8 +13,10 @@ from torch import Tensor
 
 from fedrec.backbones.base import Advice
 from fedrec.config.describe import load_member
+from fedrec.config.validate import member_config
 from fedrec.core.registry import optims
 from fedrec.core.rng import generator
+from fedrec.core.tensors import Tensors
 from fedrec.optim.base import Adam, LocalOptimiser, LocalStep, Recipe, Sgd
 from fedrec.optim.fast import FastRecipe
 from fedrec.optim.local import LocalState
@@ -115,6 +117,29 @@ def test_the_server_steps_as_the_frameworks_own_optimisers_do(kind: Any, halved_
         other.step()
         falling.step()
         torch.testing.assert_close(mine["t"], theirs.detach(), atol=1e-12, rtol=1e-12)
+
+
+def test_the_rate_rises_and_then_falls_along_half_a_cosine() -> None:
+    rule = ServerOptimiser("sgd", 0.2, None, 0.0, 0.99, 1e-8, warm_up=4, cosine=10, cosine_floor=0.1)
+    state: Tensors = {}
+    for taken in range(13):
+        before = torch.zeros(1)
+        after, state = server_step(rule, {"t": before}, {"t": torch.ones(1)}, state)
+        falling = 0.1 + 0.9 * (1 + math.cos(math.pi * min(taken, 10) / 10)) / 2
+        assert float(after["t"]) == pytest.approx(0.2 * min(1, (taken + 1) / 4) * falling)
+    assert rule.rate(12) == pytest.approx(0.02)
+    assert ServerOptimiser("sgd", 0.2, 5.0, 0.0, 0.99, 1e-8, warm_up=10).rate(4) == pytest.approx(0.5 * 0.2 / 1.8)
+
+
+def test_a_client_is_not_told_of_what_is_switched_off() -> None:
+    """So that a run without it moves as many bytes as before there was any."""
+    plain, full = load_member("optim", "fast"), load_member("optim", "fast", window=51)
+    added = {"window", "window_placement"}
+    assert not added & plain.told().keys()
+    assert not {"warm_up", "cosine", "cosine_floor"} & plain.told()["server"].keys()
+    assert added <= full.told().keys()
+    for config in (plain, full):
+        assert member_config("optim", config.told()) == config
 
 
 def test_yogi_by_hand() -> None:
