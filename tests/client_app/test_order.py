@@ -242,7 +242,8 @@ def test_every_kind_of_history_has_the_latest_items_in_order(length: int | None)
         PooledHistory(torch.from_numpy(cohort.items), torch.from_numpy(cohort.offsets), table),
     ]
     for per_segment, whole in ((0, False), (10_000, False), (0, True)):
-        cut = Segments.of(cohort, per_segment, DIM, torch.float64, torch.device("cpu"), whole=whole)
+        uncut = int(cohort.lengths.max()) if whole else None
+        cut = Segments.of(cohort, per_segment, DIM, torch.float64, torch.device("cpu"), uncut)
         items = cut.fill(torch.from_numpy(cohort.items))
         vectors = table[items].masked_fill(cut.mask.unsqueeze(-1) == 0, 1e6)
         kinds.append(SegmentedHistory(items, vectors, cut, len(cohort)))
