@@ -101,6 +101,33 @@ def _engine_parts(results: dict[str, Any]) -> str:
     return _table(["embedding", "threads", *parts], rows)
 
 
+def _clipping(results: dict[str, Any]) -> str:
+    figures = results["clipping"]["figures"]
+    noise = {entry["items"]: entry["seconds"] for entry in figures["noise"]}
+    rows = [
+        [
+            f"{entry['items']:,}",
+            entry["engine"],
+            entry["cohort"],
+            _range(entry["without"]),
+            _range(entry["with"]),
+            _range(entry["ratio"]),
+            _range(noise[entry["items"]]),
+        ]
+        for entry in figures["cases"]
+    ]
+    head = [
+        "items",
+        "engine",
+        "cohort",
+        "seconds without",
+        "seconds with",
+        "ratio of a pair",
+        "noise on the sum, seconds",
+    ]
+    return _table(head, rows)
+
+
 def _stock(results: dict[str, Any]) -> str:
     figures = results["stock_flower"]["figures"]
     rows = [
@@ -332,6 +359,7 @@ BLOCKS: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "where": ("engine", _where),
     "engine": ("engine", _engine),
     "engine-parts": ("engine", _engine_parts),
+    "clipping": ("clipping", _clipping),
     "stock-flower": ("stock_flower", _stock),
     "pfl": ("pfl_task", _pfl),
     "rounds": ("round_phases", _rounds),
