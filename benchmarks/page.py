@@ -27,6 +27,7 @@ _MISSING = "*Not measured yet: `python -m benchmarks.{name} --sizes full`.*\n"
 
 BENCHMARKS = (
     "engine",
+    "clipping",
     "stock_flower",
     "pfl_task",
     "round_phases",

@@ -24,6 +24,14 @@ def test_1_2_7_and_one_node_per_user_agree(federate: Federate, strategy: str, en
         federate(*overrides, nodes=nodes).must_equal(one)
 
 
+def test_poisson_cohorts_are_the_same_wherever_users_live_and_differ_in_size(federate: Federate) -> None:
+    one = federate("cohort=poisson", "strategy.fraction=0.05", "strategy.rounds=8", nodes=1)
+    sizes = [line["cohort"] for line in one.metrics]
+    assert len(set(sizes)) > 2
+    for nodes in (2, 7, 60):
+        federate("cohort=poisson", "strategy.fraction=0.05", "strategy.rounds=8", nodes=nodes).must_equal(one)
+
+
 @pytest.mark.parametrize("codec", ["float16", "int8"])
 def test_each_user_is_rounded_alone_wherever_it_lives(federate: Federate, codec: str) -> None:
     """With SGD, so that the last bits of a sum, which decide a draw now and then, do not become whole steps."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import secrets
 import sys
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
@@ -12,21 +14,40 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from client_app.answers.app import app as client_app
+from commands.local_grid import LocalGrid
 from exchanges.records import UPDATE
 from fedrec.codecs.int8 import Int8Codec, Int8Config
+from fedrec.config.compose import compose
+from fedrec.config.paths import settle
 from fedrec.core import registry
 from fedrec.core.tensors import TableSpec
 from fedrec.stages.base import Round
+from fedrec.stages.draws import KEY_BYTES, Draws
 from fedrec.stages.sums import Sum
 from fedrec.wire.packet import Kind, PacketFormat
 from fedrec.wire.protocol import UPDATE_SCALARS
+from server_app.run import run
 
 Federate = Callable[..., Any]
 
 CONTRIBUTING = Path(__file__).resolve().parents[2] / "CONTRIBUTING.md"
 NOISY = ["privacy=noisy_sum", "privacy.clip=0.5", "privacy.noise=0.8", "privacy.population=60"]
 POISSON = "cohort=poisson"
+SMALL = [
+    "dataset.n_users=60",
+    "dataset.n_items=100",
+    "dataset.interactions_per_user=10.0",
+    "base_table.dim=8",
+    "embedding.rank=2",
+    "strategy.rounds=4",
+    "strategy.warmup_rounds=2",
+    "strategy.fraction=0.3",
+    "checkpoint_every=2",
+    "evaluation.every=1",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -112,3 +133,44 @@ def test_the_clip_alone_leaves_the_sum_in_floating_point(federate: Federate, mem
     assert arrays[0] == arrays[1]
     assert member(member.config_class("noisy_sum", 1.0, 0.0, 60)).event(1) is None
     assert member(member.config_class("noisy_sum", 1.0, 0.8, 60)).event(1).noise_multiplier == 0.8
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class Mortal(LocalGrid):
+    """Is killed before it delivers a message."""
+
+    def __init__(self, deliveries: int) -> None:
+        super().__init__(client_app, nodes=2)
+        self._left = deliveries
+
+    def push_messages(self, messages: Any) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise Killed
+        return super().push_messages(messages)
+
+
+@pytest.mark.parametrize("fresh", [False, True], ids=["a simulation", "as in a deployment"])
+def test_a_run_that_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh: bool) -> None:
+    """A simulation to the bit, for equal sums have equal noise; with noise from the system correctly all the same."""
+    if fresh:
+        monkeypatch.setattr(Draws, "once", lambda *_: secrets.token_bytes(KEY_BYTES))
+
+    def carried(place: str, deliveries: int = 10**6, resume: bool = False) -> Any:
+        where = [f"runs_dir={tmp_path}/{place}", f"cache_dir={tmp_path}/cache"]
+        texts = ["resume=r", *where] if resume else [*SMALL, *NOISY, POISSON, "run_id=r", *where]
+        run(settle(compose(texts, base=None), None), texts, Mortal(deliveries))
+        return load_file(tmp_path / place / "r/checkpoints/round-000004.safetensors")
+
+    whole = carried("whole")
+    with pytest.raises(Killed):
+        carried("killed", deliveries=6)
+    resumed = carried("killed", resume=True)
+    model = [name for name in whole if name.startswith("trainable.")]
+    assert all(bool(resumed[name].isfinite().all()) for name in model)
+    assert all(torch.equal(resumed[name], whole[name]) is not fresh for name in model)
+    lines = [json.loads(line) for line in (tmp_path / "killed/r/metrics.jsonl").read_text().splitlines()]
+    assert [line["round"] for line in lines] == [1, 2, 3, 4]
