@@ -29,6 +29,10 @@ from fedrec.stages.draws import Draws
 from peft_embeddings.model import Model
 
 
+_PER_PAIR = 4
+"""Vectors that a pair holds: the item's, its user's copy of the rows, and the gradients of both."""
+
+
 class CohortEngine(Engine):
     """All users of a chunk at once; chunks of `pairs_at_once` bound the memory, whatever the size of the cohort.
 
@@ -117,8 +121,8 @@ class CohortEngine(Engine):
     def _causal_chunks(self, cohort: Cohort, model: Model) -> Iterator[NDArray[np.int64]]:
         """The same where all histories of a chunk are as wide as its longest, and states cost memory of their own.
 
-        Users of like length go together. What states hold is counted in pairs, which are `dim` numbers each. Where
-        sums are exact, all of a chunk have one width that depends on nobody else.
+        Users of like length go together. What states hold is counted in pairs, of `_PER_PAIR` vectors each. Where sums
+        are exact, all of a chunk have one width that depends on nobody else.
         """
         by_length = np.argsort(cohort.lengths, kind="stable")
         start = 0
@@ -129,7 +133,7 @@ class CohortEngine(Engine):
                 if self.stages.exact and self._width(cohort, by_length[end]) != width:
                     break
                 longest = int(cohort.lengths[by_length[end]])
-                held = longest + model.backbone.numbers_per_history(longest) / model.embedding.dim
+                held = longest + model.backbone.numbers_per_history(longest) / (_PER_PAIR * model.embedding.dim)
                 if (end + 1 - start) * held > self.pairs_at_once:
                     break
                 end += 1
