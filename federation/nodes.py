@@ -18,7 +18,6 @@ from exchanges.records import (
     MISSING,
     NAMED,
     RESUMED,
-    STORES_LOST,
     UNSHARED,
     Content,
     Field,
@@ -29,6 +28,7 @@ from exchanges.records import (
     unpack,
     weight,
 )
+from federation import said
 from federation.directory import Directory
 from federation.enrolment import KEY_BYTES, LASTING, require_short, user_keys
 from federation.exchange import exchange
@@ -192,6 +192,7 @@ class Nodes:
             if not asks or self._missing(reply) != self._catalogue:
                 yield sent, reply
                 continue
+            self._problem(sent.metadata.dst_node_id, reply)
             assert self._item_list is not None
             content = pack(self._invitation(), {FROZEN + self._catalogue: self._item_list})
             again.append(Message(content, sent.metadata.dst_node_id, ENROLL))
@@ -208,6 +209,7 @@ class Nodes:
             require_short(reply.content)
             content = unpack(reply.content)
             self._require_shared(content)
+            self._note_losses(node, content)
             keys = user_keys(content)
         except PacketError as error:
             self.refuse(node, error, reply)
@@ -274,6 +276,9 @@ class Nodes:
                 elif self.largest_reply is not None and weight(reply.content) > self.largest_reply:
                     came = f"{weight(reply.content)} bytes came, an answer has at most {self.largest_reply}"
                     self.refuse(node, PacketError("oversized", came), reply)
+                elif (problem := self._problem(node, reply)) is not None:
+                    self.counts[problem.name] += 1
+                    log.warning("node %d could not do its work: %s", node, problem.text)
                 elif (missing := self._missing(reply)) is None:
                     self._holds[node].update(self.once)
                     self._senders[reply.metadata.reply_to_message_id] = node
@@ -309,6 +314,21 @@ class Nodes:
                 f"strategy.max_failures={max_failures} allows; see the log above for why"
             )
 
+    def _problem(self, node: int, reply: Message) -> said.Problem | None:
+        """Count what the node has lost, and give its reason if it did not do its work."""
+        try:
+            content = unpack(reply.content)
+        except PacketError:
+            return None
+        self._note_losses(node, content)
+        return said.problem(content)
+
+    def _note_losses(self, node: int, content: Content) -> None:
+        """Count what a node says that it has found lost or damaged; every reply is looked at once."""
+        for name in said.losses(content):
+            self.counts[name] += 1
+            log.warning("node %d has found at its place: %s", node, name)
+
     def _missing(self, reply: Message) -> str | None:
         """What the node says it lacks, if that is its answer."""
         try:
@@ -316,9 +336,6 @@ class Nodes:
         except PacketError:
             return None
         self._require_shared(content)
-        if content.fields.get(STORES_LOST):
-            self.counts["store_damaged"] += 1
-            log.warning("node %d found its users' store damaged: they start anew", reply.metadata.src_node_id)
         missing = content.fields.get(MISSING)
         return missing if isinstance(missing, str) else None
 

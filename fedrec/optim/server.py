@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
+from fedrec.core.bounds import LARGEST_RATE, LONGEST_HALF_LIFE
 from fedrec.core.tensors import Tensors
 
 
@@ -35,11 +36,11 @@ class ServerOptimiser:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "strict": True}
 
     kind: Literal["sgd", "adagrad", "adam", "yogi"]
-    lr: Annotated[float, Gt(0)]
-    halved_after: Annotated[float, Gt(0)] | None
+    lr: Annotated[float, Gt(0), Le(LARGEST_RATE)]
+    halved_after: Annotated[float, Gt(0), Le(LONGEST_HALF_LIFE)] | None
     beta1: Annotated[float, Ge(0), Lt(1)]
     beta2: Annotated[float, Ge(0), Lt(1)]
-    eps: Annotated[float, Gt(0)]
+    eps: Annotated[float, Gt(0), Le(LARGEST_RATE)]
 
 
 def server_step(rule: ServerOptimiser, model: Tensors, mean_delta: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
