@@ -47,10 +47,27 @@ UNSHARED = "unshared"
 """Field of a reply that says why the worker cannot serve any node: it does not see the simulation's folders."""
 
 PROBLEM = "problem"
-"""Field of a reply to an enrolment that says why the node cannot take part: what its owner has to mend."""
+"""Field of a reply that says why the node cannot do what it was asked for, and what can be mended."""
 
-STORES_LOST = "stores_lost"
-"""Field of a reply from a node that has found its users' store damaged and has begun a new one: how often."""
+REASON = "reason"
+"""Field beside it: one of `REASONS`."""
+
+REASONS = ("malformed", "misconfigured", "policy", "store")
+"""Why: what the server sent, the node's configuration, what its policy does not allow, or its disk."""
+
+LOSSES = "losses"
+"""Field of a reply: what the node has found lost or damaged since its last one; names of `LOSS_NAMES`, with blanks."""
+
+LOSS_NAMES = (
+    "store_damaged",
+    "store_lost",
+    "data_damaged",
+    "frozen_damaged",
+    "secret_changed",
+    "run_unknown",
+)
+"""What a node may find: the users' store is damaged, or another than was written to, or older; the prepared data, or
+what was sent once, is damaged; the secret has changed; the run that goes on is one of which it has nothing."""
 
 NAMED = "named"
 """Field of a message to a site: the digest of its users' keys as the server knows them, for a site may have others
@@ -104,7 +121,7 @@ class Content(NamedTuple):
     def integer(self, name: str) -> int:
         """One whole number. Raises PacketError (`malformed`) if it is missing or not one."""
         value = self.fields.get(name)
-        if not isinstance(value, int):
+        if not isinstance(value, int) or isinstance(value, bool):
             raise PacketError("malformed", f"the message's field {name!r} should be a whole number, it is {value!r}")
         return value
 

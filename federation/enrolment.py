@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from exchanges.records import KEYS, PROBLEM, SLACK, Content, shown
+from exchanges.records import KEYS, REASON, SLACK, Content, shown
+from federation import said
 from fedrec.core.errors import PacketError
 from fedrec.wire.code import code_digest
 
-LASTING = ("misconfigured", "other_code", "oversized")
+LASTING = ("misconfigured", "other_code", "oversized", "refused_by_site")
 """Reasons that asking again does not mend: such a node is asked again when it has been away."""
 
 KEY_BYTES = 8
@@ -19,18 +20,19 @@ _MOST_USERS = 2**24
 LONGEST = KEY_BYTES * _MOST_USERS + SLACK
 """Bytes of the longest answer: of a node with as many users as a node may have."""
 
-_PROBLEM_SHOWN = 2000
+_WHY = {"malformed": "enrol_failed", "policy": "refused_by_site"}
 
 
 def user_keys(content: Content) -> NDArray[np.uint64]:
     """The keys of the node's users, uint64 [users].
 
     Raises:
-        PacketError: `misconfigured` (the node says why it cannot take part), `other_code` (than this server's),
-            `oversized` (more users than a node may have), `malformed`.
+        PacketError: `misconfigured`, `refused_by_site` or `enrol_failed` (the node says why it cannot take part),
+            `other_code` (than this server's), `oversized` (more users than a node may have), `malformed`.
     """
-    if PROBLEM in content.fields:
-        raise PacketError("misconfigured", f"it cannot take part: {shown(content.fields[PROBLEM], _PROBLEM_SHOWN)}")
+    if (problem := said.problem(content)) is not None:
+        name = _WHY.get(str(content.fields.get(REASON)), "misconfigured")
+        raise PacketError(name, f"it cannot take part: {problem.text}")
     code, keys = content.text("code"), content.array(KEYS)
     if code != code_digest():
         raise PacketError(

@@ -106,7 +106,10 @@ class Nodes:
         self._senders.clear()
         for sent, reply in self._post.ask(grid, list(messages), timeout, lambda node: self.largest_reply, enough):
             node = sent.metadata.dst_node_id
-            if (missing := self.roster.missing(reply)) is None:
+            if (problem := self.roster.problem(node, reply)) is not None:
+                self.counts[problem.name] += 1
+                log.warning("node %d could not do its work: %s", node, problem.text)
+            elif (missing := self.roster.missing(reply)) is None:
                 self._held(node).update(self.once)
                 self.roster.resends.useful(node)
                 self._senders[reply.metadata.reply_to_message_id] = node

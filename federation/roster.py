@@ -16,7 +16,6 @@ from exchanges.records import (
     FROZEN,
     MISSING,
     RESUMED,
-    STORES_LOST,
     UNSHARED,
     Content,
     Field,
@@ -24,6 +23,7 @@ from exchanges.records import (
     size,
     unpack,
 )
+from federation import said
 from federation.directory import Directory
 from federation.enrolment import KEY_BYTES, LASTING, LONGEST, user_keys
 from federation.losses import Losses
@@ -114,15 +114,15 @@ class Roster:
     def _too_few(self, grid: Grid, least: int, timeout: float) -> str:
         """What is missing when a round cannot begin."""
         connected, joined = set(grid.get_node_ids()), self.directory.nodes
-        said = [f"node {node} was refused: {why}" for node, why in sorted(self._refused.items())]
-        said += self._post.rests.said()
+        known = [f"node {node} was refused: {why}" for node, why in sorted(self._refused.items())]
+        known += self._post.rests.said()
         silent = connected - set(joined) - set(self._refused) - self._post.rests.resting
-        said += [f"node {node} has not said who lives there" for node in sorted(silent)]
-        more = [f"and {len(said) - _SHOWN} more"] if len(said) > _SHOWN else []
+        known += [f"node {node} has not said who lives there" for node in sorted(silent)]
+        more = [f"and {len(known) - _SHOWN} more"] if len(known) > _SHOWN else []
         return (
             f"{len(joined) or 'none'} of {len(connected)} nodes has joined with users, strategy.min_nodes={least} are "
             f"needed, and no more came in {timeout:.0f} s ({dict(self._losses.counts)}): "
-            + ("; ".join([*said[:_SHOWN], *more]) or "start the missing SuperNodes, or lower strategy.min_nodes")
+            + ("; ".join([*known[:_SHOWN], *more]) or "start the missing SuperNodes, or lower strategy.min_nodes")
         )
 
     def enrol(self, grid: Grid, *, waiting_for: int = 0, most_seconds: float | None = None) -> None:
@@ -161,8 +161,8 @@ class Roster:
         for node, answer in self._invited(grid, new, patience, enough):
             self._take(node, answer, came)
         if silent := self._losses.counts["enrol_no_answer"] - before:
-            said = "%d of %d nodes did not say in %.0f s who lives there: the round goes on without their users, and "
-            log.warning(said + "they are asked again later", silent, len(new), patience)
+            text = "%d of %d nodes did not say in %.0f s who lives there: the round goes on without their users, and "
+            log.warning(text + "they are asked again later", silent, len(new), patience)
         self._join(came)
 
     def _invited(
@@ -175,7 +175,9 @@ class Roster:
             node = sent.metadata.dst_node_id
             if self._item_list is None or not self._asks_for_list(answer):
                 yield node, answer
-            elif node in told or not self.resends.allow(node):
+                continue
+            self.problem(node, answer)
+            if node in told or not self.resends.allow(node):
                 self._losses.counts["resend_refused"] += 1
                 why = "it says time and again that it lacks the list of items"
                 self._post.rests.leave_out(node, _AGAIN, why)
@@ -199,6 +201,7 @@ class Roster:
         try:
             content = unpack(answer.content)
             self.require_shared(content)
+            self._note_losses(node, content)
             keys = user_keys(content)
         except PacketError as error:
             self._losses.refuse(node, error, answer)
@@ -234,11 +237,23 @@ class Roster:
         except PacketError:
             return None
         self.require_shared(content)
-        if content.fields.get(STORES_LOST):
-            self._losses.counts["store_damaged"] += 1
-            log.warning("node %d found its users' store damaged: they start anew", answer.metadata.src_node_id)
         missing = content.fields.get(MISSING)
         return missing if isinstance(missing, str) else None
+
+    def problem(self, node: int, answer: Message) -> said.Problem | None:
+        """Count what the node has lost, and give its reason if it did not do its work."""
+        try:
+            content = unpack(answer.content)
+        except PacketError:
+            return None
+        self._note_losses(node, content)
+        return said.problem(content)
+
+    def _note_losses(self, node: int, content: Content) -> None:
+        """Count what a node says that it has found lost or damaged; every answer is looked at once."""
+        for name in said.losses(content):
+            self._losses.counts[name] += 1
+            log.warning("node %d has found at its place: %s", node, name)
 
     def require_shared(self, content: Content) -> None:
         """Raise a FederationError if a worker of the simulation sees other folders: every node may be given to it.

@@ -14,7 +14,7 @@ from fedrec.core.errors import ConfigError, PacketError
 from fedrec.core.rng import counter_bits, derive
 from fedrec.core.tensors import DTYPES
 from fedrec.wire.expansion import Drawn, Expansion, draw_items, make_tags, protected
-from fedrec.wire.protocol import AROUND, TAGS, VECTORS, around_format, disclosed_format
+from fedrec.wire.protocol import AROUND, TAGS, VECTORS, around_format, checkpoint_round, disclosed_format
 
 if TYPE_CHECKING:
     from client_app.answers.node import Node
@@ -80,7 +80,7 @@ def surround(node: Node, phase: int, round: int, packet: bytes) -> None:
     sizes, taken = torch.from_numpy(drawn.sizes).double(), torch.from_numpy(drawn.taken).double()
     around = node.backbone.surrounded(told.double(), sizes, taken)
     kept = {name: around[name].to(DTYPES[entry.dtype]) for name, entry in node.backbone.around.items()}
-    node.around_store.save(round, keys, kept, int(received.scalars[0]))
+    node.around_store.save(round, keys, kept, checkpoint_round(received))
 
 
 def _due(node: Node, round: int) -> Expansion:

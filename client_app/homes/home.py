@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from client_app.homes.site import Site
 from client_app.homes.site_data import is_new, prepared_data
 from client_app.stores.frozen import FrozenStore, MissingFrozenError
+from client_app.stores.losses import Losses
 from client_app.stores.old_runs import forget_old_runs
 from fedrec.core.errors import ConfigError
 from fedrec.core.keys import simulation_secret
 from fedrec.core.rng import derive
 from fedrec.core.secret import own_secret, shared_key
-from fedrec.data.store import open_store
+from fedrec.data.store import open_verified_store
 from fedrec.data.types import Interactions
 from fedrec.wire.item_list import ItemList, unpack_item_list
 from fedrec.wire.protocol import Setup, SimulatedData
@@ -89,8 +90,14 @@ class SimulatedHome:
 
     def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
         """As in `Home`."""
-        interactions = open_store(Path(self.data.interactions))
+        interactions = _simulated_data(Path(self.data.interactions), self.setup.n_items)
         return interactions, np.arange(self.place.partition, interactions.users, self.place.partitions)
+
+
+@lru_cache(maxsize=8)
+def _simulated_data(folder: Path, n_items: int) -> Interactions:
+    """What all simulated nodes of a worker share: read and compared with its digest once."""
+    return open_verified_store(folder, n_items)
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,7 @@ class SiteHome:
 
     site: Site
     setup: Setup
+    losses: Losses
     synced = True
 
     @property
@@ -128,9 +136,17 @@ class SiteHome:
         """As in `Home`."""
         setup = self.setup
         joins = is_new(self.site, setup.run_key)
-        interactions = prepared_data(self.site, setup.run_key, setup.catalogue, lambda: item_list(frozen(), setup))
+        interactions = prepared_data(
+            self.site,
+            setup.run_key,
+            setup.catalogue,
+            setup.n_items,
+            f"{derive(self.secret, 'name of the secret'):016x}",
+            lambda: item_list(frozen(), setup),
+            self.losses,
+        )
         if joins:
-            forget_old_runs(self.state_dir, setup.run_key)
+            forget_old_runs(self.state_dir, setup.run_key, self.losses)
         return interactions, np.arange(interactions.users)
 
 

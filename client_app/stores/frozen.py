@@ -7,12 +7,14 @@ rounded it differently. The digest of its content here is then written into the 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import tempfile
+from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,11 +23,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from client_app.stores.losses import FROZEN_DAMAGED, Losses
 from fedrec.core.errors import PacketError
 from fedrec.core.tensors import Tensors, content_digest
 
+log = logging.getLogger("fedrec")
+
 _ABOUT = "fedrec"
 _VERSION = re.compile("[0-9a-f]{64}")
+_NAME = re.compile("[0-9a-f]{32}|[0-9a-f]{64}")
 
 
 class Since(NamedTuple):
@@ -48,6 +54,9 @@ class FrozenStore:
     """Files `<state_dir>/frozen/<name>.safetensors`; a damaged one counts as missing, and is asked for again."""
 
     state_dir: Path
+    losses: Losses = field(default_factory=Counter, compare=False)
+    """Where damage is counted."""
+    _told: set[str] = field(default_factory=set, compare=False)
 
     def __post_init__(self) -> None:
         """Make the folder."""
@@ -92,8 +101,17 @@ class FrozenStore:
 
     def get(self, name: str) -> Tensors | None:
         """The tensors of that name, or None if they are not here (or the file is damaged)."""
+        if not _NAME.fullmatch(name):  # whatever a server names, nothing but these files is looked for
+            return None
         path = self._path(name)
-        return _load(str(path), name) if path.exists() else None
+        if not path.exists():
+            return None
+        held = _load(str(path), name)
+        if held is None and name not in self._told:
+            self._told.add(name)
+            log.error("%s is damaged, or was written by another version: it is asked for again", path)
+            self.losses[FROZEN_DAMAGED] += 1
+        return held
 
     def drop(self, run_key: str, checkpoint_round: int, present: str) -> int:
         """Delete what a run asks for no more; how many files that were.

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from client_app.homes.site_data import run_file
+from client_app.homes.run_record import run_file
+from fedrec.core.files import write_whole
 
 RUNS_KEPT = 2
 """Runs of which a site keeps the model, and the private tensors, when it joins another."""
 
+_CHECK = "check"
 _DIGEST = re.compile("[0-9a-f]{32,64}")  # of a content, or the name of a version of the base table
 
 
@@ -38,15 +41,9 @@ def keep_model(state_dir: Path, run_key: str, about: LastModel, packet: bytes) -
     """Keep a model in the place of the one that this run sent before; those of the newest runs stay."""
     folder = state_dir / "models"
     path = run_file(folder, run_key, ".model")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file:
-        try:
-            file.write(json.dumps(asdict(about)).encode() + b"\n")
-            file.write(packet)
-        except OSError:
-            Path(file.name).unlink()
-            raise
-    Path(file.name).replace(path)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    values = asdict(about)
+    write_whole(path, json.dumps({**values, _CHECK: _digest(values, packet)}).encode() + b"\n", packet)
     with suppress(OSError):  # another process may tidy up too
         for old in _newest_first(folder)[RUNS_KEPT:]:
             old.unlink()
@@ -59,13 +56,22 @@ def kept_models(state_dir: Path) -> list[Path]:
 
 
 def read_model(path: Path) -> tuple[LastModel, bytes]:
-    """A model that was kept. Raises ValueError if the file is damaged; the packet checks itself when it is decoded."""
+    """A model that was kept. Raises OSError or ValueError if the file cannot be read or is not what was written."""
     head, _, packet = path.read_bytes().partition(b"\n")
     values = json.loads(head)
+    check = values.pop(_CHECK, None) if isinstance(values, dict) else None
     expected = {"setup": str, "phase": int, "round": int, "frozen": str}
     if not isinstance(values, dict) or {name: type(value) for name, value in values.items()} != expected:
         raise ValueError("its first line does not say of which run and round it is")
+    if check != _digest(values, packet):
+        raise ValueError("it is not what was written: it has another checksum")
     return LastModel(**values), packet
+
+
+def _digest(values: Mapping[str, object], packet: bytes) -> str:
+    digest = hashlib.blake2b(json.dumps(values, sort_keys=True).encode() + b"\n", digest_size=16)
+    digest.update(packet)
+    return digest.hexdigest()
 
 
 def frozen_of_models(state_dir: Path) -> set[str]:

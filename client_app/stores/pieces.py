@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_app.stores.versions import VersionIndex
+from client_app.stores.witness import Written
 from fedrec.core.errors import StoreError
 
 _SCHEMA = (
@@ -159,6 +160,12 @@ class PieceFile:
                 "INSERT INTO piece (run, users, rounds, rows, crc) VALUES (?, ?, ?, ?, ?)",
                 (number, *packed, _crc(*packed)),
             )
+
+    def written(self, run: str) -> Written | None:
+        """What a witness may say of the run; None if nothing of it was written."""
+        newest = "(SELECT MAX(piece.number) FROM piece WHERE piece.run = run.number)"
+        found = self._connection.execute(f"SELECT token, {newest} FROM run WHERE key = ?", (run,)).fetchone()
+        return None if found is None else Written(found[0].hex(), found[1] or 0)
 
     def resumed(self, run: str) -> int:
         """How many times the run was resumed, as far as is written here."""

@@ -28,7 +28,6 @@ from fedrec.stages.chain import Stages
 from fedrec.stages.draws import Draws
 from peft_embeddings.model import Model
 
-
 _PER_PAIR = 4
 """Vectors that a pair holds: the item's, its user's copy of the rows, and the gradients of both."""
 

@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from annotated_types import Gt
+from annotated_types import Gt, Le
 from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
 from fedrec.backbones.base import Advice, Backbone, ScoreContext
 from fedrec.backbones.dot import dot
+from fedrec.core.bounds import LARGEST_START
 from fedrec.core.registry import MemberConfig, backbones
 from fedrec.core.rng import counter_normal, derive
 from fedrec.core.tensors import Spec, Tensors, TensorSpec
@@ -28,7 +29,7 @@ class FedMFConfig(MemberConfig):
     """
 
     name: Literal["fedmf"]
-    init_std: Annotated[float, Gt(0)]
+    init_std: Annotated[float, Gt(0), Le(LARGEST_START)]
 
 
 @backbones.register("fedmf")

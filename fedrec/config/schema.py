@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le
 from pydantic import Strict
 
+from fedrec.core.bounds import LARGEST_SEED, MOST_DIMENSIONS, MOST_ITEMS, MOST_NEGATIVES, CutOffs
 from fedrec.core.registry import MemberConfig
 
 _STRICT: Mapping[str, Any] = {"extra": "forbid", "strict": True}
@@ -30,7 +31,7 @@ class BaseTableConfig:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
 
     start: Literal["text", "random"]
-    dim: Annotated[int, Ge(1)]
+    dim: Annotated[int, Ge(1), Le(MOST_DIMENSIONS)]
     norm: Annotated[float, Ge(0)]
 
 
@@ -51,8 +52,8 @@ class EvaluationConfig:
 
     every: Annotated[int, Ge(0)]
     validation: bool
-    ks: Annotated[tuple[Annotated[int, Ge(1)], ...], Strict(False), MinLen(1)]
-    sampled_negatives: Annotated[int, Ge(0)]
+    ks: Annotated[CutOffs, Strict(False)]
+    sampled_negatives: Annotated[int, Ge(0), Le(MOST_NEGATIVES)]
     baselines: bool
 
 
@@ -149,9 +150,9 @@ class RunConfig:
     simulation: SimulationConfig
     central: CentralConfig
     local: LocalConfig
-    seed: Annotated[int, Ge(0)]
+    seed: Annotated[int, Ge(0), Le(LARGEST_SEED)]
     engine: Literal["cohort", "oracle"]
-    pairs_at_once: Annotated[int, Ge(1)]
+    pairs_at_once: Annotated[int, Ge(1), Le(MOST_ITEMS)]
     checkpoint_every: Annotated[int, Ge(0)]
     checkpoints_kept: Annotated[int, Ge(1)]
     run_id: str | None

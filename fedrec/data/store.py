@@ -123,6 +123,25 @@ def open_store(folder: Path) -> Interactions:
     return Interactions(UserIds(columns["user_ids"], columns["user_id_offsets"]), columns["offsets"], columns["items"])
 
 
+def open_verified_store(folder: Path, n_items: int) -> Interactions:
+    """Open a store whose whole content was read and compared with its digest just now.
+
+    Raises StoreError if it is damaged, or has items that no catalogue of `n_items` rows has.
+    """
+    try:
+        verify_store(folder)
+    except StoreError:
+        open_store.cache_clear()
+        raise
+    opened = open_store(folder)
+    if len(opened.items) and not 0 <= int(opened.items.min()) <= int(opened.items.max()) < n_items:
+        raise StoreError(
+            f"{folder} has items {opened.items.min()} to {opened.items.max()}, the catalogue has {n_items} rows: they "
+            "do not belong together"
+        )
+    return opened
+
+
 def verify_store(folder: Path) -> None:
     """Read the whole store and compare it with its digest. Raises StoreError."""
     found = content_digest(open_store.__wrapped__(folder))

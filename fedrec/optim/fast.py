@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from typing_extensions import override
 
+from fedrec.core.bounds import LARGEST_RATE, LONGEST_HALF_LIFE, MOST_NEGATIVES, MOST_STEPS
 from fedrec.core.registry import MemberConfig, optims
 from fedrec.core.tensors import Tensors
 from fedrec.optim.base import Adam, LocalStep, Recipe, Sgd, Window
@@ -51,18 +52,18 @@ class FastConfig(MemberConfig):
 
     name: Literal["fast"]
     loss: Literal["softmax", "bpr", "bce"]
-    negatives: Annotated[int, Ge(1)]
+    negatives: Annotated[int, Ge(1), Le(MOST_NEGATIVES)]
     shared_negatives: bool
     fresh_negatives: bool
-    private_steps: Annotated[int, Ge(0)]
-    private_lr: Annotated[float, Gt(0)]
-    private_decay: Annotated[float, Ge(0)]
+    private_steps: Annotated[int, Ge(0), Le(MOST_STEPS)]
+    private_lr: Annotated[float, Gt(0), Le(LARGEST_RATE)]
+    private_decay: Annotated[float, Ge(0), Le(LARGEST_RATE)]
     private_optimiser: Literal["adam", "sgd"]
     private_anew: bool
-    half_life: Annotated[float, Gt(0)] | None
-    shared_half_life: Annotated[float, Gt(0)] | None
-    solve_steps: Annotated[int, Ge(0)]
-    solve_lr: Annotated[float, Gt(0)]
+    half_life: Annotated[float, Gt(0), Le(LONGEST_HALF_LIFE)] | None
+    shared_half_life: Annotated[float, Gt(0), Le(LONGEST_HALF_LIFE)] | None
+    solve_steps: Annotated[int, Ge(0), Le(MOST_STEPS)]
+    solve_lr: Annotated[float, Gt(0), Le(LARGEST_RATE)]
     server: ServerOptimiser
     # With defaults, and not told while they change nothing: a run of old has neither.
     window: Annotated[int, Ge(1)] | None = None

@@ -16,6 +16,7 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
+from fedrec.core.bounds import LARGEST_RATE, LONGEST_HALF_LIFE
 from fedrec.core.tensors import Tensors
 
 
@@ -42,11 +43,11 @@ class ServerOptimiser:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "strict": True}
 
     kind: Literal["sgd", "adagrad", "adam", "yogi"]
-    lr: Annotated[float, Gt(0)]
-    halved_after: Annotated[float, Gt(0)] | None
+    lr: Annotated[float, Gt(0), Le(LARGEST_RATE)]
+    halved_after: Annotated[float, Gt(0), Le(LONGEST_HALF_LIFE)] | None
     beta1: Annotated[float, Ge(0), Lt(1)]
     beta2: Annotated[float, Ge(0), Lt(1)]
-    eps: Annotated[float, Gt(0)]
+    eps: Annotated[float, Gt(0), Le(LARGEST_RATE)]
     warm_up: Annotated[int, Ge(0)] = 0
     cosine: Annotated[int, Ge(1)] | None = None
     cosine_floor: Annotated[float, Ge(0), Le(1)] = 0.05
