@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.common import spliced
 from benchmarks.results_table import RESULTS, ROOT
 from commands.compare import Comparison, compare
 from commands.curve_plot import draw
@@ -183,13 +184,6 @@ def draw_ablation(path: Path) -> None:
     figure.savefig(path, dpi=130, metadata={"Software": None})
 
 
-def _block(text: str, name: str, body: str) -> str:
-    """The page with `body` between the two marks of a name."""
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    head, _, rest = text.partition(begin)
-    return f"{head}{begin}\n\n{body}\n\n{end}{rest.partition(end)[2]}"
-
-
 def _mean(values: Sequence[float]) -> str:
     spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
     return f"{np.mean(values):.4f}{spread}"
@@ -223,9 +217,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("backbones", backbones()),
         ("search", search()),
     ]:
-        after = _block(after, name, body)
+        after = spliced(after, name, body)
     for name in _PLAIN:
-        after = _block(after, name, plain(name))
+        after = spliced(after, name, plain(name))
     if check:
         if before != after:
             print("docs/accuracy.md has another table: run `python -m benchmarks.accuracy`", file=sys.stderr)
