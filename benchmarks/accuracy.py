@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import spliced
+from benchmarks import documents
 from benchmarks.results_table import RESULTS, ROOT
 from commands.compare import Comparison, compare
 from commands.curve_plot import draw
@@ -209,22 +209,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description="Accuracy per byte.")
     parser.add_argument("--check", action="store_true")
     found, check = comparison(), parser.parse_args(arguments).check
-    before = PAGE.read_text(encoding="utf-8")
-    after = before
-    for name, body in [
-        ("accuracy", table(found)),
-        ("ablation", ablation_table()),
-        ("backbones", backbones()),
-        ("search", search()),
-    ]:
-        after = spliced(after, name, body)
-    for name in _PLAIN:
-        after = spliced(after, name, plain(name))
+    bodies = {"accuracy": table(found), "ablation": ablation_table(), "backbones": backbones(), "search": search()}
+    bodies |= {name: plain(name) for name in _PLAIN}
+    blocks = {name: f"\n{body}\n\n" for name, body in bodies.items()}
+    status = documents.write(PAGE, blocks, command="python -m benchmarks.accuracy", check=check)
     if check:
-        if before != after:
-            print("docs/accuracy.md has another table: run `python -m benchmarks.accuracy`", file=sys.stderr)
-        return int(before != after)
-    PAGE.write_text(after, encoding="utf-8")
+        return status
     draw(drawn(found), PICTURE)
     if ablation():
         draw_ablation(ABLATION)

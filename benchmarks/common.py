@@ -110,19 +110,6 @@ def write(opts: Options, benchmark: str, configuration: dict[str, Any], figures:
     return result
 
 
-def spliced(text: str, name: str, body: str) -> str:
-    """A page with `body` between its two marks `<!-- <name>:begin -->` and `<!-- <name>:end -->`.
-
-    Raises SystemExit if the page lacks one of them.
-    """
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    head, first, rest = text.partition(begin)
-    _, last, tail = rest.partition(end)
-    if not first or not last:
-        raise SystemExit(f"the page needs the two lines {begin} and {end}, in this order")
-    return f"{head}{begin}\n\n{body}\n\n{end}{tail}"
-
-
 def _failures(figures: Any) -> int:
     if isinstance(figures, list):
         return sum(_failures(value) for value in figures)

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.common import ROOT, case, options, spliced, table_overrides, write
+from benchmarks import documents, rendering
+from benchmarks.common import ROOT, case, options, table_overrides, write
 from benchmarks.curious_server import CuriousGrid, Seen
 from client_app.answers.app import app as client_app
 from fedrec.config.compose import compose
@@ -232,7 +233,7 @@ def auc(score: NDArray[np.float64], label: NDArray[np.bool_]) -> float:
 # ---- the result, and the page that shows it -------------------------------------------------------------------------
 
 
-def table(result: dict[str, Any]) -> str:
+def shown(result: dict[str, Any]) -> str:
     """A line for each run: what one update of the last phase tells, and what all updates of the run do."""
     head = (
         "run",
@@ -244,21 +245,14 @@ def table(result: dict[str, Any]) -> str:
         "precision",
         "last 10",
     )
-    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    names = ("history_auc", "history_precision", "last_auc", "last_precision")
+    rows = []
     for entry in result["figures"]["runs"]:
         one, whole = entry["one_update"], entry["whole_run"]
-        names = ("history_auc", "history_precision", "last_auc", "last_precision")
         values = [*(one[name] for name in names), *(whole[name] for name in (*names[:2], names[3]))]
-        lines.append(f"| {entry['name']} | {' | '.join(f'{value:.2f}' for value in values)} |")
-    popular = result["figures"]["popularity"]
-    values = [popular[name] for name in ("history_auc", "history_precision", "last_auc", "last_precision")]
-    lines.append(f"| popularity alone | {' | '.join(f'{value:.2f}' for value in values)} | - | - | - |")
-    return "\n".join(lines)
-
-
-def page(text: str, result: dict[str, Any]) -> str:
-    """The page with the table of a result between its marks."""
-    return spliced(text, "recovery", table(result))
+        rows.append([entry["name"], *(f"{value:.2f}" for value in values)])
+    popular = [f"{result['figures']['popularity'][name]:.2f}" for name in names]
+    return f"\n{rendering.table(head, [*rows, ['popularity alone', *popular, '-', '-', '-']])}\n"
 
 
 def popularity(data: str | None, lone: int) -> dict[str, float]:
@@ -282,13 +276,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     opts = options("item_recovery", __doc__, arguments, more)
     if opts.extra.page or opts.extra.check:
-        before = PAGE.read_text(encoding="utf-8")
-        after = page(before, json.loads(opts.out.read_text(encoding="utf-8")))
-        if opts.extra.check and before != after:
-            print("docs/privacy.md has other figures: run `python -m benchmarks.item_recovery --page`", file=sys.stderr)
-            return 1
-        PAGE.write_text(after, encoding="utf-8")
-        return 0
+        found = json.loads(opts.out.read_text(encoding="utf-8"))
+        command = "python -m benchmarks.item_recovery --page"
+        return documents.write(PAGE, {"recovery": shown(found)}, command=command, check=opts.extra.check)
     data = None if opts.extra.synthetic else str(opts.data)
     lone, rounds = (50, None) if opts.full else (10, 6)
 
