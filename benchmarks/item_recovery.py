@@ -235,16 +235,7 @@ def auc(score: NDArray[np.float64], label: NDArray[np.bool_]) -> float:
 
 def shown(result: dict[str, Any]) -> str:
     """A line for each run: what one update of the last phase tells, and what all updates of the run do."""
-    head = (
-        "run",
-        "one update: AUC",
-        "precision",
-        "last 10: AUC",
-        "precision",
-        "whole run: AUC",
-        "precision",
-        "last 10",
-    )
+    head = ["run", "one update: AUC", "precision", "last 10: AUC", "precision", "run: AUC", "precision", "last 10"]
     names = ("history_auc", "history_precision", "last_auc", "last_precision")
     rows = []
     for entry in result["figures"]["runs"]:
