@@ -31,7 +31,7 @@ from benchmarks.task import LIMITS, load
 from client_app.training.cohort import CohortEngine
 from fedrec.optim.base import LocalStep, Sgd
 from fedrec.optim.paper import PaperRecipe
-from fedrec.privacy.none import NoPrivacy, NoPrivacyConfig
+from fedrec.stages.chain import plain_stages
 
 _LR = 0.1
 
@@ -55,7 +55,7 @@ def ours(data: dict[str, Any], users: int, repeats: int, threads: int) -> dict[s
     cohort = task.cohort(users)
     private = task.private(cohort)
     assert isinstance(task.recipe, PaperRecipe)
-    engine = CohortEngine(_SgdRecipe(task.recipe), task.sampler, NoPrivacy(NoPrivacyConfig("none")), LIMITS)
+    engine = CohortEngine(_SgdRecipe(task.recipe), task.sampler, plain_stages(LIMITS))
     seconds = timed(lambda: engine.train(task.model, cohort, private, 1), repeats)
     return {"threads": threads, "seconds": spread(seconds), "updates_per_second": rates(users, seconds)}
 

@@ -31,12 +31,12 @@ ENGINE: Sequence[Target] = (
     ("backward", "torch.autograd", "grad"),
     ("optimiser", "client_app.training.copies", "RowCopies.step"),
     ("optimiser", "client_app.training.local_training", "LocalTraining._move"),
-    ("fold", "client_app.training.cohort", "fold_at_once"),
+    ("fold", "fedrec.stages.chain", "Stages.add"),
 )
 """Parts of the engine's work on one cohort. A name that the code no longer has is reported as not found."""
 
 ROUND: Sequence[Target] = (
-    ("sample", "federation.directory", "Directory.cohort"),
+    ("sample", "federation.cohorts.fixed", "FixedCohort.choose"),
     ("sample", "federation.directory", "Directory.shares"),
     ("encode", "fedrec.wire.packet", "PacketFormat.encode"),
     ("decode", "fedrec.wire.packet", "PacketFormat.decode"),
@@ -47,7 +47,7 @@ ROUND: Sequence[Target] = (
     ("store", "client_app.stores.store", "PrivateStore.load"),
     ("store", "client_app.stores.store", "PrivateStore.save"),
     ("aggregate", "federation.aggregation", "UpdateFold.add"),
-    ("aggregate", "federation.aggregation", "UpdateFold.mean"),
+    ("aggregate", "fedrec.stages.sums", "Sum.mean"),
     ("aggregate", "fedrec.optim.paper", "PaperRecipe.server_update"),
     ("evaluate", "client_app.answers.node", "Node.evaluate"),
     ("write", "server_app.run", "_Recorder.on_round"),

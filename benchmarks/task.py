@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from client_app.answers.node import ENGINES
 from client_app.homes.users import Cohort
-from client_app.training.engine import Engine, GlobalModel, Limits
+from client_app.training.engine import Engine, GlobalModel
 from fedrec.config.describe import load_member
 from fedrec.core import registry
 from fedrec.core.rng import counter_bits, generator
@@ -23,7 +23,8 @@ from fedrec.data.planted import World
 from fedrec.data.store import open_store, write_store
 from fedrec.data.types import Interactions
 from fedrec.optim.base import Recipe
-from fedrec.privacy.none import NoPrivacy, NoPrivacyConfig
+from fedrec.stages.chain import Stages, plain_stages
+from fedrec.stages.limits import Limits
 from peft_embeddings.model import Model
 
 DIM = 32
@@ -51,9 +52,9 @@ class Task:
         """Draws among the eligible items."""
         return NegativeSampler(self.eligible)
 
-    def engine(self, name: str = "cohort", pairs_at_once: int | None = None) -> Engine:
-        """A training engine by its name."""
-        made = ENGINES[name](self.recipe, self.sampler, NoPrivacy(NoPrivacyConfig("none")), LIMITS)
+    def engine(self, name: str = "cohort", pairs_at_once: int | None = None, stages: Stages | None = None) -> Engine:
+        """A training engine by its name, with the limits alone if it is given no stages."""
+        made = ENGINES[name](self.recipe, self.sampler, stages or plain_stages(LIMITS))
         if pairs_at_once is not None:
             made.pairs_at_once = pairs_at_once
         return made

@@ -19,7 +19,6 @@ from fedrec.backbones.base import ScoreContext
 from fedrec.core.tensors import Tensors
 from fedrec.data.negatives import sorted_distinct
 from fedrec.optim.local import LocalState
-from fedrec.wire.updates import user_weights
 
 Parameters = dict[str, Tensors]
 
@@ -94,7 +93,7 @@ def _train_chunk(task: Task, cohort: Cohort, private: Tensors, seed: int, total:
                     if key not in states:
                         states[key] = LocalState(step.optimiser, tensor)
                     states[key].step(tensor, found[group][name])
-    weight = torch.from_numpy(user_weights(lengths, LIMITS.weight_cap)).to(dtype)
+    weight = torch.from_numpy(np.minimum(lengths, LIMITS.weight_cap)).to(dtype)
     for name, copies in copied.items():
         full = model.model.embedding_name(name)
         delta = (copies.values - model.trainable[full][copies.rows]) * weight[:, None, None]

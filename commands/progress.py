@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
+from typing_extensions import override
 
 from fedrec.data.report import as_table
 from fedrec.data.types import DataReport
+
+log = logging.getLogger("fedrec")
 
 _QUIET = 10.0  # seconds between two plain lines that have nothing special to say
 _WINDOW = 20  # rounds that the estimate of the remaining time is made from
@@ -79,6 +84,16 @@ class RunProgress:
         """A line that stays: a warning of the run, or its log."""
         self._print(text)
 
+    @contextmanager
+    def warnings(self) -> Iterator[None]:
+        """Meanwhile show what the log warns of."""
+        handler = _Notes(self)
+        log.addHandler(handler)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+
     def update(self, record: Mapping[str, Any]) -> None:
         """One round has ended.
 
@@ -92,7 +107,8 @@ class RunProgress:
         self._validation = validated or self._validation
         phase = str(record.get("phase") or "")
         description = f"round {number}/{total}" + (f" {phase}" if phase else "")
-        loss, moved = _loss(record.get("loss")), _moved(record.get("bytes_per_user"))
+        loss = _loss(record["loss"]) if "loss" in record else ""
+        moved = _moved(record.get("bytes_per_user"))
         parts = [loss, self._validation, moved, self._remaining(total - number)]
         detail = "  ".join(part for part in parts if part)
         if self._bar is not None and self._task is not None:
@@ -118,6 +134,18 @@ class RunProgress:
         self._console.print(Text(text), soft_wrap=True)
 
 
+class _Notes(logging.Handler):
+    """Hands warnings on to whoever shows the run."""
+
+    def __init__(self, progress: RunProgress) -> None:
+        super().__init__(logging.WARNING)
+        self._progress = progress
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress.note(f"{record.levelname} {record.getMessage()}")
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them: `8 s`, `3:05 min`, `2:10 h`."""
     whole = round(seconds)
@@ -137,7 +165,7 @@ def amount(count: float) -> str:
 
 
 def _loss(loss: Any) -> str:
-    return f"loss {loss:.4f}" if isinstance(loss, int | float) else ""
+    return f"loss {loss:.4f}" if isinstance(loss, int | float) else "loss -"
 
 
 def _metrics(validation: Any) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from numpy.typing import NDArray
 
 from fedrec.core.errors import PacketError
@@ -66,8 +66,9 @@ RESUMED = "resumed"
 """Field of an enrolment in a run that was resumed: the round after which it went on each time, with blanks between."""
 
 SLACK = 65_536
-"""Bytes that a reply may have beside its packets."""
+"""Bytes that an answer may have beside its packets: names, fields, and the frame that numpy puts around an array."""
 
+_NUMBER = 8
 _ARRAYS = "arrays"
 _FIELDS = "fields"
 
@@ -110,7 +111,7 @@ class Content(NamedTuple):
 
 def shown(text: object, most: int = 200) -> str:
     """Text from a node as a log may show it: in one line, without control characters, and not too long."""
-    plain = " ".join(str(text).split())
+    plain = " ".join(str(text)[: 16 * most].split())
     cut = plain[:most] + ("..." if len(plain) > most else "")
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in cut)
 
@@ -125,9 +126,35 @@ def size(wrapped: Array) -> int:
     return wrapped.shape[0]
 
 
-def weight(content: RecordDict) -> int:
-    """Bytes of all arrays of a message, as they came and unread."""
-    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+def weight(message: Message) -> int:
+    """Bytes of everything in a message, as it came and unread: arrays, texts, numbers, names, and an error's reason."""
+    if message.has_error():
+        return len((message.error.reason or "").encode())
+    total = 0
+    for name, record in message.content.items():
+        total += len(name.encode())
+        for key, value in record.items():
+            total += len(key.encode()) + (_of_array(value) if isinstance(value, Array) else _of_value(value))
+    return total
+
+
+def _of_array(array: Array) -> int:
+    return len(array.data) + len(array.dtype) + len(array.stype) + _NUMBER * len(array.shape)
+
+
+def _of_value(value: Any) -> int:
+    """Of a value of a configuration or metric record: a number, a truth value, text, bytes, or a list of such."""
+    if isinstance(value, str):
+        return len(value.encode())
+    if isinstance(value, bytes):
+        return len(value)
+    if isinstance(value, list):
+        return (
+            sum(_of_value(each) for each in value)
+            if value and isinstance(value[0], str | bytes)
+            else (_NUMBER * len(value))
+        )
+    return _NUMBER
 
 
 def pack(

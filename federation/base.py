@@ -36,8 +36,10 @@ from fedrec.core import registry
 from fedrec.core.keys import simulation_secret
 from fedrec.core.rng import derive
 from fedrec.core.tensors import Tensors, spec_of
+from fedrec.stages.base import Round
+from fedrec.stages.draws import Draws
 from fedrec.wire.item_list import item_list_packet
-from fedrec.wire.protocol import Setup, frozen_format
+from fedrec.wire.protocol import Setup, counts_format, frozen_format
 
 __all__ = ["Deployed", "FederatedStrategy", "Observer", "Phase", "ServerState", "StrategyConfig"]
 
@@ -74,13 +76,14 @@ class FederatedStrategy(Strategy):
         self.meter = Meter([phase.name for phase in self.plan])
         self._run = config
         self._observer = observer
-        self._privacy = registry.privacies.get(config.privacy.name)(config.privacy)
+        self._cohorts = registry.cohorts.get(config.cohort.name)(config.cohort)
         backbone = registry.backbones.get(config.backbone.name)(config.backbone, setup.dim)
         self._recipe = registry.optims.get(config.optim.name)(config.optim, backbone.advice)
         self.model = ServerModel(setup, self.plan, backbone, base)
         self.ended: dict[str, Any] = {}
         """Once the last round has ended: its metrics by split, and the replies of it that were of no use."""
         self._secret = deployed.secret if deployed else simulation_secret(setup.seed)
+        self._deployed = deployed is not None
         item_list = deployed and records.wrap(item_list_packet(deployed.item_list))
         self._nodes = Nodes(setup, item_list, strategy.silent_rounds)
         self._exchanges = Exchanges(setup, self._nodes, backbone.expansion, self.config, self.meter)
@@ -109,7 +112,7 @@ class FederatedStrategy(Strategy):
             kept: Rounds of the checkpoints that are kept, this one the last.
             resumes: The round after which the run went on each time that it was resumed, this time included.
         """
-        self._nodes.resumes = tuple(resumes)
+        self._nodes.roster.resumes = tuple(resumes)
         if checkpoint is not None:
             self._after = checkpoint.round
             self._checkpoints.extend(kept)
@@ -134,7 +137,7 @@ class FederatedStrategy(Strategy):
         result = Result()
         waiting: dict[str, Any] | None = None  # the record of a round whose ranking rides on the next one's messages
         if self._after < self.config.rounds and self.setup.simulation is not None:
-            self._nodes.wait(grid, self._run.simulation.nodes, timeout)
+            self._nodes.roster.wait(grid, self._run.simulation.nodes, timeout)
         try:
             for round in range(self._after + 1, self.config.rounds + 1):
                 record = self._train(grid, round)
@@ -159,8 +162,7 @@ class FederatedStrategy(Strategy):
     def _train(self, grid: Grid, round: int) -> dict[str, Any]:
         """One round of training, repeated if too few took part; its record, without a ranking."""
         started = time.monotonic()
-        self._nodes.counts.clear()
-        self._nodes.wasted.clear()
+        self._nodes.losses.clear()
         self._bytes = dict.fromkeys(self._bytes, 0)
         self._gather(grid)
         self._repeated("round", grid, partial(self._try_to_train, grid, round))
@@ -193,8 +195,9 @@ class FederatedStrategy(Strategy):
         repeated(what, self.config.repeats, self._nodes.counts, work, partial(self._gather, grid))
 
     def _gather(self, grid: Grid) -> None:
-        self._nodes.gather(grid, self.config.min_nodes, self.config.node_timeout)
-        self.meter.grow(len(self._nodes.directory), self._nodes.enrolment_bytes + records.size(self._eligible))
+        self._nodes.roster.gather(grid, self.config.min_nodes, self.config.node_timeout)
+        joining = self._nodes.roster.enrolment_bytes + records.size(self._eligible)
+        self.meter.grow(len(self._nodes.directory), joining)
 
     def _offer(self) -> None:
         """From here on a node gets what it lacks of what is frozen now."""
@@ -206,6 +209,7 @@ class FederatedStrategy(Strategy):
         counting = self.model.model.backbone.item_counting
         if counting is not None and self.model.counts is None:
             self._nodes.once = {self.setup.eligible: self._eligible}  # what is frozen will follow from the counts
+            self._nodes.largest_reply = counts_format(self.setup.n_items).size() + records.SLACK
             counts = count_items(self._nodes, grid, self.setup.n_items, counting, self.config, self.meter)
             self.model.freeze_counts(counts)
 
@@ -250,8 +254,7 @@ class FederatedStrategy(Strategy):
     @property
     def _losses(self) -> dict[str, dict[str, int]]:
         """Replies and bytes of no use, by reason, since the last round began; no user is charged with them."""
-        wasted = {name: count for name, count in self._nodes.wasted.items() if count}
-        return {"dropped_replies": dict(self._nodes.counts), "wasted_bytes": wasted}
+        return self._nodes.losses.record()
 
     # Flower's interface ----------------------------------------------------------------------------------------------
 
@@ -263,7 +266,11 @@ class FederatedStrategy(Strategy):
         A ranking that rides on this round is asked of every node: of those that train in the same message.
         """
         trainable, phase = self.model.model.trainable, self.state.phase
-        self._training = training = Training(self.setup, self._nodes, self.config, trainable, phase, server_round)
+        # A deployment that was resumed draws anew: the same users again would be another sampling.
+        secret = derive(self._secret, "cohort", len(self._nodes.roster.resumes) * self._deployed)
+        self._training = training = Training(
+            self.setup, self._nodes, self.config, self._cohorts, secret, trainable, phase, server_round
+        )
         model, users = self.model.packet(server_round, self._kept(server_round)), training.users
         moved = self.meter.downloaded(phase, users, records.size(model), self.model.frozen_bytes)
         self._bytes = {name: self._bytes.get(name, 0) + count for name, count in moved.items()}
@@ -297,14 +304,12 @@ class FederatedStrategy(Strategy):
         training.require_enough()
         if self._ranking is not None:
             self._ranking.require_enough(self.config.max_failures)
-        fold = training.fold
-        if (mean := fold.mean()) is not None:
-            taken = int(fold.scalar("users"))
-            noise = derive(self._secret, "privacy", server_round)
-            mean = self._privacy.protect_mean(mean, taken, noise)
+        draws = Draws(derive(self._secret, "privacy", server_round), fresh=self._deployed)
+        about = Round(server_round, self.config.fraction, draws)
+        if (mean := self.setup.stages.on_sum(training.fold.sum(), about).mean()) is not None:
             moved, optimiser = self._recipe.server_update(self.state.trainable, mean, self.state.optimiser)
             self.model.state = replace(self.state, trainable=moved, optimiser=optimiser)
-        return None, MetricRecord({**fold.summary()})
+        return None, None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

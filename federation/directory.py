@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from federation.cohorts.base import CohortSampling, Roots
 from fedrec.core.errors import FederationError
-from fedrec.core.rng import counter_bits, derive
 
 _AWAY = -1
 
@@ -97,32 +97,18 @@ class Directory:
         if self._users_of.pop(node, None) is not None:
             self._place[self._place == self._places[node]] = _AWAY
 
-    def cohort_size(self, fraction: float) -> int:
-        """Users who train in a round: the `fraction` of those here, at least one."""
-        return max(1, round_half_up(fraction * len(self.here)))
-
-    def cohort(self, seed: int, round: int, fraction: float) -> NDArray[np.int64]:
-        """The users of a round: the `fraction` of those here with the smallest number drawn from (seed, round, key).
-
-        It depends on nothing but who is here, so that any layout of the users on nodes chooses the same ones.
-        """
-        here, size = self.here, self.cohort_size(fraction)
-        if size >= len(here):
-            return here
-        # Different keys never draw the same number: the last step of the mixing can be undone.
-        drawn = counter_bits(derive(seed, "cohort"), round, self._keys[here])
-        return np.sort(here[np.argpartition(drawn, size - 1)[:size]])
+    def cohort(self, sampling: CohortSampling, round: int, fraction: float, roots: Roots) -> NDArray[np.int64]:
+        """Numbers of the users who train in a round, among those here, as `sampling` chooses them."""
+        here = self.here
+        return here[sampling.choose(self._keys[here], round, fraction, roots)]
 
     def shares(self, users: NDArray[np.int64]) -> dict[int, Share]:
         """The users by node, nodes in the order in which they joined, slots ascending."""
+        if not len(users):
+            return {}
         order = np.lexsort((self._slot[users], self._place[users]))
         users = users[order]
         places, starts = np.unique(self._place[users], return_index=True)
         by_place = dict(zip(places.tolist(), np.split(users, starts[1:]), strict=True))
         here = {node: by_place.get(self._places[node]) for node in self._users_of}
         return {node: Share(mine, self._slot[mine]) for node, mine in here.items() if mine is not None}
-
-
-def round_half_up(value: float) -> int:
-    """The nearest whole number, halves upwards (the built-in rounds halves to even)."""
-    return int(value + 0.5)

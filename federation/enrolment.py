@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from flwr.app import RecordDict
 from numpy.typing import NDArray
 
-from exchanges.records import KEYS, PROBLEM, SLACK, Content, shown, weight
+from exchanges.records import KEYS, PROBLEM, SLACK, Content, shown
 from fedrec.core.errors import PacketError
 from fedrec.wire.code import code_digest
 
@@ -17,14 +16,10 @@ KEY_BYTES = 8
 _MOST_USERS = 2**24
 """Users of a node. Their keys are one array of a message, and have 128 MiB."""
 
-_LONGEST = KEY_BYTES * _MOST_USERS + SLACK
+LONGEST = KEY_BYTES * _MOST_USERS + SLACK
+"""Bytes of the longest answer: of a node with as many users as a node may have."""
+
 _PROBLEM_SHOWN = 2000
-
-
-def require_short(answer: RecordDict) -> None:
-    """Raise PacketError (`oversized`) if an answer, yet unread, is longer than that of as many users as may be."""
-    if (came := weight(answer)) > _LONGEST:
-        raise PacketError("oversized", f"{came:,} bytes came; a node with {_MOST_USERS:,} users sends {_LONGEST:,}")
 
 
 def user_keys(content: Content) -> NDArray[np.uint64]:

@@ -44,7 +44,8 @@ from peft_embeddings.base_table import BaseTable, build_base_table, random_base_
 from peft_embeddings.encoders.base import TextEncoder
 from server_app.baselines import simulated_baselines
 from server_app.resuming import Resumption, go_on, manifest_of_resumed, prepare
-from server_app.run_folder import CONFIG, MANIFEST, SETUP, SUMMARY, RunFolder
+from server_app.run_folder import CONFIG, MANIFEST, METRICS, SETUP, SUMMARY, RunFolder
+from server_app.warnings import Warnings, warnings_of
 
 log = logging.getLogger("fedrec")
 
@@ -104,6 +105,7 @@ class _Recorder:
         self._folder = folder
         self._checkpoints_kept = checkpoints_kept
         self._watcher = watcher
+        self._warnings = Warnings()
 
     def on_round(self, record: dict[str, Any]) -> None:
         self._folder.add_metrics(record)
@@ -111,7 +113,10 @@ class _Recorder:
         validation = record.get("validation", {})
         shown = "".join(f" {name}={value:.4f}" for name, value in validation.items() if "@10" in name)
         number = f"{record['round']}/{record['rounds']}"
-        log.info("round %s %s loss=%.4f%s", number, record["phase"], record["loss"], shown)
+        loss = "-" if record["loss"] is None else f"{record['loss']:.4f}"
+        log.info("round %s %s loss=%s%s", number, record["phase"], loss, shown)
+        for line in self._warnings.add(record):
+            log.warning("%s", line)
 
     def on_checkpoint(self, checkpoint: Checkpoint) -> None:
         self._folder.write_checkpoint(checkpoint, self._checkpoints_kept)
@@ -211,6 +216,7 @@ def _run(
         "validation": strategy.ended.get("validation", {}),
         "baselines": baselines,
         "dropped_replies": strategy.ended["dropped_replies"],
+        "warnings": warnings_of(folder.path / METRICS),
         "merges": strategy.state.merges.count,
         "embedding": {phase: facts for phase, facts in strategy.model.reports.items() if facts},
         "bytes_per_user": strategy.meter.per_user(),

@@ -155,19 +155,26 @@ def test_links_and_named_files_exist(path: Path) -> None:
         assert (ROOT / name).exists() or name in EXAMPLE, name
 
 
-# ---- the worked example ----------------------------------------------------------------------------------------------
+# ---- the worked examples ---------------------------------------------------------------------------------------------
 
 EXAMPLE = dict(re.findall(r"^`([\w/.]+)`:\n\n```\w+\n(.*?)^```$", CONTRIBUTING, flags=re.DOTALL | re.MULTILINE))
 
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the project with the files of the example in it."""
+    """A copy of the project with the files of the examples in it."""
     copy = tmp_path_factory.mktemp("extended")
     for package in (*PACKAGES, "commands", "tests"):
         shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copyfile(ROOT / "pyproject.toml", copy / "pyproject.toml")
-    assert EXAMPLE.keys() == {"peft_embeddings/scale.py", "conf/embedding/scale.yaml"}
+    assert EXAMPLE.keys() == {
+        "peft_embeddings/scale.py",
+        "conf/embedding/scale.yaml",
+        "fedrec/backbones/last_five.py",
+        "conf/backbone/last_five.yaml",
+        "fedrec/privacy/noisy_sum.py",
+        "conf/privacy/noisy_sum.yaml",
+    }
     for name, content in EXAMPLE.items():
         (copy / name).write_text(content, encoding="utf-8")
     return copy
@@ -192,6 +199,74 @@ def test_the_example_fulfils_the_contract_of_its_family(extended: Path) -> None:
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
     assert int(passed[1]) >= 15
+
+
+def test_the_second_example_fulfils_the_contract_of_its_family(extended: Path) -> None:
+    files = [
+        "tests/test_backbone_contract.py",
+        "tests/test_registry.py",
+        "tests/client_app/test_engines.py::test_equals_the_oracle_in_float64",
+    ]
+    done = python(extended, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "last_five and not hash", *files)
+    assert done.returncode == 0, done.stdout + done.stderr
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 15
+
+
+def test_the_second_example_gives_the_same_on_any_number_of_nodes_resumes_and_serves_somebody_new(
+    extended: Path,
+) -> None:
+    """With no private tensors at all."""
+    chosen = ["backbone=last_five", *SMALL[:5], "strategy.warmup_rounds=1", "strategy.rounds=4", "checkpoint_every=2"]
+    summaries = []
+    for nodes in (1, 2, 7):
+        done = python(extended, "-m", "commands.cli", "train", *chosen, f"simulation.nodes={nodes}", "--json")
+        assert done.returncode == 0, done.stderr
+        summaries.append(json.loads(done.stdout))
+    first, *others = summaries
+    for other in others:
+        assert other["bytes_per_user"] == first["bytes_per_user"]
+        assert other["test"] == pytest.approx(first["test"], abs=1e-6)
+    assert 0 < first["test"]["cold_users"] < first["test"]["users"]
+    folder = Path(first["run"])
+    for last in (folder / "summary.json", *(folder / "checkpoints").glob("round-000004*")):
+        last.unlink()
+    assert [path.name for path in (folder / "checkpoints").glob("*.json")] == ["round-000002.json"]
+    done = python(extended, "-m", "commands.cli", "train", f"resume={folder.name}", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["test"] == first["test"]
+    ids = json.loads((folder / "items.json").read_text(encoding="utf-8"))["ids"][:5]
+    answers = []
+    for history in (ids, ids[::-1], ids[1:]):
+        done = python(
+            extended, "-m", "commands.cli", "recommend", str(folder), "--history", ",".join(history), "--json"
+        )
+        assert done.returncode == 0, done.stderr
+        answers.append(json.loads(done.stdout)["items"])
+    assert len(answers[0]) == 10
+    assert answers[0] == answers[1], "of five items a mean does not know the order"
+    assert answers[0] != answers[2]
+
+
+def test_the_stage_fulfils_the_contract_of_its_family_and_trains_as_the_oracle_has_it(extended: Path) -> None:
+    files = ["tests/test_privacy_contract.py", "tests/test_registry.py", "tests/client_app/test_engines.py"]
+    done = python(extended, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "noisy_sum", *files)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Properties of a mechanism, two of the registry, and every embedding in chunks of two sizes.
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 20
+    words = next(line for line in COMMANDS if "privacy=noisy_sum" in line).split()[2:]
+    small = [text for text in SMALL if not text.startswith(("dataset.n_users", "strategy.rounds"))]
+    few = ["strategy.rounds=2" if text.startswith("strategy.rounds") else text for text in words]
+    run = python(extended, "-m", "commands.cli", "train", *few, *small, "--json")
+    assert run.returncode == 0, run.stderr
+    summary = json.loads(run.stdout)
+    lines = (Path(summary["run"]) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["releases"] for line in lines] == [
+        [{"mechanism": "gaussian", "noise_multiplier": 0.8}]
+    ] * 2
 
 
 def test_the_example_trains_and_the_readme_shows_what_a_metrics_line_holds(extended: Path) -> None:

@@ -229,7 +229,7 @@ def test_a_phase_that_the_run_has_not_is_malformed() -> None:
 def test_formats_and_names() -> None:
     spec = {"t": TensorSpec((2,))}
     assert (SETUP.model_format(spec).kind, SETUP.model_format(spec).scalars) == (Kind.MODEL, len(MODEL_SCALARS))
-    assert SETUP.update_format(spec, users=1).scalars == len(UPDATE_SCALARS) == len(NodeUpdate.empty(spec).scalars())
+    assert SETUP.update_format(spec, users=1).scalars == len(UPDATE_SCALARS) == len(NodeUpdate({}).scalars())
     plain = ("hr@5", "ndcg@5", "recall@5", "hr@10", "ndcg@10", "recall@10", "mrr")
     assert SETUP.metric_names() == plain
     sampled = dataclasses.replace(SETUP, sampled_negatives=100)

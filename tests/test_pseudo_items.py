@@ -10,15 +10,19 @@ import torch
 from torch import Tensor
 
 from client_app.homes.users import Cohort
-from client_app.training.engine import GlobalModel, Limits
+from client_app.training.engine import GlobalModel
 from client_app.training.oracle import OracleEngine
 from fedrec.backbones.base import Advice
 from fedrec.config.describe import load_member
-from fedrec.core.registry import backbones, embeddings, optims, privacies
+from fedrec.core.registry import backbones, embeddings, optims
 from fedrec.core.rng import counter_bits, generator
 from fedrec.core.tensors import Spec, TableSpec, Tensors, TensorSpec
 from fedrec.data.negatives import NegativeSampler
 from fedrec.privacy.pseudo_items import PseudoItems, PseudoItemsConfig, distinct
+from fedrec.stages.chain import plain_stages
+from fedrec.stages.contributions import Contributions
+from fedrec.stages.draws import Draws
+from fedrec.stages.limits import Limits
 from peft_embeddings.model import Model
 
 ROWS, WIDTH = 60, 5
@@ -28,6 +32,14 @@ VALUES = ["resampled", "normal"]
 
 def mechanism(share: float = 1.0, values: Any = "resampled") -> PseudoItems:
     return PseudoItems(PseudoItemsConfig("pseudo_items", share, values))
+
+
+def protected(made: PseudoItems, delta: Tensors, spec: Spec, seed: int) -> Tensors:
+    """What one user's device sends instead of its update."""
+    whole = {name: tensor[None] for name, tensor in delta.items()}
+    key, one = np.array([5], dtype=np.uint64), np.array([1])
+    given = Contributions.of(spec, key, {}, whole, one, torch.zeros(1))
+    return {name: tensor[0] for name, tensor in made.on_devices(given, Draws(seed, fresh=False)).whole.items()}
 
 
 def update(touched: int, seed: int = 0) -> Tensors:
@@ -46,7 +58,7 @@ def is_touched(table: Tensor) -> Tensor:
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0, 2.5])
 def test_real_rows_stay_and_so_many_others_are_added(touched: int, share: float, values: str) -> None:
     before = update(touched)
-    after = mechanism(share, values).protect_update(before, SPEC, 3)
+    after = protected(mechanism(share, values), before, SPEC, 3)
     real = is_touched(before["table"])
     assert torch.equal(after["table"][real], before["table"][real])
     added = int(is_touched(after["table"]).sum()) - touched
@@ -57,13 +69,13 @@ def test_real_rows_stay_and_so_many_others_are_added(touched: int, share: float,
 @pytest.mark.parametrize("values", VALUES)
 def test_a_share_of_zero_has_no_effect(values: str) -> None:
     before = update(20)
-    after = mechanism(0.0, values).protect_update(before, SPEC, 3)
+    after = protected(mechanism(0.0, values), before, SPEC, 3)
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 
 
 def test_resampled_rows_are_twins_of_real_ones() -> None:
     before = update(20)
-    table = mechanism(2.0).protect_update(before, SPEC, 3)["table"]
+    table = protected(mechanism(2.0), before, SPEC, 3)["table"]
     counts: dict[tuple[float, ...], int] = {}
     for row in table[is_touched(table)].tolist():
         counts[tuple(row)] = counts.get(tuple(row), 0) + 1
@@ -89,7 +101,7 @@ def test_every_untouched_row_is_equally_likely(touched: int) -> None:
     before, times = update(touched), 2_000
     real, counts = is_touched(before["table"]), torch.zeros(ROWS)
     for seed in range(times):
-        counts += is_touched(mechanism().protect_update(before, SPEC, seed)["table"])
+        counts += is_touched(protected(mechanism(), before, SPEC, seed)["table"])
     chance = touched / (ROWS - touched)
     error = 5 * (times * chance * (1 - chance)) ** 0.5
     assert (counts[real] == times).all()
@@ -118,9 +130,8 @@ def real_updates(users: int) -> list[tuple[Spec, Tensors]]:
     model = Model(embeddings.get("full")(load_member("embedding", "full"), n_items, dim), backbone)
     rng = generator(0, "seen")
     trainable, frozen = model.init(torch.randn(n_items, dim, generator=rng) / 4, {}, rng)
-    privacy = privacies.get("none")(load_member("privacy", "none"))
     recipe = optims.get("paper")(load_member("optim", "paper"), Advice("bpr", 0.01))
-    engine = OracleEngine(recipe, NegativeSampler(np.arange(n_items)), privacy, Limits(1, 1e9))
+    engine = OracleEngine(recipe, NegativeSampler(np.arange(n_items)), plain_stages(Limits(1, 1e9)))
     keys, found = counter_bits(0, np.arange(users)), []
     for user in range(users):
         items = np.random.default_rng(user).permutation(n_items)[: 10 + user].astype(np.int64)
@@ -138,7 +149,7 @@ def advantage(feature: Any, values: str) -> tuple[float, float]:
         (name,) = delta
         real = is_touched(delta[name])
         rows += float(real.sum())
-        sent = mechanism(1.0, values).protect_update(delta, spec, 100 + number)[name]
+        sent = protected(mechanism(1.0, values), delta, spec, 100 + number)[name]
         mine, others = feature(sent[real]), feature(sent[is_touched(sent) & ~real])
         wins += float(((mine[:, None] > others).double() + 0.5 * (mine[:, None] == others).double()).sum())
         pairs += len(mine) * len(others)
@@ -168,7 +179,7 @@ def test_normal_rows_hide_normal_ones() -> None:
     wins = []
     for seed in range(60):
         before = update(25, seed)
-        table = mechanism(1.0, "normal").protect_update(before, SPEC, seed)["table"]
+        table = protected(mechanism(1.0, "normal"), before, SPEC, seed)["table"]
         real = is_touched(before["table"])
         mine, others = table[real].norm(dim=1), table[is_touched(table) & ~real].norm(dim=1)
         wins.append(float((mine[:, None] > others).double().mean()))

@@ -48,7 +48,7 @@ def disclose(node: Node, phase: int, round: int) -> bytes:
     run = "" if setup.simulation else setup.run_key  # simulated runs of one seed are the same whatever their names
     cohort, drawn = node.users.training(np.arange(len(node.users))), _drawn(node, expansion)
     private, _ = node.private(cohort.keys, before=round + 1)
-    sane = all_finite(private)
+    sane = all_finite(private, len(cohort))
     own = {name: torch.where(sane.view(-1, *[1] * (t.dim() - 1)), t, 0).double() for name, t in private.items()}
     vectors = backbone.disclosed(own, torch.from_numpy(drawn.sizes).double()).numpy()
     if not sane.all():

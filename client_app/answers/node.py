@@ -21,7 +21,7 @@ from client_app.stores.frozen import FrozenStore, MissingFrozenError, Since, res
 from client_app.stores.last_model import LastModel, keep_model
 from client_app.stores.store import PrivateStore
 from client_app.training.cohort import CohortEngine
-from client_app.training.engine import Engine, GlobalModel, Limits, all_finite, codec_seeds
+from client_app.training.engine import Engine, GlobalModel, all_finite
 from client_app.training.oracle import OracleEngine
 from fedrec.backbones.base import Backbone
 from fedrec.config.validate import member_config
@@ -173,16 +173,14 @@ class Node:
         """The engine that the setup names."""
         setup = self.setup
         optim = member_config("optim", dict(setup.optim))
-        privacy = member_config("privacy", dict(setup.privacy))
         if setup.engine not in ENGINES:
             raise PacketError("malformed", f"engine {setup.engine!r} is not one of {sorted(ENGINES)}")
         return ENGINES[setup.engine](
             registry.optims.get(optim.name)(optim, self.backbone.advice),
             self.sampler,
-            registry.privacies.get(privacy.name)(privacy),
-            Limits(setup.weight_cap, setup.max_update_norm),
+            setup.stages,
             setup.pairs_at_once,
-            setup.codec_of_run,
+            fresh=isinstance(self.place, Site),
         )
 
     def model_format(self, phase: int) -> PacketFormat:
@@ -264,20 +262,17 @@ class Node:
             keep_model(self.place.state_dir, self.setup.run_key, about, packet)
 
     def train(self, received: Received, slots: NDArray[np.int64]) -> bytes:
-        """Train the users in `slots` on the model; the encoded update of the node."""
+        """Train the users in `slots` on the model; the encoded sum of what they give."""
         phase, round, model, checkpoint_round = received
         cohort = self.users.training(slots)
         private, found = self._starts(cohort.keys, before=round)
-        seed, lone = derive(self.secret, "train", round), self.setup.lone(len(slots))
-        trained = self.engine.train(model, cohort, private, seed, rounded=not lone)
+        trained = self.engine.train(model, cohort, private, derive(self.secret, "train", round))
         kept = {name: tensor[trained.taken] for name, tensor in trained.private.items()}
         self.private_store.save(round, cohort.keys[trained.taken], kept, checkpoint_round)
         trained.update.cold = int((~found & trained.taken).sum())
-        update = trained.update
-        if lone and update.weight:
-            update.total = {name: (t.double() / update.weight).to(t.dtype) for name, t in update.total.items()}
         fmt = self.setup.update_format(model.model.trainable, len(slots))
-        return fmt.encode(phase, round, update.total, update.scalars(), int(codec_seeds(seed, cohort.keys[:1])[0]))
+        # What each user gives was rounded before it was added up: here nothing is but to what it is already.
+        return fmt.encode(phase, round, trained.update.total, trained.update.scalars(), seed=None)
 
     def evaluate(self, received: Received, after: int, of: HeldOut) -> bytes:
         """Rank the held-out items of a split for all users who have one; the encoded sums of the metrics.
@@ -294,7 +289,7 @@ class Node:
         private, found = self._starts(cohort.keys, before=after + 1)
         private = self.engine.solve(model, cohort, private, derive(self.secret, "solve", of, after))
         # A user whose own tensors have diverged is left out and counted; the others are ranked all the same.
-        sane = np.flatnonzero(all_finite(private).numpy())
+        sane = np.flatnonzero(all_finite(private, len(cohort)).numpy())
         diverged = len(cohort) - len(sane)
         cohort, positives, found = cohort.select(sane), positives[sane], found[sane]
         private = {name: tensor[torch.from_numpy(sane)] for name, tensor in private.items()}
@@ -311,7 +306,7 @@ class Node:
         They are started as for anybody who comes new if the user has none; the result of solving is not kept.
         """
         private, found = self._starts(user.keys, before=received.round + 1)
-        if not all_finite(private).all():
+        if not all_finite(private, 1).all():
             raise StoreError("the user's private tensors are not finite: its training has diverged; train anew")
         model = received.model.cpu()
         private = self.engine.solve(model, user, private, derive(self.secret, "solve", "recommend", received.round))

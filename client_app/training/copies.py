@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,20 +20,7 @@ from client_app.answers.repeated import repeated
 from client_app.training.segments import Segments
 from fedrec.optim.base import LocalOptimiser
 from fedrec.optim.local import LocalState
-
-
-class Deltas(NamedTuple):
-    """What users changed in rows of a table.
-
-    Attributes:
-        owner: int64 [blocks], the user of each block.
-        rows: int64 [blocks, n], rows of the table; a row may stand in several places.
-        values: [blocks, n, width], what was added to it there.
-    """
-
-    owner: Tensor
-    rows: Tensor
-    values: Tensor
+from fedrec.stages.contributions import Rows
 
 
 class _Place:
@@ -52,7 +38,9 @@ class _Place:
 class RowCopies:
     """The copies of one table's rows for a chunk of users."""
 
-    def __init__(self, table: Tensor, users: int, reads: Sequence[tuple[Tensor, Segments]]) -> None:
+    def __init__(
+        self, table: Tensor, users: int, reads: Sequence[tuple[Tensor, Segments]], *, alike: bool = False
+    ) -> None:
         """Copies for a whole training.
 
         Args:
@@ -60,13 +48,14 @@ class RowCopies:
             users: Number of users.
             reads: For each place (first that of the positives, then those of negatives) the rows that are read there,
                 int64 [pairs, items, r], and how its pairs are laid out.
+            alike: Whether it must not depend on the other users which rows go into the small table.
         """
         self._table = table
         self._states: dict[tuple[LocalOptimiser, int], LocalState] = {}
         self._steps: Counter[LocalOptimiser] = Counter()
         keys = torch.cat([(at.owners[:, None, None] * len(table) + rows).flatten() for rows, at in reads])
         # Where there are more reads than rows, the few rows that are read once go into the small table, too.
-        least = 1 if len(keys) > users * len(table) else 2
+        least = 1 if len(keys) > users * len(table) and not alike else 2
         found = repeated(keys.cpu().numpy(), users * len(table), least)
         places, groups, values = (torch.from_numpy(part).to(table.device) for part in found)
         self._owner, self._rows = values // len(table), values % len(table)
@@ -125,12 +114,12 @@ class RowCopies:
             self._states[key] = LocalState(optimiser, tensor, self._steps[optimiser])
         return self._states[key]
 
-    def deltas(self) -> Iterator[Deltas]:
+    def deltas(self) -> Iterator[Rows]:
         """What was added to the copies since the start."""
         for place in self._places:
             if place.moved is not None:
                 rows = place.rows.flatten(1)
-                yield Deltas(place.owner, rows, place.moved.reshape(*rows.shape, -1))
+                yield Rows(place.owner, rows, place.moved.reshape(*rows.shape, -1))
         if len(self._small):
             moved = self._small - self._table.index_select(0, self._rows)
-            yield Deltas(self._owner, self._rows[:, None], moved[:, None])
+            yield Rows(self._owner, self._rows[:, None], moved[:, None])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,14 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client_app.homes.users import Cohort
-from fedrec.codecs.base import Codec
-from fedrec.codecs.rounding import RoundingCodec
-from fedrec.core.errors import ConfigError
-from fedrec.core.rng import counter_bits, derive
+from fedrec.backbones.base import Backbone
 from fedrec.core.tensors import Tensors
 from fedrec.data.negatives import NegativeSampler
-from fedrec.optim.base import Recipe
-from fedrec.privacy.base import PrivacyMechanism
+from fedrec.optim.base import LocalStep, Recipe
+from fedrec.stages.chain import Stages
+from fedrec.stages.contributions import Contributions
+from fedrec.stages.draws import Draws
 from fedrec.wire.updates import NodeUpdate
 from peft_embeddings.model import Model
 
@@ -45,31 +47,64 @@ class GlobalModel:
         return self.model.item_vectors(trainable, self.frozen, items)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The public rules of the average: the cap on a user's weight and on the norm of its delta."""
-
-    weight_cap: int
-    max_update_norm: float
-
-
 class Trained(NamedTuple):
-    """The node's update, the users' private tensors [users, ...] afterwards, and who was taken (bool [users])."""
+    """What a node's users came to.
+
+    Attributes:
+        update: Their sum.
+        private: Their private tensors [users, ...] afterwards.
+        taken: bool [users], who is in the sum.
+        packet_bytes: int64 [users], bytes of the tensors in the packet of each user's own device.
+    """
 
     update: NodeUpdate
     private: Tensors
     taken: NDArray[np.bool_]
+    packet_bytes: NDArray[np.int64]
 
 
-def all_finite(private: Tensors) -> Tensor:
-    """Bool [users]: whose private tensors [users, ...] are finite in every number."""
-    checks = [tensor.isfinite().flatten(1).all(1) for tensor in private.values()]
-    return torch.stack(checks).all(0)
+def all_finite(private: Tensors, users: int) -> Tensor:
+    """Bool [users]: whose private tensors [users, ...], if there are any, are finite in every number."""
+    sane = torch.ones(users, dtype=torch.bool)
+    for tensor in private.values():
+        sane = sane.to(tensor.device) & tensor.isfinite().flatten(1).all(1)
+    return sane
 
 
-def codec_seeds(seed: int, keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """uint64 [users]: the seed with which each user's update of a round is rounded, wherever that is done."""
-    return counter_bits(derive(seed, "codec"), keys)
+def moving(steps: Sequence[LocalStep], backbone: Backbone) -> list[LocalStep]:
+    """The steps that move anything: those of private tensors alone are for backbones that have some."""
+    return [step for step in steps if step.shared or (step.private and backbone.private)]
+
+
+class Collected:
+    """What the users of a cohort came to so far, while an engine trains them part by part."""
+
+    def __init__(self, stages: Stages, model: GlobalModel, private: Tensors, users: int, draws: Draws) -> None:
+        """Nobody yet, of `users` users with these private tensors [users, ...]."""
+        self._stages, self._draws = stages, draws
+        self._update = stages.empty(model.trainable, users)
+        self._private = {name: tensor.clone() for name, tensor in private.items()}
+        self._taken = np.zeros(users, dtype=np.bool_)
+        self._bytes = np.full(users, stages.codec.size(model.model.trainable), dtype=np.int64)
+
+    def take(self, users: NDArray[np.int64], given: Contributions, private: Tensors) -> None:
+        """Put what `users` give through the stages; the private tensors [len(users), ...] are kept of who is taken."""
+        sane = all_finite(private, len(users)).to(given.loss.device)
+        given = dataclasses.replace(given, loss=torch.where(sane, given.loss, math.nan))
+        with torch.no_grad():
+            added = self._stages.add(given, self._update, self._draws)
+        self._bytes[users] = added.packet_bytes
+        chosen = users[added.kept.cpu().numpy()]
+        self._taken[chosen] = True
+        for name, tensor in private.items():
+            self._private[name][chosen] = tensor[added.kept].to(self._private[name].device)
+
+    def trained(self) -> Trained:
+        """The result; users who were never handed over had no negatives."""
+        update = self._update
+        update.dropped["no_negatives"] = len(self._taken) - update.users - sum(update.dropped.values())
+        update.total = {name: tensor.cpu() for name, tensor in update.total.items()}
+        return Trained(update, self._private, self._taken, self._bytes)
 
 
 class Engine(ABC):
@@ -79,43 +114,27 @@ class Engine(ABC):
         self,
         recipe: Recipe,
         sampler: NegativeSampler,
-        privacy: PrivacyMechanism,
-        limits: Limits,
+        stages: Stages,
         pairs_at_once: int = 65_536,
-        codec: Codec | None = None,
+        fresh: bool = False,
     ) -> None:
         """An engine for one run.
 
         Args:
             recipe: Local steps and loss.
             sampler: Draws negatives.
-            privacy: Changes each user's update.
-            limits: What an update may be.
+            stages: What becomes of each user's update before it is added up.
             pairs_at_once: Bounds the memory of an engine that trains several users at once.
-            codec: A `RoundingCodec` rounds each user's update as the user's own packet would; exact ones change
-                nothing.
-
-        Raises:
-            ConfigError: The codec is neither: an update would be rounded on a device of its own, and not beside others.
+            fresh: Whether noise on devices comes from the operating system, as it does where users are real.
         """
-        rounding = codec if isinstance(codec, RoundingCodec) else None
-        if codec is not None and rounding is None and not codec.exact:
-            raise ConfigError(
-                [
-                    f"codec={codec.config.name}: {type(codec).__qualname__} is not exact and does not derive from "
-                    "RoundingCodec (fedrec/codecs/rounding.py), so no engine can round each user's update with it; "
-                    "derive it from that, or say `exact = True` if what it decodes is what it encoded, to the bit"
-                ]
-            )
         self.recipe = recipe
         self.sampler = sampler
-        self.privacy = privacy
-        self.limits = limits
+        self.stages = stages
         self.pairs_at_once = pairs_at_once
-        self.codec = rounding
+        self.fresh = fresh
 
     @abstractmethod
-    def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int, rounded: bool = True) -> Trained:
+    def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Trained:
         """One round of local training.
 
         Args:
@@ -123,7 +142,6 @@ class Engine(ABC):
             cohort: The chosen users and their training items.
             private: Their private tensors [users, ...]; not changed.
             seed: Secret seed of the round, for negatives, noise and rounding.
-            rounded: Whether a lossy codec rounds the updates here; not if the packet that carries them will.
         """
 
     @abstractmethod

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client_app.homes.users import Cohort
-from client_app.training.copies import Deltas, RowCopies
+from client_app.training.copies import RowCopies
 from client_app.training.engine import GlobalModel
 from client_app.training.history import SegmentedHistory
 from client_app.training.segments import Segments
@@ -20,7 +20,26 @@ from fedrec.core.tensors import Tensors
 from fedrec.data.negatives import UnknownItems
 from fedrec.optim.base import LocalOptimiser, LocalStep, Recipe
 from fedrec.optim.local import LocalState
+from fedrec.stages.contributions import Contributions
 from peft_embeddings.model import FixedRows
+
+_LENGTH_ALIKE = 32
+"""Pairs in a segment where that must not depend on who else trains."""
+
+
+def segment_length(lengths: NDArray[np.int64], *, causal: bool, alike: bool) -> int | None:
+    """Pairs in a segment; None: whatever is cheapest for these users.
+
+    Args:
+        lengths: Pairs of each user.
+        causal: Whether a history must not be cut, because a state is made of all that came before it.
+        alike: Whether the length must not depend on who else trains, as long as all are in one chunk for which this
+            function gives each of them the same length.
+    """
+    if not causal:
+        return _LENGTH_ALIKE if alike else None
+    longest = int(lengths.max())
+    return max(_LENGTH_ALIKE, 1 << (longest - 1).bit_length()) if alike else longest
 
 
 class LocalTraining:
@@ -41,6 +60,7 @@ class LocalTraining:
         cohort: Cohort,
         private: Tensors,
         seed: int,
+        alike: bool = False,
     ) -> None:
         """A training that has not begun.
 
@@ -51,8 +71,11 @@ class LocalTraining:
             cohort: The users.
             private: Their private tensors [users, ...]; not changed.
             seed: Secret seed of the round.
+            alike: Whether users are laid out alike in any company, so that each trains to the same bits: at some cost
+                in speed, for what is cheapest depends on who trains beside it.
         """
         self.cohort = cohort
+        self._alike = alike
         device = next(iter(model.trainable.values())).device
         self.private = {name: tensor.to(device, copy=True) for name, tensor in private.items()}
         self._trained = {name: self.private[name] for name in model.model.backbone.private}
@@ -80,7 +103,8 @@ class LocalTraining:
             self.whole = {name: _repeated(tensor, users) for name, tensor in whole.items()}
         per_segment = sum(tensor[0].numel() for tensor in (*self.private.values(), *self.whole.values()))
         per_pair = (1 if recipe.shared_negatives else 1 + recipe.negatives) * model.embedding.dim
-        self._segments = Segments.of(self.cohort, per_segment, per_pair, self._dtype, self._device)
+        length = segment_length(self.cohort.lengths, causal=model.backbone.causal, alike=self._alike)
+        self._segments = Segments.of(self.cohort, per_segment, per_pair, self._dtype, self._device, length)
         of_negatives = self._segments
         if recipe.shared_negatives:
             of_negatives = Segments.one_each(users, self._dtype, self._device)
@@ -107,7 +131,8 @@ class LocalTraining:
         embedding, frozen = self._model.model.embedding, self._model.frozen
         reads = [(embedding.rows(items, frozen), layout) for items, layout in places]
         for name, table in self._model.model.tables(self._model.trainable).items():
-            self._copies[name] = RowCopies(table, len(self.cohort), [(rows[name], layout) for rows, layout in reads])
+            of_table = [(rows[name], layout) for rows, layout in reads]
+            self._copies[name] = RowCopies(table, len(self.cohort), of_table, alike=self._alike)
 
     def _step(self, number: int, step: LocalStep) -> None:
         places = (0, 1 + number if self._recipe.fresh_negatives else 1)
@@ -150,16 +175,46 @@ class LocalTraining:
         """Each user's loss [users]; `rows` are the copies at the places, none if the step moves nothing shared."""
         vectors = {place: self._vectors_at(place, rows.get(place)) for place in places}
         history = SegmentedHistory(self._items[0], vectors[0], self._segments, len(self.cohort))
-        model = self._model.model
-        user = model.user(self._model.trainable | self.whole, self._model.frozen, self.private, history)
-        scores = [self._scores(number, place, vectors[place], user) for place in places]
+        scores = self._causal_scores if self._model.model.backbone.causal else self._user_scores
+        positive, negative = scores(number, places, vectors, history)
         segments = self._segments
-        negative = segments.select(scores[1]) if self._recipe.shared_negatives else scores[1]
-        pairs = 1 if self._recipe.shared_negatives else scores[0].shape[1]
         mask, share = segments.weights(half_life)
-        losses = self._recipe.loss(scores[0], negative.reshape(len(scores[0]), pairs, -1), mask)
+        losses = self._recipe.loss(positive, negative, mask)
         per_user = torch.zeros(len(self.cohort), dtype=losses.dtype, device=self._device)
         return per_user.index_add(0, segments.owner, losses * share)
+
+    def _user_scores(
+        self, number: int, places: Sequence[int], vectors: Mapping[int, Tensor], history: SegmentedHistory
+    ) -> tuple[Tensor, Tensor]:
+        """Scores of positives [segments, length] and of negatives [segments, length or 1, q], by what each user is."""
+        model, segments = self._model.model, self._segments
+        user = model.user(self._model.trainable | self.whole, self._model.frozen, self.private, history)
+        positive, negative = (self._scores(number, place, vectors[place], user) for place in places)
+        if self._recipe.shared_negatives:
+            return positive, segments.select(negative).unsqueeze(1)
+        return positive, negative.reshape(*positive.shape, -1)
+
+    def _causal_scores(
+        self, number: int, places: Sequence[int], vectors: Mapping[int, Tensor], history: SegmentedHistory
+    ) -> tuple[Tensor, Tensor]:
+        """Scores of positives [users, length] and of negatives [users, length, q], by the state before each positive.
+
+        A user is one segment here.
+        """
+        model, (first, second) = self._model.model, places
+        inputs = ScoreContext(training=True, uniform=self._uniform(number, first, self._dtype))
+        every = self._model.trainable | self.whole
+        states = model.states(every, self._model.frozen, self.private, history, inputs)
+        before = {name: tensor[:, :-1] for name, tensor in states.items()}
+        shared = model.shared(self._model.trainable | {name: t.unsqueeze(1) for name, t in self.whole.items()})
+
+        def score(place: int, *items: int) -> Tensor:
+            uniform = self._uniform(number, place, self._dtype, *items)
+            context = ScoreContext(training=True, uniform=uniform)
+            return model.backbone.score(shared, before, vectors[place].reshape(len(self.cohort), *items, -1), context)
+
+        length, q = self._segments.mask.shape[1], self._recipe.negatives
+        return score(first, length, 1).squeeze(2), score(second, 1 if self._recipe.shared_negatives else length, q)
 
     def _scores(self, number: int, place: int, vectors: Tensor, user: Tensors) -> Tensor:
         """Scores [segments, length * items] of the items at a place for `user` tensors [users, ...]."""
@@ -206,8 +261,8 @@ class LocalTraining:
             self._table = model.item_vectors(model.trainable, every)
         return self._table.index_select(0, items.flatten()).reshape(*items.shape, -1)
 
-    def _uniform(self, step: int, place: int, dtype: torch.dtype) -> Uniform:
-        """Draws for the items of a place, as the contract of `ScoreContext` has them."""
+    def _uniform(self, step: int, place: int, dtype: torch.dtype, *shape: int) -> Uniform:
+        """Draws for the items of a place, as the contract of `ScoreContext` has them; `shape`, if given, is theirs."""
         layout, recipe = self._layouts[place], self._recipe
 
         def uniform(name: str, width: int) -> Tensor:
@@ -215,13 +270,17 @@ class LocalTraining:
             items = item_places(layout.pairs.cpu().numpy(), recipe, negative=place > 0)
             items = items.reshape(len(items), -1, 1)
             drawn = counter_uniform(derive(self._seed, "score", name), keys, step, items, np.arange(width))
-            return torch.from_numpy(drawn).to(self._device, dtype)
+            values = torch.from_numpy(drawn).to(self._device, dtype)
+            return values.reshape(len(values), *shape, width) if shape else values
 
         return uniform
 
-    def deltas(self) -> Mapping[str, list[Deltas]]:
-        """What the users changed in rows of tables, by the name under which a table travels."""
-        return {self._model.model.embedding_name(name): list(rows.deltas()) for name, rows in self._copies.items()}
+    def contributions(self) -> Contributions:
+        """What the users changed, and what is told beside it."""
+        model, received = self._model.model, self._model.trainable
+        rows = {model.embedding_name(name): list(copies.deltas()) for name, copies in self._copies.items()}
+        whole = {name: tensor - received[name] for name, tensor in self.whole.items()}
+        return Contributions.of(model.trainable, self.cohort.keys, rows, whole, self.cohort.lengths, self.loss)
 
 
 def item_places(pairs: NDArray[np.int64], recipe: Recipe, negative: bool) -> NDArray[np.int64]:

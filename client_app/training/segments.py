@@ -39,7 +39,14 @@ class Segments:
     _source: Tensor
 
     @staticmethod
-    def of(cohort: Cohort, per_segment: int, per_pair: int, dtype: torch.dtype, device: torch.device) -> Segments:
+    def of(
+        cohort: Cohort,
+        per_segment: int,
+        per_pair: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        length: int | None = None,
+    ) -> Segments:
         """Cut the histories of users who each have at least one item.
 
         Args:
@@ -48,9 +55,10 @@ class Segments:
             per_pair: Numbers that a pair, or padding in its place, costs.
             dtype: Of mask and share.
             device: Of all tensors.
+            length: Pairs in a segment; None: whatever is cheapest for these users.
         """
         lengths = cohort.lengths
-        length = _cheapest_length(lengths, per_segment + _SEGMENT, per_pair)
+        length = length or _cheapest_length(lengths, per_segment + _SEGMENT, per_pair)
         counts = -(-lengths // length)
         first = np.cumsum(counts) - counts
         within = np.arange(len(cohort.items)) - np.repeat(cohort.offsets[:-1], lengths)

@@ -13,9 +13,8 @@ import torch
 from client_app.answers.evaluation import RankingProtocol, rank_users
 from client_app.homes.users import Cohort, LocalUsers
 from client_app.training.cohort import CohortEngine
-from client_app.training.engine import GlobalModel, Limits, all_finite
+from client_app.training.engine import GlobalModel, all_finite
 from fedrec.backbones.base import Backbone
-from fedrec.config.describe import load_member
 from fedrec.config.schema import RunConfig
 from fedrec.core import registry
 from fedrec.core.errors import FedrecError
@@ -30,6 +29,8 @@ from fedrec.data.types import Dataset
 from fedrec.datasets.base import DatasetConfig
 from fedrec.evaluation.metrics import mean_metrics
 from fedrec.optim.base import Recipe
+from fedrec.stages.chain import plain_stages
+from fedrec.stages.limits import Limits
 from fedrec.wire.protocol import Setup, pack_eligible
 from peft_embeddings.base import ItemEmbedding
 from peft_embeddings.base_table import BaseTable
@@ -103,8 +104,7 @@ class World:
     @cached_property
     def engine(self) -> CohortEngine:
         """The run's engine, without noise or codec, for nothing is sent."""
-        none = registry.privacies.get("none")(load_member("privacy", "none"))
-        return CohortEngine(self.recipe, self.sampler, none, _NO_LIMITS, self.config.pairs_at_once)
+        return CohortEngine(self.recipe, self.sampler, plain_stages(_NO_LIMITS), self.config.pairs_at_once)
 
     def start(self, counts: torch.Tensor | None) -> GlobalModel:
         """The model at its start, over the pre-trained table: there is no warm-up.
@@ -133,7 +133,7 @@ class World:
         if self.recipe.private_anew:
             private = self.private(cohort)
         private = self.engine.solve(model, cohort, private, derive(self.secret, "solve", of, after))
-        sane = np.flatnonzero(all_finite(private).numpy())
+        sane = np.flatnonzero(all_finite(private, len(cohort)).numpy())
         cohort, positives = cohort.select(sane), positives[sane]
         private = {name: tensor[torch.from_numpy(sane)] for name, tensor in private.items()}
         setup = self.setup

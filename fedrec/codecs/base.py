@@ -21,6 +21,10 @@ class Codec(ABC):
     def __init__(self, config: Any) -> None:
         self.config = config
 
+    def of_sum(self, users: int) -> Codec:
+        """The codec of the weighted sum of `users` users' updates, each of which was rounded by this one."""
+        return self
+
     @abstractmethod
     def size(self, spec: Spec) -> int:
         """Exact number of bytes that `encode` makes of any tensors of this specification."""

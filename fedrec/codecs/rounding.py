@@ -60,18 +60,26 @@ class RoundingCodec(Codec):
         """Whether every row of the tensor has a scale of its own."""
         return self.config.scale == "row" and isinstance(spec, TableSpec)
 
-    def rounded(self, values: Tensor, scale: Tensor, seed: NDArray[np.uint64], places: Tensor) -> Tensor:
+    @override
+    def of_sum(self, users: int) -> Codec:
+        """One update stays of its codec's numbers when it is weighed, for its scale is; a sum of several is not."""
+        from fedrec.codecs.float32 import Float32Codec, Float32Config
+
+        return self if users <= 1 else Float32Codec(Float32Config("float32"))
+
+    def rounded(self, values: Tensor, scale: Tensor, seed: NDArray[np.uint64] | None, places: Tensor) -> Tensor:
         """What the other side would decode of `values` [n, ...].
 
         Args:
             values: The numbers.
             scale: The largest absolute number of the tensor or row to which each belongs; broadcasts with `values`.
-            seed: uint64 [n] (`tensor_seed`), one for each row of `values`, or one for all.
-            places: int64, as `values`: the place of each number in its tensor.
+            seed: uint64 [n] (`tensor_seed`), one for each row of `values`, or one for all; None: to the nearest.
+            places: int64, broadcasts to `values`: the place of each number in its tensor.
         """
         scale = scale.float()
         divisor = torch.where(scale > 0, scale, torch.ones_like(scale))
-        return (self.round(values.float() / divisor, element_uniform(seed, places)) * divisor).to(values.dtype)
+        uniform = torch.tensor(0.5) if seed is None else element_uniform(seed, places)
+        return (self.round(values.float() / divisor, uniform) * divisor).to(values.dtype)
 
     @override
     def size(self, spec: Spec) -> int:

@@ -13,6 +13,8 @@ from pydantic import Strict
 from fedrec.core.registry import MemberConfig
 
 _STRICT: Mapping[str, Any] = {"extra": "forbid", "strict": True}
+_FIXED = MemberConfig("fixed")
+"""The cohorts of all runs from before there was a choice."""
 
 
 @dataclass(frozen=True)
@@ -157,3 +159,4 @@ class RunConfig:
     runs_dir: Annotated[Path, Strict(False)] | None
     cache_dir: Annotated[Path, Strict(False)] | None
     runtime: Literal["simulation", "deployment"] = "simulation"
+    cohort: MemberConfig = _FIXED

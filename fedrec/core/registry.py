@@ -108,8 +108,20 @@ encoders = Family("encoder", "peft_embeddings.encoders")
 reductions = Family("reduction", "peft_embeddings.reductions")
 codecs = Family("codec", "fedrec.codecs")
 privacies = Family("privacy", "fedrec.privacy")
+cohorts = Family("cohort", "federation.cohorts")
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
-    for family in (strategies, embeddings, backbones, optims, datasets, encoders, reductions, codecs, privacies)
+    for family in (
+        strategies,
+        embeddings,
+        backbones,
+        optims,
+        datasets,
+        encoders,
+        reductions,
+        codecs,
+        privacies,
+        cohorts,
+    )
 }

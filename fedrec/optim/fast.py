@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt
 from torch import Tensor
@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from fedrec.core.registry import MemberConfig, optims
 from fedrec.core.tensors import Tensors
-from fedrec.optim.base import Adam, LocalStep, Recipe, Sgd
+from fedrec.optim.base import Adam, LocalStep, Recipe, Sgd, Window
 from fedrec.optim.losses import LOSSES
 from fedrec.optim.server import ServerOptimiser, server_step
 
@@ -44,6 +44,9 @@ class FastConfig(MemberConfig):
         solve_lr: Learning rate of these. A small one leaves a user who has trained where it is, a larger one takes up
             what it has not trained on: at test, the validation item.
         server: The server's optimiser.
+        window: Consecutive items of its history that a user trains on in a round (null: all). A user's weight counts
+            the items of the window, and before a ranking private tensors are fitted to the whole history all the same.
+        window_placement: `random`: from a place drawn in every round; `latest`: always the latest ones.
     """
 
     name: Literal["fast"]
@@ -61,6 +64,17 @@ class FastConfig(MemberConfig):
     solve_steps: Annotated[int, Ge(0)]
     solve_lr: Annotated[float, Gt(0)]
     server: ServerOptimiser
+    # With defaults, and not told while they change nothing: a run of old has neither.
+    window: Annotated[int, Ge(1)] | None = None
+    window_placement: Literal["random", "latest"] = "random"
+
+    @override
+    def told(self) -> dict[str, Any]:
+        told = super().told()
+        told["server"] = self.server.told()
+        if self.window is None:
+            del told["window"], told["window_placement"]
+        return told
 
 
 @optims.register("fast")
@@ -89,6 +103,11 @@ class FastRecipe(Recipe):
     @override
     def private_anew(self) -> bool:
         return self.config.private_anew
+
+    @property
+    @override
+    def window(self) -> Window | None:
+        return None if self.config.window is None else Window(self.config.window, self.config.window_placement)
 
     def _private(self, lr: float) -> LocalStep:
         kind = {"adam": Adam, "sgd": Sgd}[self.config.private_optimiser]

@@ -1,1 +1,1 @@
-"""The privacy mechanisms that can be chosen by name: a hook on each user's update and one on the aggregate."""
+"""The privacy mechanisms that can be chosen by name: stages of contributions, on devices and on their sum."""

@@ -1,43 +1,33 @@
-"""The contract of a privacy mechanism: one hook per user, one on the server."""
+"""The contract of a privacy mechanism: a stage that can be chosen by name."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any, ClassVar, final
+from abc import abstractmethod
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from fedrec.core.registry import MemberConfig
-from fedrec.core.tensors import Spec, TableSpec, Tensors
+from fedrec.stages.base import Stage
+from fedrec.stages.contributions import Contributions, Touched
+from fedrec.stages.draws import Draws
 
 
-class PrivacyMechanism(ABC):
-    """A member of the family `privacy`; `seed` arguments come from the secret root, never from the public run seed."""
+class PrivacyMechanism(Stage):
+    """A member of the family `privacy`: a stage with a configuration."""
 
     config_class: ClassVar[type[MemberConfig]]
-
-    changes_updates: bool = True
-    """Whether `protect_update` does anything; if not, engines need not form each user's whole delta."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
 
-    @abstractmethod
-    def protect_update(self, delta: Tensors, spec: Spec, seed: int) -> Tensors:
-        """What leaves the device of one user instead of its delta; a `TableSpec` in `spec` is addressed by row."""
-
-    @abstractmethod
-    def protect_mean(self, mean_delta: Tensors, users: int, seed: int) -> Tensors:
-        """What the server applies instead of the mean over `users` users."""
-
 
 class RowAdding(PrivacyMechanism):
-    """A mechanism that leaves every number of an update as it is, and adds rows to its tables.
+    """A mechanism that leaves every number of an update as it is, and adds rows to its tables."""
 
-    It needs to see the touched rows alone, so that an engine need not form whole tables for each user.
-    """
+    reads = "rows"
 
     @abstractmethod
     def added_rows(self, name: str, size: int, touched: Tensor, changes: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -48,19 +38,33 @@ class RowAdding(PrivacyMechanism):
             size: Its rows.
             touched: int64 [n], the rows that the user changed, ascending; perhaps none.
             changes: [n, width], by how much.
-            seed: As in `protect_update`.
+            seed: Of the user in the round: the same if the round is asked for again, so that what was added the first
+                time is not told from what is real by what was added the second time.
 
         Returns:
             Other rows, each once (int64 [m]), and the changes that are sent for them [m, width].
         """
 
-    @final
     @override
-    def protect_update(self, delta: Tensors, spec: Spec, seed: int) -> Tensors:
-        after = dict(delta)
-        for name, table in delta.items():
-            if isinstance(spec[name], TableSpec):
-                touched = torch.nonzero((table != 0).any(1)).flatten()
-                rows, changes = self.added_rows(name, len(table), touched, table[touched], seed)
-                after[name] = table.index_copy(0, rows, changes)
-        return after
+    def on_devices(self, given: Contributions, draws: Draws) -> Contributions:
+        seeds = [draws.again("privacy", int(key)) for key in given.keys]
+        for name in given.tables:
+            given = given.adding(name, self._of_all(name, given, seeds))
+        return given
+
+    def _of_all(self, name: str, given: Contributions, seeds: list[int]) -> Touched:
+        """What is added to one table, of all users."""
+        owner, rows, changes = given.touched(name)
+        size = given.spec[name].shape[0]
+        users = torch.arange(len(seeds) + 1, device=owner.device)
+        bounds = torch.searchsorted(owner, users).tolist()
+        added = [
+            self.added_rows(name, size, rows[start:end], changes[start:end], seed)
+            for start, end, seed in zip(bounds, bounds[1:], seeds, strict=False)
+        ]
+        counts = torch.tensor([len(of_user) for of_user, _ in added], device=owner.device)
+        return Touched(
+            torch.repeat_interleave(users[:-1], counts),
+            torch.cat([of_user for of_user, _ in added]),
+            torch.cat([values for _, values in added]),
+        )

@@ -5,10 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from typing_extensions import override
-
 from fedrec.core.registry import MemberConfig, privacies
-from fedrec.core.tensors import Spec, Tensors
 from fedrec.privacy.base import PrivacyMechanism
 
 
@@ -21,15 +18,6 @@ class NoPrivacyConfig(MemberConfig):
 
 @privacies.register("none")
 class NoPrivacy(PrivacyMechanism):
-    """Both hooks return what they are given."""
+    """A stage that does nothing, on devices or on the server."""
 
     config_class = NoPrivacyConfig
-    changes_updates = False
-
-    @override
-    def protect_update(self, delta: Tensors, spec: Spec, seed: int) -> Tensors:
-        return delta
-
-    @override
-    def protect_mean(self, mean_delta: Tensors, users: int, seed: int) -> Tensors:
-        return mean_delta

@@ -34,7 +34,6 @@ from typing_extensions import override
 
 from fedrec.core.registry import MemberConfig, privacies
 from fedrec.core.rng import generator
-from fedrec.core.tensors import Tensors
 from fedrec.privacy.base import RowAdding
 
 _PERMUTED_PER_DRAWN = 64
@@ -84,10 +83,6 @@ class PseudoItems(RowAdding):
         root: Tensor = torch.linalg.qr(changes - mean, mode="r").R / real**0.5  # root' root is the covariance
         noise = torch.randn(wanted, len(root), generator=rng, dtype=changes.dtype)
         return torch.addmm(mean, noise.to(changes.device), root)
-
-    @override
-    def protect_mean(self, mean_delta: Tensors, users: int, seed: int) -> Tensors:
-        return mean_delta
 
 
 def distinct(bound: int, count: int, rng: torch.Generator) -> Tensor:

@@ -23,10 +23,12 @@ from fedrec.codecs.base import Codec
 from fedrec.core import registry
 from fedrec.core.errors import PacketError
 from fedrec.core.tensors import Spec, Tensors, TensorSpec
+from fedrec.stages.chain import Stages
+from fedrec.stages.limits import Limits
 from fedrec.wire.packet import Kind, PacketFormat
 from fedrec.wire.updates import DROPPED
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 _CHECKED: Mapping[str, Any] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 _MOST = 2**31 - 1
@@ -141,22 +143,26 @@ class Setup:
         codec: Codec = registry.codecs.get(config.name)(config)
         return codec
 
+    @cached_property
+    def stages(self) -> Stages:
+        """What becomes of users' updates on their devices, and of their sum on the server."""
+        from fedrec.config.validate import member_config
+
+        config = member_config("privacy", dict(self.privacy))
+        limits = Limits(self.weight_cap, self.max_update_norm)
+        return Stages([registry.privacies.get(config.name)(config)], self.codec_of_run, limits)
+
     def model_format(self, trainable: Spec) -> PacketFormat:
         """Server to client, every round."""
         return PacketFormat(Kind.MODEL, trainable, self.codec_of_run, len(MODEL_SCALARS))
 
     def update_format(self, trainable: Spec, users: int) -> PacketFormat:
-        """Client to server, every round, from a node that was asked to train `users` users.
+        """Client to server, every round, from a node that was asked to train `users` users: the sum over them.
 
-        A lossy codec rounds each user's update. The packet of a lone user holds that update, not multiplied by its
-        weight. A sum of several users' rounded updates is no longer of the codec's numbers, and travels in full.
+        The sum over one user is what its own device would send.
         """
-        codec = self.codec_of_run if self.codec_of_run.exact or users == 1 else _plain_codec()
-        return PacketFormat(Kind.UPDATE, trainable, codec, len(UPDATE_SCALARS))
-
-    def lone(self, users: int) -> bool:
-        """Whether the update of `users` users travels as that of a lone user: not yet multiplied by its weight."""
-        return users == 1 and not self.codec_of_run.exact
+        spec, codec = self.stages.sum_format(trainable, users)
+        return PacketFormat(Kind.UPDATE, spec, codec, len(UPDATE_SCALARS))
 
     def start_format(self, frozen: Spec, base: str) -> PacketFormat:
         """Server to client, once a phase, until something is merged into the table of the name `base`.

@@ -1,14 +1,11 @@
-"""What users and nodes contribute to a round, and how one becomes the other."""
+"""What a node contributes to a round: the sum over its users, and the counts that go with it."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
-from fedrec.core.tensors import Spec, Tensors, zeros
+from fedrec.core.tensors import Tensors
+from fedrec.stages.contributions import Contributions
 
 DROPPED = ("non_finite", "too_large", "no_negatives")
 """Why a node leaves a user out: NaN or infinity in its delta, a norm above the limit, or no item it does not know."""
@@ -16,10 +13,16 @@ DROPPED = ("non_finite", "too_large", "no_negatives")
 
 @dataclass
 class NodeUpdate:
-    """The weighted sum over a node's users: sum of weight * delta, and the counts that go with it.
+    """The sum over a node's users of weight times factor times change, and the counts that go with it.
 
-    `dropped` counts users who were left out, by reason (`DROPPED`): a bad user does not cost the others. `loss` is a
-    sum weighted like the deltas; `cold` counts users who trained for the first time.
+    Attributes:
+        total: The sum, as the run's stages add up.
+        weight: The users' weights.
+        users: Who is in the sum.
+        examples: Their training interactions.
+        loss: Their losses, weighted.
+        cold: Those of them who trained for the first time.
+        dropped: Users who were left out, by reason (`DROPPED`): a bad user does not cost the others.
     """
 
     total: Tensors
@@ -30,35 +33,17 @@ class NodeUpdate:
     cold: int = 0
     dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DROPPED, 0))
 
-    @staticmethod
-    def empty(spec: Spec) -> NodeUpdate:
-        """The update of no user."""
-        return NodeUpdate(total=zeros(spec))
-
     def scalars(self) -> tuple[float, ...]:
         """In the order of `fedrec.wire.protocol.UPDATE_SCALARS`."""
         sums = (self.weight, self.users, self.examples, self.loss, self.cold)
         return tuple(float(value) for value in (*sums, *(self.dropped[name] for name in DROPPED)))
 
-    def add(self, delta: Tensors, examples: int, loss: float, weight_cap: int, max_norm: float) -> bool:
-        """Fold one user in; says whether it was taken (False: it was dropped and counted)."""
-        squared = sum(float(tensor.double().square().sum()) for tensor in delta.values())
-        if not math.isfinite(squared) or not math.isfinite(loss):
-            self.dropped["non_finite"] += 1
-            return False
-        if math.sqrt(squared) > max_norm:
-            self.dropped["too_large"] += 1
-            return False
-        weight = float(user_weights(np.array([examples]), weight_cap)[0])
-        for name, tensor in delta.items():
-            self.total[name].add_(tensor, alpha=weight)
-        self.weight += weight
-        self.users += 1
-        self.examples += examples
-        self.loss += weight * loss
-        return True
-
-
-def user_weights(examples: NDArray[np.int64], cap: int) -> NDArray[np.float64]:
-    """The public weight of users in the average: the number of their training interactions, capped."""
-    return np.minimum(examples, cap).astype(np.float64)
+    def count(self, given: Contributions) -> None:
+        """Count users whose contributions have been added to the total, and those who were dropped."""
+        weight = given.weight[given.kept]
+        self.weight += float(weight.sum())
+        self.users += int(given.kept.sum())
+        self.examples += int(given.examples[given.kept].sum())
+        self.loss += float((weight * given.loss[given.kept].double()).sum())
+        for reason, users in given.dropped.items():
+            self.dropped[reason] += users

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from client_app.homes.users import Cohort
 from client_app.training.cohort import CohortEngine
-from client_app.training.engine import Engine, GlobalModel, Limits
+from client_app.training.engine import Engine, GlobalModel
 from client_app.training.oracle import OracleEngine
 from fedrec.backbones.base import Advice, Backbone, ScoreContext
 from fedrec.codecs.base import Codec
+from fedrec.codecs.float32 import Float32Codec, Float32Config
 from fedrec.config.describe import load_member
 from fedrec.config.validate import field_types
 from fedrec.core import registry
@@ -31,6 +32,10 @@ from fedrec.optim.base import Adam, LocalStep, Recipe, Sgd
 from fedrec.optim.losses import LOSSES
 from fedrec.privacy.base import PrivacyMechanism
 from fedrec.privacy.none import NoPrivacy, NoPrivacyConfig
+from fedrec.stages.chain import Stages, plain_stages
+from fedrec.stages.contributions import Contributions
+from fedrec.stages.draws import Draws
+from fedrec.stages.limits import Limits
 from peft_embeddings.model import Model
 
 DIM = 6
@@ -102,11 +107,12 @@ class Steps(Recipe):
 class Doubling(PrivacyMechanism):
     """A mechanism that changes every number of an update."""
 
-    def protect_update(self, delta: Tensors, spec: Spec, seed: int) -> Tensors:
-        return {name: 2 * tensor + 1e-3 * (seed % 7) for name, tensor in delta.items()}
+    reads = "dense"
 
-    def protect_mean(self, mean_delta: Tensors, users: int, seed: int) -> Tensors:
-        return mean_delta
+    def on_devices(self, given: Contributions, draws: Draws) -> Contributions:
+        (key,) = given.keys
+        more = 1e-3 * (draws.again("doubling", int(key)) % 7)
+        return given.changed(whole={name: 2 * tensor + more for name, tensor in given.whole.items()})
 
 
 RECIPES: dict[str, list[LocalStep]] = {
@@ -175,7 +181,8 @@ def engines(
     codec: Codec | None = None,
 ) -> list[Engine]:
     sampler = NegativeSampler(np.arange(n_items))
-    return [kind(recipe, sampler, privacy, Limits(3, norm), codec=codec) for kind in (OracleEngine, CohortEngine)]
+    stages = Stages([privacy], codec or Float32Codec(Float32Config("float32")), Limits(3, norm))
+    return [kind(recipe, sampler, stages) for kind in (OracleEngine, CohortEngine)]
 
 
 def private_of(model: GlobalModel, cohort: Cohort, dtype: torch.dtype) -> Tensors:
@@ -309,7 +316,7 @@ def test_draws_differ_between_users_steps_items_and_names(kind: type[Engine]) ->
     model = make_model("lora", Recording(MemberConfig("recording"), DIM), 40, torch.float64)
     cohort = make_cohort([30, 30], 40, seed=0)
     recipe = Steps(RECIPES["adam"], 2, "bpr")
-    engine = kind(recipe, NegativeSampler(np.arange(40)), PRIVACY, Limits(3, 1e9))
+    engine = kind(recipe, NegativeSampler(np.arange(40)), plain_stages(Limits(3, 1e9)))
     engine.train(model, cohort, private_of(model, cohort, torch.float64), seed=5)
     draws = np.concatenate(drawn).ravel()
     users, steps, names, places, width = 2, 3, 2, 30 * 3, 3
@@ -367,7 +374,8 @@ def test_each_users_update_is_rounded_as_its_own_packet_would_be(
     pair = engines(Steps(RECIPES["adam"], 1, "bce"), 40, privacy, codec=made)
     assert_same(model, cohort, pair, torch.float64, 1e-9)
     private = private_of(model, cohort, torch.float64)
-    plain = pair[1].train(model, cohort, private, seed=5, rounded=False).update.total
+    exact = engines(Steps(RECIPES["adam"], 1, "bce"), 40, privacy)
+    plain = exact[1].train(model, cohort, private, seed=5).update.total
     coarse = pair[1].train(model, cohort, private, seed=5).update.total
     assert any(not torch.equal(plain[name], coarse[name]) for name in plain)
 

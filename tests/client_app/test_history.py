@@ -15,11 +15,12 @@ from torch import Tensor
 from client_app.homes.users import Cohort
 from client_app.training import history as history_module
 from client_app.training.cohort import CohortEngine
-from client_app.training.engine import Engine, GlobalModel, Limits
-from client_app.training.history import PlainHistory, SegmentedHistory, SharedHistory
+from client_app.training.engine import Engine, GlobalModel
+from client_app.training.history import SegmentedHistory, SharedHistory
 from client_app.training.oracle import OracleEngine
 from client_app.training.segments import Segments
 from fedrec.backbones.base import Backbone, History, ScoreContext
+from fedrec.backbones.history import PlainHistory
 from fedrec.config.describe import load_member
 from fedrec.core import registry
 from fedrec.core.registry import MemberConfig
@@ -28,7 +29,8 @@ from fedrec.core.tensors import Spec, TableSpec, Tensors, TensorSpec
 from fedrec.data.negatives import NegativeSampler
 from fedrec.optim.base import Adam, LocalStep, Recipe, Sgd
 from fedrec.optim.losses import bpr
-from fedrec.privacy.none import NoPrivacy, NoPrivacyConfig
+from fedrec.stages.chain import plain_stages
+from fedrec.stages.limits import Limits
 from peft_embeddings.base import ItemEmbedding
 from peft_embeddings.model import Model
 
@@ -163,9 +165,9 @@ def cohort_of(lengths: Sequence[int], seed: int = 0, again: int = 0) -> Cohort:
 
 
 def pair_of(recipe: Recipe, pairs_at_once: int = 65_536) -> list[Engine]:
-    sampler, privacy = NegativeSampler(np.arange(ITEMS)), NoPrivacy(NoPrivacyConfig("none"))
+    sampler, stages = NegativeSampler(np.arange(ITEMS)), plain_stages(Limits(100, 1e9))
     kinds: list[type[Engine]] = [OracleEngine, CohortEngine]
-    return [kind(recipe, sampler, privacy, Limits(100, 1e9), pairs_at_once) for kind in kinds]
+    return [kind(recipe, sampler, stages, pairs_at_once) for kind in kinds]
 
 
 def private_of(model: GlobalModel, cohort: Cohort) -> Tensors:

@@ -23,6 +23,7 @@ defaults:
   - reduction: stand_in
   - codec: stand_in
   - privacy: stand_in
+  - cohort: stand_in
   - strategy: two_phase
   - _self_
 seed: 0
@@ -56,7 +57,10 @@ FILES = {
         "# @package _global_\ndefaults:\n  - override /strategy: whole\nseed: 7\nstrategy: {rounds: 3}\n"
     ),
     "experiment/wrong": "# @package _global_\nembedding: {rnk: 3}\n",
-} | {f"{family}/stand_in": "name: stand_in\n" for family in ("backbone", "encoder", "reduction", "codec", "privacy")}
+} | {
+    f"{family}/stand_in": "name: stand_in\n"
+    for family in ("backbone", "encoder", "reduction", "codec", "privacy", "cohort")
+}
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from client_app.answers.node import Node, Place
 from client_app.training.engine import GlobalModel
 from client_app.training.oracle import OracleEngine
 from exchanges.records import MERGED, unpack
+from federation.cohorts.base import Roots
+from federation.cohorts.fixed import FixedCohort, FixedConfig
 from federation.directory import Directory
 from fedrec.config.describe import from_dict
 from fedrec.core.rng import derive, generator
@@ -112,8 +114,8 @@ def test_a_loop_by_hand_that_merges_comes_to_the_same_table(federate: Federate) 
     cohort, model, backbone = node.users.training(np.arange(USERS)), node.models[1], node.models[1].backbone
     directory = Directory()
     directory.join(1, cohort.keys)
-    engine = node.engine
-    oracle = OracleEngine(engine.recipe, engine.sampler, engine.privacy, engine.limits)
+    sampling, roots = FixedCohort(FixedConfig("fixed")), Roots(setup.seed, 0)
+    oracle = OracleEngine(node.engine.recipe, node.engine.sampler, setup.stages)
     private, found = node.private_store.load(cohort.keys, before=WARMUP + 1)
     start = backbone.init_private(setup.seed, cohort.keys)["user"]
     vectors = torch.where(torch.from_numpy(found)[:, None], private["user"], start)
@@ -122,7 +124,7 @@ def test_a_loop_by_hand_that_merges_comes_to_the_same_table(federate: Federate) 
     a, b = 0.1 * torch.randn(ITEMS, RANK, generator=rng), torch.zeros(RANK, DIM)
     merges = 0
     for round in range(WARMUP + 1, ROUNDS + 1):
-        chosen = directory.cohort(setup.seed, round, config.strategy.fraction)  # type: ignore[attr-defined]
+        chosen = directory.cohort(sampling, round, config.strategy.fraction, roots)  # type: ignore[attr-defined]
         received = GlobalModel(model, {"embedding.A": a, "embedding.B": b}, {"base": base})
         seed = derive(node.secret, "train", round)
         trained = oracle.train(received, cohort.select(chosen), {"user": vectors[chosen]}, seed)

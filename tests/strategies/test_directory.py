@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from federation.directory import Directory, round_half_up
+from federation.cohorts.base import Roots
+from federation.cohorts.fixed import FixedCohort, FixedConfig, round_half_up
+from federation.directory import Directory
 from fedrec.core.errors import FederationError
 
+FIXED = FixedCohort(FixedConfig("fixed"))
 KEYS = np.random.default_rng(0).integers(0, 2**64, 200, dtype=np.uint64)
 
 
@@ -21,7 +24,7 @@ def spread(keys: np.ndarray, nodes: int) -> Directory:
 
 
 def chosen(directory: Directory, round: int, fraction: float = 0.1) -> set[int]:
-    return set(directory.keys[directory.cohort(7, round, fraction)].tolist())
+    return set(directory.keys[directory.cohort(FIXED, round, fraction, Roots(7, 0))].tolist())
 
 
 @pytest.mark.parametrize("nodes", [2, 7, 200])
@@ -43,13 +46,13 @@ def test_cohorts_differ_by_round_and_reach_everyone() -> None:
 
 @given(fraction=st.floats(0.001, 1.0), users=st.integers(1, 50))
 def test_the_cohort_has_the_asked_size_and_at_least_one_user(fraction: float, users: int) -> None:
-    cohort = spread(KEYS[:users], 1).cohort(0, 1, fraction)
+    cohort = spread(KEYS[:users], 1).cohort(FIXED, 1, fraction, Roots(0, 0))
     assert len(np.unique(cohort)) == max(1, round_half_up(fraction * users))
 
 
 def test_shares_name_each_user_once_by_its_slot_on_its_node() -> None:
     directory = spread(KEYS, 4)
-    shares = directory.shares(directory.cohort(7, 1, 0.5))
+    shares = directory.shares(directory.cohort(FIXED, 1, 0.5, Roots(7, 0)))
     assert sum(len(share.users) for share in shares.values()) == 100
     for node, share in shares.items():
         np.testing.assert_array_equal(KEYS[1000 - node :: 4][share.slots], directory.keys[share.users])
@@ -61,7 +64,7 @@ def test_a_user_keeps_its_number_when_its_node_comes_back_under_another_id() -> 
     directory.join(1, KEYS[:3])
     directory.join(2, KEYS[3:5])
     directory.leave(1)
-    assert len(directory.cohort(0, 1, 1.0)) == 2
+    assert len(directory.cohort(FIXED, 1, 1.0, Roots(0, 0))) == 2
     directory.join(9, KEYS[[2, 0, 1, 10]])
     assert len(directory) == 6
     np.testing.assert_array_equal(directory.keys[:5], KEYS[:5])
@@ -74,7 +77,7 @@ def test_a_node_that_joins_again_replaces_its_users() -> None:
     directory.join(1, KEYS[:3])
     directory.join(1, KEYS[1:3])
     assert directory.nodes == [1]
-    assert len(directory.cohort(0, 1, 1.0)) == 2
+    assert len(directory.cohort(FIXED, 1, 1.0, Roots(0, 0))) == 2
 
 
 def test_a_node_that_names_users_of_others_comes_in_their_place() -> None:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from exchanges.records import wrap
+from federation.cohorts.base import Roots
+from federation.cohorts.fixed import FixedCohort, FixedConfig
 from federation.directory import Directory
 from federation.meter import Meter
 from federation.versions import FrozenBytes, Merged, Merges, expected_bytes, lacking
@@ -119,7 +121,7 @@ def test_the_expectation_is_the_mean_of_many_users(fraction: float, every: int, 
     directory.join(1, counter_bits(1, np.arange(users)))
     meter.grow(users, 0)
     for round in range(1, rounds + 1):
-        chosen = directory.cohort(0, round, fraction)
+        chosen = directory.cohort(FixedCohort(FixedConfig("fixed")), round, fraction, Roots(0, 0))
         meter.downloaded(0, chosen, 0, FrozenBytes(whole, (round - 1) // every, size, first))
     expected = expected_bytes(FrozenBytes(whole, merge=size, lossy=first), rounds, every, fraction)
     assert meter.per_user()["merges"] == pytest.approx(expected, rel=0.03)

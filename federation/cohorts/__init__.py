@@ -1,0 +1,1 @@
+"""How the users of a round are chosen: what can be chosen by name."""

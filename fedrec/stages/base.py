@@ -1,0 +1,89 @@
+"""The contract of a stage: what it reads of users' contributions, what it does on devices, and what on their sum."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrec.stages.contributions import Contributions
+from fedrec.stages.draws import Draws
+from fedrec.stages.sums import Sum
+
+Reads = Literal["nothing", "norms", "rows", "dense"]
+"""What of the users' values a stage needs, from the cheapest on: nothing; the norm of each update; the changed rows of
+tables; each user's whole tensors, formed one user after the other."""
+
+
+class Round(NamedTuple):
+    """What the server's stages know of a round.
+
+    Attributes:
+        number: Of the round.
+        fraction: Share of the users who are chosen in it.
+        draws: The server's randomness.
+    """
+
+    number: int
+    fraction: float
+    draws: Draws
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a round gives away about any one user, for whoever keeps the account.
+
+    Attributes:
+        mechanism: Which noise was added, `gaussian` for example.
+        noise_multiplier: Its standard deviation over the most that one user can change the sum by (in the norm that
+            belongs to the mechanism).
+    """
+
+    mechanism: str
+    noise_multiplier: float
+
+
+class Stage:
+    """Something that is done to what users give, on their devices, on the sum at the server, or both.
+
+    The values on a device go through the stages that read `rows` or `dense`, then the codec's rounding, the limits and
+    the weights, then the stages that read `norms` or `nothing`: the norm that these see is that of what travels, and
+    the weight that they see is the one that counts (`fedrec.stages.chain`).
+    """
+
+    reads: ClassVar[Reads] = "nothing"
+    """What `on_devices` needs."""
+
+    @property
+    def noises_sum(self) -> bool:
+        """Whether `on_sum` draws noise.
+
+        Sums are then exact, the same to the bit wherever users live (`fedrec.stages.addition.GridAddition`).
+        """
+        return False
+
+    @property
+    def max_norm(self) -> float | None:
+        """The largest norm of a user's update after `on_devices`, before its weight, where the stage sees to that."""
+        return None
+
+    def on_devices(self, given: Contributions, draws: Draws) -> Contributions:
+        """What these users give instead. It may depend on each user alone, never on who is beside it."""
+        return given
+
+    def packet_bytes(self, given: Contributions, before: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Bytes [U] of the tensors in the packet that each user's own device would send, `before` without this stage.
+
+        Never more than `before`, which is what is announced before the run.
+        """
+        return before
+
+    def on_sum(self, total: Sum, about: Round) -> Sum:
+        """What the server goes on with instead of the sum; also of a round in which nobody took part."""
+        return total
+
+    def event(self, round: int) -> Release | None:
+        """What the round gives away, if the stage keeps a promise about it."""
+        return None

@@ -1,0 +1,164 @@
+"""The one path from what users trained to their sum, for both engines and for the server."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fedrec.codecs.base import Codec
+from fedrec.codecs.float32 import Float32Codec, Float32Config
+from fedrec.codecs.rounding import RoundingCodec
+from fedrec.core.errors import ConfigError, FederationError
+from fedrec.core.tensors import Spec, Tensors
+from fedrec.stages.addition import MOST_USERS, Addition, GridAddition, PlainAddition
+from fedrec.stages.base import Reads, Release, Round, Stage
+from fedrec.stages.contributions import Contributions
+from fedrec.stages.draws import Draws
+from fedrec.stages.limits import Limits
+from fedrec.stages.rounding import Rounding
+from fedrec.stages.sums import Sum
+from fedrec.wire.updates import NodeUpdate
+
+_ORDER: Sequence[Reads] = ("nothing", "norms", "rows", "dense")
+
+
+class Added(NamedTuple):
+    """What became of users: bool [U], who was taken; int64 [U], bytes of the tensors in each one's own packet."""
+
+    kept: Tensor
+    packet_bytes: NDArray[np.int64]
+
+
+class Stages:
+    """All stages of a run, in the order in which contributions go through them.
+
+    Attributes:
+        stages: Those that read `rows` or `dense`; the codec's rounding; the limits and weights; those that read `norms`
+            or `nothing`. A stage never sees a norm that rounding changes afterwards.
+        limits: The public rules among them.
+        codec: Of users' updates.
+    """
+
+    def __init__(self, members: Sequence[Stage], codec: Codec, limits: Limits) -> None:
+        """The stages of a run.
+
+        Args:
+            members: What was chosen, in its order; of each kind they keep it.
+            codec: A `RoundingCodec` rounds each user's update as the user's own packet would; exact ones change
+                nothing.
+            limits: Who is taken, and what each counts.
+
+        Raises:
+            ConfigError: The codec is neither: an update would be rounded on a device of its own, and not beside others.
+        """
+        if not codec.exact and not isinstance(codec, RoundingCodec):
+            raise ConfigError(
+                [
+                    f"codec={codec.config.name}: {type(codec).__qualname__} is not exact and does not derive from "
+                    "RoundingCodec (fedrec/codecs/rounding.py), so no engine can round each user's update with it; "
+                    "derive it from that, or say `exact = True` if what it decodes is what it encoded, to the bit"
+                ]
+            )
+        rounding = Rounding(codec) if isinstance(codec, RoundingCodec) else None
+        first = [stage for stage in members if stage.reads in ("rows", "dense")]
+        last = [stage for stage in members if stage.reads in ("nothing", "norms")]
+        self.stages: Sequence[Stage] = [*first, *([rounding] if rounding else []), limits, *last]
+        self.limits = limits
+        self.codec = codec
+        self.addition: Addition = PlainAddition()
+        if any(stage.noises_sum for stage in members):
+            self.addition = GridAddition(self.max_norm, rounding)
+
+    @cached_property
+    def reads(self) -> Reads:
+        """The most that any stage needs."""
+        return max((stage.reads for stage in self.stages), key=_ORDER.index)
+
+    @cached_property
+    def max_norm(self) -> float:
+        """No update is larger, before its weight."""
+        bounds = [stage.max_norm for stage in self.stages if stage.max_norm is not None]
+        return min([self.limits.max_update_norm, *bounds])
+
+    @property
+    def exact(self) -> bool:
+        """Whether sums are exact, because a stage draws noise from them."""
+        return isinstance(self.addition, GridAddition)
+
+    def units_per_one(self, users: int) -> float | None:
+        """Of the grid on which sums are exact; None if they need not be.
+
+        Raises FederationError if it does not hold the sum of `users` users for certain.
+        """
+        if not isinstance(self.addition, GridAddition):
+            return None
+        if users > MOST_USERS:
+            raise FederationError(
+                f"{users} users were chosen for a round whose sum is noised, at most {MOST_USERS} can be added up "
+                "exactly: lower strategy.fraction"
+            )
+        return self.addition.units_per_one
+
+    def empty(self, like: Tensors, users: int) -> NodeUpdate:
+        """The update of nobody yet, of `users` who were asked, for tensors in the shapes of `like`."""
+        return NodeUpdate(total=self.addition.zeros(like, users))
+
+    def add(self, given: Contributions, update: NodeUpdate, draws: Draws) -> Added:
+        """Put users through all stages and add them to the update; those who are left out are counted there."""
+        kept, sizes = [], []
+        for part in given.one_by_one() if self.reads == "dense" and given.rows else (given,):
+            done = self.on_devices(part, draws)
+            sizes.append(self.packet_bytes(done))
+            self.addition.add(done, update.total)
+            update.count(done)
+            kept.append(done.kept)
+        return Added(torch.cat(kept), np.concatenate(sizes))
+
+    def on_devices(self, given: Contributions, draws: Draws) -> Contributions:
+        """What leaves the devices, before it is added up."""
+        for stage in self.stages:
+            if stage.reads == "norms":
+                given = given.with_norms()
+            given = stage.on_devices(given, draws)
+        return given
+
+    def packet_bytes(self, given: Contributions) -> NDArray[np.int64]:
+        """int64 [U], bytes of the tensors in the packet of each user's own device."""
+        bytes = np.full(len(given), self.codec.size(given.spec), dtype=np.int64)
+        for stage in self.stages:
+            bytes = stage.packet_bytes(given, bytes)
+        return bytes
+
+    def sum_format(self, spec: Spec, users: int) -> tuple[Spec, Codec]:
+        """Specification and codec of the packet that carries the sum of `users` users' updates.
+
+        The sum of one is what the user's own device sends. A sum of several updates is no longer of a lossy codec's
+        numbers, nor an exact one of any float32's.
+        """
+        if users > 1 and self.exact:
+            whole = {name: dataclasses.replace(entry, dtype="int64") for name, entry in spec.items()}
+            return whole, self.codec.of_sum(users)
+        return spec, self.codec.of_sum(users)
+
+    def on_sum(self, total: Sum, about: Round) -> Sum:
+        """What the server goes on with."""
+        for stage in self.stages:
+            total = stage.on_sum(total, about)
+        return total
+
+    def events(self, round: int) -> list[Release]:
+        """What a round gives away, of each stage that keeps a promise."""
+        events = (stage.event(round) for stage in self.stages)
+        return [event for event in events if event is not None]
+
+
+def plain_stages(limits: Limits) -> Stages:
+    """Nothing but the limits and weights: no privacy, and no codec, for nothing is sent."""
+    return Stages([], Float32Codec(Float32Config("float32")), limits)

@@ -1,0 +1,114 @@
+"""The stage of CONTRIBUTING in whole runs: a clip on devices, and noise on the sum at the server."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from exchanges.records import UPDATE
+from fedrec.codecs.int8 import Int8Codec, Int8Config
+from fedrec.core import registry
+from fedrec.core.tensors import TableSpec
+from fedrec.stages.base import Round
+from fedrec.stages.sums import Sum
+from fedrec.wire.packet import Kind, PacketFormat
+from fedrec.wire.protocol import UPDATE_SCALARS
+
+Federate = Callable[..., Any]
+
+CONTRIBUTING = Path(__file__).resolve().parents[2] / "CONTRIBUTING.md"
+NOISY = ["privacy=noisy_sum", "privacy.clip=0.5", "privacy.noise=0.8", "privacy.population=60"]
+POISSON = "cohort=poisson"
+
+
+@pytest.fixture(autouse=True)
+def member(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The class, from the document, as if another package had brought it."""
+    block = r"^`fedrec/privacy/noisy_sum\.py`:\n\n```python\n(.*?)^```$"
+    text = re.search(block, CONTRIBUTING.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert text is not None
+    for name in registry.privacies.names():
+        registry.privacies.get(name)  # or it would be registered in what is undone below
+    (tmp_path / "noisy_sum_example.py").write_text(text[1])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "noisy_sum_example", raising=False)
+    monkeypatch.setattr(registry.privacies, "_classes", dict(registry.privacies._classes))
+    point = EntryPoint("noisy_sum", "noisy_sum_example:NoisySum", "fedrec.privacy")
+    monkeypatch.setattr(registry, "_entry_points", lambda group: (point,) if group == "fedrec.privacy" else ())
+    assert "noisy_sum" in registry.privacies.names()
+    return registry.privacies.get("noisy_sum")
+
+
+@pytest.mark.parametrize("engine", ["cohort", "oracle"])
+@pytest.mark.parametrize("others", [["codec=float32"], ["codec=int8", POISSON], ["backbone=fedncf", POISSON]], ids=str)
+def test_1_2_and_7_nodes_draw_the_same_noise(federate: Federate, engine: str, others: list[str]) -> None:
+    overrides = [*NOISY, *others, f"engine={engine}"]
+    one = federate(*overrides, nodes=1)
+    for nodes in (2, 7):
+        many = federate(*overrides, nodes=nodes)
+        many.must_equal(one)
+        for name, tensor in one.checkpoint().items():
+            if name.startswith("trainable."):
+                assert torch.equal(many.checkpoint()[name], tensor), f"{name}: to the bit, for the noise is of the sum"
+
+
+def test_the_noise_is_as_large_as_was_asked_for(
+    federate: Federate, member: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is of the size that was asked for, on every number, over the public denominator."""
+    moved: list[torch.Tensor] = []
+    original = member.on_sum
+
+    def spy(stage: Any, total: Sum, about: Round) -> Sum:
+        after: Sum = original(stage, total, about)
+        assert after.denominator == pytest.approx(0.3 * 60)
+        moved.extend((after.units[name] - units).double() / total.units_per_one for name, units in total.units.items())
+        return after
+
+    monkeypatch.setattr(member, "on_sum", spy)
+    federate(*NOISY, "strategy=full")
+    noise = torch.cat([tensor.flatten() for tensor in moved])
+    assert len(noise) == 5 * 100 * 8
+    assert float(noise.std()) == pytest.approx(0.4, rel=0.05)
+    assert float(noise.mean()) == pytest.approx(0.0, abs=4 * 0.4 / len(noise) ** 0.5)
+    assert len({tuple(tensor.flatten()[:4].tolist()) for tensor in moved}) == len(moved), "each round has its own"
+
+
+def test_rounds_in_which_nobody_takes_part_are_noised_too(federate: Federate) -> None:
+    nobody = [*NOISY, POISSON, "strategy.fraction=1e-9", "strategy=full", "evaluation.every=0", "checkpoint_every=1"]
+    noisy, silent = federate(*nobody), federate(*nobody, "privacy.noise=0.0")
+    for outcome in (noisy, silent):
+        assert [(line["cohort"], line["users"], line["bytes"]["up"]) for line in outcome.metrics] == [(0, 0, 0)] * 5
+        assert outcome.summary["test"]["users"] == 60
+    models = [[run.checkpoint(round)["trainable.embedding.items"] for round in (4, 5)] for run in (noisy, silent)]
+    assert not torch.equal(*models[0])
+    assert torch.equal(*models[1]), "without noise there is nothing to learn from"
+
+
+def test_a_lone_device_and_a_crowd_send_updates_no_larger_than_the_clip(federate: Federate, member: Any) -> None:
+    """What arrives, decoded, with an int8 codec and a recipe that moves far: 60 nodes of one user each."""
+    overrides = [*NOISY, "privacy.clip=0.01", "codec=int8", "strategy=full", "optim.lr=0.5", "strategy.rounds=2"]
+    outcome = federate(*overrides, nodes=60)
+    spec = {"embedding.items": TableSpec((100, 8))}
+    form = PacketFormat(Kind.UPDATE, spec, Int8Codec(Int8Config("int8", "tensor")), len(UPDATE_SCALARS))
+    packets = [data for _, _, data in outcome.grid.packets(outcome.grid.received, UPDATE)]
+    assert len(packets) == 2 * 18
+    norms = [float(form.decode(data).tensors["embedding.items"].double().norm()) for data in packets]
+    assert max(norms) <= 0.01
+    assert np.median(norms) > 0.0099, "they were clipped, and not to less than was needed"
+
+
+def test_the_clip_alone_leaves_the_sum_in_floating_point(federate: Federate, member: Any) -> None:
+    clipped, plain = federate(*NOISY, "privacy.noise=0.0"), federate()
+    arrays = [sum(len(data) for _, _, data in run.grid.packets(run.grid.received, UPDATE)) for run in (clipped, plain)]
+    assert arrays[0] == arrays[1]
+    assert member(member.config_class("noisy_sum", 1.0, 0.0, 60)).event(1) is None
+    assert member(member.config_class("noisy_sum", 1.0, 0.8, 60)).event(1).noise_multiplier == 0.8
