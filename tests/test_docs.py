@@ -257,7 +257,9 @@ def test_the_stage_fulfils_the_contract_of_its_family_and_trains_as_the_oracle_h
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
     assert int(passed[1]) >= 20
-    words = next(line for line in COMMANDS if "privacy=noisy_sum" in line).split()[2:]
+    command = re.search(r"^fedrec train (privacy=noisy_sum .*)$", CONTRIBUTING, flags=re.MULTILINE)
+    assert command is not None
+    words = command[1].split()
     small = [text for text in SMALL if not text.startswith(("dataset.n_users", "strategy.rounds"))]
     few = ["strategy.rounds=2" if text.startswith("strategy.rounds") else text for text in words]
     run = python(extended, "-m", "commands.cli", "train", *few, *small, "--json")
