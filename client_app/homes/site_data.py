@@ -113,7 +113,10 @@ def prepared_data(
     if damage is not None:
         log.error("%s. This site's data is prepared anew from %s", damage, site.interactions)
         losses[DATA_DAMAGED] += 1
-    source = _source(site, catalogue)
+    try:
+        source = _source(site, catalogue)
+    except DataError as error:
+        raise ConfigError([str(error)]) from error
     store = _prepared_before(site, source, n_items)
     if store is None:
         try:
@@ -144,22 +147,35 @@ def _prepare(site: Site, listed: ItemList) -> Interactions:
     # Not needed by any message but the first of a run.
     from fedrec.data.collect import Malformed, collect
     from fedrec.data.prepare import arrange
-    from fedrec.data.rows import open_table
+    from fedrec.data.tables import open_table
 
-    table = open_table(site.interactions, site.separator or None, site.encoding)
-    columns, found = site.columns, table.columns
-    if missing := [f"{key}='{name}'" for key, name in columns.items() if name not in found]:
-        # What the file calls its columns is not repeated: without a header, its first line is somebody's data.
+    table = open_table(site.interactions, site.form)
+    columns = site.read_columns
+    asked = list(columns.values())
+    # What the file calls its columns is not repeated: without a header, its first line is somebody's data.
+    if table.starts_with_data(asked):
         raise DataError(
-            f"{site.interactions} has no column of the name {', '.join(missing)} among its {len(found)}: set these "
-            "keys to the names in its first line (time-column='' if it has no times and is in their order)"
+            f"{site.interactions}: the first line looks like data and not like the names of columns. If the file has "
+            f"no header line, name its columns in their order, as in {site.form.naming()}, and ask for them by those "
+            f"names ({', '.join(columns)})"
+        )
+    if absent := table.absent(asked):
+        missing = ", ".join(f"{key}='{name}'" for key, name in columns.items() if name in absent)
+        raise DataError(
+            f"{site.interactions} has no column of the name {missing} among its {len(table.columns)}: set these "
+            "keys to the names in its first line (time-column='' if it has no times and is in their order); "
+            + "; ".join(table.hints(absent))
         )
     names = [
         columns.get(key, site.user_column) for key in ("user-column", "item-column", "time-column", "rating-column")
     ]
     bad = Malformed("skip")
     raw = collect(
-        table.place, table.rows(names, bad), bad, timed=bool(site.time_column), rated=bool(site.rating_column)
+        lambda: table.place,
+        table.rows(names, bad, single=len(names)),
+        bad,
+        timed=bool(site.time_column),
+        rated=bool(site.rating_column),
     )
     row_of = {item: row for row, item in enumerate(listed.ids)}
     row_of_code = np.array([row_of.get(label, -1) for label in raw.items.labels], dtype=np.int32)
@@ -181,8 +197,13 @@ def _prepare(site: Site, listed: ItemList) -> Interactions:
 
 def _source(site: Site, catalogue: str) -> str:
     """Names what was prepared: the file as it is now, how it is read, and the list of items."""
-    stat = site.interactions.stat()
-    values = [_FORMAT, *map(str, astuple(site)), stat.st_size, stat.st_mtime_ns, stat.st_ino, catalogue]
+    from fedrec.data.parts import files_of
+    from fedrec.data.reading import reading
+
+    with reading(site.interactions, "file"):
+        stats = [(str(path), path.stat()) for path in files_of(site.interactions)]
+    files = [(path, stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in stats]
+    values = [_FORMAT, *map(str, astuple(site)), files, catalogue]
     return hashlib.blake2b(json.dumps(values).encode(), digest_size=16).hexdigest()
 
 

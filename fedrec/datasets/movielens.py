@@ -63,7 +63,7 @@ class MovieLens(DatasetSource):
             lambda target: download(config.url, target, config.md5, config.timeout, progress),
         )
         bad, bad_items = Malformed(config.malformed), Malformed(config.malformed)
-        raw = collect(f"{files.label(self.ratings)}, line", self._rows(files, bad), bad, timed=True, rated=True)
+        raw = collect(lambda: f"{files.label(self.ratings)}, line", self._rows(files, bad), bad, timed=True, rated=True)
         return with_items(raw, self.listed(files, bad_items), {"malformed_item": bad_items.count})
 
     def _rows(self, files: Files, malformed: Malformed) -> Iterator[Row]:
