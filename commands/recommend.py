@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from client_app.homes.users import Cohort
 from client_app.stores.frozen import MissingFrozenError
 from client_app.stores.last_model import kept_models, read_model
 from client_app.training.engine import GlobalModel
+from commands.named_items import named_items
 from fedrec.core.errors import FedrecError, StoreError
 from fedrec.core.keys import opaque_keys
 from fedrec.wire.item_list import ItemList
@@ -183,15 +183,13 @@ def _known_user(node: Node, user: str) -> Cohort:
 
 def _newcomer(node: Node, items: ItemList, history: str) -> Cohort:
     """Somebody who is not in the data, and never will be: nothing of it is kept."""
-    # Several lines are as good as one: ids often stand in a file, one below the other.
-    named = [item.strip() for line in csv.reader(history.splitlines()) for item in line if item.strip()]
-    if not named:
-        raise RecommendError("--history: expected the ids of items with a comma between them, it is empty")
-    row_of = {item: row for row, item in enumerate(items.ids)}
-    if unknown := [item for item in named if item not in row_of]:
+    named, unknown = named_items(history, items.ids)
+    if unknown:
         told = [f"--history {item}: there is no such item{_near(item, items)}" for item in unknown]
         raise RecommendError("; ".join(told))
-    rows = np.array(list(dict.fromkeys(row_of[item] for item in named)), dtype=np.int64)
+    if not named:
+        raise RecommendError("--history: expected the ids of items with a comma between them, it is empty")
+    rows = np.array(named, dtype=np.int64)
     return Cohort(opaque_keys(node.secret, ["\0somebody new"]), np.array([0, len(rows)]), rows)
 
 
@@ -199,7 +197,16 @@ def _near(item: str, items: ItemList) -> str:
     if len(items.ids) > _LOOKED_THROUGH:
         return ""
     near = get_close_matches(item, items.ids, n=_CLOSE)
-    return f"; did you mean {' or '.join(near)}?" if near else "; ids are those of the server's list of items"
+    return (
+        f"; did you mean {' or '.join(map(_quoted, near))}?"
+        if near
+        else "; ids are those of the server's list of items"
+    )
+
+
+def _quoted(item: str) -> str:
+    """An id whose blanks at its ends would not be seen is told in quotes."""
+    return item if item == item.strip() else repr(item)
 
 
 def _names(folder: Path) -> Sequence[str]:

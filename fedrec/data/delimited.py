@@ -40,6 +40,7 @@ class DelimitedFile(TableFile):
         super().__init__(path, form)
         self.separator = form.separator_in(path)
         self.quote = form.quote_in(path)
+        self.escape = form.escape or None
         if problems := replace(form, separator=self.separator).problems():
             raise DataError(f"{path}: {'; '.join(problems)}")
 
@@ -137,25 +138,25 @@ class DelimitedFile(TableFile):
 
     def _data_line(self) -> str:
         if self.form.columns is not None:
-            return f"data, and not a header line; a file that has one needs {self.form.setting('columns', None)}"
+            return f"data, and not a header line; a file that has one needs {self.form.setting('columns', '')}"
         return "data, and not the header line once more"
 
     def _sound_quotes(self) -> str:
         form = self.form
         return (
-            f"a line with sound quotes (where quotes are plain characters, {form.setting('quote', None)}; where a "
+            f"a line with sound quotes (where quotes are plain characters, {form.setting('quote', '')}; where a "
             f"character stands before them, {form.setting('escape', chr(92))})"
         )
 
     def _bad_header(self, line: int, lines: int, why: str) -> None:
         raise DataError(
             f"{self.path}, line {line}: cannot read the header ({why}); mend its quotes, or read them as plain "
-            f"characters: {self.form.setting('quote', None)}"
+            f"characters: {self.form.setting('quote', '')}"
         )
 
     def _records(self, stream: IO[str], trouble: _Trouble) -> Iterator[tuple[int, int, list[str]]]:
         """(line, number of lines, fields) of every row, blank lines left out."""
-        if self.quote is None and not self.form.escape:
+        if self.quote is None and self.escape is None:
             separator = self.separator
             for line, text in enumerate(stream, 1):
                 if text not in _BLANK:
@@ -177,11 +178,11 @@ class DelimitedFile(TableFile):
                 line = reader.line_num + 1
 
     def _reader(self, stream: Iterable[str]) -> Any:
-        escape = self.form.escape or None
+        escape = self.escape
         if escape is not None:
             # MySQL's and Hive's word for a value that is missing; the parser would take it for the letter.
             alone = re.compile(
-                rf"(^|{re.escape(self.separator)}){re.escape(escape)}N(?={re.escape(self.separator)}|\r?\n?$)"
+                rf"(^|{re.escape(self.separator)}){re.escape(escape)}N(?={re.escape(self.separator)}|[\r\n]*$)"
             )
             stream = (alone.sub(r"\1", text) for text in stream)
         csv.field_size_limit(MAX_FIELD)  # the module's own, 131,072, is shorter than a chapter of a book

@@ -27,6 +27,8 @@ PACKED = (".gz", ".bz2", ".xz")
 """Ends that a text file may have after its own."""
 
 AUTO = "auto"
+ITEMS = "dataset.item_"
+"""The prefix of the settings of the item table."""
 _LINE_ENDS = "\r\n"
 _PLAIN = re.compile(r"[\w.,:-]+|\[[\w,]+\]")
 
@@ -75,20 +77,25 @@ class TextForm:
     columns: tuple[str, ...] | None = None
     prefix: str = "dataset."
 
-    def setting(self, key: str, value: str | None) -> str:
-        """How the setting `key` is given in a shell, for messages: `dataset.quote=null`, or `quote=''` to a site."""
+    def setting(self, key: str, value: str) -> str:
+        """How the setting `key` is given in a shell, for messages: `dataset.quote=null`, or `quote=''` to a site.
+
+        An empty value is none.
+        """
         if not self.prefix:
-            return f"{key}='{value or ''}'"
+            return f"{key}='{value}'"
         given = f"{self.prefix}{key}"
-        if value is None or _PLAIN.fullmatch(value):
-            return f"{given}={'null' if value is None else value}"
+        if not value and (self.prefix != ITEMS or key == "columns"):
+            return f"{given}=null"  # of the item table, null is as the interactions'
+        if _PLAIN.fullmatch(value):
+            return f"{given}={value}"
         if value == "\\":
             return f"{given}='\\\\'"
         return f"\"{given}='{value.replace(chr(34), chr(92) + chr(34))}'\""
 
     def naming(self) -> str:
         """How the columns of a file without a header line are named, for messages."""
-        names = "item_id,title" if self.prefix.endswith("item_") else "user_id,item_id,timestamp"
+        names = "item_id,title" if self.prefix == ITEMS else "user_id,item_id,timestamp"
         return self.setting("columns", f"[{names}]" if self.prefix else names)
 
     def separator_in(self, path: Path) -> str:
@@ -123,7 +130,7 @@ class TextForm:
         if self.quote and self.quote == self.escape:
             found.append(
                 f"{self._given('escape', self.escape)}: is the quote too; a quote that is doubled inside a field needs "
-                f"no escape character: give {self.setting('escape', None)}"
+                f"no escape character: give {self.setting('escape', '')}"
             )
         try:
             if not codecs.lookup(self.encoding)._is_text_encoding:

@@ -39,6 +39,9 @@ _OPENERS: Mapping[str, tuple[str, Callable[..., Any]]] = {
     ".bz2": ("bzip2", bz2.open),
     ".xz": ("xz", lzma.open),
 }
+_ONE_BYTE = ("iso8859-1", "iso8859-15", "cp1252")
+_CHUNK = 2**20
+_CUT = "it is damaged or truncated, fetch it again"
 
 
 @contextmanager
@@ -71,7 +74,7 @@ def open_text(path: Path, form: TextForm) -> Iterator[IO[str]]:
     The lines are as in the file, with their ends.
     """
     kind, opener = _OPENERS.get(path.suffix.lower(), ("text", open))
-    with reading(path, f"{kind} file", "it is damaged or truncated, fetch it again", CUT_OR_FLIPPED):
+    with reading(path, f"{kind} file", _CUT, CUT_OR_FLIPPED):
         try:
             with opener(path, "rt", encoding=_without_mark(form.encoding), newline="") as stream:
                 yield stream
@@ -83,6 +86,32 @@ def open_text(path: Path, form: TextForm) -> Iterator[IO[str]]:
                 f"{path} is not {form.encoding} text ({what}): name its encoding, as in "
                 f"{form.setting('encoding', _likely(path))}, or convert the file"
             ) from error
+
+
+def check_encoding(path: Path, form: TextForm) -> None:
+    """Raise DataError if text in UTF-8 is to be read in an encoding of one byte a letter, which never fails.
+
+    Other letters than ASCII's that all happen to be sound UTF-8 are no accident, and would be spoilt without a word.
+    """
+    if codecs.lookup(form.encoding).name not in _ONE_BYTE:
+        return
+    kind, opener = _OPENERS.get(path.suffix.lower(), ("text", open))
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    ascii_only = True
+    with reading(path, f"{kind} file", _CUT, CUT_OR_FLIPPED), opener(path, "rb") as stream:
+        try:
+            while chunk := stream.read(_CHUNK):
+                ascii_only = ascii_only and chunk.isascii()
+                decoder.decode(chunk)
+            decoder.decode(b"", final=True)
+        except UnicodeDecodeError:
+            return
+    if not ascii_only:
+        other = "" if form.prefix != "dataset." else ". The item table may have another: dataset.item_encoding"
+        raise DataError(
+            f"{path} is UTF-8 text, whose letters {form.encoding} would spoil; read it with "
+            f"{form.setting('encoding', 'utf-8')}{other}"
+        )
 
 
 def _without_mark(encoding: str) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from fedrec.core.errors import DataError
 from fedrec.data.delimited import DelimitedFile
-from fedrec.data.form import JSON_LINES, PARQUET, SEPARATORS, TextForm, is_packed, suffix_of, unknown_form
+from fedrec.data.form import JSON_LINES, SEPARATORS, SUFFIXES, TextForm, is_packed, suffix_of, unknown_form
 from fedrec.data.json_lines import JsonLinesFile
 from fedrec.data.parquet import ParquetFile
 from fedrec.data.parts import PartedTable
-from fedrec.data.reading import reading
+from fedrec.data.reading import check_encoding, reading
 from fedrec.data.rows import TableFile
 
 
@@ -42,16 +42,18 @@ def open_table(path: Path, form: TextForm) -> TableFile:
 
 def _open_file(path: Path, form: TextForm) -> TableFile:
     suffix = suffix_of(path)
-    if suffix in SEPARATORS:
-        return DelimitedFile(path, form)
-    if suffix not in (*JSON_LINES, *PARQUET):
+    if suffix not in SUFFIXES:
         raise DataError(f"{path}: {unknown_form()}")
+    if suffix in SEPARATORS:
+        check_encoding(path, form)
+        return DelimitedFile(path, form)
     if form.columns is not None:
         raise DataError(
             f"{path} names its columns itself, and {form.prefix}columns is for text without a header line: give "
-            f"{form.setting('columns', None)}"
+            f"{form.setting('columns', '')}"
         )
     if suffix in JSON_LINES:
+        check_encoding(path, form)
         return JsonLinesFile(path, form)
     if is_packed(path):
         raise DataError(f"{path}: a Parquet file is compressed inside, and is not read from an archive: unpack it")

@@ -13,7 +13,7 @@ from pydantic import Strict
 from fedrec.core.errors import DataError
 from fedrec.core.registry import datasets
 from fedrec.data.collect import Malformed, Row, collect, id_text, sentence, with_items
-from fedrec.data.form import AUTO, TextForm
+from fedrec.data.form import AUTO, ITEMS, TextForm
 from fedrec.data.rows import TableFile
 from fedrec.data.tables import open_table, require_table
 from fedrec.datasets.base import DatasetConfig, DatasetSource, Progress, RawData, RawItem
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from fedrec.config.schema import RunConfig
 
 ColumnName = Annotated[str, MinLen(1)]
-_ITEMS = "dataset.item_"
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class TableConfig(DatasetConfig):
             AUTO if self.item_quote is None else self.item_quote,
             self.item_escape,
             self.item_columns,
-            _ITEMS,
+            ITEMS,
         )
 
     @property
@@ -100,7 +99,7 @@ class TableConfig(DatasetConfig):
             self.quote if self.item_quote is None else self.item_quote,
             self.escape if self.item_escape is None else self.item_escape,
             self.item_columns,
-            _ITEMS,
+            ITEMS,
         )
 
 
