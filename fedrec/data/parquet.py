@@ -55,7 +55,7 @@ class ParquetFile(TableFile):
         distinct = list(dict.fromkeys(names))
         row = 0
         with reading(self.path, "Parquet file", damage=self._damage):
-            file = pyarrow.parquet.ParquetFile(self.path)
+            file = pyarrow.parquet.ParquetFile(self.path, page_checksum_verification=True)
             batches = file.iter_batches(columns=distinct)
         with file:
             while True:

@@ -16,7 +16,7 @@ from fedrec.data.form import JSON_LINES, PARQUET, SEPARATORS, SUFFIXES, TextForm
 from fedrec.data.json_lines import JsonLinesFile
 from fedrec.data.parquet import ParquetFile, clock_unit
 from fedrec.data.reading import reading
-from fedrec.data.rows import TableFile, shown
+from fedrec.data.rows import TableFile
 
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 _LOGS = {"_delta_log": "Delta Lake", ".hoodie": "Hudi", "metadata": "Iceberg"}
@@ -86,8 +86,8 @@ class PartedTable(TableFile):
                 names |= its
             elif its.keys() != names.keys():
                 raise DataError(
-                    f"{part.path} has the columns {shown(list(its))}, and {first[0].path} has {shown(list(names))}: "
-                    "expected the same in all parts of a table"
+                    f"{part.path} and {first[0].path} have columns of other names, and parts of a table have the same: "
+                    "give one of the files, or name the columns alike"
                 )
         return list(names)
 
@@ -122,6 +122,15 @@ class PartedTable(TableFile):
             ),
             [],
         )
+
+    @override
+    def require(self, wanted: Mapping[str, str]) -> None:
+        """As in `TableFile`; what looks like data is told of the part in which it is."""
+        for part, said in self.parts:
+            inside = {setting: name for setting, name in wanted.items() if name not in said}
+            if part.starts_with_data(list(inside.values())):
+                part.require(inside)
+        super().require(wanted)
 
     @override
     def rows(self, names: Sequence[str], malformed: Malformed, single: int = 1) -> Iterator[Row]:

@@ -109,7 +109,7 @@ MALFORMED = [
     ("a,1,1\n\n\nb,2,1\nb, ,2\n", 6, "an id that is not empty"),
     ("a,1,1\nb,2,x\nb,2,1\n", 3, "a time that is a finite number or an ISO 8601 date"),
     ("a,1,1\nb,2,2020-01-01\nb,2,1\n", 3, "a time that is a number, as in the lines before"),
-    ('"a\nx",1,1\n"b"x,2,1\nb,2,1\n', 4, "a line with sound quotes"),
+    ('a,1,1\n"b"x,2,1\nb,2,1\n', 3, "a line with sound quotes (where quotes are plain characters, dataset.quote=null"),
 ]
 
 
@@ -179,9 +179,9 @@ def test_parquet_keeps_large_ids_dictionaries_and_clocks(tmp_path: Path, config:
         (
             "t.csv.gz",
             gzip.compress(b"user_id,item_id,timestamp\n" + b"a,1,1\n" * 99, mtime=0)[:-9],
-            "damaged or truncated gzip",
+            "not a sound gzip file .*damaged or truncated, fetch it again",
         ),
-        ("t.csv.gz", b"user_id", "damaged or truncated gzip"),
+        ("t.csv.gz", b"user_id", "not a sound gzip file .*damaged or truncated, fetch it again"),
         ("t.jsonl", b"\n", "holds no JSON object"),
         ("t.parquet", b"PAR1", "is not a sound Parquet file"),
         ("t.csv", b"user_id,item_id,timestamp\n", "0 items .* at least 2 are needed"),
@@ -205,10 +205,6 @@ def test_a_byte_order_mark_and_another_encoding(tmp_path: Path, config: Any) -> 
     assert list(dataset.interactions.user_ids) == ["é"]
     with pytest.raises(DataError, match="is not utf-16 text"):
         load(config("table", interactions=tmp_path / "t.csv", encoding="utf-16"))
-    with pytest.raises(DataError, match="the separator '::' cannot stand between fields; give one character"):
-        load(config("table", interactions=tmp_path / "t.csv", separator="::"))
-    with pytest.raises(DataError, match="there is no encoding 'utf-ate'"):
-        load(config("table", interactions=tmp_path / "t.csv", encoding="utf-ate"))
 
 
 def test_a_path_that_is_none_is_told(tmp_path: Path, config: Any) -> None:
