@@ -97,8 +97,7 @@ def test_a_file_is_prepared_as_a_simulation_prepares_it(tmp_path: Path) -> None:
 )
 def test_a_site_has_every_setting_of_a_table(tmp_path: Path, name: str, text: str, more: dict[str, str]) -> None:
     own = site(tmp_path, text, name, **more)
-    config = {key: value for key, value in more.items()}
-    config |= {"interactions": str(own.interactions), "state-dir": str(own.state_dir)}
+    config = more | {"interactions": str(own.interactions), "state-dir": str(own.state_dir)}
     assert site_of(config) == own
     listed = ItemList(('"a', "b"), ("A", "B"))
     data = prepared_data(own, RUN, "digest", lambda: listed)

@@ -102,7 +102,7 @@ def test_the_category_chooses(tmp_path: Path, config: Any) -> None:
 REVIEWS_2023 = [
     {"rating": 5.0, "title": "Good", "asin": "B1", "parent_asin": "P1", "user_id": "U1", "timestamp": 1588687728923},
     {"rating": 2.0, "asin": "B2", "parent_asin": "P2", "user_id": "U1", "timestamp": 1588687728922},
-    {"rating": 4.0, "asin": "B3", "parent_asin": "P1", "user_id": "U2", "timestamp": 3},
+    {"rating": 1.0, "asin": "B3", "parent_asin": "P1", "user_id": "U2", "timestamp": 3},
     {"rating": 4.0, "asin": "B1", "parent_asin": "P1", "user_id": "U1", "timestamp": 1588687728999},
 ]
 PRODUCTS_2023 = [
@@ -138,7 +138,7 @@ def test_the_release_of_2023_is_read(suffix: str, tmp_path: Path, config: Any) -
     )
     assert dataset.interactions.history(0).tolist() == [1, 0], "by time, to the millisecond"
     assert dataset.report.counts == {"duplicate": 1, "unrated_item": 1, "users_too_short": 2}
-    rated = load(config("amazon_2023", root=tmp_path, k_core=0, min_rating=3, category="All_Beauty", items="listed"))
+    rated = load(config("amazon_2023", root=tmp_path, k_core=0, min_rating=2, category="All_Beauty", items="listed"))
     assert rated.report.counts["low_rating"] == 1
 
 
