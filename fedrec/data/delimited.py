@@ -113,6 +113,8 @@ class DelimitedFile(TableFile):
         if form.columns is not None:
             return [f"the names are those of {form.prefix}columns"]
         found = []
+        if columns[0].startswith("sep="):
+            found.append("its first line tells a spreadsheet the separator: remove that line")
         if any("\0" in column for column in columns):
             found.append(f"its text holds NUL characters: is it {form.setting('encoding', 'utf-16')}?")
         if columns[0].startswith(("\ufeff", "ï»¿")):

@@ -41,6 +41,14 @@ _OPENERS: Mapping[str, tuple[str, Callable[..., Any]]] = {
 }
 _ONE_BYTE = ("iso8859-1", "iso8859-15", "cp1252")
 _CHUNK = 2**20
+_MARKS = {
+    b"\x1f\x8b": "a gzip file (.gz)",
+    b"BZh": "a bzip2 file (.bz2)",
+    b"\xfd7zXZ": "an xz file (.xz)",
+    b"PAR1": "a Parquet file (.parquet)",
+    b"PK\x03\x04": "a zip archive or a sheet",
+}
+_RENAME = "give it the right name, unpack it, or export it as .csv"
 _CUT = "it is damaged or truncated, fetch it again"
 
 
@@ -79,6 +87,8 @@ def open_text(path: Path, form: TextForm) -> Iterator[IO[str]]:
             with opener(path, "rt", encoding=_without_mark(form.encoding), newline="") as stream:
                 yield stream
         except UnicodeError as error:
+            if (other := _other_form(path)) is not None:
+                raise DataError(f"{path} is no text, it begins as {other} does: {_RENAME}") from error
             what = str(error)
             if isinstance(error, UnicodeDecodeError):
                 what = f"{error.reason}, byte {error.object[error.start]:#04x}"
@@ -117,6 +127,13 @@ def check_encoding(path: Path, form: TextForm) -> None:
 def _without_mark(encoding: str) -> str:
     """The encoding that passes over a byte order mark: it is no part of the first column's name, nor of any line."""
     return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
+
+
+def _other_form(path: Path) -> str | None:
+    """What a file is by its first bytes, if that is no text."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    return next((form for mark, form in _MARKS.items() if start.startswith(mark)), None)
 
 
 def _likely(path: Path) -> str:

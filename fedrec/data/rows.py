@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from fedrec.core.errors import DataError
-from fedrec.core.registry import nearest
 from fedrec.data.collect import Malformed, Row
 from fedrec.data.form import TextForm
 
@@ -77,8 +77,8 @@ class TableFile(ABC):
         if absent:
             columns = self.columns
             lines = [
-                f"{self.path} has no column {name!r} ({setting}); found {shown(columns)}; "
-                f"{nearest(name, columns)} Set {setting} to the right name"
+                f"{self.path} has no column {name!r} ({setting}); found {shown(columns)}{_near(name, columns)} "
+                f"Set {setting} to the right name"
                 for setting, name in wanted.items()
                 if name in absent
             ]
@@ -90,6 +90,13 @@ def shown(columns: Sequence[str]) -> str:
     cut = (name if len(name) <= _SHOWN_LETTERS else f"{name[:_SHOWN_LETTERS]}..." for name in columns[:_SHOWN_COLUMNS])
     more = len(columns) - _SHOWN_COLUMNS
     return ", ".join(map(repr, cut)) + (f" and {more} more" if more > 0 else "")
+
+
+def _near(name: str, columns: Sequence[str]) -> str:
+    """Which columns may be meant: the same but for blanks and capitals, or else nearly the same."""
+    same = [column for column in columns if column.strip().lower() == name.strip().lower()]
+    near = same or get_close_matches(name, columns, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else "."
 
 
 def require_distinct(place: str, columns: Sequence[str]) -> None:

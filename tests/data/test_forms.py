@@ -14,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from fedrec.core.errors import DataError
+from fedrec.config.compose import compose
+from fedrec.core.errors import ConfigError, DataError
 from fedrec.data.collect import Malformed, collect
 from fedrec.data.form import TextForm
 from fedrec.data.prepare import load
@@ -175,6 +176,36 @@ def test_an_encoding_that_would_spoil_letters_is_refused(tmp_path: Path, config:
         load(config("table", interactions=tmp_path / "t.csv"))
 
 
+def test_a_file_of_another_form_than_its_name_tells(tmp_path: Path, config: Any) -> None:
+    import gzip
+
+    path = tmp_path / "t.csv"
+    parquet = pa.table({"user_id": ["a"], "item_id": ["é"], "timestamp": [1]})
+    pq.write_table(parquet, tmp_path / "t.parquet")
+    for content, form in (
+        (gzip.compress(text(ROWS, ",").encode()), "a gzip file"),
+        ((tmp_path / "t.parquet").read_bytes() + b"\xff", "a Parquet file"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=rf"t.csv is no text, it begins as {form} .*: give it the right name"):
+            load(config("table", interactions=path))
+
+
+def test_a_configuration_tells_all_that_is_wrong_with_its_table(tmp_path: Path) -> None:
+    wrong = ["dataset.separator=", "dataset.quote=ab", "dataset.item_encoding=x", "dataset.columns=[a,a]"]
+    with pytest.raises(ConfigError) as caught:
+        compose(["dataset=table", "dataset.item_table=i.csv", *wrong], base=tmp_path)
+    told = str(caught.value)
+    for part in (*(word.split("=")[0] for word in wrong), "dataset.interactions: a simulation needs a value"):
+        assert f"- {part}" in told
+    with pytest.raises(ConfigError) as caught:
+        compose(
+            ["dataset=table", "dataset.interactions=r.csv", "dataset.escape=\\", "dataset.item_separator=::"],
+            base=tmp_path,
+        )
+    assert "dataset.item_escape='\\\\': needs a separator of one character, got '::'; or give ''" in str(caught.value)
+
+
 def test_a_field_may_be_long(tmp_path: Path, config: Any) -> None:
     (tmp_path / "t.csv").write_text(text(ROWS, ","))
     chapter = "word " * 60_000
@@ -215,6 +246,11 @@ def test_hints_say_what_may_be_meant(tmp_path: Path, config: Any) -> None:
     path = tmp_path / "t.csv"
     for content, hint in (
         ("user_id::item_id::timestamp\n", "its first line holds '::': dataset.separator=::?"),
+        ("USER_ID,ITEM_ID,TIMESTAMP\n", "no column 'user_id' (dataset.user_column); found 'USER_ID', 'ITEM_ID', "),
+        ("USER_ID,ITEM_ID,TIMESTAMP\n", "'TIMESTAMP'; did you mean 'USER_ID'? Set dataset.user_column"),
+        ("user_id, item_id, timestamp\n", "did you mean ' item_id'?"),
+        ("sep=;\nuser_id;item_id;timestamp\n", "tells a spreadsheet the separator: remove that line"),
+        ("x" * 10**6 + "\n", "found 'xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx...'. Set"),
         ("user_id;item_id;timestamp\n", "its first line holds ';': \"dataset.separator=';'\"?"),
         ("user_id\titem_id\ttimestamp\n", "dataset.separator='\\t'"),
     ):
@@ -222,6 +258,7 @@ def test_hints_say_what_may_be_meant(tmp_path: Path, config: Any) -> None:
         with pytest.raises(DataError) as caught:
             load(config("table", interactions=path))
         assert hint in str(caught.value)
+        assert len(str(caught.value)) < 2000
     (tmp_path / "t.tsv").write_text('"user_id"\t"item_id"\t"timestamp"\n')
     with pytest.raises(DataError, match=r"its names stand in quotes: set .dataset.quote='"):
         load(config("table", interactions=tmp_path / "t.tsv"))
