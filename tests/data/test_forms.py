@@ -26,11 +26,6 @@ ROWS = [("a", "1", "3", "x"), ("a", "2", "1", "y"), ("b", "1", "2", "z")]
 HISTORIES = {"a": ["2", "1"], "b": ["1"]}
 
 
-def histories(dataset: Any) -> dict[str, list[str]]:
-    ids, found = dataset.catalogue.item_ids, dataset.interactions
-    return {user: [ids[row] for row in found.history(n).tolist()] for n, user in enumerate(found.user_ids)}
-
-
 def text(rows: Sequence[Sequence[str]], separator: str, header: Sequence[str] | None = NAMES, end: str = "\n") -> str:
     return "".join(separator.join(row) + end for row in ([header] if header else []) + list(rows))
 
@@ -76,7 +71,7 @@ FORMS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", FORMS)
-def test_a_form_is_read(case: str, tmp_path: Path, config: Any) -> None:
+def test_a_form_is_read(case: str, tmp_path: Path, config: Any, histories: Any) -> None:
     name, content, values = FORMS[case]
     (tmp_path / name).write_bytes(content.encode())
     dataset = load(config("table", interactions=tmp_path / name, **values))
@@ -85,7 +80,7 @@ def test_a_form_is_read(case: str, tmp_path: Path, config: Any) -> None:
 
 
 @pytest.mark.parametrize("packing", ["gz", "bz2", "xz", "GZ"])
-def test_packed_text_is_read(packing: str, tmp_path: Path, config: Any) -> None:
+def test_packed_text_is_read(packing: str, tmp_path: Path, config: Any, histories: Any) -> None:
     import bz2
     import gzip
     import lzma
@@ -95,7 +90,7 @@ def test_packed_text_is_read(packing: str, tmp_path: Path, config: Any) -> None:
     assert histories(load(config("table", interactions=tmp_path / f"t.csv.{packing}"))) == HISTORIES
 
 
-def test_a_tsv_has_no_quotes_unless_they_are_asked_for(tmp_path: Path, config: Any) -> None:
+def test_a_tsv_has_no_quotes_unless_they_are_asked_for(tmp_path: Path, config: Any, histories: Any) -> None:
     (tmp_path / "t.tsv").write_text('user_id\titem_id\ttimestamp\nu\t"Heroes\t1\nu\t"b" c\t2\nu\td"\t3\nv\td"\t4\n')
     dataset = load(config("table", interactions=tmp_path / "t.tsv"))
     assert histories(dataset) == {"u": ['"Heroes', '"b" c', 'd"'], "v": ['d"']}
@@ -158,7 +153,7 @@ def test_the_item_table_has_settings_of_its_own(tmp_path: Path, config: Any) -> 
     assert dataset.catalogue.titles == ("Café; 'red'", "lamp")
 
 
-def test_an_encoding_that_would_spoil_letters_is_refused(tmp_path: Path, config: Any) -> None:
+def test_an_encoding_that_would_spoil_letters_is_refused(tmp_path: Path, config: Any, histories: Any) -> None:
     (tmp_path / "t.csv").write_text("user_id,item_id,timestamp\nJosé,1,1\nJosé,2,2\n", encoding="utf-8")
     for encoding in ("latin-1", "cp1252", "iso-8859-15"):
         with pytest.raises(
@@ -214,7 +209,7 @@ def test_a_field_may_be_long(tmp_path: Path, config: Any) -> None:
     assert len(dataset.catalogue.sentences[0]) > 299_000
 
 
-def test_a_file_without_a_header_never_loses_its_first_line(tmp_path: Path, config: Any) -> None:
+def test_a_file_without_a_header_never_loses_its_first_line(tmp_path: Path, config: Any, histories: Any) -> None:
     path = tmp_path / "u.tsv"
     path.write_text("196\t242\t3\t881250949\n196\t243\t3\t881250950\n")
     named = r"looks like data .* 4 columns in their order, as in dataset.columns=\[user_id,item_id,timestamp\]"
@@ -323,7 +318,7 @@ def test_columns_of_json_lines_are_the_keys_of_all_objects(tmp_path: Path, confi
         load(config("table", **values, text_columns=["brand"]))
 
 
-def test_a_json_array_and_a_key_twice_are_told(tmp_path: Path, config: Any) -> None:
+def test_a_json_array_and_a_key_twice_are_told(tmp_path: Path, config: Any, histories: Any) -> None:
     (tmp_path / "t.json").write_text(json.dumps([dict(zip(NAMES, row, strict=True)) for row in ROWS]))
     for malformed in ("error", "skip"):
         with pytest.raises(DataError, match=r"t.json, line 1: begins a JSON array; expected one object a line"):

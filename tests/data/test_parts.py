@@ -14,7 +14,6 @@ import pytest
 from fedrec.core.errors import DataError
 from fedrec.data.parts import files_of, part_files
 from fedrec.data.prepare import load
-from tests.data.test_forms import histories
 
 
 def part(path: Path, users: list[str], items: list[Any], times: Any, **more: Any) -> None:
@@ -22,7 +21,7 @@ def part(path: Path, users: list[str], items: list[Any], times: Any, **more: Any
     pq.write_table(pa.table({"user_id": users, "item_id": items, "timestamp": times, **more}), path)
 
 
-def test_a_folder_as_spark_leaves_it(tmp_path: Path, config: Any) -> None:
+def test_a_folder_as_spark_leaves_it(tmp_path: Path, config: Any, histories: Any) -> None:
     folder = tmp_path / "clicks"
     part(folder / "part-00000-0a-c000.snappy.parquet", ["a", "a"], ["1", "2"], [3, 1])
     part(folder / "part-00001-0a-c000.snappy.parquet", ["b"], ["1"], [2])
@@ -34,7 +33,7 @@ def test_a_folder_as_spark_leaves_it(tmp_path: Path, config: Any) -> None:
         assert histories(load(config("table", interactions=path))) == {"a": ["2", "1"], "b": ["1"]}
 
 
-def test_folders_below_are_columns_as_hive_names_them(tmp_path: Path, config: Any) -> None:
+def test_folders_below_are_columns_as_hive_names_them(tmp_path: Path, config: Any, histories: Any) -> None:
     folder = tmp_path / "t"
     for day, user, item in (("1", "a", "x"), ("2", "a", "y"), ("1", "b", "y")):
         path = folder / f"timestamp={day}" / f"shop=S%20{user}" / "part-0.parquet"
@@ -50,7 +49,7 @@ def test_folders_below_are_columns_as_hive_names_them(tmp_path: Path, config: An
     assert load(config("table", interactions=folder, malformed="skip")).report.counts["malformed"] == 1
 
 
-def test_parts_are_in_the_order_of_their_numbers(tmp_path: Path, config: Any) -> None:
+def test_parts_are_in_the_order_of_their_numbers(tmp_path: Path, config: Any, histories: Any) -> None:
     for number in range(12):
         part(tmp_path / "t" / f"part.{number}.parquet", ["a"], [f"i{number}"], [0])
     assert [path.name for path in part_files(tmp_path / "t")] == [f"part.{number}.parquet" for number in range(12)]
@@ -58,7 +57,7 @@ def test_parts_are_in_the_order_of_their_numbers(tmp_path: Path, config: Any) ->
     assert histories(dataset) == {"a": [f"i{number}" for number in range(12)]}
 
 
-def test_parts_may_be_text(tmp_path: Path, config: Any) -> None:
+def test_parts_may_be_text(tmp_path: Path, config: Any, histories: Any) -> None:
     folder = tmp_path / "csv"
     folder.mkdir()
     (folder / "part-0.csv").write_text("user_id,item_id,timestamp\na,1,3\na,2,1\n")
@@ -117,7 +116,7 @@ def test_a_table_is_its_own_part(tmp_path: Path) -> None:
     assert files_of(tmp_path / "t.csv") == [tmp_path / "t.csv"]
 
 
-def test_text_kept_as_bytes_and_ids_kept_as_decimals(tmp_path: Path, config: Any) -> None:
+def test_text_kept_as_bytes_and_ids_kept_as_decimals(tmp_path: Path, config: Any, histories: Any) -> None:
     """As Impala and databases write them."""
     from decimal import Decimal
 

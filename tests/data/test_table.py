@@ -13,7 +13,6 @@ import pytest
 
 from fedrec.core.errors import DataError
 from fedrec.data.prepare import load
-from fedrec.data.types import Dataset
 
 ROWS = [("u1", 10, 3, 4.0), ("u1", 7, 1, 5.0), ("007", 10, 2, 1.0), ("007", 30, 2, 2.5)]
 NAMES = ("who", "what", "when", "stars")
@@ -37,23 +36,18 @@ def write(path: Path) -> Path:
     return path
 
 
-def named(dataset: Dataset) -> dict[str, list[str]]:
-    ids, found = dataset.catalogue.item_ids, dataset.interactions
-    return {user: [ids[row] for row in found.history(n).tolist()] for n, user in enumerate(found.user_ids)}
-
-
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.txt", "t.csv.gz", "t.jsonl", "t.jsonl.gz", "t.parquet", "t.pq"])
-def test_every_form_gives_the_same(name: str, tmp_path: Path, config: Any) -> None:
+def test_every_form_gives_the_same(name: str, tmp_path: Path, config: Any, histories: Any) -> None:
     dataset = load(config("table", interactions=write(tmp_path / name), **COLUMNS))
-    assert named(dataset) == {"007": ["10", "30"], "u1": ["7", "10"]}
+    assert histories(dataset) == {"007": ["10", "30"], "u1": ["7", "10"]}
     filtered = load(config("table", interactions=tmp_path / name, min_rating=2.0, **COLUMNS))
     assert filtered.report.counts["low_rating"] == 1
 
 
-def test_time_and_rating_are_optional(tmp_path: Path, config: Any) -> None:
+def test_time_and_rating_are_optional(tmp_path: Path, config: Any, histories: Any) -> None:
     (tmp_path / "t.csv").write_text("item_id;user_id\n2;a\n1;a\n")
     dataset = load(config("table", interactions=tmp_path / "t.csv", time_column=None, separator=";"))
-    assert named(dataset) == {"a": ["2", "1"]}
+    assert histories(dataset) == {"a": ["2", "1"]}
 
 
 def test_items_are_described_by_their_table(tmp_path: Path, config: Any) -> None:
@@ -154,7 +148,7 @@ def test_malformed_json_and_parquet_rows_are_named(tmp_path: Path, config: Any) 
     assert dataset.catalogue.item_ids == ("1", "2")
 
 
-def test_parquet_keeps_large_ids_dictionaries_and_clocks(tmp_path: Path, config: Any) -> None:
+def test_parquet_keeps_large_ids_dictionaries_and_clocks(tmp_path: Path, config: Any, histories: Any) -> None:
     big = 2**62 + 1
     table = pa.table(
         {
@@ -165,7 +159,7 @@ def test_parquet_keeps_large_ids_dictionaries_and_clocks(tmp_path: Path, config:
     )
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
     dataset = load(config("table", interactions=tmp_path / "t.parquet"))
-    assert named(dataset) == {"a": [str(big - 1), str(big)], "b": [str(big)]}
+    assert histories(dataset) == {"a": [str(big - 1), str(big)], "b": [str(big)]}
 
 
 @pytest.mark.parametrize(
