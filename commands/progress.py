@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -164,8 +165,13 @@ def amount(count: float) -> str:
     raise AssertionError("unreachable")
 
 
+def figure(value: float | None) -> str:
+    """A metric or loss for people: four places, or a dash for what is not finite (null in a run's files)."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
 def _loss(loss: Any) -> str:
-    return f"loss {loss:.4f}" if isinstance(loss, int | float) else "loss -"
+    return f"loss {figure(loss)}" if isinstance(loss, int | float) else "loss -"
 
 
 def _metrics(validation: Any) -> str:
@@ -174,7 +180,7 @@ def _metrics(validation: Any) -> str:
         return ""
     names = [name for name, value in validation.items() if isinstance(value, int | float)]
     ranked = sorted(names, key=lambda name: (name != "ndcg@10", not name.startswith("ndcg@"), "/" in name))
-    return f"{ranked[0]} {validation[ranked[0]]:.4f}" if ranked else ""
+    return f"{ranked[0]} {figure(validation[ranked[0]])}" if ranked else ""
 
 
 def _moved(per_user: Any) -> str:

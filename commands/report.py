@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from commands.progress import amount, duration
+from commands.progress import amount, duration, figure
 from federation.reports import fact_line
 
 _BASELINES = {
@@ -43,7 +43,7 @@ def show_baseline(summary: Mapping[str, Any], console: Console) -> None:
         console.print(_metrics_table({**summary, "baselines": others}, prefix, title, _BASELINES.get(name, name)))
     validated = summary["validation"]
     best = f", the best validation after epoch {summary['best_round']}" if validated and "best_round" in summary else ""
-    if shown := ", ".join(f"{key} {value:.4f}" for key, value in validated.items() if "@10" in key):
+    if shown := ", ".join(f"{key} {figure(value)}" for key, value in validated.items() if "@10" in key):
         console.print(f"validation: {shown}", soft_wrap=True, highlight=False)
     console.print(f"{summary['baseline']} in {duration(summary['seconds'])}{best}; {summary['test']['users']:,} users")
     console.print(f"run folder: {summary['run']}", soft_wrap=True, highlight=False, markup=False)
@@ -63,8 +63,8 @@ def _metrics_table(summary: Mapping[str, Any], prefix: str, title: str, own: str
     for name in names:
         table.add_column(name.removeprefix(prefix).upper(), justify="right")
     for name, metrics in summary["baselines"].items():
-        table.add_row(_BASELINES.get(name, name), *(f"{metrics[column]:.4f}" for column in names), style="dim")
-    table.add_row(own, *(f"{summary['test'][column]:.4f}" for column in names), style="bold")
+        table.add_row(_BASELINES.get(name, name), *(figure(metrics[column]) for column in names), style="dim")
+    table.add_row(own, *(figure(summary["test"][column]) for column in names), style="bold")
     return table
 
 

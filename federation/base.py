@@ -93,6 +93,7 @@ class FederatedStrategy(Strategy):
         self._bytes: dict[str, int] = {}
         self._checkpoints: deque[int] = deque([0], maxlen=config.checkpoints_kept)
         self._after = 0
+        self._unranked: dict[str, Any] | None = None  # of a resumed run: the record of its last round, yet to be ranked
 
     @classmethod
     @abstractmethod
@@ -119,7 +120,7 @@ class FederatedStrategy(Strategy):
             self._nodes.directory.restore(checkpoint.users)
             self.meter.restore(checkpoint.meter)
             self.model.restore(checkpoint.state, checkpoint.counts, checkpoint.reports)
-            self.ended = dict(checkpoint.ended)
+            self._unranked = None if checkpoint.record is None else dict(checkpoint.record)
 
     # The loop ------------------------------------------------------------------------------------------------------
 
@@ -136,8 +137,10 @@ class FederatedStrategy(Strategy):
         """Run all rounds of the plan; model, rounds and deadlines come from the configuration, not from here."""
         result = Result()
         waiting: dict[str, Any] | None = None  # the record of a round whose ranking rides on the next one's messages
-        if self._after < self.config.rounds and self.setup.simulation is not None:
+        if (self._after < self.config.rounds or self._unranked) and self.setup.simulation is not None:
             self._nodes.roster.wait(grid, self._run.simulation.nodes, timeout)
+        if self._unranked is not None:
+            self._rank_what_was_trained(grid, result, self._unranked)
         try:
             for round in range(self._after + 1, self.config.rounds + 1):
                 record = self._train(grid, round)
@@ -150,14 +153,24 @@ class FederatedStrategy(Strategy):
                     waiting = record
                     self._ranking = Ranking(self.setup, self._nodes, self.state.phase, round, [VALIDATION])
                 else:
+                    if round == self.config.rounds:  # a model that is trained to the end outlives what comes after it
+                        self._checkpoint(round, record)
                     self._tell(result, record, self._evaluated(grid, round, record))
-                if self._due(round, self._run.checkpoint_every):
+                if round < self.config.rounds and self._due(round, self._run.checkpoint_every):
                     self._checkpoint(round)
         finally:
             if waiting is not None:  # the run ends early: what is known of the round is not lost
                 self._observer.on_round(waiting)
         result.arrays = ArrayRecord({name: Array(tensor.numpy()) for name, tensor in self.state.trainable.items()})
         return result
+
+    def _rank_what_was_trained(self, grid: Grid, result: Result, record: dict[str, Any]) -> None:
+        """Rank the last round of a resumed run, which went no further than to the checkpoint before its ranking."""
+        self._gather(grid)
+        self._offer()
+        self._nodes.counts.update(record["dropped_replies"])
+        self._nodes.losses.wasted.update(record["wasted_bytes"])
+        self._tell(result, record, self._evaluated(grid, self._after, record))
 
     def _train(self, grid: Grid, round: int) -> dict[str, Any]:
         """One round of training, repeated if too few took part; its record, without a ranking."""
@@ -348,8 +361,9 @@ class FederatedStrategy(Strategy):
     def _due(self, round: int, every: int) -> bool:
         return bool(round == self.config.rounds or (every and round % every == 0))
 
-    def _checkpoint(self, round: int) -> None:
+    def _checkpoint(self, round: int, record: dict[str, Any] | None = None) -> None:
+        """Have the run written down as it is after `round`; `record`: that of the round, if it is yet to be ranked."""
         users, meter, model = self._nodes.directory.keys.copy(), self.meter.state(), self.model
-        made = Checkpoint(round, self.state, meter, users, model.counts, model.reports, self.ended)
+        made = Checkpoint(round, self.state, meter, users, model.counts, model.reports, record)
         self._observer.on_checkpoint(made)
         self._checkpoints.append(round)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, NamedTuple, Protocol
 from annotated_types import Ge, Gt, Le
 
 from federation.checkpoint import Checkpoint
+from fedrec.core.bounds import MOST_ROUNDS
 from fedrec.core.registry import MemberConfig
 from fedrec.core.tensors import Tensors
 
@@ -39,18 +40,18 @@ class StrategyConfig(MemberConfig):
             answer shows that it can be in time.
     """
 
-    rounds: Annotated[int, Ge(1)]
+    rounds: Annotated[int, Ge(1), Le(MOST_ROUNDS)]
     fraction: Annotated[float, Gt(0), Le(1)]
     weight_cap: Annotated[int, Ge(1), Le(1_000_000)]
     max_update_norm: Annotated[float, Gt(0), Le(1e6)]
     over_sampling: Annotated[float, Ge(0), Le(10)]
     max_failures: Annotated[float, Ge(0), Le(1)]
-    min_users: Annotated[int, Ge(0)]
-    repeats: Annotated[int, Ge(0)]
-    min_nodes: Annotated[int, Ge(1)]
-    node_timeout: Annotated[float, Ge(0)]
-    round_timeout: Annotated[float, Gt(0)] | None
-    silent_rounds: Annotated[int, Ge(1)]
+    min_users: Annotated[int, Ge(0), Le(10_000_000)]
+    repeats: Annotated[int, Ge(0), Le(1000)]
+    min_nodes: Annotated[int, Ge(1), Le(10_000_000)]
+    node_timeout: Annotated[float, Ge(0), Le(10_000_000)]
+    round_timeout: Annotated[float, Gt(0), Le(10_000_000)] | None
+    silent_rounds: Annotated[int, Ge(1), Le(MOST_ROUNDS)]
 
     def patience(self, *, simulated: bool) -> float:
         """Seconds after which a round goes on."""

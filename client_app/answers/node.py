@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from client_app.answers.evaluation import RankingProtocol, rank_users
 from client_app.answers.keeping import require_frozen
 from client_app.answers.recommending import best_items
-from client_app.homes.home import Home, Place, SimulatedHome, SiteHome
+from client_app.homes.home import Home, KeptHome, KeptRun, Place, SimulatedHome, SiteHome
 from client_app.homes.site import Site
 from client_app.homes.site_data import is_new, require_site
 from client_app.homes.users import Cohort, LocalUsers
@@ -82,7 +82,7 @@ class Node:
     """One node of one run: everything that stays the same from message to message."""
 
     setup: Setup
-    place: Place | Site
+    place: Place | Site | KeptRun
 
     @cached_property
     def losses(self) -> Losses:
@@ -93,6 +93,8 @@ class Node:
     def _home(self) -> Home:
         """Where the node's users come from. A site never opens a folder that a server names."""
         simulation = self.setup.simulation
+        if isinstance(self.place, KeptRun):
+            return KeptHome(self.place, self.setup)
         if isinstance(self.place, Site):
             if simulation is not None:
                 raise ConfigError(
@@ -144,7 +146,8 @@ class Node:
         return self._store(f"{self.setup.run_key} around", self.backbone.around)
 
     def _store(self, key: str, spec: Spec) -> PrivateStore:
-        return PrivateStore(self._home.state_dir, key, spec, synced=self._home.synced, losses=self.losses)
+        home = self._home
+        return PrivateStore(home.state_dir, key, spec, synced=home.synced, reading=home.reading, losses=self.losses)
 
     @cached_property
     def backbone(self) -> Backbone:

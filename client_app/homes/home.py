@@ -33,14 +33,29 @@ class Place(NamedTuple):
     partitions: int
 
 
+@dataclass(frozen=True)
+class KeptRun:
+    """What is left of a simulated run: all its users, to recommend to. Nobody trains there any more.
+
+    Attributes:
+        state_dir: What the simulated devices have kept.
+        interactions: Gives the users' interactions; asked only where one of them is.
+    """
+
+    state_dir: Path
+    interactions: Callable[[], Interactions]
+
+
 class Home(Protocol):
     """What a node has of its own.
 
     Attributes:
         synced: Whether what is kept must survive a power failure.
+        reading: Whether what is kept is only read.
     """
 
     synced: bool
+    reading: bool
 
     @property
     def state_dir(self) -> Path:
@@ -72,6 +87,7 @@ class SimulatedHome:
     setup: Setup
     data: SimulatedData
     synced = False  # where the machine fails on which it is simulated, a device need not outlive it
+    reading = False
 
     @property
     def state_dir(self) -> Path:
@@ -101,6 +117,36 @@ def _simulated_data(folder: Path, n_items: int) -> Interactions:
 
 
 @dataclass(frozen=True)
+class KeptHome:
+    """All users of a simulated run that is kept."""
+
+    run: KeptRun
+    setup: Setup
+    synced = False
+    reading = True
+
+    @property
+    def state_dir(self) -> Path:
+        """As in `Home`."""
+        return self.run.state_dir
+
+    @property
+    def secret(self) -> int:
+        """As in `Home`."""
+        return simulation_secret(self.setup.seed)
+
+    @property
+    def shared_key(self) -> bytes:
+        """As in `Home`: nobody tells others anything here."""
+        raise ConfigError(["a run that is kept exchanges nothing between its users"])
+
+    def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
+        """As in `Home`."""
+        interactions = self.run.interactions()
+        return interactions, np.arange(interactions.users)
+
+
+@dataclass(frozen=True)
 class SiteHome:
     """A site: all users of its own file."""
 
@@ -108,6 +154,7 @@ class SiteHome:
     setup: Setup
     losses: Losses
     synced = True
+    reading = False
 
     @property
     def state_dir(self) -> Path:

@@ -14,8 +14,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedrec.core.disk import writing
 from fedrec.core.errors import PacketError
-from fedrec.core.files import write_whole
+from fedrec.core.strict_json import json_line
+from fedrec.core.whole_files import write_bytes
+
+ELSEWHERE = "give the site another state-dir"
+"""What to do if a state-dir cannot be written."""
 
 _RUN_KEY = re.compile(r"[0-9a-f]{16}")
 _CHECK = "check"
@@ -63,10 +68,11 @@ def read_record(path: Path) -> RunRecord | None:
 
 
 def write_record(path: Path, record: RunRecord) -> None:
-    """Write the record of a run. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    """Write the record of a run. Raises StoreError if the disk refuses it."""
     values = dataclasses.asdict(record)
-    write_whole(path, json.dumps({**values, _CHECK: _digest(values)}).encode())
+    with writing(f"what this site remembers of the run in {path.parent}", ELSEWHERE):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_bytes(path, json_line({**values, _CHECK: _digest(values)}).encode(), private=True)
 
 
 def _digest(values: dict[str, object]) -> str:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from client_app.homes.run_record import RunRecord, read_record, record_file, write_record
+from client_app.homes.run_record import ELSEWHERE, RunRecord, read_record, record_file, write_record
 from client_app.homes.site import Site, file_problems
 from client_app.stores.losses import DATA_DAMAGED, SECRET_CHANGED, Losses
 from fedrec.core.errors import ConfigError, DataError, PacketError, StoreError
@@ -27,6 +27,8 @@ from fedrec.data.types import Interactions
 from fedrec.wire.item_list import ItemList
 
 log = logging.getLogger("fedrec")
+
+"""What to do with a state-dir that the disk refuses, as `fedrec.core.disk.writing` takes it."""
 
 _FORMAT = 1
 _RUNS_KEPT = 8
@@ -120,7 +122,7 @@ def prepared_data(
     store = _prepared_before(site, source, n_items)
     if store is None:
         try:
-            store = write_store(_prepare(site, listed), site.state_dir).name
+            store = write_store(_prepare(site, listed), site.state_dir, private=True, elsewhere=ELSEWHERE).name
         except (DataError, StoreError) as error:
             raise ConfigError([str(error)]) from error
     write_record(known, RunRecord(source, store, n_items, secret))

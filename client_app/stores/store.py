@@ -25,11 +25,15 @@ from client_app.stores.losses import STORE_DAMAGED, STORE_LOST, Losses
 from client_app.stores.pieces import DamagedError, PieceFile, Rows, close_file, is_damage, open_file
 from client_app.stores.versions import VersionIndex
 from client_app.stores.witness import Witness, Written, forget_witness
+from fedrec.core.disk import writing
 from fedrec.core.errors import StoreError
 from fedrec.core.tensors import DTYPES, Spec, Tensors
 
 log = logging.getLogger("fedrec")
 T = TypeVar("T")
+
+USERS = "users.sqlite"
+"""The name of the file in a state-dir."""
 
 _FEW = 1024
 """Versions that may lie about unused in any case."""
@@ -43,7 +47,14 @@ class PrivateStore:
     """Private tensors of one run's users in the file `<state_dir>/users.sqlite`."""
 
     def __init__(
-        self, state_dir: Path, run_key: str, spec: Spec, *, synced: bool = True, losses: Losses | None = None
+        self,
+        state_dir: Path,
+        run_key: str,
+        spec: Spec,
+        *,
+        synced: bool = True,
+        reading: bool = False,
+        losses: Losses | None = None,
     ) -> None:
         """The store of a run.
 
@@ -53,31 +64,32 @@ class PrivateStore:
             spec: Specification of one user's private tensors.
             synced: Whether what was written must survive a power failure, and not only the end of the process. A
                 simulation can do without: with its machine, the run has ended too.
+            reading: The file is there, and only read.
             losses: Where it is counted if the file is found damaged and put aside, or is not the one written to.
         """
-        self._path = state_dir / "users.sqlite"
+        self._path = state_dir / USERS
         self._run = run_key
         self._spec = spec
         self._synced = synced
+        self._reading = reading
         self._losses = Counter() if losses is None else losses
         self._witness = Witness(state_dir, run_key)
         self._checked: PieceFile | None = None
         self._width = sum(entry.nbytes for entry in spec.values())
-        try:
-            state_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"the state-dir {state_dir} cannot be made ({error}): give a folder on a disk") from error
+        if not reading:
+            with writing(f"the state-dir {state_dir}", "give a folder on a disk"):
+                state_dir.mkdir(parents=True, exist_ok=True)
         self._sound(self._opened)
 
     @contextmanager
     def _transaction(self, *, writing: bool) -> Iterator[tuple[PieceFile, VersionIndex]]:
         try:
-            file = open_file(self._path, self._synced)
+            file = open_file(self._path, self._synced, self._reading)
             with file.transaction(writing=writing):
                 self._check(file)
                 yield file, file.index(self._run)
         except (sqlite3.Error, DamagedError) as error:
-            close_file(self._path, self._synced)
+            close_file(self._path, self._synced, self._reading)
             damaged = isinstance(error, DamagedError) or is_damage(error)
             raise (DamagedStoreError if damaged else StoreError)(
                 f"the users' store {self._path} cannot be used ({error}): check the disk and its permissions; if the "

@@ -13,8 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedrec.core.files import write_whole
 from fedrec.core.tensors import text_digest
+from fedrec.core.whole_files import write_bytes
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Witness:
             self._path.unlink(missing_ok=True)
         elif written != self.read():
             self._path.parent.mkdir(mode=0o700, exist_ok=True)
-            write_whole(self._path, json.dumps({"token": written.token, "last": written.last}).encode())
+            write_bytes(self._path, json.dumps({"token": written.token, "last": written.last}).encode(), private=True)
 
 
 def forget_witness(state_dir: Path, run: str) -> None:

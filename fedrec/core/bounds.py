@@ -29,6 +29,9 @@ MOST_NEGATIVES = 10_000
 MOST_STEPS = 10_000
 """Local steps of a round, and of solving."""
 
+MOST_ROUNDS = 999_999
+"""Rounds of a run: the names of checkpoints have six digits."""
+
 MOST_LAYERS = 64
 MOST_CUT_OFFS = 100
 MOST_WEIGHT = 1_000_000

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from annotated_types import Gt
+from annotated_types import Gt, Le
 from pydantic import Strict
 from typing_extensions import override
 
@@ -33,7 +33,7 @@ class MovieLensConfig(DatasetConfig):
     root: Annotated[Path, Strict(False)] | None
     url: str
     md5: str
-    timeout: Annotated[float, Gt(0)]
+    timeout: Annotated[float, Gt(0), Le(1_000_000)]
 
 
 class MovieLens(DatasetSource):

@@ -16,7 +16,7 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
-from fedrec.core.bounds import LARGEST_RATE, LONGEST_HALF_LIFE
+from fedrec.core.bounds import LARGEST_RATE, LONGEST_HALF_LIFE, MOST_ROUNDS
 from fedrec.core.tensors import Tensors
 
 
@@ -48,8 +48,8 @@ class ServerOptimiser:
     beta1: Annotated[float, Ge(0), Lt(1)]
     beta2: Annotated[float, Ge(0), Lt(1)]
     eps: Annotated[float, Gt(0), Le(LARGEST_RATE)]
-    warm_up: Annotated[int, Ge(0)] = 0
-    cosine: Annotated[int, Ge(1)] | None = None
+    warm_up: Annotated[int, Ge(0), Le(MOST_ROUNDS)] = 0
+    cosine: Annotated[int, Ge(1), Le(MOST_ROUNDS)] | None = None
     cosine_floor: Annotated[float, Ge(0), Le(1)] = 0.05
 
     def told(self) -> dict[str, Any]:
