@@ -25,6 +25,7 @@ SERVER_ONLY = frozenset(
         "fedrec/data/planted.py",
         "fedrec/data/report.py",
         "fedrec/datasets/amazon.py",
+        "fedrec/datasets/amazon_2023.py",
         "fedrec/datasets/ml_100k.py",
         "fedrec/datasets/ml_1m.py",
         "fedrec/datasets/movielens.py",

@@ -100,7 +100,7 @@ def test_a_site_has_every_setting_of_a_table(tmp_path: Path, name: str, text: st
     config = more | {"interactions": str(own.interactions), "state-dir": str(own.state_dir)}
     assert site_of(config) == own
     listed = ItemList(('"a', "b"), ("A", "B"))
-    data = prepared_data(own, RUN, "digest", lambda: listed)
+    data = prepared_data(own, RUN, "digest", 2, "secret", lambda: listed, Counter())
     assert data.history(0).tolist() == [0, 1]
 
 

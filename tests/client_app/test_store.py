@@ -276,7 +276,7 @@ def test_a_store_of_another_version_is_left_alone(tmp_path: Path) -> None:
 def test_a_state_dir_that_cannot_be_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(StoreError, match="cannot be made"):
+        with pytest.raises(StoreError, match="cannot be written"):
             PrivateStore(place, "r", SPEC)
     (tmp_path / "users.sqlite").mkdir()
     with pytest.raises(StoreError, match="cannot be used"):
