@@ -30,7 +30,6 @@ from fedrec.privacy.base import PrivacyMechanism, RowAdding
 from fedrec.wire.updates import NodeUpdate
 from peft_embeddings.model import Model
 
-
 _PER_PAIR = 4
 """Vectors that a pair holds: the item's, its user's copy of the rows, and the gradients of both."""
 
