@@ -4,7 +4,8 @@
     python -m benchmarks.accuracy --check     exit 1 if the page has another table
 
 Runs are kept by `benchmarks/results_table.py --to FOLDER --add NAME RUN`: in `accuracy`, with their curves; `central`,
-what they are measured by; `last`, runs without validation; `amazon` and `backbones`; `ablation`, one ingredient changed
+what they are measured by; `last`, runs without validation; `amazon`, `backbones`
+and `sequences`; `ablation`, one ingredient changed
 at a time, each with the name of the change; `search`, what was tried on the way. Seeds of one configuration have names
 that end with `seed <n>`; the tables have their means.
 """
@@ -31,7 +32,7 @@ from commands.progress import amount
 PAGE = ROOT / "docs" / "accuracy.md"
 PICTURE = ROOT / "docs" / "img" / "accuracy.png"
 ABLATION = ROOT / "docs" / "img" / "accuracy-ablation.png"
-_PLAIN = ("last", "amazon")
+_PLAIN = ("last", "amazon", "sequences")
 """Folders whose runs make a table without a curve."""
 _SEED = re.compile(r",? seed \d+$")
 _SHARES = ("90", "95")

@@ -90,7 +90,7 @@ def show_recommendation(found: Mapping[str, Any], console: Console) -> None:
     for place, item in enumerate(found["items"], 1):
         table.add_row(str(place), *map(_plain, (item["item_id"], item["title"])), f"{item['score']:.4f}")
     console.print(table)
-    trained = "" if found["trained"] else "; the user has never trained, and was solved from its items alone"
+    trained = "" if found["trained"] else "; the user has never trained, and is served from its items alone"
     newer = "; newer ones are damaged" if found["passed_over"] else ""
     console.print(f"from the model of round {found['round']}{newer}{trained}", highlight=False, markup=False)
 

@@ -48,7 +48,13 @@ HEADS = (
 )
 HEADS_OVER_CODES = (*HEADS, "optim.server.lr=0.1")
 LOCAL = ("optim=paper", "optim.loss=bce", "optim.local_epochs=8", "optim.lr=0.1", "optim.solve_epochs=3")
-RECIPES = {"fedmf": FAST, "fedpergnn": FAST, "fedncf": LOCAL, "pfedrec": HEADS}
+ORDER = ("optim=fast", "optim.negatives=20", "optim.window=10", "optim.server.lr=0.3", "optim.server.eps=1.0e-4")
+RECIPES = {
+    **dict.fromkeys(("fedmf", "fedpergnn"), FAST),
+    **dict.fromkeys(("recency", "sasrec", "gru4rec"), ORDER),
+    "fedncf": LOCAL,
+    "pfedrec": HEADS,
+}
 """What lifts even vectors that start at random above chance in three rounds; a new backbone is tried with `LOCAL`.
 
 The server's Adam has a large epsilon, for a step that is nearly a sign makes whole steps of the last bits of a sum, and
