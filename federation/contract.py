@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, Protocol
 
@@ -10,6 +11,7 @@ from annotated_types import Ge, Gt, Le
 from federation.checkpoint import Checkpoint
 from fedrec.core.registry import MemberConfig
 from fedrec.core.tensors import Tensors
+from fedrec.stages.base import Release
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class StrategyConfig(MemberConfig):
     max_update_norm: Annotated[float, Gt(0), Le(1e6)]
     over_sampling: Annotated[float, Ge(0), Le(10)]
     max_failures: Annotated[float, Ge(0), Le(1)]
-    min_users: Annotated[int, Ge(1)]
+    min_users: Annotated[int, Ge(0)]
     repeats: Annotated[int, Ge(0)]
     min_nodes: Annotated[int, Ge(1)]
     node_timeout: Annotated[float, Ge(0)]
@@ -71,6 +73,9 @@ class Observer(Protocol):
 
     def on_round(self, record: dict[str, Any]) -> None:
         """A round has ended; `record` is its metrics, one JSON object."""
+
+    def on_release(self, round: int, releases: Sequence[Release]) -> None:
+        """A round is about to give this away; what is raised here keeps it from doing so."""
 
     def on_checkpoint(self, checkpoint: Checkpoint) -> None:
         """The run as it stands after a round is to be kept."""

@@ -101,8 +101,12 @@ class Training:
     def record(self) -> dict[str, Any]:
         """What the round's line of the metrics says of it."""
         values = self.fold.summary()
+        if not self._setup.stages.tells:
+            return {"cohort": len(self.users), "users": values["users"], **self._account()}
         dropped = {name: int(values.pop(name)) for name in DROPPED}
         left_out = {name: count for name, count in dropped.items() if count}
+        return {"cohort": len(self.users), **values, "dropped_users": left_out, **self._account()}
+
+    def _account(self) -> dict[str, Any]:
         releases = [dataclasses.asdict(event) for event in self._setup.stages.events(self._round)]
-        account = {"releases": releases} if releases else {}
-        return {"cohort": len(self.users), **values, "dropped_users": left_out, **account}
+        return {"releases": releases} if releases else {}
