@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import documents
 from benchmarks.results_table import RESULTS, ROOT
 from commands.compare import Comparison, compare
 from commands.curve_plot import draw
@@ -183,13 +184,6 @@ def draw_ablation(path: Path) -> None:
     figure.savefig(path, dpi=130, metadata={"Software": None})
 
 
-def _block(text: str, name: str, body: str) -> str:
-    """The page with `body` between the two marks of a name."""
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    head, _, rest = text.partition(begin)
-    return f"{head}{begin}\n\n{body}\n\n{end}{rest.partition(end)[2]}"
-
-
 def _mean(values: Sequence[float]) -> str:
     spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
     return f"{np.mean(values):.4f}{spread}"
@@ -215,22 +209,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description="Accuracy per byte.")
     parser.add_argument("--check", action="store_true")
     found, check = comparison(), parser.parse_args(arguments).check
-    before = PAGE.read_text(encoding="utf-8")
-    after = before
-    for name, body in [
-        ("accuracy", table(found)),
-        ("ablation", ablation_table()),
-        ("backbones", backbones()),
-        ("search", search()),
-    ]:
-        after = _block(after, name, body)
-    for name in _PLAIN:
-        after = _block(after, name, plain(name))
+    bodies = {"accuracy": table(found), "ablation": ablation_table(), "backbones": backbones(), "search": search()}
+    bodies |= {name: plain(name) for name in _PLAIN}
+    blocks = {name: f"\n{body}\n\n" for name, body in bodies.items()}
+    status = documents.write(PAGE, blocks, command="python -m benchmarks.accuracy", check=check)
     if check:
-        if before != after:
-            print("docs/accuracy.md has another table: run `python -m benchmarks.accuracy`", file=sys.stderr)
-        return int(before != after)
-    PAGE.write_text(after, encoding="utf-8")
+        return status
     draw(drawn(found), PICTURE)
     if ablation():
         draw_ablation(ABLATION)

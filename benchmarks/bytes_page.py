@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast, get_args
 
+from benchmarks import documents
 from commands.describe import describe
 from fedrec.config.compose import compose
 from fedrec.config.schema import RunConfig
@@ -26,7 +27,6 @@ from fedrec.datasets.base import DatasetConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "bytes.md"
-BEGIN, END = "<!-- bytes:begin -->", "<!-- bytes:end -->"
 
 _HEAD = (
     "| strategy | embedding | backbone | up, a round | down, a round | once | up, 1,000 rounds | down, 1,000 rounds |\n"
@@ -100,25 +100,10 @@ def _line(method: Method, items: int) -> tuple[str, int, str]:
     return method.backbone, last.up, f"| {' | '.join(cells)} |\n"
 
 
-def spliced(page: str, text: str) -> str:
-    """The page with `text` between its two marks."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{PAGE.name} needs the two lines {BEGIN} and {END}, in this order")
-    return f"{before}{begin}\n\n{text}{end}{after}"
-
-
 def main(arguments: Sequence[str]) -> int:
     data = Path(os.environ.get("FEDREC_DATA") or ROOT.parent / "shared" / "data").absolute()
-    before = PAGE.read_text(encoding="utf-8")
-    after = spliced(before, tables(industrial_items(data)))
-    if "--check" in arguments:
-        if before != after:
-            print(f"{PAGE.name} has other tables: run `python -m benchmarks.bytes_page`", file=sys.stderr)
-        return int(before != after)
-    PAGE.write_text(after, encoding="utf-8")
-    return 0
+    blocks = {"bytes": f"\n{tables(industrial_items(data))}"}
+    return documents.write(PAGE, blocks, command="python -m benchmarks.bytes_page", check="--check" in arguments)
 
 
 if __name__ == "__main__":

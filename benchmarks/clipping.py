@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import case, options, spread, synthetic, write
+from benchmarks.rendering import interval, table
 from benchmarks.task import LIMITS, load
 from fedrec.codecs.float32 import Float32Codec, Float32Config
 from fedrec.core.registry import MemberConfig
@@ -82,6 +83,38 @@ def noise(data: dict[str, Any], repeats: int) -> dict[str, Any]:
         seconds.append(time.process_time() - started)
     numbers = sum(tensor.numel() for tensor in trainable.values())
     return {"items": data["items"], "numbers": numbers, "seconds": spread(seconds)}
+
+
+def rendered(result: dict[str, Any]) -> str:
+    """The block of the document that shows a result."""
+    figures = result["figures"]
+    drawn = {entry["items"]: entry["seconds"] for entry in figures["noise"]}
+    rows = [
+        [
+            f"{entry['items']:,}",
+            entry["engine"],
+            entry["cohort"],
+            interval(entry["without"]),
+            interval(entry["with"]),
+            interval(entry["ratio"]),
+            interval(drawn[entry["items"]]),
+        ]
+        for entry in figures["cases"]
+    ]
+    head = [
+        "items",
+        "engine",
+        "cohort",
+        "seconds without",
+        "seconds with",
+        "ratio of a pair",
+        "noise on the sum, seconds",
+    ]
+    return table(head, rows)
+
+
+BLOCKS = {"clipping": rendered}
+"""What the documents show of a result, by the name of the block."""
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

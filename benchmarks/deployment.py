@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, options, spread, write
+from benchmarks.rendering import interval, measured_with, table
 
 SCRIPT = ROOT / "deploy" / "local-federation.sh"
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -113,6 +114,34 @@ class Usage(threading.Thread):
             except (OSError, IndexError):
                 continue
         return total
+
+
+def rendered(result: dict[str, Any]) -> str:
+    """A federation of real processes beside its simulation, and what a SuperNode needs."""
+    figures, chosen = result["figures"], result["configuration"]
+    rows = []
+    for name in ("deployment", "simulation"):
+        test, moved = figures[name]["test"], figures[name]["bytes_per_user"]
+        cells = [f"{test['ndcg@10']:.4f}", f"{test['hr@10']:.4f}", f"{test['users']:,.0f}"]
+        rows.append([name, *cells, *(f"{moved[way]:,.0f}" for way in ("up", "down", "one_time"))])
+    head = ["", "NDCG@10", "HR@10", "users ranked", "up, bytes per user", "down", "once"]
+    node, lost = figures["supernode"], figures["lost"]
+    named = ", ".join(f"`{entry['reason']}` {entry['replies']}" for entry in lost) or "nothing"
+    text = (
+        f"\n{chosen['nodes']} SuperNodes and {len(figures['rounds'])} rounds, two killed after round "
+        f"{chosen['killed_after']}, one of them back after round {chosen['back_after']}. Started in "
+        f"{figures['start_seconds']:.0f} s, certificates and data included; the run took "
+        f"{figures['run_seconds']:.0f} s, a round {interval(figures['round_seconds'])} s. Lost on the way: {named}.\n\n"
+        f"A SuperNode at rest holds {node['rest_bytes'] / 1e6:.0f} MB and takes "
+        f"{100 * node['rest_cpu_share']:.1f} % of a core; at work, with its clients' processes, "
+        f"{node['work_bytes'] / 1e6:.0f} MB at most, and "
+        f"{node['work_cpu_seconds']:.0f} s of a core for the whole run.\n"
+    )
+    return table(head, rows) + text + measured_with(result)
+
+
+BLOCKS = {"deployment": rendered}
+"""What the documents show of a result, by the name of the block."""
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 from benchmarks import vmapped
 from benchmarks.common import case, ml_1m, options, rates, spread, synthetic, timed, write
 from benchmarks.phases import ENGINE, clocked
+from benchmarks.rendering import gib, interval, ratio_line, table
 from benchmarks.task import Task, load
 
 EMBEDDINGS = ("full", "lora")
@@ -98,6 +99,52 @@ def _short(task: Task, cohort: int) -> Any:
     """Users of any length, in an order that is not that of their length."""
     users = task.cohort(4 * cohort)
     return users.select(np.sort(np.random.default_rng(1).permutation(len(users))[:cohort]))
+
+
+def rendered(result: dict[str, Any]) -> str:
+    """The block of the document that shows a result."""
+    figures = result["figures"]
+    rows = [
+        [
+            entry["engine"],
+            entry["embedding"],
+            f"{entry['cohort']:,}",
+            entry["threads"],
+            "default" if entry.get("pairs_at_once") is None else f"{entry['pairs_at_once']:,}",
+            entry.get("failed") or interval(entry.get("updates_per_second")),
+            gib(entry),
+        ]
+        for entry in figures["cases"]
+    ]
+    head = ["engine", "embedding", "cohort", "threads", "pairs at once", "client updates/s", "peak memory"]
+    ratios = [f"- {name}: {ratio_line(values)}" for name, values in figures["ratios"].items()]
+    same = [
+        f"- {entry['embedding']}: vmap {entry['vmap']:.1e}, oracle {entry['oracle']:.1e}"
+        for entry in figures["same_numbers"]
+        if "vmap" in entry
+    ]
+    return (
+        table(head, rows)
+        + "\nRatios of medians, one thread, in the same run:\n\n"
+        + "\n".join(ratios)
+        + "\n\nLargest difference of any number from the cohort engine, in float64:\n\n"
+        + "\n".join(same)
+        + "\n"
+    )
+
+
+def rendered_parts(result: dict[str, Any]) -> str:
+    """The block of the document that shows a result."""
+    entries = [entry for entry in result["figures"]["parts"] if "share" in entry]
+    parts = sorted({part for entry in entries for part in entry["share"]}, key=lambda p: -entries[0]["share"].get(p, 0))
+    rows = [
+        [e["embedding"], e["threads"], *(f"{100 * e['share'].get(part, 0.0):.0f} %" for part in parts)] for e in entries
+    ]
+    return table(["embedding", "threads", *parts], rows)
+
+
+BLOCKS = {"engine": rendered, "engine-parts": rendered_parts}
+"""What the documents show of a result, by the name of the block."""
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.common import case, ml_1m, options, rates, spread, synthetic, timed, write
+from benchmarks.rendering import gib, interval, or_failure, table
 from benchmarks.task import load
 from client_app.answers.evaluation import RankingProtocol, rank_users
 from client_app.homes.users import Cohort
@@ -57,6 +58,41 @@ def _product_alone(items: int, threads: int) -> dict[str, Any]:
     block = min(items, 16_384)
     users, table = torch.randn(200, 32, dtype=torch.float64), torch.randn(block, 32, dtype=torch.float64)
     return rates(200 * block, timed(lambda: users @ table.T, 5))
+
+
+def rendered(result: dict[str, Any]) -> str:
+    """The block of the document that shows a result."""
+    figures = result["figures"]
+    rows = [
+        [
+            e.get("embedding", "-"),
+            e.get("backbone", "-"),
+            f"{e.get('users', 0):,}",
+            f"{e.get('items', 0):,}",
+            e.get("threads", "-"),
+            or_failure(e, "seconds"),
+            interval(e.get("scores_per_second")),
+            interval(e.get("product_alone")),
+            gib(e),
+        ]
+        for e in [*figures["all_users"], *figures["catalogues"]]
+    ]
+    head = [
+        "embedding",
+        "backbone",
+        "users",
+        "items",
+        "threads",
+        "seconds",
+        "scores/s",
+        "product alone, scores/s",
+        "peak memory",
+    ]
+    return table(head, rows)
+
+
+BLOCKS = {"evaluation": rendered}
+"""What the documents show of a result, by the name of the block."""
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

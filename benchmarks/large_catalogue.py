@@ -14,8 +14,34 @@ from typing import Any
 
 from benchmarks.common import options, write
 from benchmarks.deployment import Sites, Usage
+from benchmarks.rendering import measured_with, table
 
 _PARTS = {"server": "superlink", "site": "site-0"}
+
+
+def rendered(result: dict[str, Any]) -> str:
+    """Rounds of a very large catalogue over the real transport."""
+    figures, chosen = result["figures"], result["configuration"]
+    rows = [
+        [str(line["round"]), line["phase"], str(line["users"]), f"{line['seconds']:.0f}"]
+        + [f"{line['bytes'][way] / line['users'] / 1e6:,.0f}" for way in ("up", "down")]
+        for line in figures["rounds"]
+    ]
+    peak = figures["peak_bytes"]
+    text = (
+        f"\n{chosen['items']:,} items of {chosen['dim']} numbers, {chosen['sites']} sites, {chosen['users']} users. "
+        f"The server's processes held {peak['server'] / 1e9:.1f} GB at most, those of a site "
+        f"{peak['site'] / 1e9:.1f} GB.\n"
+    )
+    return (
+        table(["round", "phase", "users", "s", "MB up, a user", "MB down"], rows)
+        + text
+        + measured_with(result).replace("; medians, with least and most", "")
+    )
+
+
+BLOCKS = {"large-catalogue": rendered}
+"""What the documents show of a result, by the name of the block."""
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

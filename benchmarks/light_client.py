@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.common import ROOT, options, spread, write
+from benchmarks.rendering import interval, measured_with, table
 
 _INTERACTIONS = 200
 _CHILD = """
@@ -114,6 +115,23 @@ def message(folder: Path) -> dict[str, float]:
     stages = [end - begin for begin, end in pairwise(ends)]
     names = [f"cpu_{name}" for name in (*told["stages"], "end")]
     return {"cpu": cpu, "wall": wall, **dict(zip(names, stages, strict=True)), "peak_bytes": told["peak_bytes"]}
+
+
+def rendered(result: dict[str, Any]) -> str:
+    """A device's message: seconds of one core by stage, and memory."""
+    phases = result["figures"]
+    stages = [name for name in phases["peft"]["seconds"] if name not in ("cpu", "wall")]
+    rows = []
+    for figures in phases.values():
+        seconds = [interval(figures["seconds"][name]) for name in ("cpu", *stages, "wall")]
+        rows.append([figures["trains"], *seconds, f"{figures['peak_bytes']['median'] / 1e6:.0f} MB"])
+    named = [name.removeprefix("cpu_") for name in stages]
+    head = ["trains", "CPU, s", *named, "wall, s", "memory"]
+    return table(head, rows) + measured_with(result)
+
+
+BLOCKS = {"light-client": rendered}
+"""What the documents show of a result, by the name of the block."""
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

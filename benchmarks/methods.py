@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from benchmarks import documents
 from benchmarks.results_table import ROOT, kept
 
 FOLDER = ROOT / "benchmarks" / "results" / "methods"
@@ -148,16 +149,8 @@ def _spread(values: Sequence[float]) -> str:
 def page(check: bool) -> int:
     """Write the tables between the page's two marks; with `check` only say whether they stand there."""
     results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
-    before = PAGE.read_text(encoding="utf-8")
-    head, begin, rest = before.partition("<!-- methods:begin -->")
-    _, end, tail = rest.partition("<!-- methods:end -->")
-    after = f"{head}{begin}\n\n{tables(results)}\n{end}{tail}"
-    if check and before != after:
-        print("docs/methods.md has other tables: run `python -m benchmarks.methods page`", file=sys.stderr)
-        return 1
-    if before != after:
-        PAGE.write_text(after, encoding="utf-8")
-    return 0
+    blocks = {"methods": f"\n{tables(results)}\n"}
+    return documents.write(PAGE, blocks, command="python -m benchmarks.methods page", check=check)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

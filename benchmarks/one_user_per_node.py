@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.common import options, write
 from benchmarks.federation import simulation
+from benchmarks.rendering import interval, measured_with, or_failure, table
 from benchmarks.round_phases import empty
 
 _INVERTED = {"min": "max", "median": "median", "max": "min"}
@@ -42,6 +43,27 @@ def point(nodes: int, rounds: int, workers: int, cache: Any) -> dict[str, Any]:
     if "seconds" in ours and "push_and_pull" in some:
         found["flowers_share"] = some["push_and_pull"]["median"] / ours["seconds"]["median"]
     return found
+
+
+def rendered(result: dict[str, Any]) -> str:
+    """Seconds of a round with one user per node, and of as many empty messages."""
+    rows = [
+        [
+            f"{entry['nodes']:,}",
+            f"{entry['users_per_round']:,}",
+            or_failure(entry["fedrec"], "seconds"),
+            or_failure(entry["empty_cohort"], "push_and_pull"),
+            interval(entry["empty_cohort"].get("calls_per_second")),
+            or_failure(entry["empty_everybody"], "push_and_pull"),
+        ]
+        for entry in result["figures"]["sizes"]
+    ]
+    head = ["nodes", "messages a round", "a round, s", "empty messages, s", "empty calls/s", "one to every node, s"]
+    return table(head, rows) + measured_with(result)
+
+
+BLOCKS = {"many-nodes": rendered}
+"""What the documents show of a result, by the name of the block."""
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

@@ -26,6 +26,7 @@ import torch
 from typing_extensions import override
 
 from benchmarks.common import case, ml_1m, options, rates, spread, synthetic, timed, write
+from benchmarks.rendering import or_failure, table
 from benchmarks.task import LIMITS, load
 from client_app.training.cohort import CohortEngine
 from fedrec.optim.base import LocalStep, Sgd
@@ -79,6 +80,18 @@ def theirs(python: Path, data: dict[str, Any], users: int, rounds: int, threads:
         "seconds": spread(found["seconds"][1:]),
         "updates_per_second": rates(users, found["seconds"][1:]),
     }
+
+
+def rendered(result: dict[str, Any]) -> str:
+    """The block of the document that shows a result."""
+    figures = result["figures"]
+    rows = [["pfl-research", e.get("threads", "-"), or_failure(e, "updates_per_second")] for e in figures["pfl"]]
+    rows += [["cohort engine", e.get("threads", "-"), or_failure(e, "updates_per_second")] for e in figures["fedrec"]]
+    return table(["", "threads", "client updates/s (SGD)"], rows)
+
+
+BLOCKS = {"pfl": rendered}
+"""What the documents show of a result, by the name of the block."""
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

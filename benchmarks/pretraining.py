@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import case, options, spread, table_overrides, timed, write
+from benchmarks.rendering import gib, or_failure, table
 from fedrec.config.compose import compose
 from fedrec.core import registry
 from fedrec.core.registry import MemberConfig
@@ -60,6 +61,26 @@ def _encoder(config: MemberConfig) -> TextEncoder:
 
 def _quiet(what: str, done: int, total: int) -> None:
     pass
+
+
+def rendered(result: dict[str, Any]) -> str:
+    """The block of the document that shows a result."""
+    rows = [
+        [
+            e["vectors"],
+            e.get("reduction", "-"),
+            f"{e.get('items', 0):,} x {e.get('width', 0):,}",
+            or_failure(e, "seconds"),
+            f"{e.get('reconstruction_mse', float('nan')):.4g}",
+            gib(e),
+        ]
+        for e in result["figures"]["cases"]
+    ]
+    return table(["vectors", "reduction", "shape", "seconds", "reconstruction MSE", "peak memory"], rows)
+
+
+BLOCKS = {"pretraining": rendered}
+"""What the documents show of a result, by the name of the block."""
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

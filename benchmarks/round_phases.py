@@ -16,9 +16,48 @@ from typing import Any
 from benchmarks.common import Options, case, ml_1m, options, spread, synthetic, table_overrides, write
 from benchmarks.federation import simulation
 from benchmarks.flower import rounds_of, run_app
+from benchmarks.rendering import in_seconds, interval, number, or_failure, table
 
 _EMPTY = Path(__file__).resolve().parent / "empty_flower_app"
 _SMALL_USERS = 300
+
+
+def rendered(result: dict[str, Any]) -> str:
+    """The block of the document that shows a result."""
+    figures = result["figures"]
+    floor = figures["floor"]
+    rows = [["empty round, quick polls", "-", interval(floor.get("push_and_pull")), "-"]]
+    rows += [["empty round, `send_and_receive`", "-", interval(floor.get("send_and_receive")), "-"]]
+    for entry in figures["simulation"]:
+        users = f"{entry.get('users_per_round', 0):,}"
+        rows.append(
+            ["fedrec through Flower", users, or_failure(entry, "seconds"), interval(entry.get("updates_per_second"))]
+        )
+    for entry in figures["in_process"]:
+        if "part_seconds" not in entry and "users_per_round" in entry:
+            label = f"fedrec in one process, {entry['embedding']}"
+            users = f"{entry['users_per_round']:,}"
+            rows.append([label, users, interval(entry["seconds"]), interval(entry["updates_per_second"])])
+    text = table(["", "users a round", "seconds a round", "client updates/s"], rows)
+    ratios = ", ".join(f"{number(v)} at {int(n):,} users" for n, v in figures["ratios"].items())
+    text += f"\nMedian round over the median empty round: {ratios}.\n\n"
+    starts = [
+        [n + 1, in_seconds(e, "superlink_seconds"), in_seconds(e, "first_round_seconds"), in_seconds(e, "run_seconds")]
+        for n, e in enumerate(figures["starts"])
+    ]
+    head = ["start", "SuperLink up (s)", "`flwr run` to the first finished round (s)", "to the end of the run (s)"]
+    text += table(head, starts)
+    if (long := figures.get("long_run")) and "run_seconds" in long:
+        text += (
+            f"\n{long['rounds']:,} rounds of P-LoRA of {long['users_per_round']:,} users, validation every 50: "
+            f"{long['run_seconds']:.0f} s from `flwr run` to the end; a round {interval(long['seconds'])} s, one with "
+            f"validation {interval(long.get('seconds_with_validation'))} s.\n"
+        )
+    return text
+
+
+BLOCKS = {"rounds": rendered}
+"""What the documents show of a result, by the name of the block."""
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

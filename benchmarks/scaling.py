@@ -11,6 +11,29 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.common import case, options, synthetic, write
+from benchmarks.rendering import gib, number, or_failure, table
+
+
+def rendered(result: dict[str, Any]) -> str:
+    """The block of the document that shows a result."""
+    figures = result["figures"]
+    text = ""
+    for axis in ("users", "items", "history", "cohort"):
+        rows = [[f"{e[axis]:,}", or_failure(e, "seconds"), gib(e)] for e in figures[axis]]
+        if rows:
+            text += table([axis, "seconds a round", "peak memory"], rows) + "\n"
+    rows = []
+    for name in ("few", "many"):
+        for embedding, e in figures["target"][name].items():
+            shape = f"{e['users']:,} x {e['items']:,}, {e['cohort']:,} a round"
+            rows.append([shape, embedding, or_failure(e, "seconds"), gib(e)])
+    ratios = ", ".join(f"{number(value)} ({name})" for name, value in figures["target"]["ratio"].items())
+    head = ["users x items", "embedding", "seconds a round", "peak memory"]
+    return text + table(head, rows) + f"\nThe same cohort from many users over from few: {ratios}.\n"
+
+
+BLOCKS = {"scaling": rendered}
+"""What the documents show of a result, by the name of the block."""
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

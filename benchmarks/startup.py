@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common import ROOT, options, spread, write
+from benchmarks.rendering import in_seconds, interval, measured_with, table
 from commands.flower_app import assemble
 from commands.processes import Offspring, running
 from commands.superlink import environment
@@ -192,6 +193,25 @@ def summary(starts: list[dict[str, float]]) -> dict[str, Any]:
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--synthetic", action="store_true", help="no other data is used in any case")
+
+
+def rendered(result: dict[str, Any]) -> str:
+    """When each stage of a start was reached."""
+    figures = result["figures"]
+    ways = {name: figures[name] for name in ("fedrec_simulate", "flwr_run")}
+    stages = [stage for stage in ways["fedrec_simulate"]["first_start"] if stage != "end"]
+    rows = [
+        [stage, *(in_seconds(way[start], stage) for way in ways.values() for start in ("first_start", "second_start"))]
+        for stage in stages
+    ]
+    head = ["reached", "`fedrec simulate`, first", "later", "`flwr run`, first", "later"]
+    said = ", ".join(f"{interval(way['to_first_round'])} s by `{name.replace('_', ' ')}`" for name, way in ways.items())
+    text = f"\nTo the first round of a later start: {said}.\n"
+    return table(head, rows) + text + measured_with(result)
+
+
+BLOCKS = {"startup": rendered}
+"""What the documents show of a result, by the name of the block."""
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.common import ml_1m, options, rates, spread, synthetic, write
 from benchmarks.flower import rounds_of, run_app
+from benchmarks.rendering import number, or_failure, table
 from benchmarks.round_phases import federation
 
 _APP = Path(__file__).resolve().parent / "stock_flower_app"
@@ -44,6 +45,35 @@ def stock(data: dict[str, Any], nodes: int, users: int, rounds: int, workers: in
             found["updates_per_second"] = rates(float(np.mean(answers[1:])), seconds[1:])
             found["first_round_alone_seconds"] = seconds[0]
     return found
+
+
+def rendered(result: dict[str, Any]) -> str:
+    """The block of the document that shows a result."""
+    figures = result["figures"]
+    rows = [
+        [
+            "stock Flower",
+            f"{entry['nodes']:,}",
+            f"{entry['users_per_round']:,}",
+            or_failure(entry, "updates_per_second"),
+        ]
+        for entry in figures["stock"]
+    ]
+    rows += [
+        [
+            "fedrec",
+            f"{entry['nodes']:,}",
+            f"{entry.get('users_per_round', 0):,}",
+            or_failure(entry, "updates_per_second"),
+        ]
+        for entry in figures["fedrec"]
+    ]
+    ratios = ", ".join(f"{number(value)} at {int(n):,} nodes" for n, value in figures["fedrec_over_stock"].items())
+    return table(["", "nodes", "users a round", "client updates/s"], rows) + f"\nfedrec over stock Flower: {ratios}.\n"
+
+
+BLOCKS = {"stock-flower": rendered}
+"""What the documents show of a result, by the name of the block."""
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:

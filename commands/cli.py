@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import click
 import typer
-from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
+from commands.ending import JSON_OPTION, command_line, ending
 from fedrec import __version__
 from fedrec.config.compose import compose, experiments
 from fedrec.config.describe import ABSENT, Change, differences, to_dict, to_yaml
-from fedrec.config.paths import portable, settle
+from fedrec.config.paths import portable, settle, working_directory
 from fedrec.config.schema import RunConfig
-from fedrec.core.errors import ConfigError, FedrecError
 from fedrec.core.registry import FAMILIES
 
 app = typer.Typer(
@@ -99,7 +96,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[OVERRIDES]...", help="group=member or section.key=value", show_default=False),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="End with one line of JSON on stdout; all else goes to stderr.")]
+AsJson = Annotated[
+    bool, typer.Option(JSON_OPTION, help="End with one line of JSON on stdout; all else goes to stderr.")
+]
 
 
 class BaselineKind(StrEnum):
@@ -130,10 +129,10 @@ def _root(
 @app.command("config", cls=OverridesCommand)
 def config_command(overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Print the resolved configuration, and what each override changed."""
-    with _ending(as_json) as (console, end):
-        composed = compose(overrides or [], base=Path.cwd())
-        found = differences(compose([], base=Path.cwd()), composed)
-        config = settle(composed, Path.cwd())
+    with ending(as_json) as (console, end):
+        composed = compose(overrides or [], base=working_directory())
+        found = differences(compose([], base=working_directory()), composed)
+        config = settle(composed, working_directory())
         end.update(config=to_dict(config), changes=[_change_as_dict(change) for change in found])
         if as_json:
             return
@@ -150,12 +149,12 @@ def config_command(overrides: Overrides = None, as_json: AsJson = False) -> None
 def describe_command(
     overrides: Overrides = None,
     items: Annotated[
-        int | None, typer.Option(min=1, help="Items of the catalogue, instead of reading the data set.")
+        int | None, typer.Option(min=1, max=2**31 - 1, help="Items of the catalogue, instead of reading the data set.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what a run would train, who holds it, when it crosses the network, and how many bytes that is."""
-    with _ending(as_json) as (console, end):
+    with ending(as_json) as (console, end):
         config, _ = _prepared(overrides or [])
         from commands.describe import describe, show_sizes  # the strategies and torch: as below
 
@@ -168,7 +167,7 @@ def describe_command(
 @app.command("train", cls=OverridesCommand)
 def train_command(overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Train in this process, with the real server and clients but without Flower's runtime: for quick work."""
-    with _ending(as_json) as (console, end):
+    with ending(as_json) as (console, end):
         config, same = _prepared(overrides or [])
         from commands.train import train  # the apps and torch: not needed to print help or an error
 
@@ -177,13 +176,13 @@ def train_command(overrides: Overrides = None, as_json: AsJson = False) -> None:
 
 @app.command("split", cls=OverridesCommand)
 def split_command(
-    sites: Annotated[int, typer.Argument(min=1, help="Sites to share the users out to.")],
+    sites: Annotated[int, typer.Argument(min=1, max=1_000_000, help="Sites to share the users out to.")],
     folder: Annotated[Path, typer.Argument(help="Where the files are written.")],
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Share a data set out by user, a file for each site, to try a deployment: `fedrec split 3 DIR dataset=ml_100k`."""
-    with _ending(as_json) as (console, end):
+    with ending(as_json) as (console, end):
         config, _ = _prepared(overrides or [])
         from commands.split import split  # as above
 
@@ -203,7 +202,7 @@ def simulate_command(
     from commands.superlink import SuperLink
 
     # Composing takes seconds, of which torch's import is most: Flower can start meanwhile.
-    with _ending(as_json) as (console, end), signals_as_exceptions(), SuperLink() as superlink:
+    with ending(as_json) as (console, end), signals_as_exceptions(), SuperLink() as superlink:
         config, same = _prepared(overrides or [])
         from commands.report import show_summary
         from commands.simulate import simulate  # as above
@@ -219,7 +218,7 @@ def baseline_command(
     as_json: AsJson = False,
 ) -> None:
     """Rank without a federation: the same data, split, candidates and model as a run with these overrides."""
-    with _ending(as_json) as (console, end):
+    with ending(as_json) as (console, end):
         config, same = _prepared(overrides or [])
         from commands.baseline.command import baseline  # as above
 
@@ -237,7 +236,7 @@ def compare_command(
     as_json: AsJson = False,
 ) -> None:
     """Compare finished runs: accuracy, traffic, and the bytes and rounds to reach a share of a ceiling."""
-    with _ending(as_json) as (console, end):
+    with ending(as_json) as (console, end):
         from commands.compare import compare, show_comparison
 
         found = compare(runs, ceiling)
@@ -261,11 +260,11 @@ def recommend_command(
     history: Annotated[
         str | None, typer.Option("--history", help="Items of somebody who is not in the data: ITEM,ITEM,...")
     ] = None,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many items.")] = 10,
+    top: Annotated[int, typer.Option("--top", min=1, max=2**31 - 1, help="How many items.")] = 10,
     as_json: AsJson = False,
 ) -> None:
     """Recommend items to one user, offline, from the last model and the user's own history and private numbers."""
-    with _ending(as_json) as (console, end):
+    with ending(as_json) as (console, end):
         from commands.recommend import recommend, show_recommendation  # torch: as above
 
         end.update(recommend(run, state_dir, user, history, top))
@@ -275,35 +274,8 @@ def recommend_command(
 
 def _prepared(overrides: list[str]) -> tuple[RunConfig, list[str]]:
     """The configuration, and overrides that make the same one in any working directory."""
-    config = settle(compose(overrides, base=Path.cwd()), Path.cwd())
+    config = settle(compose(overrides, base=working_directory()), working_directory())
     return config, portable(overrides, config)
-
-
-@contextlib.contextmanager
-def _ending(as_json: bool) -> Iterator[tuple[Console, dict[str, Any]]]:
-    """How every command ends: one line of JSON if asked for, a plain message for errors that the user can mend.
-
-    Yields the console to write to, and the dictionary to fill, which becomes the line.
-    """
-    end: dict[str, Any] = {}
-    status = 0
-    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
-        try:
-            yield Console(stderr=as_json), end
-        except FedrecError as error:
-            print(f"error: {error}", file=sys.stderr)
-            end = {"error": str(error)}
-            if isinstance(error, ConfigError):
-                end["problems"] = list(error.problems)
-            status = 2 if isinstance(error, ConfigError) else 1
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            end = {"error": "interrupted"}
-            status = 130
-    if as_json:
-        print(json.dumps(end), flush=True)
-    if status:
-        raise typer.Exit(status)
 
 
 def _change_as_dict(change: Change) -> Mapping[str, Any]:
@@ -329,7 +301,7 @@ def _table(found: list[Change]) -> Table | Text:
 
 def main() -> None:
     """Entry point of the installed `fedrec`."""
-    app()
+    command_line(app)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from commands.progress import amount, duration
+from fedrec.core.disk import reading
 from fedrec.core.errors import FedrecError
+from fedrec.core.strict_json import number, parsed_object
 from fedrec.evaluation.curves import WAYS, Point, curve, reached, read_records
 
 METRIC = "ndcg@10"
@@ -46,7 +47,7 @@ class Run:
     def bytes(self) -> Mapping[str, float] | None:
         """Bytes of one user in the mean, by `WAYS`; None for a baseline, which sends nothing."""
         moved = self.summary.get("bytes_per_user")
-        return None if moved is None else {way: float(moved.get(way, 0.0)) for way in WAYS}
+        return None if moved is None else {way: number(moved.get(way, 0.0)) for way in WAYS}
 
     @property
     def best(self) -> float:
@@ -57,7 +58,7 @@ class Run:
     def validation(self) -> float | None:
         """Its last validation; None if it trained without."""
         found = self.summary["validation"]
-        return float(found[METRIC]) if found else None
+        return number(found[METRIC]) if found else None
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,9 @@ def compare(paths: Sequence[str], ceiling: str | None) -> Comparison:
     if ceiling is None:
         best = max(runs, key=lambda run: run.best)
         return Comparison(runs, _ceiling(best, f"the best of these runs, {best.name}"))
-    number = _number(ceiling)
-    if number is not None:
-        return Comparison(runs, Ceiling(number, "as given"))
+    given = _given(ceiling)
+    if given is not None:
+        return Comparison(runs, Ceiling(given, "as given"))
     named = read_run(Path(ceiling))
     return Comparison(runs, _ceiling(named, named.name))
 
@@ -130,21 +131,21 @@ def _ceiling(run: Run, source: str) -> Ceiling:
     return Ceiling(run.best, source, run.data)
 
 
-def _number(text: str) -> float | None:
+def _given(text: str) -> float | None:
     try:
-        number = float(text)
+        value = float(text)
     except ValueError:
         return None
-    if not (math.isfinite(number) and 0 < number <= 1):
+    if not (math.isfinite(value) and 0 < value <= 1):
         raise FedrecError(f"--ceiling {text}: an NDCG@10 lies between 0 and 1; give one, or a run")
-    return number
+    return value
 
 
 def read_run(path: Path) -> Run:
     """A run from its folder, or from the JSON file as which it is kept. Raises FedrecError if that cannot be."""
-    if not path.exists():
-        raise FedrecError(f"{path}: there is no such run; give the folder of a run, or a kept run as a JSON file")
-    try:
+    with reading(f"{path} cannot be read as a run: it", "restore its files, or leave it out"):
+        if not path.exists():
+            raise FedrecError(f"{path}: there is no such run; give the folder of a run, or a kept run as a JSON file")
         if path.is_dir():
             if not (path / _SUMMARY).exists():
                 raise FedrecError(f"{path} holds no finished run: it has no {_SUMMARY}")
@@ -153,9 +154,6 @@ def read_run(path: Path) -> Run:
         kept = _json(path)
         summary = kept["summary"]
         return _checked(Run(str(kept["name"]), summary, _points(kept.get("curve", []), summary), None), path)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise FedrecError(f"{path} cannot be read as a run ({reason}): restore its files, or leave it out") from error
 
 
 def _points(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> list[Point]:
@@ -166,10 +164,8 @@ def _points(records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) ->
 
 
 def _json(path: Path) -> dict[str, Any]:
-    found = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise ValueError(f"{path.name} should hold an object, it holds a {type(found).__name__}")
-    return found
+    with reading(f"{path} cannot be read as a run: it", "restore its files, or leave it out"):
+        return parsed_object(path.read_text(encoding="utf-8"))
 
 
 def _data(folder: Path) -> tuple[str, ...] | None:
@@ -185,7 +181,9 @@ def _checked(run: Run, path: Path) -> Run:
         missing = [name for name in (METRIC, HIT_RATE) if name not in found]
         if missing and (found or split == "test"):
             raise FedrecError(f"{path}: its {split} has no {missing[0]}; runs are compared with 10 in evaluation.ks")
-    float(run.summary["seconds"]), int(run.summary["rounds"])
+        if found:  # what diverged has null there, and no figure to be compared
+            _ = [number(found[name]) for name in (METRIC, HIT_RATE)]
+    _ = number(run.summary["seconds"]), int(number(run.summary["rounds"])), run.bytes
     return run
 
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 
 from commands.compare import Comparison, Run
 from commands.progress import amount
+from fedrec.core.disk import writing
 from fedrec.core.errors import FedrecError
+from fedrec.core.whole_files import replaced
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -63,10 +65,8 @@ def draw(found: Comparison, path: Path) -> None:
     lines = -(-len(labels) // columns)  # of the legend, below: the axes keep their height however many runs there are
     figure.set_size_inches(10.5 if federated else 6.5, 4.0 + 0.2 * lines)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    try:
-        figure.savefig(path, dpi=130, metadata={"Software": None})
-    except OSError as error:
-        raise FedrecError(f"--plot {path}: the file cannot be written ({error.strerror})") from error
+    with writing(f"--plot {path}: the file", "give another one"), replaced(path) as started:
+        figure.savefig(started, format="png", dpi=130, metadata={"Software": None})
 
 
 def _by_bytes(axes: Axes, runs: Sequence[Run], looks: Mapping[str, tuple[str, str]]) -> None:

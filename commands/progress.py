@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.text import Text
+from typing_extensions import override
 
 from fedrec.data.report import as_table
 from fedrec.data.types import DataReport
+
+log = logging.getLogger("fedrec")
 
 _QUIET = 10.0  # seconds between two plain lines that have nothing special to say
 _WINDOW = 20  # rounds that the estimate of the remaining time is made from
@@ -79,6 +85,16 @@ class RunProgress:
         """A line that stays: a warning of the run, or its log."""
         self._print(text)
 
+    @contextmanager
+    def warnings(self) -> Iterator[None]:
+        """Meanwhile show what the log warns of."""
+        handler = _Notes(self)
+        log.addHandler(handler)
+        try:
+            yield
+        finally:
+            log.removeHandler(handler)
+
     def update(self, record: Mapping[str, Any]) -> None:
         """One round has ended.
 
@@ -92,7 +108,8 @@ class RunProgress:
         self._validation = validated or self._validation
         phase = str(record.get("phase") or "")
         description = f"round {number}/{total}" + (f" {phase}" if phase else "")
-        loss, moved = _loss(record.get("loss")), _moved(record.get("bytes_per_user"))
+        loss = _loss(record["loss"]) if "loss" in record else ""
+        moved = _moved(record.get("bytes_per_user"))
         parts = [loss, self._validation, moved, self._remaining(total - number)]
         detail = "  ".join(part for part in parts if part)
         if self._bar is not None and self._task is not None:
@@ -118,6 +135,18 @@ class RunProgress:
         self._console.print(Text(text), soft_wrap=True)
 
 
+class _Notes(logging.Handler):
+    """Hands warnings on to whoever shows the run."""
+
+    def __init__(self, progress: RunProgress) -> None:
+        super().__init__(logging.WARNING)
+        self._progress = progress
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress.note(f"{record.levelname} {record.getMessage()}")
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them: `8 s`, `3:05 min`, `2:10 h`."""
     whole = round(seconds)
@@ -136,8 +165,13 @@ def amount(count: float) -> str:
     raise AssertionError("unreachable")
 
 
+def figure(value: float | None) -> str:
+    """A metric or loss for people: four places, or a dash for what is not finite (null in a run's files)."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
 def _loss(loss: Any) -> str:
-    return f"loss {loss:.4f}" if isinstance(loss, int | float) else ""
+    return f"loss {figure(loss)}" if isinstance(loss, int | float) else "loss -"
 
 
 def _metrics(validation: Any) -> str:
@@ -146,7 +180,7 @@ def _metrics(validation: Any) -> str:
         return ""
     names = [name for name, value in validation.items() if isinstance(value, int | float)]
     ranked = sorted(names, key=lambda name: (name != "ndcg@10", not name.startswith("ndcg@"), "/" in name))
-    return f"{ranked[0]} {validation[ranked[0]]:.4f}" if ranked else ""
+    return f"{ranked[0]} {figure(validation[ranked[0]])}" if ranked else ""
 
 
 def _moved(per_user: Any) -> str:

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unicodedata import category
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from client_app.answers.node import Node, Received
-from client_app.homes.home import Place, item_list
+from client_app.answers.node import Node
+from client_app.homes.home import item_list
 from client_app.homes.site import Site
 from client_app.homes.users import Cohort
 from client_app.stores.frozen import MissingFrozenError
 from client_app.stores.last_model import kept_models, read_model
-from client_app.training.engine import GlobalModel
+from commands.kept_run import of_run
+from commands.named_items import named_items
+from commands.recommendable import Recommendable, RecommendError, require_private_tensors
+from fedrec.core.disk import reading
 from fedrec.core.errors import FedrecError, StoreError
 from fedrec.core.keys import opaque_keys
 from fedrec.wire.item_list import ItemList
-from fedrec.wire.protocol import Setup, SimulatedData
+from fedrec.wire.protocol import Setup
+
+log = logging.getLogger("fedrec")
 
 _CLOSE = 3
 _LOOKED_THROUGH = 100_000
@@ -37,19 +38,6 @@ _LOOKED_THROUGH = 100_000
 
 _NO_TEXT = ("Cc", "Cs")
 """Unicode's categories of what steers a terminal, and of what cannot be written at all."""
-
-
-class RecommendError(FedrecError):
-    """There is nothing to recommend from, or the user or items are not known."""
-
-
-class Source(NamedTuple):
-    """What is recommended from: a node, its last model, and the items by name."""
-
-    name: str
-    node: Node
-    received: Received
-    items: ItemList
 
 
 def recommend(
@@ -76,12 +64,13 @@ def recommend(
     torch.set_num_threads(1)
     source = of_run(Path(run)) if run is not None else of_site(Path(str(state_dir)))
     node = source.node
-    who = _known_user(node, user) if user is not None else _newcomer(node, source.items, str(history))
+    who = _known_user(source, user) if user is not None else _newcomer(node, source.items, str(history))
     found = node.recommend(source.received, who, top)
     ids, titles = source.items
     return {
         "from": source.name,
         "round": source.received.round,
+        "passed_over": list(source.passed_over),
         "user": user,
         "history": len(who.items),
         "trained": found.trained,
@@ -102,7 +91,8 @@ def show_recommendation(found: Mapping[str, Any], console: Console) -> None:
         table.add_row(str(place), *map(_plain, (item["item_id"], item["title"])), f"{item['score']:.4f}")
     console.print(table)
     trained = "" if found["trained"] else "; the user has never trained, and was solved from its items alone"
-    console.print(f"from the model of round {found['round']}{trained}", highlight=False, markup=False)
+    newer = "; newer ones are damaged" if found["passed_over"] else ""
+    console.print(f"from the model of round {found['round']}{newer}{trained}", highlight=False, markup=False)
 
 
 def _plain(text: str) -> Any:
@@ -112,86 +102,65 @@ def _plain(text: str) -> Any:
     return Text("".join("\N{REPLACEMENT CHARACTER}" if category(letter) in _NO_TEXT else letter for letter in text))
 
 
-def of_run(folder: Path) -> Source:
-    """The last checkpoint of a simulated run, and the node on which all its users live."""
-    if not folder.is_dir():
-        near = get_close_matches(folder.name, _names(folder.parent), n=_CLOSE)
-        paths = " or ".join(str(folder.parent / name) for name in near)
-        hint = f"did you mean {paths}?" if near else "give the path of a run folder, runs/<id>"
-        raise RecommendError(f"{folder}: there is no such run; {hint}")
-    try:
-        setup = Setup.from_json((folder / "setup.json").read_text(encoding="utf-8"))
-        listed = json.loads((folder / "items.json").read_text(encoding="utf-8"))
-        items = ItemList(tuple(listed["ids"]), tuple(listed["titles"]))
-    except (OSError, ValueError, KeyError) as error:
-        raise RecommendError(
-            f"{folder} is not the folder of a run of this version of fedrec ({error}): give runs/<id>"
-        ) from error
-    if setup.simulation is None:
-        raise RecommendError(
-            f"{folder} is the server's folder of a deployment, and its users are with their SuperNodes: there, give "
-            "fedrec recommend --state-dir DIR"
-        )
-    newest = max((folder / "checkpoints").glob("round-*.json"), default=None)
-    if newest is None:
-        raise RecommendError(f"{folder} has no checkpoint yet: wait for one, or set checkpoint_every")
-    try:
-        where = json.loads(newest.read_text(encoding="utf-8"))
-        tensors = load_file(newest.with_suffix(".safetensors"))
-        token = (folder / "state" / "token").read_text(encoding="ascii")
-        phase, round = int(where["phase"]), int(where["round"])
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise StoreError(f"{newest.with_suffix('')} cannot be used ({error}): the checkpoint is damaged") from error
-    # The folder may have been moved since.
-    place = SimulatedData(setup.simulation.interactions, str((folder / "state").resolve()), token)
-    setup = dataclasses.replace(setup, simulation=place)
-    node = Node(setup, Place(0, 1))
-    model = GlobalModel(node.models[phase], _under("trainable.", tensors), _under("frozen.", tensors))
-    return Source(str(folder), node, Received(phase, round, model, 0), items)
+def of_site(state_dir: Path) -> Recommendable:
+    """The last sound model that a site received, and its node.
 
-
-def of_site(state_dir: Path) -> Source:
-    """The last model that a site received, and its node."""
-    if not state_dir.is_dir():
+    Raises RecommendError or StoreError if there is nothing, or nothing sound, to recommend from.
+    """
+    with reading(f"--state-dir {state_dir}", "give the state-dir of the SuperNode"):
+        there = state_dir.is_dir()
+    if not there:
         raise RecommendError(f"--state-dir {state_dir}: there is no such folder; give the state-dir of the SuperNode")
-    problems = []
+    problems: list[str] = []
     for path in kept_models(state_dir):
         try:
             about, packet = read_model(path)
             setup = Setup.from_json(about.setup)
-            node = Node(setup, Site(Path("/"), state_dir.resolve()))  # its data is prepared: the file is not read
+            site = Site(Path("/"), state_dir.resolve())  # its data is prepared: the file is not read
+            node = Node(setup, site)
             received = node.receive(about.phase, about.round, packet, about.frozen)
-            return Source(str(state_dir), node, received, item_list(node.frozen_store, setup))
+            _ = node.sampler
+            items = item_list(node.frozen_store, setup)
+            _ = node.users  # what was prepared is compared with its digest
+            require_private_tensors(state_dir, "the next round makes another, in which its users start anew")
+            return Recommendable(str(state_dir), node, received, items)
         except (OSError, ValueError, FedrecError) as error:
             problems.append(f"{path.name}: {error}")
+            log.warning("a model is passed over: %s", problems[-1])
         except MissingFrozenError as error:
             problems.append(f"{path.name}: the frozen tensors {error} are missing or damaged")
+            log.warning("a model is passed over: %s", problems[-1])
     if problems:
         raise StoreError(f"no model in {state_dir} can be used: {'; '.join(problems)}. The next round brings another")
     raise RecommendError(f"{state_dir} holds no model yet: this site has not been sent one; wait for a round of a run")
 
 
-def _known_user(node: Node, user: str) -> Cohort:
+def _known_user(source: Recommendable, user: str) -> Cohort:
+    node = source.node
     slot = node.users.slot_of(user)
     if slot is None:
         raise RecommendError(
             f"--user {user}: none of the {len(node.users):,} users here has this id; give an id as it is written in "
             "the data, or somebody's items with --history ITEM,ITEM,..."
         )
-    return node.users.whole(slot)
+    who = node.users.whole(slot)
+    if source.keys is not None and who.keys[0] not in source.keys:
+        raise StoreError(
+            f"{source.name}: the checkpoint of round {source.received.round} does not know user {user}: setup.json or "
+            "the checkpoint are not those of this run; restore the run folder from a copy"
+        )
+    return who
 
 
 def _newcomer(node: Node, items: ItemList, history: str) -> Cohort:
     """Somebody who is not in the data, and never will be: nothing of it is kept."""
-    # Several lines are as good as one: ids often stand in a file, one below the other.
-    named = [item.strip() for line in csv.reader(history.splitlines()) for item in line if item.strip()]
-    if not named:
-        raise RecommendError("--history: expected the ids of items with a comma between them, it is empty")
-    row_of = {item: row for row, item in enumerate(items.ids)}
-    if unknown := [item for item in named if item not in row_of]:
+    named, unknown = named_items(history, items.ids)
+    if unknown:
         told = [f"--history {item}: there is no such item{_near(item, items)}" for item in unknown]
         raise RecommendError("; ".join(told))
-    rows = np.array(list(dict.fromkeys(row_of[item] for item in named)), dtype=np.int64)
+    if not named:
+        raise RecommendError("--history: expected the ids of items with a comma between them, it is empty")
+    rows = np.array(named, dtype=np.int64)
     return Cohort(opaque_keys(node.secret, ["\0somebody new"]), np.array([0, len(rows)]), rows)
 
 
@@ -199,12 +168,13 @@ def _near(item: str, items: ItemList) -> str:
     if len(items.ids) > _LOOKED_THROUGH:
         return ""
     near = get_close_matches(item, items.ids, n=_CLOSE)
-    return f"; did you mean {' or '.join(near)}?" if near else "; ids are those of the server's list of items"
+    return (
+        f"; did you mean {' or '.join(map(_quoted, near))}?"
+        if near
+        else "; ids are those of the server's list of items"
+    )
 
 
-def _names(folder: Path) -> Sequence[str]:
-    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
-
-
-def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+def _quoted(item: str) -> str:
+    """An id whose blanks at its ends would not be seen is told in quotes."""
+    return item if item == item.strip() else repr(item)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from commands.progress import amount, duration
+from commands.progress import amount, duration, figure
 from federation.reports import fact_line
 
 _BASELINES = {
@@ -28,6 +28,8 @@ def show_summary(summary: Mapping[str, Any], console: Console) -> None:
     users = int(summary["test"]["users"])
     seconds = duration(summary["seconds"])
     console.print(f"{summary['rounds']} rounds in {seconds}; {users:,} users ranked, {cold:,} of them never trained")
+    for warning in summary.get("warnings", ()):
+        console.print(f"warning: {warning}", soft_wrap=True, highlight=False, markup=False, style="yellow")
     for phase, facts in summary.get("embedding", {}).items():
         console.print(f"{phase} started with {fact_line(facts)}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"run folder: {summary['run']}", soft_wrap=True, highlight=False, markup=False)
@@ -41,7 +43,7 @@ def show_baseline(summary: Mapping[str, Any], console: Console) -> None:
         console.print(_metrics_table({**summary, "baselines": others}, prefix, title, _BASELINES.get(name, name)))
     validated = summary["validation"]
     best = f", the best validation after epoch {summary['best_round']}" if validated and "best_round" in summary else ""
-    if shown := ", ".join(f"{key} {value:.4f}" for key, value in validated.items() if "@10" in key):
+    if shown := ", ".join(f"{key} {figure(value)}" for key, value in validated.items() if "@10" in key):
         console.print(f"validation: {shown}", soft_wrap=True, highlight=False)
     console.print(f"{summary['baseline']} in {duration(summary['seconds'])}{best}; {summary['test']['users']:,} users")
     console.print(f"run folder: {summary['run']}", soft_wrap=True, highlight=False, markup=False)
@@ -61,8 +63,8 @@ def _metrics_table(summary: Mapping[str, Any], prefix: str, title: str, own: str
     for name in names:
         table.add_column(name.removeprefix(prefix).upper(), justify="right")
     for name, metrics in summary["baselines"].items():
-        table.add_row(_BASELINES.get(name, name), *(f"{metrics[column]:.4f}" for column in names), style="dim")
-    table.add_row(own, *(f"{summary['test'][column]:.4f}" for column in names), style="bold")
+        table.add_row(_BASELINES.get(name, name), *(figure(metrics[column]) for column in names), style="dim")
+    table.add_row(own, *(figure(summary["test"][column]) for column in names), style="bold")
     return table
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import queue
 import re
 import subprocess
@@ -21,12 +20,15 @@ from commands.progress import RunProgress
 from commands.resources import cluster, explain, federation_config, require
 from commands.signals import signals_as_exceptions
 from commands.superlink import NAME, SuperLink
-from fedrec.config.paths import assign, portable, settle
+from fedrec.config.paths import assign, portable, settle, working_directory
 from fedrec.config.schema import RunConfig, SimulationConfig
-from fedrec.core.errors import FederationError, StoreError
+from fedrec.core.disk import reading
+from fedrec.core.errors import FederationError
+from fedrec.core.strict_json import parsed_object
+from fedrec.evaluation.curves import METRICS
 from server_app.resuming import prepare
 from server_app.run import new_run_id
-from server_app.run_folder import METRICS, SUMMARY, RunFolder
+from server_app.run_folder import SUMMARY, RunFolder
 
 LOG = "flower.log"
 """In the run folder: all that Flower and the app's processes said."""
@@ -70,10 +72,11 @@ def simulate(
     """
     console = console or Console(stderr=True)
     require(config.simulation)
-    config = settle(config, Path.cwd())
+    config = settle(config, working_directory())
     run_id = config.resume or config.run_id or new_run_id(config)
     config = dataclasses.replace(config, run_id=run_id)
-    folder = _resumed_folder(config) if config.resume else _make_folder(config)
+    assert config.runs_dir is not None
+    folder = _resumed_folder(config) if config.resume else RunFolder.new(config.runs_dir / run_id).path
     same = [text for text in portable(overrides, config) if text.partition("=")[0].strip() != "run_id"]
     with (
         signals_as_exceptions(),
@@ -90,24 +93,6 @@ def simulate(
             tail = _follow(link, run, folder, config, log, progress, verbose)
             _require_success(link, run, folder, tail)
     return _summary(folder)
-
-
-def _make_folder(config: RunConfig) -> Path:
-    assert config.runs_dir is not None
-    assert config.run_id is not None
-    folder = config.runs_dir / config.run_id
-    if (folder / METRICS).exists():
-        raise StoreError(
-            f"{folder} already holds a run: choose another run_id, remove the folder, or go on with "
-            f"resume={folder.name}"
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(
-            f"the run folder {folder} cannot be made ({error.strerror}): give another by runs_dir=/absolute/folder"
-        ) from error
-    return folder
 
 
 def _resumed_folder(config: RunConfig) -> Path:
@@ -197,7 +182,8 @@ class Tail:
         whole, newline, _ = text.rpartition(b"\n")
         self._offset += len(whole) + len(newline)
         for line in whole.splitlines():
-            record = json.loads(line)
+            with reading(str(self._path), "see the log of the run"):
+                record = parsed_object(line)
             if "round" in record and "rounds" in record:
                 yield record
 
@@ -232,12 +218,5 @@ def _status(superlink: SuperLink, run: str) -> str:
 
 def _summary(folder: Path) -> dict[str, Any]:
     path = folder / SUMMARY
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise FederationError(
-            f"the run ended as completed, but {path} is missing or not JSON ({error}): see {folder / LOG}"
-        ) from error
-    if not isinstance(summary, dict):
-        raise FederationError(f"{path} should hold a JSON object, it holds a {type(summary).__name__}")
-    return summary
+    with reading(f"the run ended as completed, but {path}", f"see {folder / LOG}"):
+        return parsed_object(path.read_text(encoding="utf-8"))

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import cast
 
 from fedrec.config.schema import RunConfig
+from fedrec.core.disk import writing
 from fedrec.core.errors import DataError, StoreError
+from fedrec.core.whole_files import replaced
 from fedrec.data.prepare import load
 from fedrec.data.types import Dataset
 from fedrec.datasets.base import DatasetConfig
@@ -25,12 +27,12 @@ def split(config: RunConfig, sites: int, folder: Path) -> Dataset:
     interactions, catalogue = dataset.interactions, dataset.catalogue
     if interactions.users < sites:
         raise DataError(f"{dataset.name} has {interactions.users} users: too few for {sites} sites; give fewer sites")
-    if (folder / f"site-{sites}").exists():
-        raise StoreError(
-            f"{folder} holds the files of more than {sites} sites, whose users would be there twice: remove them, or "
-            "give another folder"
-        )
-    try:
+    with writing(str(folder), "give another folder"):
+        if (folder / f"site-{sites}").exists():
+            raise StoreError(
+                f"{folder} holds the files of more than {sites} sites, whose users would be there twice: remove them, "
+                "or give another folder"
+            )
         items = zip(catalogue.item_ids, catalogue.titles, catalogue.sentences, strict=True)
         _write(folder / "items.csv", ("item_id", "title", "text"), items)
         for site in range(sites):
@@ -40,14 +42,12 @@ def split(config: RunConfig, sites: int, folder: Path) -> Dataset:
                 for time, item in enumerate(interactions.history(user))
             )
             _write(folder / f"site-{site}" / "interactions.csv", ("user_id", "item_id", "timestamp"), rows)
-    except OSError as error:
-        raise StoreError(f"{folder} cannot be written to ({error}): give another folder") from error
     return dataset
 
 
 def _write(path: Path, names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with replaced(path) as started, started.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(names)
         writer.writerows(rows)

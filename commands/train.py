@@ -21,7 +21,7 @@ def train(config: RunConfig, overrides: Sequence[str], *, console: Console) -> d
     # Many small operations: a second thread spends its time waiting for the first.
     torch.set_num_threads(1)
     grid = LocalGrid(client_app, config.simulation.nodes)
-    with RunProgress(console) as progress:
+    with RunProgress(console) as progress, progress.warnings():
         summary = run(config, overrides, grid, progress)
     show_summary(summary, console)
     return summary

@@ -24,6 +24,12 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} NO_PROXY="${NO_PROXY:+$NO_PROXY,}12
 fail() { echo "local-federation: $*" >&2; exit 1; }
 say() { echo "local-federation: $*" >&2; }
 
+# The interpreter beside `fedrec`, which can import it.
+python=$(dirname "$(command -v fedrec || echo /)")/python
+[[ -x $python ]] || python=python3
+
+quoted() { "$python" -c 'import json, sys; print(json.dumps(sys.argv[1], ensure_ascii=False))' "$1"; } # as in TOML
+
 need() {
     for program in "$@"; do
         command -v "$program" >/dev/null || fail "the program '$program' is not on the PATH (activate fedrec's environment)"
@@ -100,8 +106,8 @@ sites() { # the data, shared out by user, and a key for each node
 superlink() {
     local folder=$dir/superlink
     mkdir -p "$folder/home"
-    printf '[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:%s"\nroot-certificates = "%s"\n' \
-        "$port" "$dir/ca.crt" >"$folder/home/config.toml"
+    printf '[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:%s"\nroot-certificates = %s\n' \
+        "$port" "$(quoted "$dir/ca.crt")" >"$folder/home/config.toml"
     echo "$port" >"$folder/port"
     alive "$folder" && return
     say "starting the SuperLink on 127.0.0.1:$port"
@@ -123,11 +129,14 @@ register() { # NUMBER: let the SuperLink know the node's key, once for its datab
 supernode() { # NUMBER: after a kill the SuperLink refuses a key for up to a minute, while it still counts as online
     local site=$dir/site-$1
     alive "$site" && return
+    # A file: on the command line Flower takes pairs apart with a pattern that knows no quote inside a value.
+    printf 'interactions = %s\nstate-dir = %s\n' \
+        "$(quoted "$site/interactions.csv")" "$(quoted "$site/state")" >"$site/node.toml"
     for _ in $(seq 12); do
         say "starting SuperNode $1"
         launch "$site" flower-supernode --root-certificates "$dir/ca.crt" --auth-supernode-private-key "$site/key" \
             --superlink "127.0.0.1:$port" --host 127.0.0.1 --port "$((port + 1 + $1))" \
-            --node-config "interactions='$site/interactions.csv' state-dir='$site/state'"
+            --node-config "$site/node.toml"
         for _ in $(seq 8); do
             sleep 1
             alive "$site" || break
@@ -164,23 +173,25 @@ stop() {
 run() {
     # Flower takes the values of a run's configuration from a file as they are: quotes in an override stay.
     local file=$dir/superlink/run-config.toml
-    python3 - "$dir" "$@" >"$file" <<'PYTHON'
+    "$python" - "$dir" "$@" >"$file" <<'PYTHON'
 import json, shlex, sys
+from fedrec.config.paths import assign
 folder, *given = sys.argv[1:]
 keys = {text.partition("=")[0] for text in given}
-place = [f"runs_dir={folder}/runs", f"cache_dir={folder}/cache"]
-own = ["runtime=deployment", "dataset=table", f"dataset.item_table={folder}/items.csv", "dataset.text_columns=[text]"]
+place = [assign("runs_dir", f"{folder}/runs"), assign("cache_dir", f"{folder}/cache")]
+items = assign("dataset.item_table", f"{folder}/items.csv")
+own = ["runtime=deployment", "dataset=table", items, "dataset.text_columns=[text]"]
 own = [] if "resume" in keys else [text for text in own if text.partition("=")[0] not in keys]
 print("overrides =", json.dumps(shlex.join([*own, *place, *given])))
 PYTHON
     local answer id
     answer=$(flwr_ run "$here" local --run-config "$file" --format json) || true
-    id=$(python3 -c 'import json,sys; t=sys.argv[1]; print(json.loads(t[t.index("{"):])["run-id"])' "$answer" 2>/dev/null) ||
+    id=$("$python" -c 'import json,sys; t=sys.argv[1]; print(json.loads(t[t.index("{"):])["run-id"])' "$answer" 2>/dev/null) ||
         fail "flwr run was refused: $answer"
     flwr_ log "$id" local --stream || true
     local status
     status=$(flwr_ ls local --run-id "$id" --format json |
-        python3 -c 'import json,sys; t=sys.stdin.read(); print(json.loads(t[t.index("{"):])["runs"][0]["status"])')
+        "$python" -c 'import json,sys; t=sys.stdin.read(); print(json.loads(t[t.index("{"):])["runs"][0]["status"])')
     say "run $id: $status"
     [[ $status == finished:completed ]]
 }

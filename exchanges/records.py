@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from numpy.typing import NDArray
 
 from fedrec.core.errors import PacketError
@@ -47,10 +47,27 @@ UNSHARED = "unshared"
 """Field of a reply that says why the worker cannot serve any node: it does not see the simulation's folders."""
 
 PROBLEM = "problem"
-"""Field of a reply to an enrolment that says why the node cannot take part: what its owner has to mend."""
+"""Field of a reply that says why the node cannot do what it was asked for, and what can be mended."""
 
-STORES_LOST = "stores_lost"
-"""Field of a reply from a node that has found its users' store damaged and has begun a new one: how often."""
+REASON = "reason"
+"""Field beside it: one of `REASONS`."""
+
+REASONS = ("malformed", "misconfigured", "policy", "store")
+"""Why: what the server sent, the node's configuration, what its policy does not allow, or its disk."""
+
+LOSSES = "losses"
+"""Field of a reply: what the node has found lost or damaged since its last one; names of `LOSS_NAMES`, with blanks."""
+
+LOSS_NAMES = (
+    "store_damaged",
+    "store_lost",
+    "data_damaged",
+    "frozen_damaged",
+    "secret_changed",
+    "run_unknown",
+)
+"""What a node may find: the users' store is damaged, or another than was written to, or older; the prepared data, or
+what was sent once, is damaged; the secret has changed; the run that goes on is one of which it has nothing."""
 
 NAMED = "named"
 """Field of a message to a site: the digest of its users' keys as the server knows them, for a site may have others
@@ -66,8 +83,9 @@ RESUMED = "resumed"
 """Field of an enrolment in a run that was resumed: the round after which it went on each time, with blanks between."""
 
 SLACK = 65_536
-"""Bytes that a reply may have beside its packets."""
+"""Bytes that an answer may have beside its packets: names, fields, and the frame that numpy puts around an array."""
 
+_NUMBER = 8
 _ARRAYS = "arrays"
 _FIELDS = "fields"
 
@@ -103,14 +121,14 @@ class Content(NamedTuple):
     def integer(self, name: str) -> int:
         """One whole number. Raises PacketError (`malformed`) if it is missing or not one."""
         value = self.fields.get(name)
-        if not isinstance(value, int):
+        if not isinstance(value, int) or isinstance(value, bool):
             raise PacketError("malformed", f"the message's field {name!r} should be a whole number, it is {value!r}")
         return value
 
 
 def shown(text: object, most: int = 200) -> str:
     """Text from a node as a log may show it: in one line, without control characters, and not too long."""
-    plain = " ".join(str(text).split())
+    plain = " ".join(str(text)[: 16 * most].split())
     cut = plain[:most] + ("..." if len(plain) > most else "")
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in cut)
 
@@ -125,9 +143,35 @@ def size(wrapped: Array) -> int:
     return wrapped.shape[0]
 
 
-def weight(content: RecordDict) -> int:
-    """Bytes of all arrays of a message, as they came and unread."""
-    return sum(len(array.data) for record in content.array_records.values() for array in record.values())
+def weight(message: Message) -> int:
+    """Bytes of everything in a message, as it came and unread: arrays, texts, numbers, names, and an error's reason."""
+    if message.has_error():
+        return len((message.error.reason or "").encode())
+    total = 0
+    for name, record in message.content.items():
+        total += len(name.encode())
+        for key, value in record.items():
+            total += len(key.encode()) + (_of_array(value) if isinstance(value, Array) else _of_value(value))
+    return total
+
+
+def _of_array(array: Array) -> int:
+    return len(array.data) + len(array.dtype) + len(array.stype) + _NUMBER * len(array.shape)
+
+
+def _of_value(value: Any) -> int:
+    """Of a value of a configuration or metric record: a number, a truth value, text, bytes, or a list of such."""
+    if isinstance(value, str):
+        return len(value.encode())
+    if isinstance(value, bytes):
+        return len(value)
+    if isinstance(value, list):
+        return (
+            sum(_of_value(each) for each in value)
+            if value and isinstance(value[0], str | bytes)
+            else (_NUMBER * len(value))
+        )
+    return _NUMBER
 
 
 def pack(

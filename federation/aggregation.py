@@ -8,7 +8,6 @@ size of the cohort), chosen so that a sum of admissible replies cannot overflow.
 from __future__ import annotations
 
 import math
-import sys
 from fractions import Fraction
 
 import torch
@@ -26,7 +25,11 @@ _SLACK = 1.0 + 1e-4
 """Room for the rounding of honest float32 sums."""
 
 
-_LARGEST = sys.float_info.max
+LARGEST_LOSS = 1e6
+"""A mean loss a unit of weight beyond this is none that training has: it is left out of the mean, and counted."""
+
+_MOST_ITEMS = 2**31 - 1
+"""Of a catalogue."""
 
 
 class UpdateFold:
@@ -53,9 +56,10 @@ class UpdateFold:
         self._scale = units_per_one or 2.0 ** (61 - math.ceil(math.log2(largest)))
         self._sums = {name: torch.zeros(entry.shape, dtype=torch.int64) for name, entry in spec.items()}
         self._scalars = dict.fromkeys(UPDATE_SCALARS, 0)
+        self._weight_of_losses = 0
 
-    def add(self, packet: Packet, asked: int) -> None:
-        """Fold one node's reply, whole, or raise and leave everything as it was.
+    def add(self, packet: Packet, asked: int) -> bool:
+        """Fold one node's reply, whole, or raise and leave everything as it was; whether its loss is believed.
 
         Args:
             packet: The decoded update (names, shapes and types were checked against the specification).
@@ -63,8 +67,10 @@ class UpdateFold:
 
         Raises:
             PacketError: `non_finite` (NaN or infinity anywhere), `wrong_users` (counts that are no whole numbers, or of
-                more users than asked), `wrong_weight` (more than the cap allows its users), `too_large` (norm above
-                the limit).
+                more users than asked), `wrong_examples` (more than a catalogue has items for each user),
+                `wrong_weight` (more than the cap allows its users), `too_large` (norm above the limit).
+
+        A loss beyond `LARGEST_LOSS` says nothing of the update, which counts; the loss does not.
         """
         scalars = dict(zip(UPDATE_SCALARS, packet.scalars, strict=True))
         weight, users = scalars["weight"], scalars["users"]
@@ -77,6 +83,8 @@ class UpdateFold:
             raise PacketError("wrong_users", f"counts must be whole numbers: {counts}")
         if users + sum(scalars[name] for name in DROPPED) > asked or scalars["cold_users"] > asked:
             raise PacketError("wrong_users", f"{asked} users were asked to train, the node counts {counts}")
+        if scalars["examples"] > users * _MOST_ITEMS:
+            raise PacketError("wrong_examples", f"{scalars['examples']:g} examples of {users:.0f} users are impossible")
         if not 0 <= weight <= self._weight_cap * users:
             raise PacketError("wrong_weight", f"weight {weight} of {users} users; the cap is {self._weight_cap} a user")
         norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in packet.tensors.values()))
@@ -87,8 +95,12 @@ class UpdateFold:
             )
         for name, tensor in packet.tensors.items():
             self._sums[name] += tensor if tensor.dtype == torch.int64 else self._in_units(tensor)
+        if believed := abs(scalars["loss"]) <= weight * LARGEST_LOSS:
+            self._weight_of_losses += round(Fraction(weight) * 2**20)
         for name, value in scalars.items():
-            self._scalars[name] += round(Fraction(value) * 2**20)
+            if name != "loss" or believed:
+                self._scalars[name] += round(Fraction(value) * 2**20)
+        return believed
 
     def _in_units(self, tensor: Tensor) -> Tensor:
         """A sum in floating point as a whole number of units; on a public grid, as the nodes put it there."""
@@ -96,19 +108,18 @@ class UpdateFold:
             return in_units(tensor, self._scale)
         return (tensor.double() * self._scale).round().to(torch.int64)
 
-    def summary(self) -> dict[str, float | int]:
-        """Users, examples, mean loss, users new to training, and users that their nodes left out, by reason."""
-        weight = self.scalar("weight")
+    def summary(self) -> dict[str, float | int | None]:
+        """Users, examples, mean loss, users new to training, and users that their nodes left out, by reason.
+
+        The mean loss of nobody is None.
+        """
         counts = {name: int(self.scalar(name)) for name in UPDATE_SCALARS if name not in ("weight", "loss")}
-        loss = self.scalar("loss") / weight if weight else 0.0
-        return {**counts, "loss": max(-_LARGEST, min(_LARGEST, loss))}
+        weight = self._weight_of_losses / 2**20
+        return {**counts, "loss": self.scalar("loss") / weight if weight else None}
 
     def scalar(self, name: str) -> float:
-        """The sum of one of the update's scalars over all replies; the largest number for one that is none any more."""
-        try:
-            return self._scalars[name] / 2**20
-        except OverflowError:  # nodes may claim a loss of any size, and each of them is finite
-            return _LARGEST if self._scalars[name] > 0 else -_LARGEST
+        """The sum of one of the update's scalars over all replies; of losses, over those that are believed."""
+        return self._scalars[name] / 2**20
 
     def sum(self) -> Sum:
         """The sum of the users' weighted updates, over the sum of their weights."""

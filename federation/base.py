@@ -39,7 +39,7 @@ from fedrec.core.tensors import Tensors, spec_of
 from fedrec.stages.base import Round
 from fedrec.stages.draws import Draws
 from fedrec.wire.item_list import item_list_packet
-from fedrec.wire.protocol import Setup, frozen_format
+from fedrec.wire.protocol import Setup, counts_format, frozen_format
 
 __all__ = ["Deployed", "FederatedStrategy", "Observer", "Phase", "ServerState", "StrategyConfig"]
 
@@ -93,6 +93,7 @@ class FederatedStrategy(Strategy):
         self._bytes: dict[str, int] = {}
         self._checkpoints: deque[int] = deque([0], maxlen=config.checkpoints_kept)
         self._after = 0
+        self._unranked: dict[str, Any] | None = None  # of a resumed run: the record of its last round, yet to be ranked
 
     @classmethod
     @abstractmethod
@@ -112,14 +113,14 @@ class FederatedStrategy(Strategy):
             kept: Rounds of the checkpoints that are kept, this one the last.
             resumes: The round after which the run went on each time that it was resumed, this time included.
         """
-        self._nodes.resumes = tuple(resumes)
+        self._nodes.roster.resumes = tuple(resumes)
         if checkpoint is not None:
             self._after = checkpoint.round
             self._checkpoints.extend(kept)
             self._nodes.directory.restore(checkpoint.users)
             self.meter.restore(checkpoint.meter)
             self.model.restore(checkpoint.state, checkpoint.counts, checkpoint.reports)
-            self.ended = dict(checkpoint.ended)
+            self._unranked = None if checkpoint.record is None else dict(checkpoint.record)
 
     # The loop ------------------------------------------------------------------------------------------------------
 
@@ -136,8 +137,10 @@ class FederatedStrategy(Strategy):
         """Run all rounds of the plan; model, rounds and deadlines come from the configuration, not from here."""
         result = Result()
         waiting: dict[str, Any] | None = None  # the record of a round whose ranking rides on the next one's messages
-        if self._after < self.config.rounds and self.setup.simulation is not None:
-            self._nodes.wait(grid, self._run.simulation.nodes, timeout)
+        if (self._after < self.config.rounds or self._unranked) and self.setup.simulation is not None:
+            self._nodes.roster.wait(grid, self._run.simulation.nodes, timeout)
+        if self._unranked is not None:
+            self._rank_what_was_trained(grid, result, self._unranked)
         try:
             for round in range(self._after + 1, self.config.rounds + 1):
                 record = self._train(grid, round)
@@ -150,8 +153,10 @@ class FederatedStrategy(Strategy):
                     waiting = record
                     self._ranking = Ranking(self.setup, self._nodes, self.state.phase, round, [VALIDATION])
                 else:
+                    if round == self.config.rounds:  # a model that is trained to the end outlives what comes after it
+                        self._checkpoint(round, record)
                     self._tell(result, record, self._evaluated(grid, round, record))
-                if self._due(round, self._run.checkpoint_every):
+                if round < self.config.rounds and self._due(round, self._run.checkpoint_every):
                     self._checkpoint(round)
         finally:
             if waiting is not None:  # the run ends early: what is known of the round is not lost
@@ -159,11 +164,18 @@ class FederatedStrategy(Strategy):
         result.arrays = ArrayRecord({name: Array(tensor.numpy()) for name, tensor in self.state.trainable.items()})
         return result
 
+    def _rank_what_was_trained(self, grid: Grid, result: Result, record: dict[str, Any]) -> None:
+        """Rank the last round of a resumed run, which went no further than to the checkpoint before its ranking."""
+        self._gather(grid)
+        self._offer()
+        self._nodes.counts.update(record["dropped_replies"])
+        self._nodes.losses.wasted.update(record["wasted_bytes"])
+        self._tell(result, record, self._evaluated(grid, self._after, record))
+
     def _train(self, grid: Grid, round: int) -> dict[str, Any]:
         """One round of training, repeated if too few took part; its record, without a ranking."""
         started = time.monotonic()
-        self._nodes.counts.clear()
-        self._nodes.wasted.clear()
+        self._nodes.losses.clear()
         self._bytes = dict.fromkeys(self._bytes, 0)
         self._gather(grid)
         self._repeated("round", grid, partial(self._try_to_train, grid, round))
@@ -196,8 +208,9 @@ class FederatedStrategy(Strategy):
         repeated(what, self.config.repeats, self._nodes.counts, work, partial(self._gather, grid))
 
     def _gather(self, grid: Grid) -> None:
-        self._nodes.gather(grid, self.config.min_nodes, self.config.node_timeout)
-        self.meter.grow(len(self._nodes.directory), self._nodes.enrolment_bytes + records.size(self._eligible))
+        self._nodes.roster.gather(grid, self.config.min_nodes, self.config.node_timeout)
+        joining = self._nodes.roster.enrolment_bytes + records.size(self._eligible)
+        self.meter.grow(len(self._nodes.directory), joining)
 
     def _offer(self) -> None:
         """From here on a node gets what it lacks of what is frozen now."""
@@ -209,6 +222,7 @@ class FederatedStrategy(Strategy):
         counting = self.model.model.backbone.item_counting
         if counting is not None and self.model.counts is None:
             self._nodes.once = {self.setup.eligible: self._eligible}  # what is frozen will follow from the counts
+            self._nodes.largest_reply = counts_format(self.setup.n_items).size() + records.SLACK
             counts = count_items(self._nodes, grid, self.setup.n_items, counting, self.config, self.meter)
             self.model.freeze_counts(counts)
 
@@ -253,8 +267,7 @@ class FederatedStrategy(Strategy):
     @property
     def _losses(self) -> dict[str, dict[str, int]]:
         """Replies and bytes of no use, by reason, since the last round began; no user is charged with them."""
-        wasted = {name: count for name, count in self._nodes.wasted.items() if count}
-        return {"dropped_replies": dict(self._nodes.counts), "wasted_bytes": wasted}
+        return self._nodes.losses.record()
 
     # Flower's interface ----------------------------------------------------------------------------------------------
 
@@ -267,7 +280,7 @@ class FederatedStrategy(Strategy):
         """
         trainable, phase = self.model.model.trainable, self.state.phase
         # A deployment that was resumed draws anew: the same users again would be another sampling.
-        secret = derive(self._secret, "cohort", len(self._nodes.resumes) * self._deployed)
+        secret = derive(self._secret, "cohort", len(self._nodes.roster.resumes) * self._deployed)
         self._training = training = Training(
             self.setup, self._nodes, self.config, self._cohorts, secret, trainable, phase, server_round
         )
@@ -311,7 +324,7 @@ class FederatedStrategy(Strategy):
         if (mean := self.setup.stages.on_sum(training.fold.sum(), about).mean()) is not None:
             moved, optimiser = self._recipe.server_update(self.state.trainable, mean, self.state.optimiser)
             self.model.state = replace(self.state, trainable=moved, optimiser=optimiser)
-        return None, MetricRecord({**training.fold.summary()})
+        return None, None
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -350,8 +363,9 @@ class FederatedStrategy(Strategy):
     def _due(self, round: int, every: int) -> bool:
         return bool(round == self.config.rounds or (every and round % every == 0))
 
-    def _checkpoint(self, round: int) -> None:
+    def _checkpoint(self, round: int, record: dict[str, Any] | None = None) -> None:
+        """Have the run written down as it is after `round`; `record`: that of the round, if it is yet to be ranked."""
         users, meter, model = self._nodes.directory.keys.copy(), self.meter.state(), self.model
-        made = Checkpoint(round, self.state, meter, users, model.counts, model.reports, self.ended)
+        made = Checkpoint(round, self.state, meter, users, model.counts, model.reports, record)
         self._observer.on_checkpoint(made)
         self._checkpoints.append(round)

@@ -33,8 +33,9 @@ class Checkpoint:
         users: uint64 [users], the keys of all users seen so far, in the order of their numbers.
         counts: Users per item [items] as the backbone had them counted; None if it had not.
         reports: What the embedding of each phase so far said of its start.
-        ended: Of the last round, what its record and the run's summary say beside the model: metrics by split, and
-            replies that were of no use. Empty after every other round.
+        record: After the last round, what is known of it before its ranking; None after every other round. This
+            checkpoint is made before the ranking, so that a model that is trained to the end outlives whatever comes
+            after it: a run that goes on from here has nothing left to do but to rank.
     """
 
     round: int
@@ -43,7 +44,7 @@ class Checkpoint:
     users: NDArray[np.uint64]
     counts: Tensor | None = None
     reports: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    ended: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, Any] | None = None
 
     def tensors(self) -> Tensors:
         """Everything that is numbers by the thousand, by names that say what it belongs to."""
@@ -64,7 +65,7 @@ class Checkpoint:
             "frozen_digest": self.state.frozen_digest,
             **self.state.merges.state()[0],
             "reports": {phase: dict(facts) for phase, facts in self.reports.items()},
-            "ended": dict(self.ended),
+            "record": None if self.record is None else dict(self.record),
         }
 
     @staticmethod
@@ -92,5 +93,5 @@ class Checkpoint:
             meter=meter,
             counts=tensors.get("counts"),
             reports=facts["reports"],
-            ended=facts["ended"],
+            record=facts.get("record"),
         )

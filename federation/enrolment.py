@@ -3,39 +3,36 @@
 from __future__ import annotations
 
 import numpy as np
-from flwr.app import RecordDict
 from numpy.typing import NDArray
 
-from exchanges.records import KEYS, PROBLEM, SLACK, Content, shown, weight
+from exchanges.records import KEYS, REASON, SLACK, Content, shown
+from federation import said
 from fedrec.core.errors import PacketError
 from fedrec.wire.code import code_digest
 
-LASTING = ("misconfigured", "other_code", "oversized")
+LASTING = ("misconfigured", "other_code", "oversized", "refused_by_site")
 """Reasons that asking again does not mend: such a node is asked again when it has been away."""
 
 KEY_BYTES = 8
 _MOST_USERS = 2**24
 """Users of a node. Their keys are one array of a message, and have 128 MiB."""
 
-_LONGEST = KEY_BYTES * _MOST_USERS + SLACK
-_PROBLEM_SHOWN = 2000
+LONGEST = KEY_BYTES * _MOST_USERS + SLACK
+"""Bytes of the longest answer: of a node with as many users as a node may have."""
 
-
-def require_short(answer: RecordDict) -> None:
-    """Raise PacketError (`oversized`) if an answer, yet unread, is longer than that of as many users as may be."""
-    if (came := weight(answer)) > _LONGEST:
-        raise PacketError("oversized", f"{came:,} bytes came; a node with {_MOST_USERS:,} users sends {_LONGEST:,}")
+_WHY = {"malformed": "enrol_failed", "policy": "refused_by_site"}
 
 
 def user_keys(content: Content) -> NDArray[np.uint64]:
     """The keys of the node's users, uint64 [users].
 
     Raises:
-        PacketError: `misconfigured` (the node says why it cannot take part), `other_code` (than this server's),
-            `oversized` (more users than a node may have), `malformed`.
+        PacketError: `misconfigured`, `refused_by_site` or `enrol_failed` (the node says why it cannot take part),
+            `other_code` (than this server's), `oversized` (more users than a node may have), `malformed`.
     """
-    if PROBLEM in content.fields:
-        raise PacketError("misconfigured", f"it cannot take part: {shown(content.fields[PROBLEM], _PROBLEM_SHOWN)}")
+    if (problem := said.problem(content)) is not None:
+        name = _WHY.get(str(content.fields.get(REASON)), "misconfigured")
+        raise PacketError(name, f"it cannot take part: {problem.text}")
     code, keys = content.text("code"), content.array(KEYS)
     if code != code_digest():
         raise PacketError(

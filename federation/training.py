@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,15 @@ from numpy.typing import NDArray
 from exchanges import records
 from federation.aggregation import UpdateFold
 from federation.cohorts.base import CohortSampling, Roots
+from federation.mends import USERS, said
 from federation.meter import Meter
 from federation.nodes import Nodes
-from fedrec.core.errors import PacketError, RoundError
+from fedrec.core.errors import FederationError, PacketError, RoundError
 from fedrec.core.tensors import Spec
 from fedrec.wire.protocol import Setup
 from fedrec.wire.updates import DROPPED
+
+log = logging.getLogger("fedrec")
 
 
 class Training:
@@ -73,10 +77,14 @@ class Training:
         try:
             data = records.unpack(reply.content).packet(records.UPDATE)
             form = self._setup.update_format(self._trainable, users)
-            self.fold.add(form.decode(data, phase=self._phase, round=self._round), users)
+            packet = form.decode(data, phase=self._phase, round=self._round)
+            believed = self.fold.add(packet, users)
         except PacketError as error:
             self._nodes.refuse(node, error, reply)
             return 0
+        if not believed:
+            self._nodes.counts["wrong_loss"] += 1
+            log.warning("node %d claims a loss that no training has: it is left out of the mean", node)
         self._accepted += 1
         self._answered += users
         of_a_device = self._setup.update_format(self._trainable, users=1).size()
@@ -87,26 +95,35 @@ class Training:
         return bool(self._rules.over_sampling) and self._answered >= self._target
 
     def require_enough(self) -> None:
-        """Raise RoundError if too many nodes have failed, or those of too few users have answered."""
+        """Raise RoundError if too many nodes have failed, or the updates of too few users count.
+
+        Raises FederationError where doing the round again would change nothing: all nodes have answered, and have left
+        their users out themselves.
+        """
         what = f"round {self._round}"
         if self._answered < self._target:
             most = self._rules.max_failures
             self._nodes.give_up_if_too_many_failed(what, len(self.shares), self._accepted, most)
-        if self._answered < (least := min(self._rules.min_users, len(self.users))):  # it may have drawn nobody
-            raise RoundError(
-                f"{what}: the nodes of {self._answered} chosen users answered, strategy.min_users={least} are needed "
-                f"({dict(self._nodes.counts)}); see the log above for why"
+        counted = int(self.fold.scalar("users"))
+        if counted < (least := min(self._rules.min_users, len(self.users))):  # a cohort may be drawn of nobody
+            dropped = said(self._dropped(), USERS)
+            text = (
+                f"{what}: the updates of {counted} of {len(self.users)} chosen users count, "
+                f"strategy.min_users={least} are needed ({dict(self._nodes.counts)}"
+                + (f"; users left out: {dropped})" if dropped else "); see the log above for why")
             )
+            raise (FederationError if self._accepted == len(self.shares) else RoundError)(text)
+
+    def _dropped(self) -> dict[str, int]:
+        """Users whom their nodes left out, by reason."""
+        return {name: count for name in DROPPED if (count := int(self.fold.scalar(name)))}
 
     def record(self) -> dict[str, Any]:
         """What the round's line of the metrics says of it."""
         values = self.fold.summary()
-        if not self._setup.stages.tells:
-            return {"cohort": len(self.users), "users": values["users"], **self._account()}
-        dropped = {name: int(values.pop(name)) for name in DROPPED}
-        left_out = {name: count for name, count in dropped.items() if count}
-        return {"cohort": len(self.users), **values, "dropped_users": left_out, **self._account()}
-
-    def _account(self) -> dict[str, Any]:
         releases = [dataclasses.asdict(event) for event in self._setup.stages.events(self._round)]
-        return {"releases": releases} if releases else {}
+        account = {"releases": releases} if releases else {}
+        if not self._setup.stages.tells:
+            return {"cohort": len(self.users), "users": values["users"], **account}
+        told = {name: value for name, value in values.items() if name not in DROPPED}
+        return {"cohort": len(self.users), **told, "dropped_users": self._dropped(), **account}

@@ -78,6 +78,14 @@ class ItemEmbedding(ABC):
             base_rows: Gathered rows of the base table [..., items, dim]; None without `uses_base`.
         """
 
+    def frozen_problem(self, frozen: Tensors) -> str | None:
+        """What is wrong with frozen tensors of the right names, shapes and types that came over the network.
+
+        None: `rows` names rows that there are, whatever their numbers. An embedding of which that is not true overrides
+        it.
+        """
+        return None
+
     def restart(self, rng: torch.Generator) -> Tensors | None:
         """Tables and dense tensors with which training goes on when the correction has been merged into the base table.
 

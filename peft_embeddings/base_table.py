@@ -6,12 +6,10 @@ second run with the same catalogue starts at once; a stored file that is damaged
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedrec.core.errors import DataError, FedrecError, StoreError
+from fedrec.core.disk import DAMAGE, DENIED, number, reason, writing
+from fedrec.core.errors import DataError, FedrecError
 from fedrec.core.rng import generator
 from fedrec.core.tensors import content_digest
+from fedrec.core.whole_files import replaced
+from fedrec.data.store import ELSEWHERE
 from fedrec.data.types import Catalogue
 from peft_embeddings.encoders.base import Arrays, Encoded, Progress, TextEncoder, TextVectors
 from peft_embeddings.reductions.base import Reduction
@@ -246,46 +247,41 @@ def _path(cache_dir: Path, kind: str, key: str) -> Path:
 
 
 def _load(cache_dir: Path | None, kind: str, key: str) -> Arrays | None:
-    """The stored arrays; None if there are none, or if they are not what was written (which is reported)."""
-    if cache_dir is None or not (path := _path(cache_dir, kind, key)).exists():
+    """The stored arrays; None if there are none, or if they are not what was written (which is reported).
+
+    Raises StoreError if the folder may not even be looked into.
+    """
+    if cache_dir is None:
         return None
-    from safetensors import SafetensorError, safe_open
+    path = _path(cache_dir, kind, key)
+    with writing(f"cache_dir={cache_dir}: {path.name}", ELSEWHERE):
+        if not path.exists():
+            return None
+    from safetensors import safe_open
 
     try:
         with safe_open(path, framework="np") as file:
             names: list[str] = file.keys()
             arrays = {name: file.get_tensor(name) for name in names}
             written = (file.metadata() or {}).get("checksum")
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = str(error)
-    else:
-        if written == _checksum(key, arrays):
-            return arrays
-        reason = "its content is not what its checksum names"
-    _LOG.warning("the stored %s is damaged (%s); it is not used, but made anew", path, reason)
-    return None
+        if written != _checksum(key, arrays):
+            raise ValueError("its content is not what its checksum names")
+    except (OSError, *DAMAGE) as error:
+        state = "cannot be read" if number(error) in DENIED else "is damaged"
+        _LOG.warning("the stored %s %s (%s); it is not used, but made anew", path, state, reason(error))
+        return None
+    return arrays
 
 
 def _save(cache_dir: Path | None, kind: str, key: str, arrays: Arrays) -> None:
     """Write arrays under a name of their own first: a reader finds the whole file or none."""
     if cache_dir is None:
         return
-    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     path = _path(cache_dir, kind, key)
-    started = path.with_suffix(f".{os.getpid()}.tmp")
     whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    try:
+    with writing(f"cache_dir={cache_dir}: {path.name}", ELSEWHERE):
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(whole, started, metadata={"checksum": _checksum(key, whole)})
-        with started.open("rb") as file:
-            os.fsync(file.fileno())
-        started.replace(path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            started.unlink()
-        raise StoreError(
-            f"cache_dir={cache_dir}: {path.name} cannot be written ({error}); set cache_dir to a folder that may be "
-            "written and has room"
-        ) from error
+        with replaced(path, synced=True) as started:
+            save_file(whole, started, metadata={"checksum": _checksum(key, whole)})

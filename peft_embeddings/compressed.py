@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
-from annotated_types import Gt
+from annotated_types import Gt, Le
 from torch import Tensor
 from typing_extensions import override
 
+from fedrec.core.bounds import LARGEST_START
 from fedrec.core.errors import ConfigError
 from fedrec.core.registry import MemberConfig
 from fedrec.core.tensors import Tensors
@@ -44,7 +45,7 @@ class CompressedConfig(MemberConfig):
 
     variant: Literal["P", "C"]
     start: Literal["auto", "zero", "random", "semantic"]
-    scaling: Annotated[float, Gt(0)]
+    scaling: Annotated[float, Gt(0), Le(LARGEST_START)]
 
     def __post_init__(self) -> None:
         """Refuse a start that the variant does not have."""

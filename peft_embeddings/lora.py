@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from typing_extensions import override
 
+from fedrec.core.bounds import LARGEST_START, MOST_DIMENSIONS
 from fedrec.core.registry import embeddings
 from fedrec.core.tensors import TableSpec, Tensors, TensorSpec
 from peft_embeddings.compressed import CompressedConfig, CompressedEmbedding, Start
@@ -40,8 +41,8 @@ class LoraConfig(CompressedConfig):
     starts: ClassVar[Mapping[str, tuple[Start, ...]]] = {"P": ("zero",), "C": ("random", "semantic")}
 
     name: Literal["lora"]
-    rank: Annotated[int, Ge(1)]
-    init_std: Annotated[float, Gt(0)]
+    rank: Annotated[int, Ge(1), Le(MOST_DIMENSIONS)]
+    init_std: Annotated[float, Gt(0), Le(LARGEST_START)]
 
 
 @embeddings.register("lora")

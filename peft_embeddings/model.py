@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedrec.backbones.base import Backbone, History
+from fedrec.backbones.base import Backbone, History, ScoreContext
 from fedrec.core.tensors import Spec, TableSpec, Tensors
 from peft_embeddings.base import ItemEmbedding
 
@@ -20,6 +20,12 @@ _ITEMS_AT_ONCE = 65_536
 
 _EMBEDDING = "embedding."
 _BACKBONE = "backbone."
+
+
+def _state(states: Tensor, number: Tensor) -> Tensor:
+    """Of states [..., n + 1, ...] those of the numbers [...]."""
+    place = number.reshape(*number.shape, *[1] * (states.ndim - number.ndim))
+    return torch.take_along_dim(states, place, number.ndim).squeeze(number.ndim)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
@@ -118,9 +124,23 @@ class Model:
 
     def user(self, trainable: Tensors, frozen: Tensors, private: Tensors, history: History) -> Tensors:
         """What the backbone's score reads of a user: its private tensors, or what they and its history give."""
-        if not self.backbone.reads_history:
+        backbone, shared = self.backbone, self.shared(trainable)
+        if backbone.causal:
+            sequence = history.sequence(backbone.history_length)
+            own = _under(_BACKBONE, frozen)
+            states = backbone.states(shared, private, own, sequence, ScoreContext(training=False))
+            last = sequence.mask.sum(-1)
+            return {name: _state(tensor, last) for name, tensor in states.items()}
+        if not backbone.reads_history:
             return private
-        return self.backbone.user(self.shared(trainable), private, _under(_BACKBONE, frozen), history)
+        return backbone.user(shared, private, _under(_BACKBONE, frozen), history)
+
+    def states(
+        self, trainable: Tensors, frozen: Tensors, private: Tensors, history: History, context: ScoreContext
+    ) -> Tensors:
+        """The states [..., n + 1, ...] of a causal backbone before and after each of a user's n items."""
+        own = _under(_BACKBONE, frozen)
+        return self.backbone.states(self.shared(trainable), private, own, history.sequence(), context)
 
     def shared(self, trainable: Tensors) -> Tensors:
         """The backbone's shared tensors among the trained ones."""

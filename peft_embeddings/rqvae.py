@@ -19,11 +19,11 @@ from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import Strict
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from typing_extensions import override
 
+from fedrec.core.bounds import LARGEST_RATE, MOST_ITEMS, HiddenWidths
 from fedrec.core.registry import embeddings
 from fedrec.core.tensors import DTYPES, Spec, TableSpec, Tensors, TensorSpec
 from peft_embeddings.compressed import CompressedConfig, CompressedEmbedding, Start
@@ -50,11 +50,11 @@ class RqvaeConfig(CompressedConfig):
     name: Literal["rqvae"]
     levels: Annotated[int, Ge(1), Le(64)]
     codes: Annotated[int, Ge(1), Le(2**20)]
-    hidden: Annotated[tuple[Annotated[int, Ge(1)], ...], Strict(False), MinLen(1)]
-    steps: Annotated[int, Ge(0)]
-    batch_size: Annotated[int, Ge(1)]
-    lr: Annotated[float, Gt(0)]
-    commitment: Annotated[float, Ge(0)]
+    hidden: HiddenWidths
+    steps: Annotated[int, Ge(0), Le(10_000_000)]
+    batch_size: Annotated[int, Ge(1), Le(MOST_ITEMS)]
+    lr: Annotated[float, Gt(0), Le(LARGEST_RATE)]
+    commitment: Annotated[float, Ge(0), Le(LARGEST_RATE)]
 
 
 @embeddings.register("rqvae")
@@ -123,6 +123,13 @@ class RqvaeEmbedding(CompressedEmbedding):
         first = torch.arange(self.config.levels, device=items.device) * self.config.codes
         rows = frozen["codes"][items].long() + first
         return {"codebooks": rows} | ({"initial": rows} if self._subtracted else {})
+
+    @override
+    def frozen_problem(self, frozen: Tensors) -> str | None:
+        least, most = (int(code) for code in torch.aminmax(frozen["codes"]))
+        if 0 <= least <= most < self.config.codes:
+            return None
+        return f"codes from {least} to {most}, a codebook has {self.config.codes} rows"
 
     @override
     def compressed(self, rows: Tensors, dense: Tensors, frozen: Tensors) -> Tensor:

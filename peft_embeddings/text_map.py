@@ -6,7 +6,6 @@ files, `text_map.json` (which members, with which settings) and `text_map.safete
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,10 @@ from torch import Tensor
 
 from fedrec.config.validate import member_config, plain
 from fedrec.core import registry
-from fedrec.core.errors import ConfigError, StoreError
+from fedrec.core.disk import reading
+from fedrec.core.errors import ConfigError
+from fedrec.core.strict_json import json_page, number, parsed_object
+from fedrec.core.whole_files import replaced, write_text
 from peft_embeddings.encoders.base import Arrays, Progress, TextEncoder, TextVectors
 from peft_embeddings.reductions.base import Reduction
 
@@ -72,33 +74,29 @@ class TextMap:
         return {name.removeprefix(prefix): array for name, array in self.learned.items() if name.startswith(prefix)}
 
     def save(self, folder: Path) -> None:
-        """Write the two files into a folder that exists."""
+        """Write the two files into a folder that exists. Raises OSError or SafetensorError."""
         from safetensors.numpy import save_file
 
         members = {"encoder": plain(self.encoder.config), "reduction": plain(self.reduction.config)}
         described = {**members, "dim": self.dim, "factor": self.factor}
-        temporary = folder / ".text_map.part"
-        save_file({name: np.ascontiguousarray(array) for name, array in self.learned.items()}, temporary)
-        temporary.replace(folder / _FILES[1])
-        temporary.write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(folder / _FILES[0])
+        with replaced(folder / _FILES[1]) as started:
+            save_file({name: np.ascontiguousarray(array) for name, array in self.learned.items()}, started)
+        write_text(folder / _FILES[0], json_page(described))
 
     @staticmethod
     def load(folder: Path) -> TextMap:
         """What `save` wrote. Raises StoreError if the files are missing or not what `save` writes."""
-        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        try:
-            described = json.loads((folder / _FILES[0]).read_text(encoding="utf-8"))
+        expected = f"expected {' and '.join(_FILES)}, as a run with base_table.start=text leaves them in its folder"
+        with reading(f"the text map in {folder}", expected):
+            described = parsed_object((folder / _FILES[0]).read_text(encoding="utf-8"))
             learned = load_file(folder / _FILES[1])
-            encoder, reduction = (member_config(family, described[family]) for family in ("encoder", "reduction"))
-            dim, factor = int(described["dim"]), float(described["factor"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError, ConfigError) as error:
-            raise StoreError(
-                f"{folder} holds no readable text map ({error}): expected {' and '.join(_FILES)}, as a run with "
-                "base_table.start=text leaves them in its folder"
-            ) from error
+            try:
+                encoder, reduction = (member_config(family, described[family]) for family in ("encoder", "reduction"))
+            except ConfigError as error:
+                raise ValueError("; ".join(error.problems)) from error
+            dim, factor = int(described["dim"]), number(described["factor"])
         return TextMap(
             registry.encoders.get(encoder.name)(encoder),
             registry.reductions.get(reduction.name)(reduction),

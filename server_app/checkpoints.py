@@ -7,20 +7,23 @@ round-000100.json          where the run stands, and the digest of the other fil
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-import os
+import re
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
 from federation.checkpoint import Checkpoint
+from fedrec.core.disk import DAMAGE, DENIED, number, reading, reason
 from fedrec.core.errors import StoreError
+from fedrec.core.strict_json import json_line, parsed_object
+from fedrec.core.whole_files import PART, replaced, write_text
 
 log = logging.getLogger("fedrec")
 
 _DIGEST = "digest"
+_RESTORE = "restore the folder from a copy, or start a new run"
+_FILE = re.compile(r"round-\d{6,}\.json")
 
 
 class Checkpoints:
@@ -32,15 +35,15 @@ class Checkpoints:
     def write(self, checkpoint: Checkpoint) -> None:
         """Keep a checkpoint; the JSON file comes last.
 
-        When this returns, the checkpoint is on the disk itself, and would be there after a power failure.
+        When this returns, the checkpoint is on the disk itself, and would be there after a power failure. Raises
+        OSError, or safetensors' own error, if the disk refuses it; an earlier checkpoint of the round is then whole or
+        damaged, and the earlier ones are as they were.
         """
         name = _name(checkpoint.round)
-        temporary = self._folder / f"{name}.part"
-        save_file(checkpoint.tensors(), temporary)
-        facts = {**checkpoint.facts(), _DIGEST: _digest(temporary.read_bytes())}
-        self._settle(temporary, f"{name}.safetensors")
-        temporary.write_text(json.dumps(facts) + "\n", encoding="utf-8")
-        self._settle(temporary, f"{name}.json")
+        with replaced(self._folder / f"{name}.safetensors", synced=True) as started:
+            save_file(checkpoint.tensors(), started)
+            facts = {**checkpoint.facts(), _DIGEST: _digest(started.read_bytes())}
+        write_text(self._folder / f"{name}.json", json_line(facts) + "\n", synced=True)
 
     def prune(self, round: int, kept: int) -> None:
         """Delete the checkpoints before `round`, which has been written, but for the newest `kept - 1`.
@@ -50,32 +53,41 @@ class Checkpoints:
         whole = [name for name in self._names() if name < _name(round)]
         spared = {_name(round), *whole[max(0, len(whole) - kept + 1) :]}
         # The JSON file first: whoever finds it finds the tensors.
-        for suffix in ("json", "safetensors", "part"):
-            for path in sorted(self._folder.glob(f"round-*.{suffix}")):
-                if path.stem <= _name(round) and path.stem not in spared:
+        for suffix in (".json", ".safetensors", PART):
+            for path in sorted(self._folder.glob(f"round-*{suffix}")):
+                name = path.name.partition(".")[0]
+                if name <= _name(round) and (name not in spared or suffix == PART):
                     path.unlink()
 
     def newest(self) -> tuple[Checkpoint | None, list[int]]:
         """The newest sound checkpoint, and the rounds of all kept ones up to it; None if none was ever written.
 
-        Damaged ones are named in the log and passed over. Raises StoreError if all of them are damaged.
+        Damaged ones are named in the log and passed over. Raises StoreError if all of them are damaged, or one may not
+        be read.
         """
         names = self._names()
         while names:
             try:
                 return self._read(names[-1]), [int(name.removeprefix("round-")) for name in names]
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            except (OSError, *DAMAGE) as error:
+                if number(error) in DENIED:  # it may be sound: to pass over it would lose what was good
+                    with reading(f"the checkpoint {names[-1]} in {self._folder}", _RESTORE):
+                        raise
                 damaged = names.pop()
-                log.warning("checkpoint %s is damaged and is passed over: %s", damaged, error)
+                log.warning("checkpoint %s is damaged and is passed over: %s", damaged, reason(error))
                 if not names:
                     raise StoreError(
                         f"every checkpoint in {self._folder} is damaged (see the log above): the run cannot go on; "
-                        "restore the folder from a copy, or start a new run"
+                        f"{_RESTORE}"
                     ) from error
         return None, []
 
+    def rounds(self) -> list[int]:
+        """Rounds of all checkpoints that are there, sound or damaged, ascending. Raises StoreError."""
+        return [int(name.removeprefix("round-")) for name in self._names()]
+
     def _read(self, name: str) -> Checkpoint:
-        facts = json.loads((self._folder / f"{name}.json").read_text(encoding="utf-8"))
+        facts = parsed_object((self._folder / f"{name}.json").read_text(encoding="utf-8"))
         content = (self._folder / f"{name}.safetensors").read_bytes()
         if (found := _digest(content)) != facts[_DIGEST]:
             raise ValueError(f"its {len(content)} bytes have the digest {found}, expected {facts[_DIGEST]}")
@@ -85,13 +97,8 @@ class Checkpoints:
         return checkpoint
 
     def _names(self) -> list[str]:
-        return sorted(path.stem for path in self._folder.glob("round-*.json"))
-
-    def _settle(self, temporary: Path, name: str) -> None:
-        """Give a written file its name; content and name are on the disk when this returns."""
-        sync(temporary)
-        temporary.replace(self._folder / name)
-        sync(self._folder)
+        with reading(f"the folder {self._folder}", _RESTORE):
+            return sorted(path.stem for path in self._folder.iterdir() if _FILE.fullmatch(path.name))
 
 
 def _name(round: int) -> str:
@@ -100,12 +107,3 @@ def _name(round: int) -> str:
 
 def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's content, or a folder's names, have reached the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

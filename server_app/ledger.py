@@ -39,6 +39,7 @@ class Ledger:
         self._path, self._sampling = path, sampling
         self._budget, self._delta, self._rounds = epsilon, delta, rounds
         self._releases: Counter[Sampled] = Counter(_read(path))
+        self._after: dict[int, Counter[Sampled]] = {}
         self._known: dict[tuple[tuple[Sampled, int], ...], float] = {}
 
     @property
@@ -46,14 +47,15 @@ class Ledger:
         """What the run has given away so far."""
         return self._of(self._releases)
 
-    def report(self) -> dict[str, Any]:
-        """The account so far, as a summary has it."""
+    def report(self, after: int | None = None) -> dict[str, Any]:
+        """The account as a summary has it: so far, or as it stood after the round `after`, where this process has it."""
+        releases = self._after.get(after, self._releases) if after is not None else self._releases
         return {
-            "epsilon": self.epsilon,
+            "epsilon": self._of(releases),
             "delta": self._delta,
             "unit": "user, add or remove one",
             "sampling": self._sampling,
-            "releases": self._releases.total(),
+            "releases": releases.total(),
         }
 
     def spend(self, round: int, releases: Sequence[Release]) -> None:
@@ -76,7 +78,7 @@ class Ledger:
                 file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
-        self._releases = after
+        self._releases = self._after[round] = after
 
     def _within(self, releases: Counter[Sampled]) -> bool:
         """Whether these are within the budget; what is part of a plan that is needs no sum of its own."""

@@ -35,11 +35,16 @@ class Resumption(NamedTuple):
         """The last round that is not done again."""
         return self.checkpoint.round if self.checkpoint else 0
 
+    @property
+    def told(self) -> int:
+        """The last round whose line is among the metrics: that of the last one comes when it is ranked."""
+        return self.round - (self.checkpoint is not None and self.checkpoint.record is not None)
+
 
 def prepare(folder: RunFolder) -> Resumption:
     """Find where the run goes on, and take the folder back there. Raises StoreError if it cannot go on."""
     found = Resumption(*folder.checkpoints.newest())
-    folder.cut_metrics(found.round)
+    folder.cut_metrics(found.told)
     log.info("the run goes on after round %d", found.round)
     return found
 

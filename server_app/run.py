@@ -7,7 +7,7 @@ import logging
 import platform
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -24,13 +24,14 @@ from fedrec.core import registry
 from fedrec.core.rng import derive
 from fedrec.core.secret import own_secret
 from fedrec.core.shared_folder import leave_token
+from fedrec.core.strict_json import finite
 from fedrec.core.tensors import content_digest, text_digest
 from fedrec.data import report
 from fedrec.data.prepare import load, load_items
 from fedrec.data.store import write_store
 from fedrec.data.types import DataReport, Dataset
 from fedrec.datasets.base import DatasetConfig
-from fedrec.evaluation.curves import write_curve
+from fedrec.evaluation.curves import METRICS, write_curve
 from fedrec.stages.base import Release
 from fedrec.wire.code import code_digest
 from fedrec.wire.item_list import pack_item_list
@@ -48,6 +49,7 @@ from server_app.baselines import simulated_baselines
 from server_app.ledger import Ledger
 from server_app.resuming import Resumption, go_on, manifest_of_resumed, prepare
 from server_app.run_folder import CONFIG, MANIFEST, SETUP, SUMMARY, RunFolder
+from server_app.warnings import Warnings, warnings_of
 
 log = logging.getLogger("fedrec")
 
@@ -108,6 +110,7 @@ class _Recorder:
         self._ledger = ledger
         self._checkpoints_kept = checkpoints_kept
         self._watcher = watcher
+        self._warnings = Warnings()
 
     def on_release(self, round: int, releases: Sequence[Release]) -> None:
         if self._ledger is not None:
@@ -115,17 +118,26 @@ class _Recorder:
 
     def on_round(self, record: dict[str, Any]) -> None:
         if self._ledger is not None and ("validation" in record or record["round"] == record["rounds"]):
-            record["privacy"] = self._ledger.report()
+            record["privacy"] = self._ledger.report(after=record["round"])
+        record = finite(record)
         self._folder.add_metrics(record)
         self._watcher.update(record)
-        validation = record.get("validation", {})
-        shown = "".join(f" {name}={value:.4f}" for name, value in validation.items() if "@10" in name)
         number = f"{record['round']}/{record['rounds']}"
-        loss = f" loss={record['loss']:.4f}" if "loss" in record else ""
-        log.info("round %s %s%s%s", number, record["phase"], loss, shown)
+        loss = {"loss": record["loss"]} if "loss" in record else {}
+        log.info("round %s %s %s", number, record["phase"], _shown({**loss, **_at_ten(record.get("validation", {}))}))
+        for line in self._warnings.add(record):
+            log.warning("%s", line)
 
     def on_checkpoint(self, checkpoint: Checkpoint) -> None:
         self._folder.write_checkpoint(checkpoint, self._checkpoints_kept)
+
+
+def _at_ten(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metrics.items() if "@10" in name}
+
+
+def _shown(values: Mapping[str, float | None]) -> str:
+    return " ".join(f"{name}={'-' if value is None else f'{value:.4f}'}" for name, value in values.items())
 
 
 def new_run_id(config: RunConfig) -> str:
@@ -178,7 +190,8 @@ def _run(
     watcher.stage("base table from item text")
     table = base_table(config, dataset, cache_dir, progress)
     if table.text_map is not None:
-        table.text_map.save(folder.path)
+        with folder.kept_up():
+            table.text_map.save(folder.path)
     eligible = pack_eligible(dataset.eligible, len(dataset.catalogue))
     place, deployed, catalogue = None, None, dataset.catalogue.digest
     if simulated:
@@ -216,8 +229,9 @@ def _run(
     training = time.monotonic()
     strategy.start(grid)
     training_seconds = time.monotonic() - training
-    write_curve(folder.path)
-    summary = {
+    with folder.kept_up():
+        write_curve(folder.path)
+    summary: dict[str, Any] = {
         "run": str(folder.path),
         "rounds": strategy.config.rounds,
         "seconds": time.monotonic() - started,
@@ -226,14 +240,15 @@ def _run(
         "validation": strategy.ended.get("validation", {}),
         "baselines": baselines,
         "dropped_replies": strategy.ended["dropped_replies"],
+        "warnings": warnings_of(folder.path / METRICS),
         "merges": strategy.state.merges.count,
         "embedding": {phase: facts for phase, facts in strategy.model.reports.items() if facts},
         "bytes_per_user": strategy.meter.per_user(),
         **({"privacy": ledger.report()} if ledger else {}),
     }
+    summary = finite(summary)
     folder.write_json(SUMMARY, summary)
-    shown = " ".join(f"{name}={value:.4f}" for name, value in summary["test"].items() if name.endswith("@10"))
-    log.info("test: %s", shown)
+    log.info("test: %s", _shown(_at_ten(summary["test"])))
     if ledger:
         log.info("privacy: epsilon=%(epsilon).3f at delta=%(delta)g (%(unit)s), %(releases)d releases", ledger.report())
     log.info("run folder: %s", folder.path)

@@ -18,70 +18,91 @@ secret            deployment only: the root of the server's noise, and of the ke
 from __future__ import annotations
 
 import fcntl
-import json
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from federation.checkpoint import Checkpoint
+from fedrec.config.paths import assign
+from fedrec.core.disk import reading, writing
 from fedrec.core.errors import StoreError
+from fedrec.core.strict_json import json_line, json_page, parsed_object
+from fedrec.core.whole_files import sync, write_text
 from fedrec.data.types import Catalogue
+from fedrec.evaluation.curves import METRICS
 from fedrec.wire.protocol import Setup
-from server_app.checkpoints import Checkpoints, sync
+from server_app.checkpoints import Checkpoints
+from server_app.run_log import RunLog
 
 log = logging.getLogger("fedrec")
 
 CONFIG = "config.yaml"
 MANIFEST = "manifest.json"
-METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 SETUP = "setup.json"
 ITEMS = "items.json"
+
+_ELSEWHERE = "set runs_dir=/another/folder"
+_RESTORE = "restore it from a copy, or start a new run"
 
 
 class RunFolder:
     """Writes the files of one run; every file appears whole or not at all, but for the two that grow line by line."""
 
-    def __init__(self, path: Path) -> None:
-        """A folder that is there. `new` and `reopened` make sure of it."""
+    def __init__(self, path: Path, *, resumable: bool = True) -> None:
+        """A folder that is there, of a run that can be resumed, or not. `new` and `reopened` make sure of it."""
         self.path = path
+        self._resumable = resumable
         self.checkpoints = Checkpoints(path / "checkpoints")
 
     @classmethod
-    def new(cls, path: Path) -> RunFolder:
+    def new(cls, path: Path, *, resumable: bool = True) -> RunFolder:
         """Make the folder of a new run. Raises StoreError if a run has been there, or it cannot be written."""
-        try:
+        with writing(f"the run folder {path}", _ELSEWHERE):
             if (path / METRICS).exists() or any((path / "state").glob("*")):
                 raise StoreError(
                     f"{path} already holds a run: choose another run_id, remove the folder, or go on with "
-                    f"resume={path.name}"
+                    f"{assign('resume', path.name)}"
                 )
             for folder in (path, path / "checkpoints", path / "state"):
                 folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(
-                f"the run folder {path} cannot be made ({error.strerror}): set runs_dir=/another/folder"
-            ) from error
-        return cls(path)
+        return cls(path, resumable=resumable)
 
     @classmethod
     def reopened(cls, path: Path) -> RunFolder:
         """The folder of a run that was interrupted. Raises StoreError if there is none, or the run has ended."""
-        if not (path / CONFIG).is_file():
-            raise StoreError(f"{path} holds no run that could be resumed: it has no {CONFIG}")
-        if (path / SUMMARY).exists():
-            raise StoreError(f"the run in {path} has ended, its result is in {path / SUMMARY}: nothing is left to do")
-        for folder in (path / "checkpoints", path / "state"):
-            folder.mkdir(exist_ok=True)
+        with writing(f"the run folder {path}", "copy it to a folder that may be, and set runs_dir to that"):
+            if not (path / CONFIG).is_file():
+                raise StoreError(f"{path} holds no run that could be resumed: it has no {CONFIG}")
+            if (path / SUMMARY).exists():
+                raise StoreError(
+                    f"the run in {path} has ended, its result is in {path / SUMMARY}: nothing is left to do"
+                )
+            for folder in (path / "checkpoints", path / "state"):
+                folder.mkdir(exist_ok=True)
         return cls(path)
+
+    @contextmanager
+    def kept_up(self) -> Iterator[None]:
+        """Whatever the disk refuses meanwhile is a StoreError that says how to go on with the run."""
+        on = f"; {assign('resume', self.path.name)} goes on with this one" if self._can_go_on() else ""
+        with writing(f"the run folder {self.path}", f"start another run with runs_dir=/another/folder{on}"):
+            yield
+
+    def _can_go_on(self) -> bool:
+        with suppress(OSError):
+            return self._resumable and (self.path / CONFIG).is_file()
+        return False
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Nobody else works on the run meanwhile. Raises StoreError if somebody does; a killed process does not."""
-        with (self.path / "lock").open("w") as file:
+        with self.kept_up():
+            lock = (self.path / "lock").open("w")
+        with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -98,7 +119,8 @@ class RunFolder:
     @contextmanager
     def logged(self, what: str) -> Iterator[None]:
         """Meanwhile the log goes to `log.txt` too, and so does the error if `what` fails."""
-        handler, level = self._log_handler(), log.level
+        with self.kept_up():
+            handler, level = self._log_handler(), log.level
         log.setLevel(logging.INFO)
         log.addHandler(handler)
         try:
@@ -112,34 +134,26 @@ class RunFolder:
             handler.close()
 
     def _log_handler(self) -> logging.Handler:
-        handler = logging.FileHandler(self.path / "log.txt", encoding="utf-8")
+        handler = RunLog(self.path / "log.txt", encoding="utf-8")
         formatter = logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%SZ")
         formatter.converter = time.gmtime
         handler.setFormatter(formatter)
         return handler
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a whole file atomically."""
-        temporary = self.path / f".{name}.part"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.path / name)
+        """Write a whole file atomically. Raises StoreError if the disk refuses it."""
+        with self.kept_up():
+            write_text(self.path / name, text)
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
-        """Write a JSON file atomically, indented for people."""
-        self.write_text(name, json.dumps(values, indent=2) + "\n")
+        """Write a JSON file atomically, indented for people; a number that is not finite is null."""
+        self.write_text(name, json_page(values))
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON file's object; empty if there is no such file. Raises StoreError if it is damaged."""
         path = self.path / name
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
-        except ValueError as error:
-            raise StoreError(f"{path} is damaged ({error}): restore it from a copy, or start a new run") from error
-        if not isinstance(found, dict):
-            raise StoreError(f"{path} should hold a JSON object, it holds a {type(found).__name__}")
-        return found
+        with reading(str(path), _RESTORE):
+            return parsed_object(path.read_text(encoding="utf-8")) if path.exists() else {}
 
     def cut_metrics(self, round: int) -> None:
         """Keep the lines of the rounds up to `round`; those after it go to a file of their own, `cut-<n>.jsonl`.
@@ -147,7 +161,9 @@ class RunFolder:
         Raises StoreError if a line that is to be kept is missing or damaged.
         """
         path = self.path / METRICS
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        with reading(str(path), _RESTORE):
+            text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        lines = text.splitlines(keepends=True)
         kept, cut = lines[:round], lines[round:]
         if (found := [_round(line) for line in kept]) != list(range(1, round + 1)):
             raise StoreError(
@@ -164,24 +180,32 @@ class RunFolder:
         """Write what is public about model and items: with the last checkpoint, all it takes to recommend."""
         self.write_text(SETUP, setup.to_json() + "\n")
         items = {"ids": catalogue.item_ids, "titles": catalogue.titles}
-        self.write_text(ITEMS, json.dumps(items, ensure_ascii=False) + "\n")
+        self.write_text(ITEMS, json_line(items, ascii_only=False) + "\n")
 
     def add_metrics(self, record: dict[str, Any]) -> None:
-        """Append one round's line, at once on disk for whoever follows the file."""
-        with (self.path / METRICS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Append one round's line, at once on disk for whoever follows the file; whole, or not at all."""
+        line = (json_line(record) + "\n").encode()
+        with self.kept_up(), (self.path / METRICS).open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                while line:
+                    line = line[file.write(line) :]
+            except OSError:
+                file.truncate(before)
+                raise
 
     def write_checkpoint(self, checkpoint: Checkpoint, kept: int) -> None:
         """Keep a checkpoint, and of the earlier ones the newest `kept - 1`; the metrics until then are on the disk."""
-        if (self.path / METRICS).exists():
-            sync(self.path / METRICS)
-        self.checkpoints.write(checkpoint)
-        self.checkpoints.prune(checkpoint.round, kept)
+        with self.kept_up():
+            if (self.path / METRICS).exists():
+                sync(self.path / METRICS)
+            self.checkpoints.write(checkpoint)
+            self.checkpoints.prune(checkpoint.round, kept)
 
 
 def _round(line: str) -> int | None:
     """The round of a line of the metrics; None if it is damaged."""
     try:
-        return int(json.loads(line)["round"])
+        return int(parsed_object(line)["round"])
     except (ValueError, TypeError, KeyError):
         return None

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from typing_extensions import override
 
 from federation.base import FederatedStrategy, Phase, StrategyConfig
 from fedrec.config.schema import RunConfig
+from fedrec.core.bounds import MOST_ROUNDS
 from fedrec.core.registry import MemberConfig, embeddings, strategies
 from peft_embeddings.base import ItemEmbedding
 from peft_embeddings.compressed import CompressedConfig
@@ -39,8 +40,8 @@ class FedPeftConfig(StrategyConfig):
     """
 
     name: Literal["fedpeft"]
-    warmup_rounds: Annotated[int, Ge(0)]
-    merge_every: Annotated[int, Ge(0)]
+    warmup_rounds: Annotated[int, Ge(0), Le(MOST_ROUNDS)]
+    merge_every: Annotated[int, Ge(0), Le(MOST_ROUNDS)]
 
 
 @strategies.register("fedpeft")

@@ -1,4 +1,4 @@
-"""The documents are true: figures come from kept runs, commands compose, examples run, names and links exist."""
+"""The documents are true: figures come from kept runs, examples run, names and links exist. Commands: `tests/docs`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -112,30 +111,7 @@ def test_a_run_is_kept_without_its_places_and_becomes_a_line(tmp_path: Path) -> 
     assert results_table.spliced(readme, text) == f"a\n{results_table.BEGIN}\n{text}{results_table.END}\nb\n"
 
 
-# ---- commands, names, links ------------------------------------------------------------------------------------------
-
-COMMANDS = sorted(
-    {
-        line
-        for path in DOCUMENTS
-        for block in blocks(path.read_text(encoding="utf-8"), "sh")
-        for line in block.splitlines()
-        if re.match(r"(fedrec (train|simulate|config|describe|baseline)|flwr run)\b", line)
-    }
-)
-
-
-@pytest.mark.parametrize(
-    "line", [line for line in COMMANDS if not re.search("embedding=scale|privacy=noisy_sum|resume=", line)]
-)
-def test_every_command_shown_is_a_legal_configuration(line: str, tmp_path: Path) -> None:
-    words = shlex.split(line.replace("$FED", str(tmp_path)), comments=True)
-    if words[0] == "flwr":
-        given = [word.partition("=")[2].strip("'") for word in words if word.startswith("overrides=")]
-        overrides = shlex.split(given[0]) if given else []
-    else:
-        overrides = [word for word in words[3 if words[1] == "baseline" else 2 :] if not word.startswith("--")]
-    compose(overrides, base=tmp_path)
+# ---- names, links ----------------------------------------------------------------------------------------------------
 
 
 def test_the_two_commands_of_the_readme() -> None:
@@ -145,6 +121,13 @@ def test_the_two_commands_of_the_readme() -> None:
     assert next(line for line in README.splitlines() if "'.[test]'" in line) == (
         ".venv/bin/pip install -c constraints.txt '.[test]' && .venv/bin/pytest -n 2"
     )
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_what_a_sentence_tells_to_install_is_this_checkout(path: Path) -> None:
+    """The project is in no package index: there, its name is somebody else's or nobody's."""
+    inline = re.findall(r"`[^`\n]*pip install ([^`\n]*)`", path.read_text(encoding="utf-8"))
+    assert [text for text in inline if re.search(r"\bfedrec\b", text)] == []
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -187,6 +170,8 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert EXAMPLE.keys() == {
         "peft_embeddings/scale.py",
         "conf/embedding/scale.yaml",
+        "fedrec/backbones/last_five.py",
+        "conf/backbone/last_five.yaml",
         "fedrec/privacy/noisy_sum.py",
         "conf/privacy/noisy_sum.yaml",
     }
@@ -216,6 +201,54 @@ def test_the_example_fulfils_the_contract_of_its_family(extended: Path) -> None:
     assert int(passed[1]) >= 15
 
 
+def test_the_second_example_fulfils_the_contract_of_its_family(extended: Path) -> None:
+    files = [
+        "tests/test_backbone_contract.py",
+        "tests/test_registry.py",
+        "tests/client_app/test_engines.py::test_equals_the_oracle_in_float64",
+    ]
+    done = python(extended, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "last_five and not hash", *files)
+    assert done.returncode == 0, done.stdout + done.stderr
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) >= 15
+
+
+def test_the_second_example_gives_the_same_on_any_number_of_nodes_resumes_and_serves_somebody_new(
+    extended: Path,
+) -> None:
+    """With no private tensors at all."""
+    chosen = ["backbone=last_five", *SMALL[:5], "strategy.warmup_rounds=1", "strategy.rounds=4", "checkpoint_every=2"]
+    summaries = []
+    for nodes in (1, 2, 7):
+        done = python(extended, "-m", "commands.cli", "train", *chosen, f"simulation.nodes={nodes}", "--json")
+        assert done.returncode == 0, done.stderr
+        summaries.append(json.loads(done.stdout))
+    first, *others = summaries
+    for other in others:
+        assert other["bytes_per_user"] == first["bytes_per_user"]
+        assert other["test"] == pytest.approx(first["test"], abs=1e-6)
+    assert 0 < first["test"]["cold_users"] < first["test"]["users"]
+    folder = Path(first["run"])
+    for last in (folder / "summary.json", *(folder / "checkpoints").glob("round-000004*")):
+        last.unlink()
+    assert [path.name for path in (folder / "checkpoints").glob("*.json")] == ["round-000002.json"]
+    done = python(extended, "-m", "commands.cli", "train", f"resume={folder.name}", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["test"] == first["test"]
+    ids = json.loads((folder / "items.json").read_text(encoding="utf-8"))["ids"][:5]
+    answers = []
+    for history in (ids, ids[::-1], ids[1:]):
+        done = python(
+            extended, "-m", "commands.cli", "recommend", str(folder), "--history", ",".join(history), "--json"
+        )
+        assert done.returncode == 0, done.stderr
+        answers.append(json.loads(done.stdout)["items"])
+    assert len(answers[0]) == 10
+    assert answers[0] == answers[1], "of five items a mean does not know the order"
+    assert answers[0] != answers[2]
+
+
 def test_the_stage_fulfils_the_contract_of_its_family_and_trains_as_the_oracle_has_it(extended: Path) -> None:
     files = ["tests/test_privacy_contract.py", "tests/test_registry.py", "tests/client_app/test_engines.py"]
     done = python(extended, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "noisy_sum", *files)
@@ -224,7 +257,9 @@ def test_the_stage_fulfils_the_contract_of_its_family_and_trains_as_the_oracle_h
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed is not None
     assert int(passed[1]) >= 20
-    words = next(line for line in COMMANDS if "privacy=noisy_sum" in line).split()[2:]
+    command = re.search(r"^fedrec train (privacy=noisy_sum .*)$", CONTRIBUTING, flags=re.MULTILINE)
+    assert command is not None
+    words = command[1].split()
     small = [text for text in SMALL if not text.startswith(("dataset.n_users", "strategy.rounds"))]
     few = ["strategy.rounds=2" if text.startswith("strategy.rounds") else text for text in words]
     run = python(extended, "-m", "commands.cli", "train", *few, *small, "--json")

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from client_app.answers.expansion import _of_vectors
-from client_app.training.history import PlainHistory
 from fedrec.backbones.fedpergnn import FedPerGNN
+from fedrec.backbones.history import PlainHistory
 from fedrec.config.describe import load_member
 from fedrec.wire.expansion import Drawn, Expansion, around, draw_items, make_tags, protected
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from client_app.training.history import PlainHistory
 from fedrec.backbones.fedpergnn import FedPerGNN
+from fedrec.backbones.history import PlainHistory
 from fedrec.config.compose import compose
 from fedrec.config.describe import load_member
 from fedrec.config.validate import member_config

@@ -22,7 +22,6 @@ from fedrec.evaluation.metrics import (
     add_sums,
     mean_metrics,
     metric_sums,
-    rank_counts,
     ranking_metrics,
     sampled_negatives,
     sampled_rank_counts,
@@ -42,6 +41,25 @@ def ragged(histories: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 def counts_of(greater: int, ties: int, candidates: int) -> RankCounts:
     return RankCounts(torch.tensor([greater]), torch.tensor([ties]), torch.tensor([candidates]))
+
+
+def rank_counts(
+    scores: Tensor, positive: Tensor, offsets: Tensor, excluded: Tensor, columns: Tensor | None = None
+) -> RankCounts:
+    """Counts of users whose scores of all eligible items are at hand, in one block.
+
+    `columns`: the catalogue rows of the columns, ascending; column j is row j when not given.
+    """
+    known = torch.arange(scores.shape[1], device=scores.device) if columns is None else columns
+    if len(positive) and not len(known):
+        raise ValueError("there are no columns to rank a positive among")
+    positive = positive.to(known.device)
+    place = torch.searchsorted(known, positive).clamp(max=max(len(known) - 1, 0))
+    if len(positive) and bool((known[place] != positive).any()):
+        raise ValueError("a positive is not among the columns, so it has no score: use RankCounter, score it apart")
+    counter = RankCounter(positive, scores.gather(1, place.to(scores.device)[:, None])[:, 0], offsets, excluded)
+    counter.add(scores, known)
+    return counter.counts()
 
 
 def by_enumeration(scores: list[float], positive: int, k: int) -> dict[str, float]:

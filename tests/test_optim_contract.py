@@ -13,114 +13,26 @@ from torch import Tensor
 
 from fedrec.backbones.base import Advice
 from fedrec.config.describe import load_member
+from fedrec.config.validate import member_config
 from fedrec.core.registry import optims
 from fedrec.core.rng import generator
-from fedrec.core.tensors import Tensors, content_digest, spec_digest, spec_of
+from fedrec.core.tensors import Tensors
 from fedrec.optim.base import Adam, LocalOptimiser, LocalStep, Recipe, Sgd
 from fedrec.optim.fast import FastRecipe
 from fedrec.optim.local import LocalState
 from fedrec.optim.losses import LOSSES, bce, bpr, recency, softmax
 from fedrec.optim.paper import PaperRecipe
 from fedrec.optim.server import ServerOptimiser, server_step
+from fedrec.testing.optim import RecipeContract, model, scores
 
 ADVICE = Advice(loss="bce", lr=0.003)
 
 
-@pytest.fixture(params=optims.names())
-def recipe(request: pytest.FixtureRequest) -> Recipe:
-    made: Recipe = optims.get(request.param)(load_member("optim", request.param), ADVICE)
-    return made
-
-
-def scores(*leading: int, pairs: int = 6, q: int = 2, seed: int = 0) -> tuple[Tensor, Tensor]:
-    rng = generator(seed, "scores")
-    drawn = torch.randn(*leading, pairs, 1 + q, generator=rng, dtype=torch.float64)
-    return drawn[..., 0], drawn[..., 1:]
-
-
-def model() -> Tensors:
-    rng = generator(0, "model")
-    return {"embedding.A": torch.randn(5, 2, generator=rng), "embedding.B": torch.randn(3, 2, generator=rng)}
-
-
-def test_steps_are_declared(recipe: Recipe) -> None:
-    steps = recipe.local_steps()
-    assert steps, "a user who is chosen does something"
-    assert recipe.negatives >= 1
-    for step in [*steps, *recipe.solve_steps()]:
-        assert isinstance(step, LocalStep)
-        assert step.private or step.shared, "a step that moves nothing"
-        assert isinstance(step.optimiser, Adam | Sgd)
-        assert step.optimiser.lr > 0
-    assert any(step.shared for step in steps), "or no user would send anything"
-    for step in steps:
-        if step.shared:
-            assert step.optimiser.weight_decay == 0.0, "it would move rows that a user never reads"
-    assert list(recipe.local_steps()) == list(steps), "a declaration, not an iterator that is used up"
-
-
-def test_solving_never_moves_shared_tensors(recipe: Recipe) -> None:
-    assert all(step.private and not step.shared for step in recipe.solve_steps())
-
-
-def test_padding_changes_nothing(recipe: Recipe) -> None:
-    """Whatever stands in the padding, the loss and every gradient are those of the real pairs."""
-    positive, negative = scores()
-    mask = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0, 0.0], dtype=torch.float64)
-    real = mask.bool()
-    alone = [tensor[real].clone().requires_grad_() for tensor in (positive, negative)]
-    expected = recipe.loss(alone[0], alone[1], mask[real])
-    grads = torch.autograd.grad(expected, alone)
-    for filling in (0.0, 30.0, -30.0):
-        padded = [tensor.clone() for tensor in (positive, negative)]
-        for tensor in padded:
-            tensor[~real] = filling
-            tensor.requires_grad_()
-        loss = recipe.loss(padded[0], padded[1], mask)
-        torch.testing.assert_close(loss, expected)
-        for grad, true_grad in zip(torch.autograd.grad(loss, padded), grads, strict=True):
-            torch.testing.assert_close(grad[real], true_grad)
-            assert not grad[~real].any()
-
-
-def test_a_cohorts_losses_are_its_users_losses(recipe: Recipe) -> None:
-    positive, negative = scores(4)
-    mask = torch.ones(4, 6, dtype=torch.float64)
-    mask[1, 3:] = 0.0
-    together = recipe.loss(positive, negative, mask)
-    assert together.shape == (4,)
-    for user in range(4):
-        torch.testing.assert_close(together[user], recipe.loss(positive[user], negative[user], mask[user]))
-
-
-def test_the_loss_falls_when_positives_rise_over_negatives(recipe: Recipe) -> None:
-    positive, negative = scores()
-    mask = torch.ones(6, dtype=torch.float64)
-    values = [float(recipe.loss(positive + shift, negative - shift, mask)) for shift in (-3.0, 0.0, 3.0, 60.0, 1e4)]
-    assert values == sorted(values, reverse=True)
-    assert all(math.isfinite(value) for value in values)
-    assert math.isfinite(float(recipe.loss(positive - 1e4, negative + 1e4, mask)))
-
-
-def test_the_server_moves_along_the_mean_and_changes_nothing_given(recipe: Recipe) -> None:
-    before, mean = model(), {name: torch.full_like(tensor, 0.5) for name, tensor in model().items()}
-    state: Tensors = {}
-    for _ in range(3):
-        digests = content_digest(before), content_digest(mean), content_digest(state)
-        after, next_state = recipe.server_update(before, mean, state)
-        assert (content_digest(before), content_digest(mean), content_digest(state)) == digests
-        assert spec_digest(spec_of(after)) == spec_digest(spec_of(before))
-        assert all(bool(((after[name] - before[name]) * mean[name] >= 0).all()) for name in before)
-        assert any(not torch.equal(after[name], before[name]) for name in before)
-        spec_of(next_state)  # of types that a checkpoint can hold
-        before, state = after, next_state
-
-
-def test_no_news_moves_nothing(recipe: Recipe) -> None:
-    zero = {name: torch.zeros_like(tensor) for name, tensor in model().items()}
-    after, _ = recipe.server_update(model(), zero, {})
-    for name, tensor in model().items():
-        torch.testing.assert_close(after[name], tensor)
+class TestEveryRecipe(RecipeContract):
+    @pytest.fixture(params=optims.names())
+    def recipe(self, request: pytest.FixtureRequest) -> Recipe:
+        made: Recipe = optims.get(request.param)(load_member("optim", request.param), ADVICE)
+        return made
 
 
 # The paper's recipe --------------------------------------------------------------------------------------------------
@@ -205,6 +117,29 @@ def test_the_server_steps_as_the_frameworks_own_optimisers_do(kind: Any, halved_
         other.step()
         falling.step()
         torch.testing.assert_close(mine["t"], theirs.detach(), atol=1e-12, rtol=1e-12)
+
+
+def test_the_rate_rises_and_then_falls_along_half_a_cosine() -> None:
+    rule = ServerOptimiser("sgd", 0.2, None, 0.0, 0.99, 1e-8, warm_up=4, cosine=10, cosine_floor=0.1)
+    state: Tensors = {}
+    for taken in range(13):
+        before = torch.zeros(1)
+        after, state = server_step(rule, {"t": before}, {"t": torch.ones(1)}, state)
+        falling = 0.1 + 0.9 * (1 + math.cos(math.pi * min(taken, 10) / 10)) / 2
+        assert float(after["t"]) == pytest.approx(0.2 * min(1, (taken + 1) / 4) * falling)
+    assert rule.rate(12) == pytest.approx(0.02)
+    assert ServerOptimiser("sgd", 0.2, 5.0, 0.0, 0.99, 1e-8, warm_up=10).rate(4) == pytest.approx(0.5 * 0.2 / 1.8)
+
+
+def test_a_client_is_not_told_of_what_is_switched_off() -> None:
+    """So that a run without it moves as many bytes as before there was any."""
+    plain, full = load_member("optim", "fast"), load_member("optim", "fast", window=51)
+    added = {"window", "window_placement"}
+    assert not added & plain.told().keys()
+    assert not {"warm_up", "cosine", "cosine_floor"} & plain.told()["server"].keys()
+    assert added <= full.told().keys()
+    for config in (plain, full):
+        assert member_config("optim", config.told()) == config
 
 
 def test_yogi_by_hand() -> None:

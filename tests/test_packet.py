@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def test_views_are_encoded_as_they_read() -> None:
 
 
 def test_the_layout_is_what_the_documentation_says() -> None:
-    assert PACKET[:12] == b"FRPK" + b"\1\0" + bytes([3, 1]) + b"\7\0\0\0"
+    assert PACKET[:12] == b"FRPK" + b"\2\0" + bytes([3, 1]) + b"\7\0\0\0"
     assert PACKET[12:20] == FORMAT.digest()
     assert PACKET[20:32] == b"\2\0" + b"\0\0" + (6 * 4 + 3).to_bytes(8, "little")
     assert PACKET[36:44] == np.float64(0.5).tobytes()
@@ -109,13 +110,21 @@ def test_every_flipped_bit_is_refused() -> None:
         reason = refusal(bytes(data))
         reasons.add(reason)
         byte = position // 8
-        if byte == 6 or 12 <= byte < 22:
+        if 4 <= byte < 6:
+            assert reason == "other_version"
+        elif byte == 6 or 12 <= byte < 22:
             assert reason == "wrong_spec"
-        elif 7 <= byte < 12:
-            assert reason == "wrong_round"
         else:
-            assert reason == "malformed"
-    assert reasons == {"malformed", "wrong_spec", "wrong_round"}
+            assert reason == "malformed", "also of phase and round, whatever was expected"
+            with pytest.raises(PacketError):
+                FORMAT.decode(bytes(data))
+    assert reasons == {"malformed", "other_version", "wrong_spec"}
+
+
+def test_a_packet_of_the_version_before_is_refused_by_name() -> None:
+    data = PACKET[:4] + b"\1\0" + PACKET[6:32] + zlib.crc32(PACKET[36:]).to_bytes(4, "little") + PACKET[36:]
+    with pytest.raises(PacketError, match=r"version 1 came, this fedrec speaks version 2: install the same fedrec"):
+        FORMAT.decode(data, phase=1, round=7)
 
 
 OTHERS = {

@@ -6,16 +6,18 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 import torch
+from annotated_types import Ge, Gt, Le, Lt, MaxLen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client_app.answers.node import Node, Place
 from fedrec.config.describe import load_member
+from fedrec.core import registry
 from fedrec.core.errors import ConfigError, FedrecError, PacketError
 from fedrec.core.rng import generator
 from fedrec.core.tensors import DTYPES, TableSpec, TensorSpec, matches, spec_of
@@ -102,6 +104,13 @@ WRONG: dict[str, dict[str, Any]] = {
     "infinity": {"max_update_norm": float("inf")},
     "a cap of nothing": {"weight_cap": 0},
     "fewer than no negatives": {"sampled_negatives": -1},
+    "a cap of 10^30": {"weight_cap": 10**30},
+    "a norm of 1e300": {"max_update_norm": 1e300},
+    "a seed of 10^30": {"seed": 10**30},
+    "1,000 cut-offs": {"ks": list(range(1, 1_001))},
+    "a million sampled negatives": {"sampled_negatives": 10**6},
+    "a name of a list that is a path": {"eligible": "../../etc/passwd"},
+    "a long name": {"run_key": "k" * 10_000},
     "an unknown key": {"plugin": "os.system"},
     "an unknown key in the simulation": {"simulation": {**VALUES["simulation"], "x": 1}},
     "a member that is no section": {"backbone": "fedmf"},
@@ -117,6 +126,69 @@ def test_a_wrong_setup_is_malformed(case: str) -> None:
     assert caught.value.reason == "malformed"
     key = next(iter(WRONG[case]))
     assert key in str(caught.value), "the message names what is wrong"
+
+
+def numbers(cls: type, at: str) -> Iterator[tuple[str, Any, list[Any]]]:
+    """All numbers of a dataclass, also those in its lists and sections: the key, the type, and its limits."""
+
+    def walk(key: str, hint: Any, limits: list[Any]) -> Iterator[tuple[str, Any, list[Any]]]:
+        origin, arguments = get_origin(hint), get_args(hint)
+        if origin is Annotated:
+            yield from walk(key, arguments[0], [*limits, *arguments[1:]])
+        elif hint in (int, float):
+            yield key, hint, limits
+        elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            yield from numbers(hint, key)
+        elif origin is not Literal:
+            if origin in (tuple, list):
+                assert any(isinstance(limit, MaxLen) for limit in limits), f"{key} may be of any length"
+            for argument in arguments:
+                yield from walk(key, argument, [])
+
+    for name, hint in get_type_hints(cls, include_extras=True).items():
+        if get_origin(hint) is not ClassVar and not name.startswith("__"):
+            yield from walk(f"{at}.{name}", hint, [])
+
+
+CROSSING = ("backbone", "optim", "codec", "privacy", "embedding")
+
+
+def test_every_number_and_list_that_a_setup_can_hold_has_limits_on_both_sides() -> None:
+    members = [(family, name) for family in CROSSING for name in registry.FAMILIES[family].names()]
+    classes = [(registry.FAMILIES[family].get(name).config_class, f"{family}={name}") for family, name in members]
+    found = [entry for cls, at in [(Setup, "setup"), *classes] for entry in numbers(cls, at)]
+    assert len(found) >= 60
+    unlimited = [
+        key
+        for key, _, limits in found
+        if key != "setup.protocol"
+        and not (any(isinstance(x, Ge | Gt) for x in limits) and any(isinstance(x, Le | Lt) for x in limits))
+    ]
+    assert unlimited == []
+
+
+def test_a_table_of_many_items_of_many_numbers_is_refused_though_each_may_be() -> None:
+    assert reading(n_items=2**31 - 1, dim=1).n_items == 2**31 - 1
+    assert reading(n_items=1, dim=65_536).dim == 65_536
+    with pytest.raises(PacketError, match="n_items=2147483647 and dim=65536"):
+        reading(n_items=2**31 - 1, dim=65_536)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), -1.0, 0.5, 8.0, 1e300])
+def test_a_round_to_go_back_to_that_is_none_is_malformed(value: float) -> None:
+    form = SETUP.model_format({"t": TensorSpec((2,))})
+    with pytest.raises(PacketError, match="the earliest round to go back to"):
+        protocol.checkpoint_round(form.decode(form.encode(0, 7, {"t": torch.zeros(2)}, [value])))
+    assert protocol.checkpoint_round(form.decode(form.encode(0, 7, {"t": torch.zeros(2)}, [7.0]))) == 7
+
+
+def test_something_else_under_the_name_of_the_list_of_eligible_items_is_malformed() -> None:
+    sound = pack_eligible(np.arange(3), 20)
+    for packed in ({}, {"items": sound[ELIGIBLE]}, {ELIGIBLE: sound[ELIGIBLE][:2]}, {ELIGIBLE: torch.zeros(3)}):
+        with pytest.raises(PacketError, match="the list of eligible items"):
+            unpack_eligible(packed, 20)
+    with pytest.raises(PacketError, match="the list of eligible items"):
+        unpack_eligible(sound, 30)
 
 
 @pytest.mark.parametrize("key", sorted(VALUES))

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from fedrec.config.compose import compose
-from fedrec.config.describe import changes, load_member
+from fedrec.config.describe import differences, load_member
 from fedrec.config.validate import MISSING, Validator, field_types
 from fedrec.core import registry
 from fedrec.core.errors import ConfigError, FedrecError
@@ -148,7 +148,8 @@ def test_a_member_of_another_package_is_one_like_ours() -> None:
     assert type(config.embedding).__name__ == "Config"
     assert vars(config.embedding) == {"name": "brought", "width": 3, "sizes": (4,), "where": Path("/b/x")}
     assert load_member("embedding", "brought", width=5).width == 5  # type: ignore[attr-defined]
-    found = {change.key: change.value for change in changes(["embedding=brought"], base=Path("/b"))}
+    default, chosen = (compose(typed, base=Path("/b")) for typed in ([], ["embedding=brought"]))
+    found = {change.key: change.value for change in differences(default, chosen)}
     assert (found["embedding"], found["embedding.width"], found["embedding.sizes"]) == ("brought", 8, [1, 2])
 
 

@@ -8,30 +8,40 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from itertools import pairwise
 
-import numpy as np
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from client_app.answers import expansion
+from client_app.answers.handling import (
+    Answer,
+    LackingError,
+    answered,
+    require_known,
+    round_of,
+    rounds_of,
+    slots_of,
+)
+from client_app.answers.keeping import keep_frozen, keep_last_model, keep_merged
 from client_app.answers.node import Node, Received
 from client_app.homes.home import Place
 from client_app.homes.site import Site, is_site, site_of
-from client_app.stores.frozen import MissingFrozenError
 from exchanges import records
-from exchanges.records import Content, pack, unpack
-from fedrec.core.errors import ConfigError, PacketError, StoreError
-from fedrec.core.shared_folder import NotSharedError
+from exchanges.records import Content
+from fedrec.core.errors import PacketError
 from fedrec.data.split import HeldOut
 from fedrec.wire.code import code_digest
-from fedrec.wire.protocol import (
-    Setup,
-)
+from fedrec.wire.protocol import Setup
 
 app = ClientApp()
 log = logging.getLogger("fedrec")
 
 _SETUP = "setup"
 _HELD_OUT: dict[str, HeldOut] = {"validation": "validation", "test": "test"}
+
+_ALWAYS = (_SETUP, records.NAMED, "phase", "round", "frozen", records.CONTENT, records.VERSIONS)
+_PREFIXES = (records.FROZEN, records.MERGED)
+
+Work = Callable[[Node, Content], Mapping[str, bytes]]
 
 
 @lru_cache(maxsize=16_384)
@@ -63,42 +73,31 @@ def _log_to_stderr() -> None:
         log.setLevel(logging.INFO)
 
 
-def _known_node(context: Context) -> Node | None:
+def _known_node(context: Context) -> Node:
+    """The node of the run that was joined. Raises LackingError if the runtime has forgotten the run's setup."""
     record = context.state.get(_SETUP)
     if not isinstance(record, ConfigRecord):
-        return None
+        raise LackingError(_SETUP)
     return _node(str(record["json"]), _place(context))
 
 
 @app.query("enroll")
 def enroll(message: Message, context: Context) -> Message:
     """Take the run's setup; answer with the users' opaque keys and the digest of the code that runs here."""
-    content = unpack(message.content)
-    text = content.text(_SETUP)
-    try:
+
+    def work(content: Content, nodes: list[Node]) -> Answer:
+        require_known(content, (_SETUP, records.RESUMED), (), _PREFIXES)
+        text = content.text(_SETUP)
         node = _node(text, _place(context))
+        nodes.append(node)
         context.state[_SETUP] = ConfigRecord({"json": text})
         _keep_frozen(node, 0, content)
-        if records.RESUMED in content.fields:
-            node.resume(_rounds(content.text(records.RESUMED)))
+        resumes = rounds_of(content.text(records.RESUMED)) if records.RESUMED in content.fields else []
+        keys = node.join(resumes)
         expansion.tag_key(node)  # what it would refuse then is refused now
-        reply = pack({"code": code_digest()}, arrays={records.KEYS: node.users.keys})
-    except MissingFrozenError as missing:
-        reply = pack({records.MISSING: missing.digest})
-    except NotSharedError as error:
-        reply = pack({records.UNSHARED: str(error)})
-    except (ConfigError, StoreError) as error:
-        log.error("this node cannot take part: %s", error)
-        reply = pack({records.PROBLEM: str(error)})
-    return Message(reply, reply_to=message)
+        return Answer({"code": code_digest()}, arrays={records.KEYS: keys})
 
-
-def _rounds(text: str) -> list[int]:
-    """Rounds with blanks between them."""
-    words = text.split()
-    if not all(word.isdecimal() and len(word) <= 10 for word in words):
-        raise PacketError("malformed", f"the rounds after which a run was resumed should be numbers, they are {text!r}")
-    return [int(word) for word in words]
+    return answered(message, context, work)
 
 
 @app.query("count_items")
@@ -112,7 +111,7 @@ def disclose(message: Message, context: Context) -> Message:
     """Answer with what the users let others have of themselves: noised vectors, and tags of their items."""
 
     def work(node: Node, content: Content) -> Mapping[str, bytes]:
-        return {records.DISCLOSED: expansion.disclose(node, content.integer("phase"), content.integer("round"))}
+        return {records.DISCLOSED: expansion.disclose(node, node.phase(content.integer("phase")), round_of(content))}
 
     return _answer(message, context, work)
 
@@ -123,10 +122,10 @@ def surround(message: Message, context: Context) -> Message:
 
     def work(node: Node, content: Content) -> Mapping[str, bytes]:
         packet = content.packet(records.AROUND)
-        expansion.surround(node, content.integer("phase"), content.integer("round"), packet)
+        expansion.surround(node, node.phase(content.integer("phase")), round_of(content), packet)
         return {}
 
-    return _answer(message, context, work)
+    return _answer(message, context, work, arrays=(records.AROUND,))
 
 
 @app.train()
@@ -138,27 +137,29 @@ def train(message: Message, context: Context) -> Message:
     """
 
     def work(node: Node, content: Content) -> Mapping[str, bytes]:
-        slots = content.array(records.SLOTS).astype(np.int64)
-        if slots.ndim != 1 or (slots < 0).any() or (slots >= len(node.users)).any() or (np.diff(slots) <= 0).any():
-            raise PacketError("malformed", f"slots that are not, in order, among this node's {len(node.users)} users")
+        slots = slots_of(content, len(node.users))
         received = _received(node, content)
         metrics = _metrics(node, content, received) if records.SPLITS in content.fields else {}
         return {**metrics, records.UPDATE: node.train(received, slots)}
 
-    return _answer(message, context, work)
+    return _answer(message, context, work, (records.SPLITS, records.AFTER), (records.MODEL, records.SLOTS))
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Rank the held-out items of all users here; answer with sums, or with what is missing to rank."""
-    return _answer(message, context, lambda node, content: _metrics(node, content, _received(node, content)))
+
+    def work(node: Node, content: Content) -> Mapping[str, bytes]:
+        return _metrics(node, content, _received(node, content))
+
+    return _answer(message, context, work, (records.SPLITS, records.AFTER), (records.MODEL,))
 
 
 def _received(node: Node, content: Content) -> Received:
-    phase, round = content.integer("phase"), content.integer("round")
+    phase, round = content.integer("phase"), round_of(content)
     packet, frozen = content.packet(records.MODEL), content.text("frozen")
     received = node.receive(phase, round, packet, frozen)
-    node.keep_model(phase, round, packet, frozen)
+    keep_last_model(node, received, packet, frozen)
     return received
 
 
@@ -166,41 +167,41 @@ def _metrics(node: Node, content: Content, received: Received) -> dict[str, byte
     """The sums of metrics of each split that the message asks for."""
     after, splits = content.integer(records.AFTER), content.text(records.SPLITS).split()
     if unknown := [split for split in splits if split not in _HELD_OUT]:
-        raise PacketError("malformed", f"the splits are among {sorted(_HELD_OUT)}, not {unknown}")
-    if after not in (received.round - 1, received.round):
+        raise PacketError("malformed", f"the splits are among {sorted(_HELD_OUT)}, not {unknown[:5]}")
+    if not splits or len(set(splits)) < len(splits):
+        raise PacketError("malformed", f"a ranking is of one split or of two, not of {splits[:5]}")
+    if after not in (received.round - 1, received.round) or after < 0:
         raise PacketError("malformed", f"a model sent in round {received.round} is not that after round {after}")
     return {records.METRICS + split: node.evaluate(received, after, _HELD_OUT[split]) for split in splits}
 
 
-def _answer(message: Message, context: Context, work: Callable[[Node, Content], Mapping[str, bytes]]) -> Message:
+def _answer(
+    message: Message, context: Context, work: Work, fields: tuple[str, ...] = (), arrays: tuple[str, ...] = ()
+) -> Message:
     """Keep what came frozen, do the work, and answer; a node that lacks something names it instead."""
-    content = unpack(message.content)
-    if _SETUP in content.fields:
-        context.state[_SETUP] = ConfigRecord({"json": content.text(_SETUP)})
-    node = _known_node(context)
-    if node is None:
-        return Message(pack({records.MISSING: _SETUP}), reply_to=message)
-    try:
+
+    def do(content: Content, nodes: list[Node]) -> Answer:
+        require_known(content, (*_ALWAYS, *fields), arrays, _PREFIXES)
+        if _SETUP in content.fields:
+            context.state[_SETUP] = ConfigRecord({"json": content.text(_SETUP)})
+        node = _known_node(context)
+        nodes.append(node)
         if any(array.startswith(records.FROZEN) for array in content.arrays):
             _keep_frozen(node, content.integer("phase"), content)
         _keep_merged(node, content)
         if (known := content.fields.get(records.NAMED)) is not None and known != node.named:
             log.warning("the server knows other users here than there are now: they join anew")
-            return Message(pack({records.MISSING: records.NAMED}), reply_to=message)
-        packets = work(node, content)
-        lost = node.stores_lost()
-        return Message(pack({records.STORES_LOST: lost} if lost else {}, packets), reply_to=message)
-    except MissingFrozenError as missing:
-        return Message(pack({records.MISSING: missing.digest}), reply_to=message)
-    except NotSharedError as error:
-        return Message(pack({records.UNSHARED: str(error)}), reply_to=message)
+            raise LackingError(records.NAMED)
+        return Answer(packets=work(node, content))
+
+    return answered(message, context, do)
 
 
 def _keep_frozen(node: Node, phase: int, content: Content) -> None:
     for array in content.arrays:
         if array.startswith(records.FROZEN):
             name = array.removeprefix(records.FROZEN)
-            node.keep_frozen(phase, name, content.packet(array), _content(content, name))
+            keep_frozen(node, phase, name, content.packet(array), _content(content, name))
 
 
 def _content(content: Content, name: str) -> str:
@@ -212,4 +213,4 @@ def _keep_merged(node: Node, content: Content) -> None:
     """Bring the base table up to date with what was merged into it, one merge after the other."""
     if records.VERSIONS in content.fields:
         for before, after in pairwise(content.text(records.VERSIONS).split()):
-            node.keep_merged(content.integer("phase"), before, after, content.packet(records.MERGED + after))
+            keep_merged(node, content.integer("phase"), before, after, content.packet(records.MERGED + after))

@@ -66,7 +66,9 @@ def rank_users(
     shared = cast(model.model.shared(model.trainable), backbone.ranking_dtype)
     block = min(_ITEMS_AT_ONCE, len(items.eligible))
     sampled = protocol.sampled_negatives * max(backbone.numbers_per_score, items.vectors.shape[1])
-    per_chunk = max(1, _NUMBERS_AT_ONCE // max(1, block * backbone.numbers_per_score, sampled))
+    read = min(backbone.history_length or cohort.lengths.max(), cohort.lengths.max()) if backbone.causal else 0
+    states = int(read) * items.vectors.shape[1] + backbone.numbers_per_history(int(read))
+    per_chunk = max(1, _NUMBERS_AT_ONCE // max(1, block * backbone.numbers_per_score, sampled, states))
     parts = []
     for start in range(0, len(cohort), per_chunk):
         end = min(start + per_chunk, len(cohort))

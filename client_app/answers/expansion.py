@@ -14,7 +14,7 @@ from fedrec.core.errors import ConfigError, PacketError
 from fedrec.core.rng import counter_bits, derive
 from fedrec.core.tensors import DTYPES
 from fedrec.wire.expansion import Drawn, Expansion, draw_items, make_tags, protected
-from fedrec.wire.protocol import AROUND, TAGS, VECTORS, around_format, disclosed_format
+from fedrec.wire.protocol import AROUND, TAGS, VECTORS, around_format, checkpoint_round, disclosed_format
 
 if TYPE_CHECKING:
     from client_app.answers.node import Node
@@ -48,7 +48,7 @@ def disclose(node: Node, phase: int, round: int) -> bytes:
     run = "" if setup.simulation else setup.run_key  # simulated runs of one seed are the same whatever their names
     cohort, drawn = node.users.training(np.arange(len(node.users))), _drawn(node, expansion)
     private, _ = node.private(cohort.keys, before=round + 1)
-    sane = all_finite(private)
+    sane = all_finite(private, len(cohort))
     own = {name: torch.where(sane.view(-1, *[1] * (t.dim() - 1)), t, 0).double() for name, t in private.items()}
     vectors = backbone.disclosed(own, torch.from_numpy(drawn.sizes).double()).numpy()
     if not sane.all():
@@ -80,7 +80,7 @@ def surround(node: Node, phase: int, round: int, packet: bytes) -> None:
     sizes, taken = torch.from_numpy(drawn.sizes).double(), torch.from_numpy(drawn.taken).double()
     around = node.backbone.surrounded(told.double(), sizes, taken)
     kept = {name: around[name].to(DTYPES[entry.dtype]) for name, entry in node.backbone.around.items()}
-    node.around_store.save(round, keys, kept, int(received.scalars[0]))
+    node.around_store.save(round, keys, kept, checkpoint_round(received))
 
 
 def _due(node: Node, round: int) -> Expansion:

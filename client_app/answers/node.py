@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -12,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from client_app.answers.evaluation import RankingProtocol, rank_users
+from client_app.answers.keeping import require_frozen
 from client_app.answers.recommending import best_items
-from client_app.homes.home import Home, Place, SimulatedHome, SiteHome
+from client_app.homes.home import Home, KeptHome, KeptRun, Place, SimulatedHome, SiteHome
 from client_app.homes.site import Site
-from client_app.homes.site_data import require_site
+from client_app.homes.site_data import is_new, require_site
 from client_app.homes.users import Cohort, LocalUsers
-from client_app.stores.frozen import FrozenStore, MissingFrozenError, Since, resident, tidy
-from client_app.stores.last_model import LastModel, keep_model
+from client_app.stores.frozen import FrozenStore, MissingFrozenError, resident, tidy
+from client_app.stores.losses import RUN_UNKNOWN, Losses
 from client_app.stores.store import PrivateStore
 from client_app.training.cohort import CohortEngine
 from client_app.training.engine import Engine, GlobalModel, all_finite
@@ -30,23 +33,22 @@ from fedrec.core.errors import ConfigError, PacketError, StoreError
 from fedrec.core.keys import keys_digest
 from fedrec.core.rng import derive
 from fedrec.core.shared_folder import require_shared
-from fedrec.core.tensors import Tensors, content_digest
+from fedrec.core.tensors import Spec, Tensors
 from fedrec.data.negatives import NegativeSampler
 from fedrec.data.split import HeldOut
 from fedrec.wire.item_counts import report_sum
-from fedrec.wire.item_list import item_list_format
 from fedrec.wire.packet import PacketFormat
 from fedrec.wire.protocol import (
     COUNTS,
     Setup,
+    checkpoint_round,
     counts_format,
-    eligible_spec,
-    frozen_format,
     unpack_eligible,
-    version_name,
 )
 from peft_embeddings.base import ItemEmbedding
-from peft_embeddings.model import BASE, Model
+from peft_embeddings.model import Model
+
+log = logging.getLogger("fedrec")
 
 ENGINES: dict[str, type[Engine]] = {"cohort": CohortEngine, "oracle": OracleEngine}
 
@@ -80,19 +82,26 @@ class Node:
     """One node of one run: everything that stays the same from message to message."""
 
     setup: Setup
-    place: Place | Site
+    place: Place | Site | KeptRun
+
+    @cached_property
+    def losses(self) -> Losses:
+        """What was found lost or damaged here since the server was told last."""
+        return Counter()
 
     @cached_property
     def _home(self) -> Home:
         """Where the node's users come from. A site never opens a folder that a server names."""
         simulation = self.setup.simulation
+        if isinstance(self.place, KeptRun):
+            return KeptHome(self.place, self.setup)
         if isinstance(self.place, Site):
             if simulation is not None:
                 raise ConfigError(
                     ["this node has users of its own, and the run is a simulation: run it with runtime=deployment"]
                 )
             require_site(self.place, self.setup.run_key)
-            return SiteHome(self.place, self.setup)
+            return SiteHome(self.place, self.setup, self.losses)
         if simulation is None:
             raise ConfigError(
                 ["the server's run is a deployment, and this is a node of a simulation with no users of its own"]
@@ -124,27 +133,21 @@ class Node:
     @cached_property
     def frozen_store(self) -> FrozenStore:
         """What the server sent once."""
-        return FrozenStore(self._home.state_dir)
+        return FrozenStore(self._home.state_dir, self.losses)
 
     @cached_property
     def private_store(self) -> PrivateStore:
         """The users' private tensors."""
-        home = self._home
-        return PrivateStore(home.state_dir, self.setup.run_key, self.backbone.private, synced=home.synced)
+        return self._store(self.setup.run_key, self.backbone.private)
 
     @cached_property
     def around_store(self) -> PrivateStore:
         """What the users keep of others: apart, for it comes to users who never trained, too."""
-        home = self._home
-        return PrivateStore(home.state_dir, f"{self.setup.run_key} around", self.backbone.around, synced=home.synced)
+        return self._store(f"{self.setup.run_key} around", self.backbone.around)
 
-    def stores_lost(self) -> int:
-        """How often the users' stores were found damaged, and begun anew, since this was last asked."""
-        stores = [vars(self)[name] for name in ("private_store", "around_store") if name in vars(self)]
-        lost: int = sum(store.damaged for store in stores)
-        for store in stores:
-            store.damaged = 0
-        return lost
+    def _store(self, key: str, spec: Spec) -> PrivateStore:
+        home = self._home
+        return PrivateStore(home.state_dir, key, spec, synced=home.synced, reading=home.reading, losses=self.losses)
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -185,52 +188,35 @@ class Node:
 
     def model_format(self, phase: int) -> PacketFormat:
         """Format of the model packets of a phase. Raises PacketError (`malformed`) if the run has no such phase."""
-        return self.setup.model_format(self._model(phase).trainable)
+        return self.setup.model_format(self.model(phase).trainable)
 
-    def _model(self, phase: int) -> Model:
-        if not 0 <= phase < len(self.models):
-            raise PacketError("malformed", f"phase {phase} is none of the run's {len(self.models)}")
-        return self.models[phase]
+    def model(self, phase: int) -> Model:
+        """The model of a phase. Raises PacketError (`malformed`) if the run has no such phase."""
+        return self.models[self.phase(phase)]
 
-    def resume(self, resumes: Sequence[int]) -> None:
-        """The run was resumed after these rounds: what was trained since, and is not part of it, is forgotten."""
-        self.private_store.resume(resumes)
-        if self.backbone.around:
-            self.around_store.resume(resumes)
+    def phase(self, number: int) -> int:
+        """The number of a phase. Raises PacketError (`malformed`) if the run has no such phase."""
+        if not 0 <= number < len(self.setup.phases):
+            raise PacketError("malformed", f"phase {number} is none of the run's {len(self.setup.phases)}")
+        return number
 
-    def keep_frozen(self, phase: int, name: str, packet: bytes, content: str) -> None:
-        """Check that frozen tensors which came with a message of a phase have that content, and keep them."""
-        if name == self.setup.catalogue:
-            form = item_list_format(len(packet))
-        elif name == self.setup.eligible:
-            form = frozen_format(eligible_spec(self.setup.n_items))
-        elif name == content:
-            form = self.setup.start_format(self._model(phase).frozen, BASE)
-        else:
-            form = frozen_format(self._model(phase).frozen)
-        received = form.decode(packet)
-        of_the_run = name not in (self.setup.catalogue, self.setup.eligible)
-        since = Since(self.setup.run_key, received.round) if of_the_run else None
-        self.frozen_store.put(received.tensors, name, content, since)
+    def join(self, resumes: Sequence[int]) -> NDArray[np.uint64]:
+        """Take part in the run: the users' opaque keys, uint64 [users]. What is damaged here is found now.
 
-    def keep_merged(self, phase: int, before: str, after: str, packet: bytes) -> None:
-        """Make the version `after` of the base table from `before` and the packet of what was merged, and keep it.
-
-        Nothing is done if it is here already, or if `before` is not: then what is missing will be asked for. Raises
-        PacketError (`malformed`) if merging the packet does not make a version of that name.
+        Args:
+            resumes: The rounds after which the run was resumed so far: what was trained since, and is not part of it,
+                is forgotten.
         """
-        held = self.frozen_store.get(before)
-        if held is None or self.frozen_store.get(after) is not None:
-            return
-        if version_name(before, packet) != after:
-            raise PacketError("malformed", f"what came to be merged into {before} does not make {after}")
-        model = self._model(phase)
-        if BASE not in held or BASE not in model.frozen:
-            raise PacketError("malformed", f"in phase {phase} there is no base table to merge anything into")
-        merged = self.setup.merged_format(model.correction).decode(packet, phase=phase)
-        frozen = held | {BASE: model.merged(merged.tensors, held)}
-        since = Since(self.setup.run_key, merged.round)
-        self.frozen_store.put(frozen, after, content_digest(frozen), since)
+        if isinstance(self.place, Site) and max(resumes, default=0) and is_new(self.place, self.setup.run_key):
+            log.warning(
+                "the run was resumed after round %d, and this site has nothing of it: its users begin anew",
+                max(resumes),
+            )
+            self.losses[RUN_UNKNOWN] += 1
+        if isinstance(self.place, Site) or resumes:
+            for store in (self.private_store, *([self.around_store] if self.backbone.around else [])):
+                store.resume(resumes)
+        return self.users.keys
 
     def count_items(self) -> bytes:
         """The encoded sum of what all users here report of the items that they train on."""
@@ -250,16 +236,11 @@ class Node:
         received = self.model_format(phase).decode(packet, phase=phase, round=round)
         device = _device()
         held = resident(self.frozen_store, frozen, device) if frozen else {}
+        require_frozen(self.model(phase), held, frozen)
         trainable = {name: tensor.to(device) for name, tensor in received.tensors.items()}
-        checkpoint_round = int(received.scalars[0])
-        tidy(self.frozen_store, self.setup.run_key, frozen, checkpoint_round)
-        return Received(phase, round, GlobalModel(self.models[phase], trainable, held), checkpoint_round)
-
-    def keep_model(self, phase: int, round: int, packet: bytes, frozen: str) -> None:
-        """On a site: keep the model that has been received, to recommend with; in simulation there are checkpoints."""
-        if isinstance(self.place, Site):
-            about = LastModel(self.setup.to_json(), phase, round, frozen)
-            keep_model(self.place.state_dir, self.setup.run_key, about, packet)
+        back_to = checkpoint_round(received)
+        tidy(self.frozen_store, self.setup.run_key, frozen, back_to)
+        return Received(phase, round, GlobalModel(self.models[phase], trainable, held), back_to)
 
     def train(self, received: Received, slots: NDArray[np.int64]) -> bytes:
         """Train the users in `slots` on the model; the encoded sum of what they give."""
@@ -290,7 +271,7 @@ class Node:
         private, found = self._starts(cohort.keys, before=after + 1)
         private = self.engine.solve(model, cohort, private, derive(self.secret, "solve", of, after))
         # A user whose own tensors have diverged is left out and counted; the others are ranked all the same.
-        sane = np.flatnonzero(all_finite(private).numpy())
+        sane = np.flatnonzero(all_finite(private, len(cohort)).numpy())
         diverged = len(cohort) - len(sane)
         cohort, positives, found = cohort.select(sane), positives[sane], found[sane]
         private = {name: tensor[torch.from_numpy(sane)] for name, tensor in private.items()}
@@ -306,8 +287,14 @@ class Node:
 
         They are started as for anybody who comes new if the user has none; the result of solving is not kept.
         """
-        private, found = self._starts(user.keys, before=received.round + 1)
-        if not all_finite(private).all():
+        try:
+            private, found = self._starts(user.keys, before=received.round + 1)
+        except MissingFrozenError as error:
+            raise StoreError(
+                f"the list of items that may be recommended ({error}) is missing or damaged in this state-dir: the "
+                "next message of a run brings it again"
+            ) from error
+        if not all_finite(private, 1).all():
             raise StoreError("the user's private tensors are not finite: its training has diverged; train anew")
         model = received.model.cpu()
         private = self.engine.solve(model, user, private, derive(self.secret, "solve", "recommend", received.round))

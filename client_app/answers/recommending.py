@@ -12,6 +12,7 @@ from client_app.homes.users import Cohort
 from client_app.training.engine import GlobalModel
 from client_app.training.history import SharedHistory
 from fedrec.backbones.base import ScoreContext
+from fedrec.core.errors import StoreError
 from fedrec.core.tensors import Tensors
 
 _ITEMS_AT_ONCE = 8_192
@@ -28,6 +29,8 @@ def best_items(model: GlobalModel, user: Cohort, private: Tensors, eligible: Ten
         private: Its private tensors [1, ...], solved on that.
         eligible: int64 [items], rows that may be recommended, ascending.
         top: How many; fewer if there are not so many.
+
+    Raises StoreError if a score is not finite.
     """
     backbone = model.model.backbone
     wide = GlobalModel(model.model, cast(model.trainable, torch.float64), cast(model.frozen, torch.float64))
@@ -42,5 +45,10 @@ def best_items(model: GlobalModel, user: Cohort, private: Tensors, eligible: Ten
     ]
     known = torch.isin(eligible, torch.from_numpy(user.items))
     scores, rows = torch.cat(parts).float()[~known], eligible[~known]
+    if not torch.isfinite(scores).all():  # a model that diverged must never rank anything
+        raise StoreError(
+            "the model gives scores that are not finite: its training has diverged; train anew with a lower learning "
+            "rate"
+        )
     order = torch.argsort(scores, descending=True, stable=True)[:top]
     return rows[order], scores[order]

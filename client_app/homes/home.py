@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from client_app.homes.site import Site
 from client_app.homes.site_data import is_new, prepared_data
 from client_app.stores.frozen import FrozenStore, MissingFrozenError
+from client_app.stores.losses import Losses
 from client_app.stores.old_runs import forget_old_runs
 from fedrec.core.errors import ConfigError
 from fedrec.core.keys import simulation_secret
 from fedrec.core.rng import derive
 from fedrec.core.secret import own_secret, shared_key
-from fedrec.data.store import open_store
+from fedrec.data.store import open_verified_store
 from fedrec.data.types import Interactions
 from fedrec.wire.item_list import ItemList, unpack_item_list
 from fedrec.wire.protocol import Setup, SimulatedData
@@ -32,14 +33,29 @@ class Place(NamedTuple):
     partitions: int
 
 
+@dataclass(frozen=True)
+class KeptRun:
+    """What is left of a simulated run: all its users, to recommend to. Nobody trains there any more.
+
+    Attributes:
+        state_dir: What the simulated devices have kept.
+        interactions: Gives the users' interactions; asked only where one of them is.
+    """
+
+    state_dir: Path
+    interactions: Callable[[], Interactions]
+
+
 class Home(Protocol):
     """What a node has of its own.
 
     Attributes:
         synced: Whether what is kept must survive a power failure.
+        reading: Whether what is kept is only read.
     """
 
     synced: bool
+    reading: bool
 
     @property
     def state_dir(self) -> Path:
@@ -71,6 +87,7 @@ class SimulatedHome:
     setup: Setup
     data: SimulatedData
     synced = False  # where the machine fails on which it is simulated, a device need not outlive it
+    reading = False
 
     @property
     def state_dir(self) -> Path:
@@ -89,8 +106,44 @@ class SimulatedHome:
 
     def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
         """As in `Home`."""
-        interactions = open_store(Path(self.data.interactions))
+        interactions = _simulated_data(Path(self.data.interactions), self.setup.n_items)
         return interactions, np.arange(self.place.partition, interactions.users, self.place.partitions)
+
+
+@lru_cache(maxsize=8)
+def _simulated_data(folder: Path, n_items: int) -> Interactions:
+    """What all simulated nodes of a worker share: read and compared with its digest once."""
+    return open_verified_store(folder, n_items)
+
+
+@dataclass(frozen=True)
+class KeptHome:
+    """All users of a simulated run that is kept."""
+
+    run: KeptRun
+    setup: Setup
+    synced = False
+    reading = True
+
+    @property
+    def state_dir(self) -> Path:
+        """As in `Home`."""
+        return self.run.state_dir
+
+    @property
+    def secret(self) -> int:
+        """As in `Home`."""
+        return simulation_secret(self.setup.seed)
+
+    @property
+    def shared_key(self) -> bytes:
+        """As in `Home`: nobody tells others anything here."""
+        raise ConfigError(["a run that is kept exchanges nothing between its users"])
+
+    def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
+        """As in `Home`."""
+        interactions = self.run.interactions()
+        return interactions, np.arange(interactions.users)
 
 
 @dataclass(frozen=True)
@@ -99,7 +152,9 @@ class SiteHome:
 
     site: Site
     setup: Setup
+    losses: Losses
     synced = True
+    reading = False
 
     @property
     def state_dir(self) -> Path:
@@ -128,9 +183,17 @@ class SiteHome:
         """As in `Home`."""
         setup = self.setup
         joins = is_new(self.site, setup.run_key)
-        interactions = prepared_data(self.site, setup.run_key, setup.catalogue, lambda: item_list(frozen(), setup))
+        interactions = prepared_data(
+            self.site,
+            setup.run_key,
+            setup.catalogue,
+            setup.n_items,
+            f"{derive(self.secret, 'name of the secret'):016x}",
+            lambda: item_list(frozen(), setup),
+            self.losses,
+        )
         if joins:
-            forget_old_runs(self.state_dir, setup.run_key)
+            forget_old_runs(self.state_dir, setup.run_key, self.losses)
         return interactions, np.arange(interactions.users)
 
 

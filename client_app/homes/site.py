@@ -9,11 +9,10 @@ from pathlib import Path
 
 from fedrec.core.errors import ConfigError
 from fedrec.core.registry import nearest
+from fedrec.data.form import AUTO, SUFFIXES, TextForm, suffix_of, unknown_form
 
 _OF_A_SIMULATION = ("partition-id", "num-partitions")
 _EXAMPLE = "--node-config \"interactions='/data/clicks.csv' state-dir='/var/lib/fedrec'\""
-# Not imported from the readers, which a message that finds its data prepared does not need; a test compares.
-SUFFIXES = (".csv", ".tsv", ".txt", ".jsonl", ".ndjson", ".json", ".parquet", ".pq")
 
 
 @dataclass(frozen=True)
@@ -23,15 +22,20 @@ class Site:
     The names are those of the node configuration, with a dash for an underscore; the defaults those of `dataset=table`.
 
     Attributes:
-        interactions: Absolute path of the table of interactions.
+        interactions: Absolute path of the table of interactions, a file or a folder of parts.
         state_dir: Absolute folder of this node alone: secret, prepared data, private tensors, the last model.
         user_column: Column of user ids.
         item_column: Column of item ids, those of the server's catalogue.
         time_column: Column of times; empty: the order in the file is the order in time.
         rating_column: Column of ratings; empty: none.
         min_rating: Interactions rated lower are left out; None: any rating is an interaction.
-        separator: Between the fields of a line; empty: a comma in .csv, a tab in .tsv and .txt.
+        separator: Between the fields of a line; empty: a comma in .csv, a tab in other text.
         encoding: Of a text file.
+        quote: Around a field that may hold separators; "auto": `"` unless the separator is a tab or longer than one
+            character; empty: none.
+        escape: Before a character that is to be taken as it is; empty: none.
+        columns: The names of the columns of a file without a header line, with commas between them; empty: it has
+            one.
         shared_key: Absolute path of a key that all sites share and the server does not have, for runs in which users
             exchange what `fedrec.wire.expansion` describes; None: this site takes part in none.
     """
@@ -45,10 +49,19 @@ class Site:
     min_rating: float | None = None
     separator: str = ""
     encoding: str = "utf-8"
+    quote: str = AUTO
+    escape: str = ""
+    columns: str = ""
     shared_key: Path | None = None
 
     @property
-    def columns(self) -> dict[str, str]:
+    def form(self) -> TextForm:
+        """How the text of the file is read."""
+        names = tuple(name.strip() for name in self.columns.split(",")) if self.columns else None
+        return TextForm(self.separator or None, self.encoding, self.quote, self.escape, names, prefix="")
+
+    @property
+    def read_columns(self) -> dict[str, str]:
         """The columns that are read, by the key of the configuration that names each."""
         named = {
             "user-column": self.user_column,
@@ -59,6 +72,7 @@ class Site:
         return {key: column for key, column in named.items() if column}
 
 
+_FORM = ("separator", "encoding", "quote", "escape", "columns")
 _KEYS = {field.name.replace("_", "-"): field.name for field in fields(Site)}
 
 
@@ -96,6 +110,8 @@ def site_of(node_config: Mapping[str, object]) -> Site:
             problems.append(f"{key}='': expected the name of a column")
     if "min-rating" in node_config and not values.get("rating_column"):
         problems.append("min-rating: needs the column of the ratings; give rating-column='...' too")
+    said = {name: value for name, value in values.items() if name in _FORM}
+    problems += Site(Path(), Path(), **said).form.problems()  # type: ignore[arg-type]
     if problems:
         raise ConfigError(problems)
     return Site(**values)  # type: ignore[arg-type]
@@ -105,16 +121,15 @@ def path_problems(key: str, path: Path) -> list[str]:
     """What is wrong with the path of a key, by its name alone; in a list, none if it may do."""
     if not path.is_absolute():
         return [f"{key}='{path}': expected an absolute path; from here it would be {path.absolute()}"]
-    name = path.with_suffix("") if path.suffix == ".gz" else path
-    if key == "interactions" and name.suffix not in SUFFIXES:
-        return [f"{key}='{path}': cannot tell its form; expected a name that ends in {', '.join(SUFFIXES)}"]
+    if key == "interactions" and suffix_of(path) not in ("", *SUFFIXES) and not path.is_dir():  # "": a folder's
+        return [f"{key}='{path}': {unknown_form()}"]
     return []
 
 
 def file_problems(site: Site) -> list[str]:
     """What is wrong with the site's file and folder as they are found on this machine."""
     problems = []
-    if not site.interactions.is_file():
+    if not (site.interactions.is_file() or site.interactions.is_dir()):
         problems.append(f"interactions='{site.interactions}': there is no such file on this machine")
     elif not os.access(site.interactions, os.R_OK):
         problems.append(f"interactions='{site.interactions}': the user of this process may not read it")

@@ -10,41 +10,35 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
 
+from client_app.homes.run_record import ELSEWHERE, RunRecord, read_record, record_file, write_record
 from client_app.homes.site import Site, file_problems
+from client_app.stores.losses import DATA_DAMAGED, SECRET_CHANGED, Losses
 from fedrec.core.errors import ConfigError, DataError, PacketError, StoreError
-from fedrec.data.store import open_store, write_store
+from fedrec.data.store import open_verified_store, write_store
 from fedrec.data.types import Interactions
 from fedrec.wire.item_list import ItemList
 
 log = logging.getLogger("fedrec")
 
+"""What to do with a state-dir that the disk refuses, as `fedrec.core.disk.writing` takes it."""
+
 _FORMAT = 1
 _RUNS_KEPT = 8
 _REASONS_SHOWN = 5
-_RUN_KEY = re.compile(r"[0-9a-f]{16}")
 _MEANING = {
     "unknown_item": "interactions with items that are not in the server's list, left out",
     "low_rating": "interactions rated below min-rating, left out",
     "duplicate": "repeated interactions of a user with an item, the first in time is kept",
     "users_too_short": "users with fewer than 3 interactions, trained but not evaluated",
 }
-
-
-def run_file(folder: Path, run_key: str, suffix: str) -> Path:
-    """The file of a run in a folder. Raises PacketError (`malformed`) if the key, which the server sent, is none."""
-    if not _RUN_KEY.fullmatch(run_key):
-        raise PacketError("malformed", f"a run's key is 16 hexadecimal digits, not {run_key!r}")
-    return folder / f"{run_key}{suffix}"
 
 
 def require_site(site: Site, run_key: str) -> None:
@@ -58,41 +52,96 @@ def require_site(site: Site, run_key: str) -> None:
 
 def is_new(site: Site, run_key: str) -> bool:
     """Whether the site has nothing of this run yet: nothing was prepared for it."""
-    return not run_file(site.state_dir / "prepared", run_key, ".json").exists()
+    return not record_file(site.state_dir, run_key).exists()
 
 
-def prepared_data(site: Site, run_key: str, catalogue: str, items: Callable[[], ItemList]) -> Interactions:
-    """The site's interactions for a run, in catalogue rows.
+def prepared_data(
+    site: Site,
+    run_key: str,
+    catalogue: str,
+    n_items: int,
+    secret: str,
+    items: Callable[[], ItemList],
+    losses: Losses,
+) -> Interactions:
+    """The site's interactions for a run, in catalogue rows, as they were prepared: each byte is compared.
+
+    What is damaged is prepared anew from the site's own file; that is logged and counted.
 
     Args:
         site: Where they are.
         run_key: Names the run.
         catalogue: The digest of the server's list of items.
+        n_items: How many these are.
+        secret: Names the site's secret.
         items: Gives the list; asked only if something has to be prepared.
+        losses: Where it is counted if what was prepared is damaged, or the secret has changed.
 
-    Raises ConfigError if the file cannot be used.
+    Raises:
+        ConfigError: The file cannot be used.
+        PacketError: `malformed`: the data of this run was prepared for a catalogue of another size.
     """
-    folder = site.state_dir / "prepared"
-    known = run_file(folder, run_key, ".json")
-    found = _open(site, _read(known).get("store"))
-    if found is not None:
-        return found
-    listed = items()
-    source = _source(site, catalogue)
-    others = [_read(path) for path in sorted(folder.glob("*.json"))]
-    same = next((other["store"] for other in others if other.get("source") == source), None)
-    if same is None or _open(site, same) is None:
+    known = record_file(site.state_dir, run_key)
+    record = read_record(known)
+    if record is not None:
+        if record.n_items != n_items:
+            raise PacketError(
+                "malformed",
+                f"the setup says that the catalogue has {n_items} items; when this site joined the run it had "
+                f"{record.n_items}",
+            )
+        if record.secret != secret:
+            log.error(
+                "the secret in %s is another than when this site joined the run: its users are known by other keys, "
+                "and start anew; put the old file back if you have it",
+                site.state_dir,
+            )
+            losses[SECRET_CHANGED] += 1
+            record = replace(record, secret=secret)
+            write_record(known, record)
+    damage: StoreError | None = None
+    if known.exists():
         try:
-            same = write_store(_prepare(site, listed), site.state_dir).name
+            if record is None:
+                raise StoreError(f"{known} is not what was written there")
+            return _open(site, record.store, n_items)
+        except StoreError as error:
+            damage = error
+            if problems := file_problems(site):
+                raise ConfigError(
+                    [f"the prepared data of this run is damaged ({error}) and cannot be prepared anew", *problems]
+                ) from error
+    listed = items()
+    if damage is not None:
+        log.error("%s. This site's data is prepared anew from %s", damage, site.interactions)
+        losses[DATA_DAMAGED] += 1
+    try:
+        source = _source(site, catalogue)
+    except DataError as error:
+        raise ConfigError([str(error)]) from error
+    store = _prepared_before(site, source, n_items)
+    if store is None:
+        try:
+            store = write_store(_prepare(site, listed), site.state_dir, private=True, elsewhere=ELSEWHERE).name
         except (DataError, StoreError) as error:
             raise ConfigError([str(error)]) from error
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(known, {"source": source, "store": same})
-    _prune(site, folder)
-    opened = _open(site, same)
-    if opened is None:
-        raise StoreError(f"the data that was just prepared in {site.state_dir} cannot be opened: check the disk")
-    return opened
+    write_record(known, RunRecord(source, store, n_items, secret))
+    _prune(site, known.parent)
+    try:
+        return _open(site, store, n_items)
+    except StoreError as error:
+        raise StoreError(f"the data that was just prepared cannot be used: check the disk ({error})") from error
+
+
+def _prepared_before(site: Site, source: str, n_items: int) -> str | None:
+    """The sound data of another run that were made of the same file and list."""
+    for path in sorted((site.state_dir / "prepared").glob("*.json")):
+        record = read_record(path)
+        if record is not None and record.source == source:
+            with suppress(StoreError):
+                _open(site, record.store, n_items)
+                return record.store
+    return None
 
 
 def _prepare(site: Site, listed: ItemList) -> Interactions:
@@ -100,22 +149,35 @@ def _prepare(site: Site, listed: ItemList) -> Interactions:
     # Not needed by any message but the first of a run.
     from fedrec.data.collect import Malformed, collect
     from fedrec.data.prepare import arrange
-    from fedrec.data.rows import open_table
+    from fedrec.data.tables import open_table
 
-    table = open_table(site.interactions, site.separator or None, site.encoding)
-    columns, found = site.columns, table.columns
-    if missing := [f"{key}='{name}'" for key, name in columns.items() if name not in found]:
-        # What the file calls its columns is not repeated: without a header, its first line is somebody's data.
+    table = open_table(site.interactions, site.form)
+    columns = site.read_columns
+    asked = list(columns.values())
+    # What the file calls its columns is not repeated: without a header, its first line is somebody's data.
+    if table.starts_with_data(asked):
         raise DataError(
-            f"{site.interactions} has no column of the name {', '.join(missing)} among its {len(found)}: set these "
-            "keys to the names in its first line (time-column='' if it has no times and is in their order)"
+            f"{site.interactions}: the first line looks like data and not like the names of columns. If the file has "
+            f"no header line, name its columns in their order, as in {site.form.naming()}, and ask for them by those "
+            f"names ({', '.join(columns)})"
+        )
+    if absent := table.absent(asked):
+        missing = ", ".join(f"{key}='{name}'" for key, name in columns.items() if name in absent)
+        raise DataError(
+            f"{site.interactions} has no column of the name {missing} among its {len(table.columns)}: set these "
+            "keys to the names in its first line (time-column='' if it has no times and is in their order); "
+            + "; ".join(table.hints(absent))
         )
     names = [
         columns.get(key, site.user_column) for key in ("user-column", "item-column", "time-column", "rating-column")
     ]
     bad = Malformed("skip")
     raw = collect(
-        table.place, table.rows(names, bad), bad, timed=bool(site.time_column), rated=bool(site.rating_column)
+        lambda: table.place,
+        table.rows(names, bad, single=len(names)),
+        bad,
+        timed=bool(site.time_column),
+        rated=bool(site.rating_column),
     )
     row_of = {item: row for row, item in enumerate(listed.ids)}
     row_of_code = np.array([row_of.get(label, -1) for label in raw.items.labels], dtype=np.int32)
@@ -137,33 +199,19 @@ def _prepare(site: Site, listed: ItemList) -> Interactions:
 
 def _source(site: Site, catalogue: str) -> str:
     """Names what was prepared: the file as it is now, how it is read, and the list of items."""
-    stat = site.interactions.stat()
-    values = [_FORMAT, *map(str, astuple(site)), stat.st_size, stat.st_mtime_ns, stat.st_ino, catalogue]
+    from fedrec.data.parts import files_of
+    from fedrec.data.reading import reading
+
+    with reading(site.interactions, "file"):
+        stats = [(str(path), path.stat()) for path in files_of(site.interactions)]
+    files = [(path, stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in stats]
+    values = [_FORMAT, *map(str, astuple(site)), files, catalogue]
     return hashlib.blake2b(json.dumps(values).encode(), digest_size=16).hexdigest()
 
 
-def _open(site: Site, store: object) -> Interactions | None:
-    if not isinstance(store, str):
-        return None
-    try:
-        return open_store(site.state_dir / "interactions" / store)
-    except StoreError:
-        return None
-
-
-def _read(path: Path) -> Mapping[str, object]:
-    """What a file of ours says; a damaged one says nothing, and its data is prepared anew."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return values if isinstance(values, dict) else {}
-
-
-def _write(path: Path, values: Mapping[str, object]) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8") as file:
-        json.dump(values, file)
-    Path(file.name).replace(path)
+def _open(site: Site, store: str, n_items: int) -> Interactions:
+    """Prepared data, compared with what was prepared. Raises StoreError."""
+    return open_verified_store(site.state_dir / "interactions" / store, n_items)
 
 
 def _prune(site: Site, folder: Path) -> None:
@@ -172,7 +220,8 @@ def _prune(site: Site, folder: Path) -> None:
         runs = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
         for path in runs[:-_RUNS_KEPT]:
             path.unlink()
-        used = {_read(path).get("store") for path in runs[-_RUNS_KEPT:]}
+        records = [read_record(path) for path in runs[-_RUNS_KEPT:]]
+        used = {record.store for record in records if record is not None}
         for store in (site.state_dir / "interactions").iterdir():
             if store.name not in used and not store.name.startswith("."):
                 shutil.rmtree(store, ignore_errors=True)

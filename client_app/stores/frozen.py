@@ -6,26 +6,34 @@ rounded it differently. The digest of its content here is then written into the 
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import re
-import tempfile
+from collections import Counter
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
+from client_app.stores.losses import FROZEN_DAMAGED, Losses
+from fedrec.core.disk import DAMAGE, writing
 from fedrec.core.errors import PacketError
+from fedrec.core.strict_json import json_line, parsed_object
 from fedrec.core.tensors import Tensors, content_digest
+from fedrec.core.whole_files import replaced
+
+log = logging.getLogger("fedrec")
 
 _ABOUT = "fedrec"
+_ELSEWHERE = "give another state-dir (in a simulation, another runs_dir)"
 _VERSION = re.compile("[0-9a-f]{64}")
+_NAME = re.compile("[0-9a-f]{32}|[0-9a-f]{64}")
 
 
 class Since(NamedTuple):
@@ -48,10 +56,14 @@ class FrozenStore:
     """Files `<state_dir>/frozen/<name>.safetensors`; a damaged one counts as missing, and is asked for again."""
 
     state_dir: Path
+    losses: Losses = field(default_factory=Counter, compare=False)
+    """Where damage is counted."""
+    _told: set[str] = field(default_factory=set, compare=False)
 
     def __post_init__(self) -> None:
-        """Make the folder."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Make the folder. Raises StoreError if the disk refuses it."""
+        with writing(f"the state-dir {self.state_dir}", _ELSEWHERE):
+            self._folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def _folder(self) -> Path:
@@ -71,6 +83,7 @@ class FrozenStore:
 
         Raises:
             PacketError: `malformed`: the content has another digest, or the name is not that of a version.
+            StoreError: The disk refuses the file.
         """
         content = content or name
         if content_digest(tensors) != content:
@@ -80,20 +93,24 @@ class FrozenStore:
         path = self._path(name)
         if path.exists() and _load(str(path), name) is not None:
             return
-        handle, temporary = tempfile.mkstemp(dir=self._folder, suffix=".part")
-        os.close(handle)
         written = {"name": name, "content": content, "since": since}
-        try:
-            save_file(tensors, temporary, {_ABOUT: json.dumps(written)})
-            Path(temporary).replace(path)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        with writing(f"the state-dir {self.state_dir}", _ELSEWHERE), replaced(path) as started:
+            save_file(tensors, started, {_ABOUT: json_line(written)})
         _load.cache_clear()
 
     def get(self, name: str) -> Tensors | None:
         """The tensors of that name, or None if they are not here (or the file is damaged)."""
+        if not _NAME.fullmatch(name):  # whatever a server names, nothing but these files is looked for
+            return None
         path = self._path(name)
-        return _load(str(path), name) if path.exists() else None
+        if not path.exists():
+            return None
+        held = _load(str(path), name)
+        if held is None and name not in self._told:
+            self._told.add(name)
+            log.error("%s is damaged, or was written by another version: it is asked for again", path)
+            self.losses[FROZEN_DAMAGED] += 1
+        return held
 
     def drop(self, run_key: str, checkpoint_round: int, present: str) -> int:
         """Delete what a run asks for no more; how many files that were.
@@ -130,9 +147,9 @@ def _since(path: Path, run_key: str) -> int:
     """The round since which there is what the file holds; -1 if it is not of that run, never dropped, or damaged."""
     try:
         with safe_open(path, framework="pt") as file:
-            run, round = json.loads(file.metadata()[_ABOUT])["since"]
+            run, round = parsed_object(file.metadata()[_ABOUT])["since"]
         return int(round) if run == run_key else -1
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+    except (OSError, *DAMAGE):
         return -1
 
 
@@ -141,10 +158,10 @@ def _load(path: str, name: str) -> Tensors | None:
     """Read once per process: every node of a worker, and every round, shares the same tensors. Never write to them."""
     try:
         with safe_open(path, framework="pt") as file:
-            written = json.loads(file.metadata()[_ABOUT])
+            written = parsed_object(file.metadata()[_ABOUT])
             tensors: Tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it has no iterator)
             sound = written["name"] == name and content_digest(tensors) == written["content"]
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+    except (OSError, *DAMAGE):
         return None
     _mark_as_used(path)
     return tensors if sound else None

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
-import tempfile
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from client_app.homes.site_data import run_file
+from client_app.homes.run_record import ELSEWHERE, run_file
+from fedrec.core.disk import writing
+from fedrec.core.strict_json import json_line, parsed_object
+from fedrec.core.whole_files import write_bytes
 
 RUNS_KEPT = 2
 """Runs of which a site keeps the model, and the private tensors, when it joins another."""
 
-_DIGEST = re.compile("[0-9a-f]{32,64}")  # of a content, or the name of a version of the base table
+_CHECK = "check"
+_NAMED = re.compile("[0-9a-f]{32,64}")  # the digest of a content, or the name of a version of the base table
 
 
 @dataclass(frozen=True)
@@ -35,18 +39,17 @@ class LastModel:
 
 
 def keep_model(state_dir: Path, run_key: str, about: LastModel, packet: bytes) -> None:
-    """Keep a model in the place of the one that this run sent before; those of the newest runs stay."""
+    """Keep a model in the place of the one that this run sent before; those of the newest runs stay.
+
+    Raises StoreError if the disk refuses it.
+    """
     folder = state_dir / "models"
     path = run_file(folder, run_key, ".model")
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file:
-        try:
-            file.write(json.dumps(asdict(about)).encode() + b"\n")
-            file.write(packet)
-        except OSError:
-            Path(file.name).unlink()
-            raise
-    Path(file.name).replace(path)
+    values = asdict(about)
+    head = json_line({**values, _CHECK: _digest(values, packet)}).encode() + b"\n"
+    with writing(f"the model of this run in the state-dir {state_dir}", ELSEWHERE):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_bytes(path, head, packet, private=True)
     with suppress(OSError):  # another process may tidy up too
         for old in _newest_first(folder)[RUNS_KEPT:]:
             old.unlink()
@@ -59,13 +62,22 @@ def kept_models(state_dir: Path) -> list[Path]:
 
 
 def read_model(path: Path) -> tuple[LastModel, bytes]:
-    """A model that was kept. Raises ValueError if the file is damaged; the packet checks itself when it is decoded."""
+    """A model that was kept. Raises ValueError if the file is not what was written, OSError if it cannot be read."""
     head, _, packet = path.read_bytes().partition(b"\n")
-    values = json.loads(head)
+    values = parsed_object(head)
+    check = values.pop(_CHECK, None)
     expected = {"setup": str, "phase": int, "round": int, "frozen": str}
-    if not isinstance(values, dict) or {name: type(value) for name, value in values.items()} != expected:
+    if {name: type(value) for name, value in values.items()} != expected:
         raise ValueError("its first line does not say of which run and round it is")
+    if check != _digest(values, packet):
+        raise ValueError("it is not what was written: it has another checksum")
     return LastModel(**values), packet
+
+
+def _digest(values: Mapping[str, object], packet: bytes) -> str:
+    digest = hashlib.blake2b(json_line(dict(sorted(values.items()))).encode() + b"\n", digest_size=16)
+    digest.update(packet)
+    return digest.hexdigest()
 
 
 def frozen_of_models(state_dir: Path) -> set[str]:
@@ -73,7 +85,7 @@ def frozen_of_models(state_dir: Path) -> set[str]:
     named: set[str] = set()
     for path in kept_models(state_dir):
         with suppress(OSError), path.open("rb") as file:  # a newer one may just have come in its place
-            named.update(_DIGEST.findall(file.readline().decode(errors="replace")))
+            named.update(_NAMED.findall(file.readline().decode(errors="replace")))
     return named
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from client_app.stores.frozen import FrozenStore
 from client_app.stores.last_model import RUNS_KEPT, frozen_of_models, kept_models
+from client_app.stores.losses import Losses
 from client_app.stores.store import PrivateStore
 from fedrec.core.errors import StoreError
 
@@ -16,7 +17,7 @@ log = logging.getLogger("fedrec")
 _UNUSED_DAYS = 30
 
 
-def forget_old_runs(state_dir: Path, joined: str) -> None:
+def forget_old_runs(state_dir: Path, joined: str, losses: Losses) -> None:
     """Delete private tensors of all but the newest runs, and what is frozen and was not used for a long time.
 
     The kept models stay usable: with the private tensors of their runs, and with all that is frozen under them.
@@ -24,6 +25,7 @@ def forget_old_runs(state_dir: Path, joined: str) -> None:
     Args:
         state_dir: Of the site.
         joined: Key of the run that it is about to take part in.
+        losses: Where it is counted if the store is found damaged meanwhile.
     """
     try:
         # First, for it needs no room: of a full disk SQLite could not delete anything.
@@ -33,7 +35,7 @@ def forget_old_runs(state_dir: Path, joined: str) -> None:
         runs = 0
         if (state_dir / "users.sqlite").exists():
             # No tensor is read or written here, so the specification of none is needed.
-            runs = PrivateStore(state_dir, joined, {}).forget_others(
+            runs = PrivateStore(state_dir, joined, {}, losses=losses).forget_others(
                 {path.stem for path in kept_models(state_dir)}, RUNS_KEPT
             )
     except (OSError, StoreError) as error:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_app.stores.versions import VersionIndex
+from client_app.stores.witness import Written
 from fedrec.core.errors import StoreError
 
 _SCHEMA = (
@@ -53,32 +54,42 @@ def is_damage(error: sqlite3.Error) -> bool:
 class PieceFile:
     """An open file, and the index of each run in it."""
 
-    def __init__(self, path: Path, synced: bool) -> None:
+    def __init__(self, path: Path, synced: bool, reading: bool = False) -> None:
         """Open or make the file; `synced`: what is written must survive a power failure, and is checked now.
 
-        Raises DamagedError if it is not sound.
+        `reading`: open it as it is, to be read alone; it may then belong to another account. Raises DamagedError if it
+        is not sound.
         """
+        if reading:
+            self._connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)
+            self._require_version(path)
+            self._indexes: dict[str, tuple[bytes, VersionIndex]] = {}
+            self.identity = _identity(path)
+            return
         self._connection = sqlite3.connect(path, timeout=60, isolation_level=None)
         # A rollback journal, not a write-ahead log: a file may then be opened by several workers for the first time at
         # once, and lie on a disk that several machines share.
         self._connection.execute("PRAGMA journal_mode=TRUNCATE")
         self._connection.execute(f"PRAGMA synchronous={'NORMAL' if synced else 'OFF'}")
         self._connection.execute("PRAGMA secure_delete=OFF")
-        self._indexes: dict[str, tuple[bytes, VersionIndex]] = {}
+        self._indexes = {}
         with self.transaction(writing=True):
-            (tables,) = self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-            if tables and version != _VERSION:
-                raise StoreError(
-                    f"the users' store {path} was written by another version of fedrec ({version}, this one writes "
-                    f"{_VERSION}): use that version, or give another state-dir"
-                )
+            self._require_version(path)
             for statement in _SCHEMA:
                 self._connection.execute(statement)
             self._connection.execute(f"PRAGMA user_version={_VERSION}")
         if synced and (said := self._connection.execute("PRAGMA quick_check").fetchone()) != ("ok",):
             raise DamagedError(said[0])
         self.identity = _identity(path)
+
+    def _require_version(self, path: Path) -> None:
+        (tables,) = self._connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        if tables and version != _VERSION:
+            raise StoreError(
+                f"the users' store {path} was written by another version of fedrec ({version}, this one writes "
+                f"{_VERSION}): use that version, or give another state-dir"
+            )
 
     def close(self) -> None:
         """Close the file."""
@@ -160,6 +171,12 @@ class PieceFile:
                 (number, *packed, _crc(*packed)),
             )
 
+    def written(self, run: str) -> Written | None:
+        """What a witness may say of the run; None if nothing of it was written."""
+        newest = "(SELECT MAX(piece.number) FROM piece WHERE piece.run = run.number)"
+        found = self._connection.execute(f"SELECT token, {newest} FROM run WHERE key = ?", (run,)).fetchone()
+        return None if found is None else Written(found[0].hex(), found[1] or 0)
+
     def resumed(self, run: str) -> int:
         """How many times the run was resumed, as far as is written here."""
         found = self._connection.execute("SELECT times FROM resumed WHERE run = ?", (run,)).fetchone()
@@ -207,31 +224,31 @@ def _crc(*parts: bytes) -> int:
     return crc
 
 
-_Key = tuple[str, bool, int, int]
+_Key = tuple[str, bool, bool, int, int]
 _open: OrderedDict[_Key, PieceFile] = OrderedDict()
 
 
-def _key(path: Path, synced: bool) -> _Key:
+def _key(path: Path, synced: bool, reading: bool) -> _Key:
     # A connection belongs to the process and thread that made it.
-    return str(path), synced, os.getpid(), threading.get_ident()
+    return str(path), synced, reading, os.getpid(), threading.get_ident()
 
 
-def open_file(path: Path, synced: bool) -> PieceFile:
+def open_file(path: Path, synced: bool, reading: bool = False) -> PieceFile:
     """The file, open; it stays open in this process and thread, unless another is found in its place."""
-    key = _key(path, synced)
+    key = _key(path, synced, reading)
     if (known := _open.get(key)) is not None and known.identity == _identity(path):
         _open.move_to_end(key)
         return known
-    close_file(path, synced)
-    _open[key] = PieceFile(path, synced)
+    close_file(path, synced, reading)
+    _open[key] = PieceFile(path, synced, reading)
     while len(_open) > _OPEN_FILES:
         _open.popitem(last=False)[1].close()
     return _open[key]
 
 
-def close_file(path: Path, synced: bool) -> None:
+def close_file(path: Path, synced: bool, reading: bool = False) -> None:
     """Close the file, if this process and thread has it open."""
-    if (known := _open.pop(_key(path, synced), None)) is not None:
+    if (known := _open.pop(_key(path, synced, reading), None)) is not None:
         known.close()
 
 

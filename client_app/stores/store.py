@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,13 +21,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client_app.stores.losses import STORE_DAMAGED, STORE_LOST, Losses
 from client_app.stores.pieces import DamagedError, PieceFile, Rows, close_file, is_damage, open_file
 from client_app.stores.versions import VersionIndex
+from client_app.stores.witness import Witness, Written, forget_witness
+from fedrec.core.disk import writing
 from fedrec.core.errors import StoreError
 from fedrec.core.tensors import DTYPES, Spec, Tensors
 
 log = logging.getLogger("fedrec")
 T = TypeVar("T")
+
+USERS = "users.sqlite"
+"""The name of the file in a state-dir."""
 
 _FEW = 1024
 """Versions that may lie about unused in any case."""
@@ -39,7 +46,16 @@ class DamagedStoreError(StoreError):
 class PrivateStore:
     """Private tensors of one run's users in the file `<state_dir>/users.sqlite`."""
 
-    def __init__(self, state_dir: Path, run_key: str, spec: Spec, *, synced: bool = True) -> None:
+    def __init__(
+        self,
+        state_dir: Path,
+        run_key: str,
+        spec: Spec,
+        *,
+        synced: bool = True,
+        reading: bool = False,
+        losses: Losses | None = None,
+    ) -> None:
         """The store of a run.
 
         Args:
@@ -48,33 +64,62 @@ class PrivateStore:
             spec: Specification of one user's private tensors.
             synced: Whether what was written must survive a power failure, and not only the end of the process. A
                 simulation can do without: with its machine, the run has ended too.
+            reading: The file is there, and only read.
+            losses: Where it is counted if the file is found damaged and put aside, or is not the one written to.
         """
-        self._path = state_dir / "users.sqlite"
+        self._path = state_dir / USERS
         self._run = run_key
         self._spec = spec
         self._synced = synced
-        self.damaged = 0
-        """How often the file was found damaged and put aside."""
+        self._reading = reading
+        self._losses = Counter() if losses is None else losses
+        self._witness = Witness(state_dir, run_key)
+        self._checked: PieceFile | None = None
         self._width = sum(entry.nbytes for entry in spec.values())
-        try:
-            state_dir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"the state-dir {state_dir} cannot be made ({error}): give a folder on a disk") from error
+        if not reading:
+            with writing(f"the state-dir {state_dir}", "give a folder on a disk"):
+                state_dir.mkdir(parents=True, exist_ok=True)
         self._sound(self._opened)
 
     @contextmanager
     def _transaction(self, *, writing: bool) -> Iterator[tuple[PieceFile, VersionIndex]]:
         try:
-            file = open_file(self._path, self._synced)
+            file = open_file(self._path, self._synced, self._reading)
             with file.transaction(writing=writing):
+                self._check(file)
                 yield file, file.index(self._run)
         except (sqlite3.Error, DamagedError) as error:
-            close_file(self._path, self._synced)
+            close_file(self._path, self._synced, self._reading)
             damaged = isinstance(error, DamagedError) or is_damage(error)
             raise (DamagedStoreError if damaged else StoreError)(
                 f"the users' store {self._path} cannot be used ({error}): check the disk and its permissions; if the "
                 "file is damaged, move it away and its users start anew"
             ) from error
+
+    def _check(self, file: PieceFile) -> None:
+        """Notice, whenever a file is opened, that it lacks what was written before."""
+        if file is self._checked:
+            return
+        said, found = self._witness.read(), file.written(self._run)
+        self._checked = file
+        if said is not None and (found is None or not found.covers(said)):
+            log.error(
+                "the users' store %s is not the one that this run's private tensors were written to, or an older copy "
+                "of it: users who are not in it start anew; put the file back if you have it",
+                self._path,
+            )
+            self._losses[STORE_LOST] += 1
+            self._write_witness(found)
+
+    def _write_witness(self, found: Written | None) -> None:
+        try:
+            self._witness.write(found)
+        except OSError as error:
+            log.warning("the witness of the users' store %s cannot be written: %s", self._path, error)
+
+    def _attest(self, found: Written | None) -> None:
+        """Let the witness say what is written now; of a simulation's store only which one it is."""
+        self._write_witness(found if found is None or self._synced else Written(found.token, 0))
 
     def _sound(self, work: Callable[[], T]) -> T:
         """Do the work; on a device, if the store turns out to be damaged, once more with a new one.
@@ -86,11 +131,12 @@ class PrivateStore:
         except DamagedStoreError as error:
             if not self._synced:
                 raise
+            self._write_witness(None)
             number = next(n for n in itertools.count(1) if not self._aside(n).exists())
             self._path.replace(self._aside(number))
             self._path.with_name(f"{self._path.name}-journal").unlink(missing_ok=True)
             log.error("%s; it is kept as %s, and its users start anew", error, self._aside(number).name)
-            self.damaged += 1
+            self._losses[STORE_DAMAGED] += 1
             return work()
 
     def _aside(self, number: int) -> Path:
@@ -120,6 +166,8 @@ class PrivateStore:
         with self._transaction(writing=True) as (file, index):
             file.write(self._run, keys, np.full(len(keys), round), self._pack(len(keys), tensors))
             self._make_way(file, index, len(keys), checkpoint_round)
+            written = file.written(self._run)
+        self._attest(written)
 
     def _make_way(self, file: PieceFile, index: VersionIndex, saved: int, checkpoint_round: int) -> None:
         """If more than half is needed no more, write what is needed of the oldest pieces once more, and drop these.
@@ -153,11 +201,14 @@ class PrivateStore:
         with self._transaction(writing=False) as (file, _):
             if file.resumed(self._run) >= len(resumes):
                 return
+        self._write_witness(None)  # until what is kept has been written again
         with self._transaction(writing=True) as (file, index):
             new = resumes[file.resumed(self._run) :]
             if new:
                 self._rollback(file, index, min(new))
                 file.set_resumed(self._run, len(resumes))
+            written = file.written(self._run)
+        self._attest(written)
 
     def forget_others(self, kept: Collection[str], newest: int) -> int:
         """Forget other runs, except those `kept` and the `newest` in which users trained last; how many that were.
@@ -174,13 +225,17 @@ class PrivateStore:
             old = set(others[newest:]).difference(kept)
             for key in of:
                 if of[key] in old:
+                    forget_witness(self._path.parent, key)
                     file.forget(key)
         return len(old)
 
     def rollback(self, round: int) -> None:
         """Forget everything newer than `round`: the run goes on from there."""
+        self._write_witness(None)
         with self._transaction(writing=True) as (file, index):
             self._rollback(file, index, round)
+            written = file.written(self._run)
+        self._attest(written)
 
     def _rollback(self, file: PieceFile, index: VersionIndex, round: int) -> None:
         kept = np.flatnonzero(index.rounds <= round)

@@ -17,14 +17,19 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from client_app.homes.users import Cohort
-from client_app.training.engine import Collected, Engine, GlobalModel, Trained
-from client_app.training.local_training import LocalTraining
+from client_app.training.engine import Collected, Engine, GlobalModel, Trained, moving
+from client_app.training.local_training import LocalTraining, segment_length
 from client_app.training.memory import keep_freed_memory
+from client_app.training.windows import windows
 from fedrec.core.tensors import Tensors
-from fedrec.data.negatives import NegativeSampler
-from fedrec.optim.base import LocalStep, Recipe
+from fedrec.data.negatives import NegativeSampler, UnknownItems
+from fedrec.optim.base import LocalStep, Recipe, Window
 from fedrec.stages.chain import Stages
 from fedrec.stages.draws import Draws
+from peft_embeddings.model import Model
+
+_PER_PAIR = 4
+"""Vectors that a pair holds: the item's, its user's copy of the rows, and the gradients of both."""
 
 
 class CohortEngine(Engine):
@@ -48,7 +53,8 @@ class CohortEngine(Engine):
     @override
     def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Trained:
         collected = Collected(self.stages, model, private, len(cohort), Draws(seed, self.fresh))
-        for users, training in self._run(self.recipe.local_steps(), model, cohort, private, seed):
+        steps = moving(self.recipe.local_steps(), model.model.backbone)
+        for users, training in self._run(steps, model, cohort, private, seed, self.recipe.window):
             private = {name: tensor[: len(users)] for name, tensor in training.private.items()}
             given = training.contributions()
             collected.take(users, given if len(given) == len(users) else given.first(len(users)), private)
@@ -57,43 +63,82 @@ class CohortEngine(Engine):
     @override
     def solve(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Tensors:
         after = {name: tensor.clone() for name, tensor in private.items()}
-        steps = self.recipe.solve_steps()
+        steps = moving(self.recipe.solve_steps(), model.model.backbone)
         for users, training in self._run(steps, model, cohort, private, seed) if steps else ():
             for name, tensor in training.private.items():
                 after[name][users] = tensor[: len(users)].to(after[name].device)
         return after
 
     def _run(
-        self, steps: Sequence[LocalStep], model: GlobalModel, cohort: Cohort, private: Tensors, seed: int
+        self,
+        steps: Sequence[LocalStep],
+        model: GlobalModel,
+        cohort: Cohort,
+        private: Tensors,
+        seed: int,
+        window: Window | None = None,
     ) -> Iterator[tuple[NDArray[np.int64], LocalTraining]]:
         """The steps of all who have a negative to learn from, chunk by chunk: the users and what became of them.
 
         Where sums are exact, a user alone is trained twice, beside itself: the first of the two counts.
         """
-        for users in self._chunks(cohort):
-            chunk = cohort.select(users)
-            unknown = self.sampler.unknown(chunk.offsets, chunk.items)
+        read = windows(cohort, window, seed)
+        for users in self._chunks(read, model.model):
+            unknown = self._unknown(cohort, users)
             if not unknown.counts.all():
                 users = users[unknown.counts > 0]
                 if not len(users):
                     continue
-                chunk = cohort.select(users)
-                unknown = self.sampler.unknown(chunk.offsets, chunk.items)
+                unknown = self._unknown(cohort, users)
             trained = users
             if self.stages.exact and len(users) == 1:  # a batch of one takes other ways through the matrix products
                 trained = users.repeat(2)
-                chunk = cohort.select(trained)
-                unknown = self.sampler.unknown(chunk.offsets, chunk.items)
+                unknown = self._unknown(cohort, trained)
             own = {name: tensor[torch.from_numpy(trained)] for name, tensor in private.items()}
+            chunk = read.select(trained)
             training = LocalTraining(self.recipe, unknown, model, chunk, own, seed, alike=self.stages.exact)
             training.run(steps)
             yield users, training
 
-    def _chunks(self, cohort: Cohort) -> Iterator[NDArray[np.int64]]:
+    def _unknown(self, cohort: Cohort, users: NDArray[np.int64]) -> UnknownItems:
+        """What these users do not know, of their whole histories."""
+        whole = cohort.select(users)
+        return self.sampler.unknown(whole.offsets, whole.items)
+
+    def _chunks(self, cohort: Cohort, model: Model) -> Iterator[NDArray[np.int64]]:
         """All users in chunks of about `pairs_at_once` pairs."""
+        if model.backbone.causal:
+            yield from self._causal_chunks(cohort, model)
+            return
         start, ends = 0, cohort.offsets[1:]
         while start < len(cohort):
             end = int(np.searchsorted(ends, cohort.offsets[start] + self.pairs_at_once, side="right"))
             end = max(start + 1, end)
             yield np.arange(start, end)
             start = end
+
+    def _causal_chunks(self, cohort: Cohort, model: Model) -> Iterator[NDArray[np.int64]]:
+        """The same where all histories of a chunk are as wide as its longest, and states cost memory of their own.
+
+        Users of like length go together. What states hold is counted in pairs, of `_PER_PAIR` vectors each. Where sums
+        are exact, all of a chunk have one width that depends on nobody else.
+        """
+        by_length = np.argsort(cohort.lengths, kind="stable")
+        start = 0
+        while start < len(by_length):
+            end = start + 1
+            width = self._width(cohort, by_length[start])
+            while end < len(by_length):
+                if self.stages.exact and self._width(cohort, by_length[end]) != width:
+                    break
+                longest = int(cohort.lengths[by_length[end]])
+                held = longest + model.backbone.numbers_per_history(longest) / (_PER_PAIR * model.embedding.dim)
+                if (end + 1 - start) * held > self.pairs_at_once:
+                    break
+                end += 1
+            yield by_length[start:end]
+            start = end
+
+    @staticmethod
+    def _width(cohort: Cohort, user: np.int64) -> int | None:
+        return segment_length(cohort.lengths[user : user + 1], causal=True, alike=True)

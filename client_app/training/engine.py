@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client_app.homes.users import Cohort
+from fedrec.backbones.base import Backbone
 from fedrec.core.tensors import Tensors
 from fedrec.data.negatives import NegativeSampler
-from fedrec.optim.base import Recipe
+from fedrec.optim.base import LocalStep, Recipe
 from fedrec.stages.chain import Stages
 from fedrec.stages.contributions import Contributions
 from fedrec.stages.draws import Draws
@@ -61,10 +63,17 @@ class Trained(NamedTuple):
     packet_bytes: NDArray[np.int64]
 
 
-def all_finite(private: Tensors) -> Tensor:
-    """Bool [users]: whose private tensors [users, ...] are finite in every number."""
-    checks = [tensor.isfinite().flatten(1).all(1) for tensor in private.values()]
-    return torch.stack(checks).all(0)
+def all_finite(private: Tensors, users: int) -> Tensor:
+    """Bool [users]: whose private tensors [users, ...], if there are any, are finite in every number."""
+    sane = torch.ones(users, dtype=torch.bool)
+    for tensor in private.values():
+        sane = sane.to(tensor.device) & tensor.isfinite().flatten(1).all(1)
+    return sane
+
+
+def moving(steps: Sequence[LocalStep], backbone: Backbone) -> list[LocalStep]:
+    """The steps that move anything: those of private tensors alone are for backbones that have some."""
+    return [step for step in steps if step.shared or (step.private and backbone.private)]
 
 
 class Collected:
@@ -80,7 +89,7 @@ class Collected:
 
     def take(self, users: NDArray[np.int64], given: Contributions, private: Tensors) -> None:
         """Put what `users` give through the stages; the private tensors [len(users), ...] are kept of who is taken."""
-        sane = all_finite(private)
+        sane = all_finite(private, len(users)).to(given.loss.device)
         given = dataclasses.replace(given, loss=torch.where(sane, given.loss, math.nan))
         with torch.no_grad():
             added = self._stages.add(given, self._update, self._draws)

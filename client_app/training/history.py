@@ -1,4 +1,4 @@
-"""Histories as a backbone reads them: of one user, of a cohort that trains, and of a cohort that is ranked."""
+"""Histories as a backbone reads them: of a cohort that trains, and of a cohort that is ranked."""
 
 from __future__ import annotations
 
@@ -10,35 +10,10 @@ from torch import Tensor
 
 from client_app.homes.users import Cohort
 from client_app.training.segments import Segments
+from fedrec.backbones.base import ItemSequence
+from fedrec.backbones.history import latest
 
 _ITEMS_AT_ONCE = 65_536
-
-
-@dataclass(frozen=True)
-class PlainHistory:
-    """The history of one user, or of users who have equally many items, as it stands.
-
-    Attributes:
-        items: int64 [..., n].
-        vectors: [..., n, dim].
-    """
-
-    items: Tensor
-    vectors: Tensor
-
-    @property
-    def length(self) -> Tensor:
-        """As in `fedrec.backbones.base.History`."""
-        return self.vectors.new_full(self.items.shape[:-1], self.items.shape[-1])
-
-    def sum(self, weights: Tensor | None = None) -> Tensor:
-        """As in `fedrec.backbones.base.History`."""
-        vectors = self.vectors if weights is None else self.vectors * weights[self.items].unsqueeze(-1)
-        return vectors.sum(-2)
-
-    def total(self, weights: Tensor) -> Tensor:
-        """As in `fedrec.backbones.base.History`."""
-        return weights[self.items].sum(-1)
 
 
 @dataclass(frozen=True)
@@ -69,6 +44,17 @@ class SegmentedHistory:
     def total(self, weights: Tensor) -> Tensor:
         """As in `fedrec.backbones.base.History`."""
         return self._by_user(self._weights(weights).sum(1))
+
+    def sequence(self, length: int | None = None) -> ItemSequence:
+        """As in `fedrec.backbones.base.History`."""
+        segments = self.segments
+        if len(self.vectors) == self.users and length is None:  # a user's only segment is its history
+            return ItemSequence(self.items, self.vectors, segments.mask > 0)
+        counts = torch.bincount(segments.owners, minlength=self.users)
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        pairs, mask = latest(offsets, length)
+        places = segments.places[pairs]
+        return ItemSequence(self.items.flatten()[places], self.vectors.flatten(0, 1)[places], mask)
 
     def _weights(self, weights: Tensor | None) -> Tensor:
         mask = self.segments.mask
@@ -109,3 +95,13 @@ class SharedHistory:
         """As in `fedrec.backbones.base.History`."""
         none = torch.zeros(len(self._lengths), dtype=torch.float64)
         return none.index_add_(0, self._owner, weights[self._items])
+
+    def sequence(self, length: int | None = None) -> ItemSequence:
+        """As in `fedrec.backbones.base.History`."""
+        offsets = torch.cat([self._lengths.new_zeros(1), self._lengths.cumsum(0)])
+        places, mask = latest(offsets, length)
+        items = self._items[places] if len(self._items) else places
+        flat = items.reshape(-1)
+        parts = [self._vectors(part) for part in torch.split(flat, _ITEMS_AT_ONCE)] if len(flat) else []
+        vectors = torch.cat([torch.zeros(0, self._dim, dtype=torch.float64), *parts])
+        return ItemSequence(items, vectors.reshape(*items.shape, self._dim), mask)

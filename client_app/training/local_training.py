@@ -27,6 +27,21 @@ _LENGTH_ALIKE = 32
 """Pairs in a segment where that must not depend on who else trains."""
 
 
+def segment_length(lengths: NDArray[np.int64], *, causal: bool, alike: bool) -> int | None:
+    """Pairs in a segment; None: whatever is cheapest for these users.
+
+    Args:
+        lengths: Pairs of each user.
+        causal: Whether a history must not be cut, because a state is made of all that came before it.
+        alike: Whether the length must not depend on who else trains, as long as all are in one chunk for which this
+            function gives each of them the same length.
+    """
+    if not causal:
+        return _LENGTH_ALIKE if alike else None
+    longest = int(lengths.max())
+    return max(_LENGTH_ALIKE, 1 << (longest - 1).bit_length()) if alike else longest
+
+
 class LocalTraining:
     """One chunk of users.
 
@@ -88,7 +103,7 @@ class LocalTraining:
             self.whole = {name: _repeated(tensor, users) for name, tensor in whole.items()}
         per_segment = sum(tensor[0].numel() for tensor in (*self.private.values(), *self.whole.values()))
         per_pair = (1 if recipe.shared_negatives else 1 + recipe.negatives) * model.embedding.dim
-        length = _LENGTH_ALIKE if self._alike else None
+        length = segment_length(self.cohort.lengths, causal=model.backbone.causal, alike=self._alike)
         self._segments = Segments.of(self.cohort, per_segment, per_pair, self._dtype, self._device, length)
         of_negatives = self._segments
         if recipe.shared_negatives:
@@ -160,16 +175,46 @@ class LocalTraining:
         """Each user's loss [users]; `rows` are the copies at the places, none if the step moves nothing shared."""
         vectors = {place: self._vectors_at(place, rows.get(place)) for place in places}
         history = SegmentedHistory(self._items[0], vectors[0], self._segments, len(self.cohort))
-        model = self._model.model
-        user = model.user(self._model.trainable | self.whole, self._model.frozen, self.private, history)
-        scores = [self._scores(number, place, vectors[place], user) for place in places]
+        scores = self._causal_scores if self._model.model.backbone.causal else self._user_scores
+        positive, negative = scores(number, places, vectors, history)
         segments = self._segments
-        negative = segments.select(scores[1]) if self._recipe.shared_negatives else scores[1]
-        pairs = 1 if self._recipe.shared_negatives else scores[0].shape[1]
         mask, share = segments.weights(half_life)
-        losses = self._recipe.loss(scores[0], negative.reshape(len(scores[0]), pairs, -1), mask)
+        losses = self._recipe.loss(positive, negative, mask)
         per_user = torch.zeros(len(self.cohort), dtype=losses.dtype, device=self._device)
         return per_user.index_add(0, segments.owner, losses * share)
+
+    def _user_scores(
+        self, number: int, places: Sequence[int], vectors: Mapping[int, Tensor], history: SegmentedHistory
+    ) -> tuple[Tensor, Tensor]:
+        """Scores of positives [segments, length] and of negatives [segments, length or 1, q], by what each user is."""
+        model, segments = self._model.model, self._segments
+        user = model.user(self._model.trainable | self.whole, self._model.frozen, self.private, history)
+        positive, negative = (self._scores(number, place, vectors[place], user) for place in places)
+        if self._recipe.shared_negatives:
+            return positive, segments.select(negative).unsqueeze(1)
+        return positive, negative.reshape(*positive.shape, -1)
+
+    def _causal_scores(
+        self, number: int, places: Sequence[int], vectors: Mapping[int, Tensor], history: SegmentedHistory
+    ) -> tuple[Tensor, Tensor]:
+        """Scores of positives [users, length] and of negatives [users, length, q], by the state before each positive.
+
+        A user is one segment here.
+        """
+        model, (first, second) = self._model.model, places
+        inputs = ScoreContext(training=True, uniform=self._uniform(number, first, self._dtype))
+        every = self._model.trainable | self.whole
+        states = model.states(every, self._model.frozen, self.private, history, inputs)
+        before = {name: tensor[:, :-1] for name, tensor in states.items()}
+        shared = model.shared(self._model.trainable | {name: t.unsqueeze(1) for name, t in self.whole.items()})
+
+        def score(place: int, *items: int) -> Tensor:
+            uniform = self._uniform(number, place, self._dtype, *items)
+            context = ScoreContext(training=True, uniform=uniform)
+            return model.backbone.score(shared, before, vectors[place].reshape(len(self.cohort), *items, -1), context)
+
+        length, q = self._segments.mask.shape[1], self._recipe.negatives
+        return score(first, length, 1).squeeze(2), score(second, 1 if self._recipe.shared_negatives else length, q)
 
     def _scores(self, number: int, place: int, vectors: Tensor, user: Tensors) -> Tensor:
         """Scores [segments, length * items] of the items at a place for `user` tensors [users, ...]."""
@@ -216,8 +261,8 @@ class LocalTraining:
             self._table = model.item_vectors(model.trainable, every)
         return self._table.index_select(0, items.flatten()).reshape(*items.shape, -1)
 
-    def _uniform(self, step: int, place: int, dtype: torch.dtype) -> Uniform:
-        """Draws for the items of a place, as the contract of `ScoreContext` has them."""
+    def _uniform(self, step: int, place: int, dtype: torch.dtype, *shape: int) -> Uniform:
+        """Draws for the items of a place, as the contract of `ScoreContext` has them; `shape`, if given, is theirs."""
         layout, recipe = self._layouts[place], self._recipe
 
         def uniform(name: str, width: int) -> Tensor:
@@ -225,7 +270,8 @@ class LocalTraining:
             items = item_places(layout.pairs.cpu().numpy(), recipe, negative=place > 0)
             items = items.reshape(len(items), -1, 1)
             drawn = counter_uniform(derive(self._seed, "score", name), keys, step, items, np.arange(width))
-            return torch.from_numpy(drawn).to(self._device, dtype)
+            values = torch.from_numpy(drawn).to(self._device, dtype)
+            return values.reshape(len(values), *shape, width) if shape else values
 
         return uniform
 

@@ -9,13 +9,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
 from client_app.homes.users import Cohort
-from client_app.training.engine import Collected, Engine, GlobalModel, Trained
-from client_app.training.history import PlainHistory
+from client_app.training.engine import Collected, Engine, GlobalModel, Trained, moving
+from client_app.training.windows import windows
 from fedrec.backbones.base import ScoreContext
+from fedrec.backbones.history import PlainHistory
 from fedrec.core.rng import counter_uniform, derive
 from fedrec.core.tensors import Tensors
 from fedrec.optim.base import Adam, LocalOptimiser, LocalStep
@@ -30,11 +32,12 @@ class OracleEngine(Engine):
     @override
     def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Trained:
         collected = Collected(self.stages, model, private, len(cohort), Draws(seed, self.fresh))
+        read = windows(cohort, self.recipe.window, seed)
         for user in range(len(cohort)):
-            one = cohort.part(user, user + 1)
+            one, known = read.part(user, user + 1), cohort.part(user, user + 1).items
             own = {name: tensor[user].clone() for name, tensor in private.items()}
             trainable = {name: tensor.clone() for name, tensor in model.trainable.items()}
-            loss = self._run(self.recipe.local_steps(), model, one, trainable, own, seed)
+            loss = self._run(self.recipe.local_steps(), model, one, known, trainable, own, seed)
             if loss is None:
                 continue
             delta = {name: (trainable[name].detach() - model.trainable[name])[None] for name in trainable}
@@ -49,7 +52,8 @@ class OracleEngine(Engine):
         steps = self.recipe.solve_steps()
         for user in range(len(cohort)):
             own = {name: tensor[user].clone() for name, tensor in private.items()}
-            self._run(steps, model, cohort.part(user, user + 1), dict(model.trainable), own, seed)
+            one = cohort.part(user, user + 1)
+            self._run(steps, model, one, one.items, dict(model.trainable), own, seed)
             for name, tensor in own.items():
                 after[name][user] = tensor.detach()
         return after
@@ -59,27 +63,29 @@ class OracleEngine(Engine):
         steps: Sequence[LocalStep],
         model: GlobalModel,
         one: Cohort,
+        known: NDArray[np.int64],
         trainable: Tensors,
         own: Tensors,
         seed: int,
     ) -> float | None:
         """Take the steps, changing `trainable` and `own` in place; the loss before the first, None for no negatives."""
+        steps = moving(steps, model.model.backbone)
         if not steps:
             return 0.0
         of_user = [own[name] for name in model.model.backbone.private]
         groups = {"private": of_user, "shared": list(trainable.values())}
-        moving = {part for step in steps for part in groups if getattr(step, part)}
-        tensors = [tensor.requires_grad_() for part in sorted(moving) for tensor in groups[part]]
+        parts = {part for step in steps for part in groups if getattr(step, part)}
+        tensors = [tensor.requires_grad_() for part in sorted(parts) for tensor in groups[part]]
         optimisers: dict[LocalOptimiser, torch.optim.Optimizer] = {}
         first_loss: float | None = None
         for number, step in enumerate(steps):
-            loss = self._loss(model, one, trainable, own, seed, number, step.half_life)
+            loss = self._loss(model, one, known, trainable, own, seed, number, step.half_life)
             if loss is None:
                 return None
             optimiser = optimisers.setdefault(step.optimiser, _torch_optimiser(step.optimiser, tensors))
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
-            for part in moving:
+            for part in parts:
                 if not getattr(step, part):
                     for tensor in groups[part]:
                         tensor.grad = None
@@ -91,6 +97,7 @@ class OracleEngine(Engine):
         self,
         model: GlobalModel,
         one: Cohort,
+        known: NDArray[np.int64],
         trainable: Tensors,
         own: Tensors,
         seed: int,
@@ -100,7 +107,8 @@ class OracleEngine(Engine):
         recipe, n = self.recipe, len(one.items)
         lengths = np.array([1 if recipe.shared_negatives else n])
         time = step if recipe.fresh_negatives else 0
-        drawn = self.sampler.unknown(one.offsets, one.items).draw(seed, one.keys, lengths, time, recipe.negatives)
+        unknown = self.sampler.unknown(np.array([0, len(known)]), known)
+        drawn = unknown.draw(seed, one.keys, lengths, time, recipe.negatives)
         if drawn.exhausted.any():
             return None
         if recipe.shared_negatives:
@@ -110,18 +118,35 @@ class OracleEngine(Engine):
         items = torch.from_numpy(order)
         vectors = model.item_vectors(trainable, items)
 
-        def uniform(name: str, width: int) -> Tensor:
-            place = np.arange(len(items))[:, None], np.arange(width)[None, :]
-            drawn = counter_uniform(derive(seed, "score", name), one.keys[0], step, *place)
-            return torch.from_numpy(drawn).to(vectors.dtype)
+        def context(places: NDArray[np.int64]) -> ScoreContext:
+            """Of the items at these places among all that the user scores."""
 
-        context = ScoreContext(training=True, uniform=uniform)
-        positives = torch.from_numpy(one.items)
-        history = PlainHistory(positives, model.item_vectors(trainable, positives))
-        user = model.model.user(trainable, model.frozen, own, history)
-        scores = model.model.backbone.score(model.model.shared(trainable), user, vectors, context)
-        later = torch.arange(n - 1, -1, -1, dtype=scores.dtype)
+            def uniform(name: str, width: int) -> Tensor:
+                at = places[:, None], np.arange(width)[None, :]
+                drawn = counter_uniform(derive(seed, "score", name), one.keys[0], step, *at)
+                return torch.from_numpy(drawn).to(vectors.dtype)
+
+            return ScoreContext(training=True, uniform=uniform)
+
+        every, positives = np.arange(len(items)), torch.from_numpy(one.items)
+        later = torch.arange(n - 1, -1, -1, dtype=vectors.dtype)
         mask = torch.ones_like(later) if half_life is None else recency(later, half_life)
+        own_vectors, shared = model.item_vectors(trainable, positives), model.model.shared(trainable)
+        if model.model.backbone.causal:
+            q = recipe.negatives
+            # Of each pair the places of its positive and then of its negatives.
+            pairs = [np.append(q + p, every[:q]) for p in range(n)] if recipe.shared_negatives else every.reshape(n, -1)
+            inputs = np.array([places[0] for places in pairs])
+            parts = []
+            for p, places in enumerate(pairs):  # nothing is handed in of what came later
+                before = PlainHistory(positives[:p], own_vectors[:p])
+                states = model.model.states(trainable, model.frozen, own, before, context(inputs[:p]))
+                state = {name: tensor[-1] for name, tensor in states.items()}
+                parts.append(model.model.backbone.score(shared, state, vectors[places], context(places)))
+            scores = torch.stack(parts)
+            return recipe.loss(scores[:, 0], scores[:, 1:], mask)
+        user = model.model.user(trainable, model.frozen, own, PlainHistory(positives, own_vectors))
+        scores = model.model.backbone.score(shared, user, vectors, context(every))
         if recipe.shared_negatives:
             return recipe.loss(scores[recipe.negatives :], scores[None, : recipe.negatives], mask)
         scores = scores.reshape(n, -1)

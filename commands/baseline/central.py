@@ -16,11 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding, embedding_bag
+from typing_extensions import override
 
 from client_app.homes.users import Cohort
 from client_app.training.engine import GlobalModel
+from client_app.training.windows import windows
 from commands.baseline.world import World
-from fedrec.backbones.base import ScoreContext, Uniform
+from fedrec.backbones.base import ItemSequence, ScoreContext, Uniform
+from fedrec.backbones.history import latest
 from fedrec.core.errors import FedrecError
 from fedrec.core.rng import counter_integers, derive, generator
 from fedrec.core.tensors import Tensors
@@ -51,7 +54,7 @@ def train_centrally(world: World, tell: Callable[[dict[str, Any]], None]) -> Tra
     Raises FedrecError if nobody can be trained or ranked, or the model diverges.
     """
     settings = world.config.central
-    training = CentralTraining(world)
+    training = (CausalTraining if world.model.backbone.causal else CentralTraining)(world)
     best: Trained | None = None
     for epoch in range(1, settings.epochs + 1):
         started = time.monotonic()
@@ -121,16 +124,20 @@ class CentralTraining:
         moving = [*self.model.trainable.values(), *self.private.values()]
         for tensor in moving:
             tensor.requires_grad_(True)
-        total = 0.0
-        for places in self._batches(seed):
-            loss = self._loss(places, seed)
+        total, seen = 0.0, 0
+        for batch in self._batches(seed):
+            loss = self._loss(batch, seed)
             self._adam.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self._adam.step()
-            total += float(loss.detach()) * len(places)
+            interactions = self._interactions(batch)
+            total, seen = total + float(loss.detach()) * interactions, seen + interactions
         for tensor in moving:
             tensor.requires_grad_(False)
-        return total / len(self._places)
+        return total / seen
+
+    def _interactions(self, batch: NDArray[np.int64]) -> int:
+        return len(batch)
 
     def _batches(self, seed: int) -> Iterator[NDArray[np.int64]]:
         order = self._places[torch.randperm(len(self._places), generator=generator(seed, "order")).numpy()]
@@ -164,6 +171,57 @@ class CentralTraining:
 
     def _every_vector(self) -> Tensor:
         return self.model.item_vectors(self.model.trainable, torch.arange(self._world.setup.n_items))
+
+
+class CausalTraining(CentralTraining):
+    """The same for a backbone with states: a batch is of users, each with the window of its history that it trains on.
+
+    Negatives are drawn for a user, once for all of its items. An epoch is a window of everybody.
+    """
+
+    def __init__(self, world: World) -> None:
+        """As that of any backbone."""
+        super().__init__(world)
+        self._able = np.unique(self._owners[self._places])
+        self._read = self._cohort
+
+    @override
+    def _batches(self, seed: int) -> Iterator[NDArray[np.int64]]:
+        """Users with about as many interactions as a batch holds."""
+        self._read = windows(self._cohort, self._world.recipe.window, seed)
+        order = self._able[torch.randperm(len(self._able), generator=generator(seed, "order")).numpy()]
+        ends = np.cumsum(self._read.lengths[order])
+        batches = (ends - 1) // self._world.config.central.batch
+        yield from np.split(order, np.flatnonzero(np.diff(batches)) + 1)
+
+    @override
+    def _interactions(self, batch: NDArray[np.int64]) -> int:
+        return int(self._read.lengths[batch].sum())
+
+    @override
+    def _loss(self, batch: NDArray[np.int64], seed: int) -> Tensor:
+        """The loss of users, by their places in the cohort: a mean over their interactions."""
+        model, trainable = self.model.model, self.model.trainable
+        counts, columns = self._unknown.counts[batch][:, None], np.arange(self._negatives)[None, :]
+        numbers = counter_integers(derive(seed, "negatives"), counts, batch[:, None], columns)
+        negatives = self._vectors(torch.from_numpy(self._unknown.items(batch[:, None], numbers)))
+        history = _pooled(self._read.select(batch), self._every_vector())
+        items, vectors, mask = history.sequence()
+        draws = derive(seed, "score", int(batch[0]))
+        own = {name: tensor.index_select(0, torch.from_numpy(batch)) for name, tensor in self.private.items()}
+
+        def context(name: str, *shape: int) -> ScoreContext:
+            return ScoreContext(True, _uniform(derive(draws, name), torch.Size(shape)))
+
+        states = model.states(trainable, self.model.frozen, own, history, context("states", *items.shape))
+        before = {name: tensor[:, :-1] for name, tensor in states.items()}
+        shared, score = model.shared(trainable), model.backbone.score
+        positive = score(shared, before, vectors.unsqueeze(2), context("positive", *items.shape, 1)).squeeze(2)
+        drawn = context("negative", len(batch), 1, self._negatives)
+        negative = score(shared, before, negatives.unsqueeze(1), drawn)
+        losses = self._world.recipe.loss(positive, negative, mask.to(positive))
+        weights = mask.sum(1).to(losses)
+        return (losses * weights).sum() / weights.sum()
 
 
 def _uniform(seed: int, shape: torch.Size) -> Uniform:
@@ -205,3 +263,9 @@ class PooledHistory:
         """As in `fedrec.backbones.base.History`."""
         owners = torch.repeat_interleave(torch.arange(len(self.offsets) - 1), self.offsets.diff())
         return weights.new_zeros(len(self.offsets) - 1).index_add(0, owners, weights[self.items])
+
+    def sequence(self, length: int | None = None) -> ItemSequence:
+        """As in `fedrec.backbones.base.History`."""
+        places, mask = latest(self.offsets, length)
+        items = self.items[places] if len(self.items) else places
+        return ItemSequence(items, embedding(items, self.table), mask)

@@ -20,6 +20,7 @@ from commands.report import show_baseline
 from fedrec.config.describe import to_yaml
 from fedrec.config.schema import RunConfig
 from fedrec.core.errors import ConfigError
+from fedrec.core.strict_json import finite
 from fedrec.data.store import write_store
 from fedrec.evaluation.curves import write_curve
 from fedrec.wire.protocol import SimulatedData
@@ -43,7 +44,7 @@ def baseline(kind: Kind, config: RunConfig, overrides: Sequence[str], *, console
     assert runs_dir is not None
     run_id = config.run_id or f"{new_run_id(config)}-{kind}"
     config = dataclasses.replace(config, run_id=run_id)
-    folder = RunFolder.new(runs_dir / run_id)
+    folder = RunFolder.new(runs_dir / run_id, resumable=False)
     with folder.logged("the baseline"), RunProgress(console) as progress:
         summary = _carry_out(kind, config, overrides, folder, progress)
     show_baseline(summary, console)
@@ -62,6 +63,10 @@ def _carry_out(
     place = SimulatedData(str(store), str(folder.state_dir), "")
     facts = manifest(config, overrides, world.dataset, world.table, place)
     folder.write_json(MANIFEST, {**facts, "baseline": kind})
+    baselines = None  # before the training, so that nothing trained is lost if they cannot be computed
+    if kind in ("central", "local"):
+        wanted = config.evaluation.baselines
+        baselines = untrained(world, "popularity", cache_dir, watcher).metrics["test"] if wanted else {}
     training = time.monotonic()
     if kind == "central":
         found = _central(world, folder, watcher)
@@ -75,18 +80,20 @@ def _carry_out(
         found.setdefault("validation", {})
         line = {"round": found["rounds"], "rounds": found["rounds"], "phase": kind, "validation": found["validation"]}
         folder.add_metrics({**line, "seconds": seconds})
-    if "baselines" not in found:
-        wanted = config.evaluation.baselines
-        found["baselines"] = untrained(world, "popularity", cache_dir, watcher).metrics["test"] if wanted else {}
-    summary = {
-        "run": str(folder.path),
-        "baseline": kind,
-        "seconds": time.monotonic() - started,
-        "training_seconds": seconds,
-        **found,
-    }
+    if baselines is not None:
+        found["baselines"] = baselines
+    with folder.kept_up():
+        write_curve(folder.path)
+    summary: dict[str, Any] = finite(
+        {
+            "run": str(folder.path),
+            "baseline": kind,
+            "seconds": time.monotonic() - started,
+            "training_seconds": seconds,
+            **found,
+        }
+    )
     folder.write_json(SUMMARY, summary)
-    write_curve(folder.path)
     log.info("run folder: %s", folder.path)
     return summary
 

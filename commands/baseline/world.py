@@ -133,7 +133,7 @@ class World:
         if self.recipe.private_anew:
             private = self.private(cohort)
         private = self.engine.solve(model, cohort, private, derive(self.secret, "solve", of, after))
-        sane = np.flatnonzero(all_finite(private).numpy())
+        sane = np.flatnonzero(all_finite(private, len(cohort)).numpy())
         cohort, positives = cohort.select(sane), positives[sane]
         private = {name: tensor[torch.from_numpy(sane)] for name, tensor in private.items()}
         setup = self.setup

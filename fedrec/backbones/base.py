@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -48,11 +48,26 @@ class ScoreContext:
     uniform: Uniform | None = None
 
 
+class ItemSequence(NamedTuple):
+    """Items in the order in which their user interacted with them, the oldest first.
+
+    Attributes:
+        items: int64 [..., n].
+        vectors: [..., n, dim].
+        mask: Bool [..., n], False for padding. It stands after the last item of a user who has fewer than n, and what
+            `items` and `vectors` hold there is any item.
+    """
+
+    items: Tensor
+    vectors: Tensor
+    mask: Tensor
+
+
 class History(Protocol):
     """What a user has interacted with before what is scored: its own items, and nothing of anybody else's.
 
-    It is read as sums over its items, so that a cohort's histories of any length need no rectangle. The leading
-    dimension of every result, if any, is the user's. Gradients reach the item vectors.
+    It is read as sums over its items, so that a cohort's histories of any length need no rectangle, or in its order.
+    The leading dimension of every result, if any, is the user's. Gradients reach the item vectors.
     """
 
     @property
@@ -64,6 +79,9 @@ class History(Protocol):
 
     def total(self, weights: Tensor) -> Tensor:
         """Sum of `weights[i]` over the items i [...]; `weights` are constants [n_items]."""
+
+    def sequence(self, length: int | None = None) -> ItemSequence:
+        """The latest `length` items in order, all of them for None."""
 
 
 class Backbone(ABC):
@@ -89,6 +107,9 @@ class Backbone(ABC):
     reads_history: ClassVar[bool] = False
     """Whether `user` is to be called: the score depends on the user's own history."""
 
+    causal: ClassVar[bool] = False
+    """Whether `states` is to be called, and not `user`: each item of a history is scored by what came before it."""
+
     def __init__(self, config: Any, dim: int) -> None:
         self.config = config
         self.dim = dim
@@ -107,6 +128,18 @@ class Backbone(ABC):
     def numbers_per_score(self) -> int:
         """Numbers that `score` holds at once for each score: what bounds how many are worked out together."""
         return 1
+
+    @property
+    def history_length(self) -> int | None:
+        """Latest items of a history of which `states` is called where a user is ranked; None: all of them."""
+        return None
+
+    def numbers_per_history(self, length: int) -> int:
+        """Numbers that `states` holds at once for a history of that `length`, beyond `dim` an item.
+
+        They bound how many histories are worked out together.
+        """
+        return 0
 
     @property
     def item_counting(self) -> ItemCounting | None:
@@ -167,6 +200,30 @@ class Backbone(ABC):
         """
         return private
 
+    def states(
+        self, shared: Tensors, private: Tensors, frozen: Tensors, sequence: ItemSequence, context: ScoreContext
+    ) -> Tensors:
+        """What `score` gets as `private` before and after each item: worked out once per step, with `causal` only.
+
+        State p is a function of the first p items alone, and of no item after them. While a user trains, its item p
+        (counted from 0) is scored by state p. A ranking scores by the state after the last item.
+
+        Args:
+            shared: Shared tensors, with a leading user dimension (each user's own copies) or with none.
+            private: The user's private tensors.
+            frozen: Frozen tensors, the same for all users.
+            sequence: The user's n items.
+            context: Its `uniform` draws for the items of the sequence [..., n, width].
+
+        Returns:
+            Tensors [..., n + 1, ...]; the first state is that of a user without a history.
+        """
+        raise NotImplementedError(f"backbone {self.config.name!r} has no states: it is not causal")
+
     @abstractmethod
     def score(self, shared: Tensors, private: Tensors, item_vectors: Tensor, context: ScoreContext) -> Tensor:
-        """Scores [..., items] of item vectors [..., items, dim]; the leading dimension, if any, is the user's."""
+        """Scores [..., items] of item vectors [..., items, dim]; the leading dimension, if any, is the user's.
+
+        For a `causal` backbone a second one may follow, of its states, and the vectors' is 1 where all states are set
+        against the same items.
+        """

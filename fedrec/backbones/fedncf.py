@@ -12,14 +12,14 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt
 from numpy.typing import NDArray
-from pydantic import Strict
 from torch import Tensor
 from typing_extensions import override
 
 from fedrec.backbones.base import Advice, Backbone, ScoreContext
 from fedrec.backbones.mlp import Mlp, dropout
+from fedrec.core.bounds import LARGEST_START, HiddenWidths
 from fedrec.core.registry import MemberConfig, backbones
 from fedrec.core.rng import counter_normal, derive
 from fedrec.core.tensors import Spec, Tensors, TensorSpec
@@ -36,9 +36,9 @@ class FedNCFConfig(MemberConfig):
     """
 
     name: Literal["fedncf"]
-    hidden: Annotated[tuple[Annotated[int, Ge(1)], ...], Strict(False), MinLen(1)]
+    hidden: HiddenWidths
     dropout: Annotated[float, Ge(0), Lt(1)]
-    init_std: Annotated[float, Gt(0)]
+    init_std: Annotated[float, Gt(0), Le(LARGEST_START)]
 
 
 @backbones.register("fedncf")

@@ -46,6 +46,7 @@ from typing_extensions import override
 
 from fedrec.backbones.base import Advice, History
 from fedrec.backbones.fedmf import FedMF
+from fedrec.core.bounds import LARGEST_START, MOST_ITEMS, MOST_LAYERS
 from fedrec.core.registry import MemberConfig, backbones
 from fedrec.core.tensors import Spec, Tensors, TensorSpec
 from fedrec.wire.expansion import Expansion
@@ -73,14 +74,14 @@ class FedPerGNNConfig(MemberConfig):
     """
 
     name: Literal["fedpergnn"]
-    init_std: Annotated[float, Gt(0)]
-    layers: Annotated[int, Ge(1)]
-    degree_items: Annotated[int, Ge(1)]
+    init_std: Annotated[float, Gt(0), Le(LARGEST_START)]
+    layers: Annotated[int, Ge(1), Le(MOST_LAYERS)]
+    degree_items: Annotated[int, Ge(1), Le(1_000_000)]
     degree_epsilon: Annotated[float, Gt(0), Le(100)] | None
     # With defaults: neither a run's messages nor the folder of a run of old need say that there is no expansion.
-    expand_every: Annotated[int, Ge(0)] = 0
+    expand_every: Annotated[int, Ge(0), Le(MOST_ITEMS)] = 0
     expand_items: Annotated[int, Ge(1), Le(10_000)] = 50
-    expand_sharers: Annotated[int, Ge(2)] = 5
+    expand_sharers: Annotated[int, Ge(2), Le(MOST_ITEMS)] = 5
     expand_clip: Annotated[float, Gt(0), Le(1e6)] = 0.1
     expand_epsilon: Annotated[float, Gt(0), Le(100)] | None = 4.0
 

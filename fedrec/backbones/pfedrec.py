@@ -16,14 +16,14 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Lt, MinLen
+from annotated_types import Ge, Lt
 from numpy.typing import NDArray
-from pydantic import Strict
 from torch import Tensor
 from typing_extensions import override
 
 from fedrec.backbones.base import Advice, Backbone, ScoreContext
 from fedrec.backbones.mlp import Mlp, dropout
+from fedrec.core.bounds import HiddenWidths
 from fedrec.core.registry import MemberConfig, backbones
 from fedrec.core.rng import generator
 from fedrec.core.tensors import Spec, Tensors
@@ -39,7 +39,7 @@ class PFedRecConfig(MemberConfig):
     """
 
     name: Literal["pfedrec"]
-    hidden: Annotated[tuple[Annotated[int, Ge(1)], ...], Strict(False), MinLen(1)]
+    hidden: HiddenWidths
     dropout: Annotated[float, Ge(0), Lt(1)]
 
 

@@ -27,7 +27,7 @@ from omegaconf.errors import OmegaConfBaseException
 from fedrec.config.check import check
 from fedrec.config.explain import unknown_key
 from fedrec.config.paths import anchor
-from fedrec.config.resume import RESUME, resumed
+from fedrec.config.resume import PLACES, RESUME, resumed
 from fedrec.config.schema import RunConfig
 from fedrec.config.validate import Validator, legal_keys, member_defaults
 from fedrec.core import registry
@@ -52,7 +52,7 @@ def compose(overrides: Sequence[str], *, base: Path | None) -> RunConfig:
     """
     typed = _Typed(overrides)
     if typed.values.get(RESUME) is not None:
-        return resumed(typed.values | typed.choices, typed.lines, typed.problems, base)
+        return resumed(typed.values | typed.choices | typed.names(PLACES), typed.lines, typed.problems, base)
     validator = Validator(typed.lines)
     validator.problems += typed.problems
     tree = _compose_groups(typed.choices, validator)
@@ -94,7 +94,7 @@ class _Typed:
     def _add(self, text: str, parser: OverridesParser) -> str | None:
         try:
             override = parser.parse_override(text)
-        except HydraException as error:
+        except (HydraException, ValueError, RecursionError) as error:  # a number of thousands of digits, lists in lists
             return _syntax(text, error)
         key = override.key_or_group
         problem = _unsupported(override, text)
@@ -108,6 +108,11 @@ class _Typed:
         if problem and key in FAMILIES:
             self.undecided.add(key)
         return problem
+
+    def names(self, keys: Sequence[str]) -> dict[str, str]:
+        """Of these keys, which name files or folders, those that Hydra's grammar took for a number: as typed."""
+        numbers = [key for key in keys if isinstance(self.values.get(key), int | float)]
+        return {key: self.lines[key].partition("=")[2].strip() for key in numbers}
 
     def _choose(self, group: str, text: str, value: object) -> str | None:
         legal = FAMILIES[group].names() if group in FAMILIES else experiments()
@@ -124,7 +129,7 @@ class _Typed:
         return None
 
 
-def _syntax(text: str, error: HydraException) -> str:
+def _syntax(text: str, error: Exception) -> str:
     key, equals, value = text.partition("=")
     if not text or not equals or not key:
         return f"{text or 'an empty override'}: expected key=value or group=member"

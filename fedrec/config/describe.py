@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import Enum
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -97,13 +96,6 @@ def _in_order(after: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
     for key in [*after, *(key for key in before if key not in after)]:
         sections.setdefault(key.partition(".")[0], []).append(key)
     return [key for keys in sections.values() for key in keys]
-
-
-def changes(overrides: Sequence[str], *, base: Path | None) -> list[Change]:
-    """What the overrides change, including what the choice of a member or an experiment brings with it."""
-    from fedrec.config.compose import compose  # hydra is slow to import, and only needed here
-
-    return differences(compose([], base=base), compose(overrides, base=base))
 
 
 def load_member(family: str, name: str, **values: Any) -> MemberConfig:

@@ -29,14 +29,28 @@ T = TypeVar("T", bound="DataclassInstance")
 
 
 def home() -> Path:
-    """The folder that is fedrec's own. Raises ConfigError if the environment variable holds a relative path."""
+    """The folder that is fedrec's own.
+
+    Raises ConfigError if the environment variable holds a relative path, or is not set and this account has no home.
+    """
     text = os.environ.get(HOME_VARIABLE)
     if not text:
-        return Path.home() / ".fedrec"
+        try:
+            return Path.home() / ".fedrec"
+        except RuntimeError as error:  # an account that the system does not know, as a container may have
+            raise ConfigError([f"{HOME_VARIABLE}: this account has no home folder ({error}); set it"]) from error
     if not Path(text).is_absolute():
         absolute = make_absolute(Path.cwd(), Path(text))
         raise ConfigError([f"{HOME_VARIABLE}={text}: expected an absolute path; from here it would be {absolute}"])
     return Path(text)
+
+
+def working_directory() -> Path:
+    """The folder in which the command was typed. Raises ConfigError if it has been removed since."""
+    try:
+        return Path.cwd()
+    except FileNotFoundError as error:
+        raise ConfigError(["the working directory has been removed: change to a folder that is there"]) from error
 
 
 def settle(config: RunConfig, base: Path | None) -> RunConfig:
@@ -69,7 +83,7 @@ def anchor(section: T, base: Path | None, validator: Validator, at: str = "") ->
             return tuple(anchored(item, key) for item in value)
         if not isinstance(value, Path) or value.is_absolute():
             return value
-        absolute = make_absolute(base or Path.cwd(), value.expanduser())
+        absolute = make_absolute(base or Path.cwd(), expanded(value))
         if base is None:
             came = f"the relative path {str(value)!r} means nothing in a running app"
             validator.add(key, f"{came}; give it absolute: {assign(key, absolute)}")
@@ -82,6 +96,14 @@ def anchor(section: T, base: Path | None, validator: Validator, at: str = "") ->
         if after is not before:
             changed[field.name] = after
     return dataclasses.replace(section, **changed) if changed else section
+
+
+def expanded(path: Path) -> Path:
+    """The path with the home folder in the place of a `~`; as it is if there is no such account, or it has none."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
 
 
 def portable(overrides: Sequence[str], config: RunConfig) -> list[str]:
@@ -116,7 +138,9 @@ def assign(key: str, value: str | Path) -> str:
     text = str(value)
     if _BARE.fullmatch(text) and text.lower() not in _WORDS:
         return f"{key}={text}"
-    # Within quotes only these are special: a backslash before a quote (or at the end), the quote, and `${`.
+    # Within quotes only these are special: a backslash before a quote (or at the end), the quote, and `${` with the
+    # backslashes before it.
+    text = re.sub(r"(\\*)\$\{", lambda found: f"{2 * found[1]}\\${{", text)
     escaped = ""
     for position, character in enumerate(text):
         following = text[position + 1 :]

@@ -13,13 +13,16 @@ from typing import Any
 import yaml
 
 from fedrec.config.describe import flat, from_dict, to_dict
-from fedrec.config.paths import default_runs_dir, make_absolute, paths_in
+from fedrec.config.paths import default_runs_dir, expanded, make_absolute, paths_in
 from fedrec.config.schema import RunConfig
+from fedrec.core.disk import DAMAGE, reading, reason
 from fedrec.core.errors import ConfigError
 from fedrec.core.registry import nearest
 
 RESUME = "resume"
-_PLACES = ("runs_dir", "cache_dir")
+_CONFIG = "config.yaml"
+PLACES = (RESUME, "runs_dir", "cache_dir")
+"""Keys that say where a run is: nothing of the run itself."""
 
 
 def resumed(
@@ -38,8 +41,8 @@ def resumed(
     if base is None:
         found += [
             f"{lines[key]}: the relative path means nothing in a running app; give it absolute"
-            for key in _PLACES
-            if typed.get(key) is not None and not Path(str(typed[key])).expanduser().is_absolute()
+            for key in PLACES[1:]
+            if typed.get(key) is not None and not expanded(Path(str(typed[key]))).is_absolute()
         ]
     config = _read(str(typed[RESUME]), runs, lines[RESUME], found)
     if config is not None:
@@ -51,24 +54,37 @@ def resumed(
 
 
 def _place(value: Any, base: Path | None) -> Path | None:
-    return None if value is None else make_absolute(base or Path.cwd(), Path(str(value)).expanduser())
+    return None if value is None else make_absolute(base or Path.cwd(), expanded(Path(str(value))))
 
 
 def _read(run: str, runs: Path, line: str, found: list[str]) -> RunConfig | None:
     """The configuration in the run's folder; what is wrong with it is added to `found`."""
-    path = runs / run / "config.yaml"
-    if Path(run).name != run or not path.is_file():
+    path = runs / run / _CONFIG
+    with reading(f"{line}: {path}", "set runs_dir to the folder in which the run is"):
+        known = Path(run).name == run and path.is_file()
+    if not known:
         names = sorted(folder.parent.name for folder in runs.glob("*/config.yaml"))
         hint = nearest(run, names) if names else "there are no runs in that folder"
         found.append(f"{line}: there is no run {run!r} in {runs}; {hint} (another folder: runs_dir=...)")
         return None
     try:
-        return from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return config_in(path.parent)
     except ConfigError as error:
-        found += [f"{line}: {path}: {problem}" for problem in error.problems]
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        found.append(f"{line}: {path} cannot be read: {' '.join(str(error).split())}")
+        found += [f"{line}: {problem}" for problem in error.problems]
     return None
+
+
+def config_in(folder: Path) -> RunConfig:
+    """The configuration in a run's folder. Raises ConfigError with all problems, also if it cannot be read."""
+    path = folder / _CONFIG
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, *DAMAGE) as error:
+        raise ConfigError([f"{path} cannot be read: {reason(error)}"]) from error
+    try:
+        return from_dict(values)
+    except ConfigError as error:
+        raise ConfigError([f"{path}: {problem}" for problem in error.problems]) from error
 
 
 def _contradictions(
@@ -78,7 +94,7 @@ def _contradictions(
     has, paths = flat(to_dict(config)), dict(paths_in(config))
     found = []
     for key, value in typed.items():
-        if key == RESUME or key in _PLACES:
+        if key in PLACES:
             continue
         if key not in has:
             found.append(

@@ -7,9 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le
 from pydantic import Strict
 
+from fedrec.core.bounds import (
+    LARGEST_SEED,
+    LARGEST_START,
+    MOST_DIMENSIONS,
+    MOST_ITEMS,
+    MOST_NEGATIVES,
+    MOST_ROUNDS,
+    CutOffs,
+)
 from fedrec.core.registry import MemberConfig
 
 _STRICT: Mapping[str, Any] = {"extra": "forbid", "strict": True}
@@ -30,8 +39,8 @@ class BaseTableConfig:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
 
     start: Literal["text", "random"]
-    dim: Annotated[int, Ge(1)]
-    norm: Annotated[float, Ge(0)]
+    dim: Annotated[int, Ge(1), Le(MOST_DIMENSIONS)]
+    norm: Annotated[float, Ge(0), Le(LARGEST_START)]
 
 
 @dataclass(frozen=True)
@@ -49,10 +58,10 @@ class EvaluationConfig:
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
 
-    every: Annotated[int, Ge(0)]
+    every: Annotated[int, Ge(0), Le(MOST_ROUNDS)]
     validation: bool
-    ks: Annotated[tuple[Annotated[int, Ge(1)], ...], Strict(False), MinLen(1)]
-    sampled_negatives: Annotated[int, Ge(0)]
+    ks: Annotated[CutOffs, Strict(False)]
+    sampled_negatives: Annotated[int, Ge(0), Le(MOST_NEGATIVES)]
     baselines: bool
 
 
@@ -69,9 +78,9 @@ class SimulationConfig:
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
 
-    nodes: Annotated[int, Ge(1)]
-    workers: Annotated[int, Ge(1)]
-    cpus_per_worker: Annotated[int, Ge(1)]
+    nodes: Annotated[int, Ge(1), Le(1_000_000)]
+    workers: Annotated[int, Ge(1), Le(10_000)]
+    cpus_per_worker: Annotated[int, Ge(1), Le(10_000)]
     gpus_per_worker: Annotated[float, Ge(0), Le(64)]
 
 
@@ -92,12 +101,12 @@ class CentralConfig:
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
 
-    epochs: Annotated[int, Ge(1)]
-    batch: Annotated[int, Ge(1)]
-    lr: Annotated[float, Gt(0)]
-    decay: Annotated[float, Ge(0)]
-    negatives: Annotated[int, Ge(1)] | Literal["recipe"]
-    patience: Annotated[int, Ge(0)]
+    epochs: Annotated[int, Ge(1), Le(1_000_000)]
+    batch: Annotated[int, Ge(1), Le(10_000_000)]
+    lr: Annotated[float, Gt(0), Le(1e6)]
+    decay: Annotated[float, Ge(0), Le(1e6)]
+    negatives: Annotated[int, Ge(1), Le(100_000)] | Literal["recipe"]
+    patience: Annotated[int, Ge(0), Le(1_000_000)]
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ class LocalConfig:
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
 
-    rounds: Annotated[int, Ge(1)]
+    rounds: Annotated[int, Ge(1), Le(MOST_ROUNDS)]
 
 
 @dataclass(frozen=True)
@@ -149,11 +158,11 @@ class RunConfig:
     simulation: SimulationConfig
     central: CentralConfig
     local: LocalConfig
-    seed: Annotated[int, Ge(0)]
+    seed: Annotated[int, Ge(0), Le(LARGEST_SEED)]
     engine: Literal["cohort", "oracle"]
-    pairs_at_once: Annotated[int, Ge(1)]
-    checkpoint_every: Annotated[int, Ge(0)]
-    checkpoints_kept: Annotated[int, Ge(1)]
+    pairs_at_once: Annotated[int, Ge(1), Le(MOST_ITEMS)]
+    checkpoint_every: Annotated[int, Ge(0), Le(MOST_ROUNDS)]
+    checkpoints_kept: Annotated[int, Ge(1), Le(MOST_ROUNDS)]
     run_id: str | None
     resume: str | None
     runs_dir: Annotated[Path, Strict(False)] | None

@@ -129,8 +129,12 @@ class Validator:
         try:
             return _adapters(cls)[name].validate_json(json.dumps(value, default=os.fspath))
         except ValidationError as error:
-            self.add(key, _reason(hint, value, error, key))
+            self.add(key, _reason(hint, value, error, key, self._as_typed(key, value)))
             return None
+
+    def _as_typed(self, key: str, value: object) -> str:
+        """The value as it stands in the override; a text such as 2024_01_01 is a number for Hydra's grammar."""
+        return self._typed[key].partition("=")[2].strip() if key in self._typed else str(value)
 
 
 def _has_default(field: dataclasses.Field[Any]) -> bool:
@@ -149,14 +153,18 @@ def _is_section(hint: Any) -> bool:
     return isinstance(hint, type) and dataclasses.is_dataclass(hint)
 
 
-def _reason(hint: Any, value: object, error: ValidationError, key: str) -> str:
+def _reason(hint: Any, value: object, error: ValidationError, key: str, typed: str) -> str:
     """Why a value is refused, and how to mend what is easily mended."""
     text = f"expected {expected(hint)}, got {got(value)}"
     telling = [str(part["msg"]) for part in error.errors() if part["type"] in _TELLING]
     if telling:
         return f"{text} ({'; '.join(telling)})"
-    if isinstance(value, int | float) and "text" in expected(hint):
-        return f"{text}; to mean a text, quote it inside the override: \"{key}='{value}'\""
+    if "text" not in expected(hint) and "a path" not in expected(hint):
+        return text
+    if isinstance(value, int | float):
+        return f"{text}; to mean a text, quote it inside the override: \"{key}='{typed}'\""
+    if isinstance(value, list) and any(isinstance(item, int | float) for item in value):
+        return f"{text}; to mean texts, quote each that looks like a number, as in \"{key}=['2024',title]\""
     return text
 
 

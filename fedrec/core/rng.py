@@ -89,10 +89,11 @@ def element_uniform(bits: NDArray[np.uint64], places: torch.Tensor) -> torch.Ten
     words = torch.from_numpy(np.atleast_1d(bits).view(np.int32).reshape(-1, 2).copy()).to(places.device)
     low, high = (word.reshape(-1, *[1] * (places.ndim - 1)) for word in words.unbind(1))
     state = places.to(torch.int32) * -1640531535 + low  # 32-bit arithmetic wraps around; the constants are odd
-    state = (state ^ ((state >> 15) & 0x1FFFF)) * -2048144777 ^ high
-    state = (state ^ ((state >> 13) & 0x7FFFF)) * -1028477379
-    state = state ^ ((state >> 16) & 0xFFFF)
-    return (state & 0xFFFFFF).float() * 2.0**-24
+    # In place: these are millions of numbers, and each pass over them counts.
+    state.bitwise_xor_((state >> 15).bitwise_and_(0x1FFFF)).mul_(-2048144777).bitwise_xor_(high)
+    state.bitwise_xor_((state >> 13).bitwise_and_(0x7FFFF)).mul_(-1028477379)
+    state.bitwise_xor_((state >> 16).bitwise_and_(0xFFFF))
+    return state.bitwise_and_(0xFFFFFF).float().mul_(2.0**-24)
 
 
 def counter_normal(seed: int, *coordinates: ArrayLike) -> NDArray[np.float64]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from fedrec.core.disk import mend, reason
 from fedrec.core.errors import StoreError
+from fedrec.core.whole_files import write_text
 
 _BYTES = 32
 _OTHERS = 0o077
@@ -25,12 +25,12 @@ def own_secret(folder: Path) -> int:
             _make(path)
         mode, text = _stored(path)
     except OSError as error:
+        elsewhere = "give a folder on a disk that only the owner of this process may write"
         raise StoreError(
-            f"the secret {path} cannot be read or made ({error.strerror}): give a folder on a disk that only the "
-            "owner of this process may write"
+            f"the secret {path} cannot be read or made ({reason(error)}): {mend(error, elsewhere)}"
         ) from error
-    mend = "put the file back from a copy, or remove it, and its users start anew under other keys"
-    return int.from_bytes(_checked(path, mode, text, mend), "little")
+    again = "put the file back from a copy, or remove it, and its users start anew under other keys"
+    return int.from_bytes(_checked(path, mode, text, again), "little")
 
 
 def shared_key(path: Path) -> bytes:
@@ -42,7 +42,7 @@ def shared_key(path: Path) -> bytes:
         mode, text = _stored(path)
     except OSError as error:
         raise StoreError(
-            f"the shared key {path} cannot be read ({error.strerror}): copy the file there that the other sites have"
+            f"the shared key {path} cannot be read ({reason(error)}): copy the file there that the other sites have"
         ) from error
     return _checked(path, mode, text, f"copy it from another site, or make one for all: openssl rand -hex {_BYTES}")
 
@@ -51,7 +51,7 @@ def _stored(path: Path) -> tuple[int, str]:
     return path.stat().st_mode, path.read_text(encoding="ascii", errors="replace").strip()
 
 
-def _checked(path: Path, mode: int, text: str, mend: str) -> bytes:
+def _checked(path: Path, mode: int, text: str, again: str) -> bytes:
     """The bytes that a file of hexadecimal digits stands for. Raises StoreError, which says how to mend it."""
     if mode & _OTHERS:
         raise StoreError(f"the secret {path} may be read by others (mode {mode & 0o777:o}): chmod 600 {path}")
@@ -61,20 +61,12 @@ def _checked(path: Path, mode: int, text: str, mend: str) -> bytes:
         value = b""
     if len(value) != _BYTES:
         raise StoreError(
-            f"the secret {path} should hold {2 * _BYTES} hexadecimal digits, it holds {len(text)} characters: {mend}"
+            f"the secret {path} should hold {2 * _BYTES} hexadecimal digits, it holds {len(text)} characters: {again}"
         )
     return value
 
 
 def _make(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".secret-")  # of mode 0600
-    try:
-        with os.fdopen(handle, "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(_BYTES) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        with suppress(FileExistsError):  # another process was faster: its secret counts
-            os.link(temporary, path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with suppress(FileExistsError):  # another process was faster: its secret counts
+        write_text(path, secrets.token_hex(_BYTES) + "\n", private=True, synced=True, first=True)

@@ -12,10 +12,13 @@ import secrets
 from functools import lru_cache
 from pathlib import Path
 
-from fedrec.core.errors import FedrecError, StoreError
+from fedrec.core.disk import writing
+from fedrec.core.errors import FedrecError
+from fedrec.core.whole_files import write_text
 from fedrec.wire.protocol import SimulatedData
 
-_NAME = "token"
+TOKEN = "token"
+"""The name of the file."""
 
 
 class NotSharedError(FedrecError):
@@ -25,10 +28,8 @@ class NotSharedError(FedrecError):
 def leave_token(state_dir: Path) -> str:
     """Write a new token into the state-dir and return it. Raises StoreError if it cannot be written."""
     token = secrets.token_hex(16)
-    try:
-        (state_dir / _NAME).write_text(token, encoding="ascii")
-    except OSError as error:
-        raise StoreError(f"the state-dir {state_dir} cannot be written to ({error}): give another runs_dir") from error
+    with writing(f"the state-dir {state_dir}", "give another runs_dir"):
+        write_text(state_dir / TOKEN, token)
     return token
 
 
@@ -38,7 +39,7 @@ def require_shared(data: SimulatedData) -> None:
 
     Raises NotSharedError naming the folder, what was expected in it and how to mend it.
     """
-    path = Path(data.state_dir) / _NAME
+    path = Path(data.state_dir) / TOKEN
     try:
         found = path.read_text(encoding="ascii", errors="replace")
         came = "it holds another one" if found != data.token else None

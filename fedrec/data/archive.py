@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from fedrec.config.paths import home
 from fedrec.core.errors import DataError
 from fedrec.data.collect import Malformed
+from fedrec.data.reading import reading
 
 MAX_MEMBER = 2**30
 """Bytes that one unpacked member may have: the published ones have some 25 million."""
@@ -40,10 +41,8 @@ class _Folder(Files):
         return str(self.folder / name)
 
     def read(self, name: str) -> bytes:
-        try:
+        with reading(self.folder / name, "file"):
             return (self.folder / name).read_bytes()
-        except OSError as error:
-            raise DataError(f"cannot read {self.folder / name}: {error}") from error
 
 
 class _Archive(Files):
@@ -53,7 +52,7 @@ class _Archive(Files):
             members = [info.filename for info in archive.infolist()]
         for member in members:
             pure = PurePosixPath(member.replace("\\", "/"))
-            if pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]:
+            if pure.is_absolute() or ".." in pure.parts or ":" in "".join(pure.parts[:1]):
                 raise DataError(
                     f"{path} has a member {member!r} that leads out of its folder, as no published archive "
                     "does: delete it and fetch it again"
@@ -77,13 +76,9 @@ class _Archive(Files):
 
     @contextmanager
     def _open(self) -> Iterator[zipfile.ZipFile]:
-        try:
-            with zipfile.ZipFile(self.path) as archive:
-                yield archive
-        except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
-            raise DataError(
-                f"{self.path} is not a sound zip archive ({error}): delete it and fetch it again"
-            ) from error
+        mend = "delete it and fetch it again, or unpack it yourself and give the folder"
+        with reading(self.path, "zip archive", mend), zipfile.ZipFile(self.path) as archive:
+            yield archive
 
 
 def default_root(folder: str) -> Path:
@@ -103,7 +98,8 @@ def find(root: Path, folder: str, names: Sequence[str], fetch: Callable[[Path], 
     if not root.is_absolute():
         raise DataError(f"dataset.root={root} is a relative path, write dataset.root={root.absolute()}")
     for place in (root, root / folder):
-        present = [name for name in names if (place / name).is_file()]
+        with reading(place, "folder"):
+            present = [name for name in names if (place / name).is_file()]
         if len(present) == len(names):
             return _Folder(place)
         if present:
@@ -111,8 +107,10 @@ def find(root: Path, folder: str, names: Sequence[str], fetch: Callable[[Path], 
             raise DataError(
                 f"{place} has {', '.join(present)} but lacks {missing}: copy it from the archive {folder}.zip"
             )
-    archive = root if root.suffix == ".zip" else root / f"{folder}.zip"
+    archive = root if root.suffix.lower() == ".zip" else root / f"{folder}.zip"
     if not archive.is_file():
+        if root.is_file():
+            raise DataError(f"dataset.root={root} is a file and no zip; expected a folder, or {folder}.zip")
         fetch(archive)
     return _Archive(archive, names)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
@@ -51,7 +51,7 @@ class Malformed:
 
 
 class Codes(dict[str, int]):
-    """Numbers the distinct ids in the order in which they are met; a blank one is a ValueError."""
+    """Numbers the distinct ids in the order in which they are met; what is no id is a ValueError."""
 
     def __missing__(self, label: str) -> int:
         id_text(label)
@@ -64,6 +64,8 @@ def id_text(value: object) -> str:
     if isinstance(value, str):
         if not value or value.isspace():
             raise ValueError("an id that is not empty")
+        if "\n" in value or "\r" in value or "\0" in value:
+            raise ValueError("an id without line ends and NUL characters")
         return value
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -128,11 +130,13 @@ class Clock:
         return value if value.tzinfo else value.replace(tzinfo=UTC)
 
 
-def collect(place: str, rows: Iterable[Row], malformed: Malformed, *, timed: bool, rated: bool) -> RawData:
+def collect(
+    place: Callable[[], str], rows: Iterable[Row], malformed: Malformed, *, timed: bool, rated: bool
+) -> RawData:
     """Columns from rows of (line, (user, item, time, rating)), in file order; `listed` is None.
 
-    `place` is the file and the word that counts its lines ("a.csv, line"). `timed` and `rated` say whether the rows
-    carry a time and a rating; else those are not looked at.
+    `place` tells the file that is being read and the word that counts its lines ("a.csv, line"). `timed` and `rated`
+    say whether the rows carry a time and a rating; else those are not looked at.
     """
     users, items, clock = Codes(), Codes(), Clock()
     user_codes, item_codes, ratings = array("i"), array("i"), array("d")
@@ -150,7 +154,7 @@ def collect(place: str, rows: Iterable[Row], malformed: Malformed, *, timed: boo
             if rated:
                 value = _rating(rating)
         except ValueError as error:
-            malformed.met(f"{place} {line}", (user, item, *([time] * timed), *([rating] * rated)), str(error))
+            malformed.met(f"{place()} {line}", (user, item, *([time] * timed), *([rating] * rated)), str(error))
             continue
         user_codes.append(user_code)
         item_codes.append(item_code)

@@ -42,7 +42,7 @@ def download(url: str, target: Path, md5: str, timeout: float, progress: Progres
             if found != md5:
                 raise DataError(f"{url}: the file that came has md5 {found}, expected {md5}: it is damaged. {by_hand}")
             part.replace(target)
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: no URL after all
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise DataError(f"cannot fetch {url} to {target}: {reason}. {by_hand}") from error
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import secrets
 import shutil
-import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -19,12 +19,15 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from fedrec.core.disk import reading, writing
 from fedrec.core.errors import StoreError
+from fedrec.core.strict_json import parsed_object
 from fedrec.data.types import Interactions
 
 FORMAT = 1
 _DTYPES = {"offsets": "<i8", "items": "<i4", "user_ids": "|u1", "user_id_offsets": "<i8"}
 _MEND = "delete the folder and prepare the data again"
+ELSEWHERE = "set cache_dir to a folder that may be read and written and has room"
 
 
 class UserIds(Sequence[str]):
@@ -67,36 +70,41 @@ def content_digest(interactions: Interactions) -> str:
     return digest.hexdigest()
 
 
-def write_store(interactions: Interactions, cache_dir: Path) -> Path:
+def write_store(
+    interactions: Interactions, cache_dir: Path, *, private: bool = False, elsewhere: str = ELSEWHERE
+) -> Path:
     """Write `interactions` under `cache_dir` and return the folder, whose name is the content digest.
 
     A sound store of the same content is left as it is, a damaged one is replaced. A folder appears whole or not at all.
+
+    Args:
+        interactions: What is stored.
+        cache_dir: The folder of all stores.
+        private: Only the owner may read it, for it is a site's own. Otherwise the account's umask says who may: a cache
+            may be shared, and holds nothing that the data set does not.
+        elsewhere: What to do if the disk refuses it, as `fedrec.core.disk.writing` takes it.
 
     Raises:
         StoreError: The folder cannot be written.
     """
     digest = content_digest(interactions)
     folder = cache_dir / "interactions" / digest
-    if folder.exists():
-        with contextlib.suppress(StoreError):
-            verify_store(folder)
-            return folder
-    scratch: Path | None = None
-    try:
+    with writing(f"the prepared interactions {folder}", elsewhere):
+        if folder.exists():
+            with contextlib.suppress(StoreError):
+                verify_store(folder)
+                return folder
         folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
-        columns = _columns(interactions)
-        for name, column in columns.items():
-            np.save(scratch / f"{name}.npy", column, allow_pickle=False)
-        lengths = {name: len(column) for name, column in columns.items()}
-        (scratch / "meta.json").write_text(json.dumps({"format": FORMAT, "digest": digest, "lengths": lengths}))
-        _put_in_place(scratch, folder)
-    except OSError as error:
-        raise StoreError(
-            f"cannot write prepared interactions to {folder} ({error}): set cache_dir to a writable folder with space"
-        ) from error
-    finally:
-        if scratch is not None:
+        scratch = folder.with_name(f".writing-{secrets.token_hex(4)}")
+        scratch.mkdir(0o700 if private else 0o777)
+        try:
+            columns = _columns(interactions)
+            for name, column in columns.items():
+                np.save(scratch / f"{name}.npy", column, allow_pickle=False)
+            lengths = {name: len(column) for name, column in columns.items()}
+            (scratch / "meta.json").write_text(json.dumps({"format": FORMAT, "digest": digest, "lengths": lengths}))
+            _put_in_place(scratch, folder)
+        finally:
             shutil.rmtree(scratch, ignore_errors=True)
     open_store.cache_clear()
     return folder
@@ -110,8 +118,9 @@ def open_store(folder: Path) -> Interactions:
         StoreError: The folder is not there, was written by another version, or is damaged (sizes are checked, and
             `verify_store` checks the content too).
     """
-    if not folder.is_dir():
-        raise StoreError(f"there are no prepared interactions in {folder}: prepare the data on this machine first")
+    with reading(f"the prepared interactions {folder}", _MEND):
+        if not folder.is_dir():
+            raise StoreError(f"there are no prepared interactions in {folder}: prepare the data on this machine first")
     meta = _meta(folder)
     columns = {name: _open_column(folder, name, meta) for name in _DTYPES}
     for name, values in (("offsets", "items"), ("user_id_offsets", "user_ids")):
@@ -121,6 +130,25 @@ def open_store(folder: Path) -> Interactions:
     if len(columns["offsets"]) != len(columns["user_id_offsets"]):
         raise StoreError(f"{folder}: the number of user ids is not the number of users: it is damaged; {_MEND}")
     return Interactions(UserIds(columns["user_ids"], columns["user_id_offsets"]), columns["offsets"], columns["items"])
+
+
+def open_verified_store(folder: Path, n_items: int) -> Interactions:
+    """Open a store whose whole content was read and compared with its digest just now.
+
+    Raises StoreError if it is damaged, or has items that no catalogue of `n_items` rows has.
+    """
+    try:
+        verify_store(folder)
+    except StoreError:
+        open_store.cache_clear()
+        raise
+    opened = open_store(folder)
+    if len(opened.items) and not 0 <= int(opened.items.min()) <= int(opened.items.max()) < n_items:
+        raise StoreError(
+            f"{folder} has items {opened.items.min()} to {opened.items.max()}, the catalogue has {n_items} rows: they "
+            "do not belong together"
+        )
+    return opened
 
 
 def verify_store(folder: Path) -> None:
@@ -161,13 +189,11 @@ def _put_in_place(scratch: Path, folder: Path) -> None:
 
 def _meta(folder: Path) -> dict[str, Any]:
     path = folder / "meta.json"
-    try:
-        meta = json.loads(path.read_text())
+    with reading(str(path), _MEND):
+        meta = parsed_object(path.read_text())
         version, lengths = meta["format"], meta["lengths"]
         if version == FORMAT:
             return {"digest": str(meta["digest"]), "lengths": {name: int(lengths[name]) for name in _DTYPES}}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"cannot read {path} ({type(error).__name__}: {error}): it is damaged; {_MEND}") from error
     raise StoreError(f"{path} has format {version!r}, this version of fedrec reads {FORMAT}; {_MEND}")
 
 

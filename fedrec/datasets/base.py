@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from fedrec.core.errors import DataError
@@ -29,8 +29,8 @@ class DatasetConfig(MemberConfig):
         items: Rows of the catalogue: all `listed` items, or only the `rated` ones (with at least one interaction left).
     """
 
-    k_core: Annotated[int, Ge(0)]
-    min_rating: float | None
+    k_core: Annotated[int, Ge(0), Le(1_000_000_000)]
+    min_rating: Annotated[float, Ge(-1e9), Le(1e9)] | None
     malformed: Literal["error", "skip"]
     items: Literal["listed", "rated"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-from annotated_types import Gt
+from annotated_types import Gt, Le
 from pydantic import Strict
 from typing_extensions import override
 
@@ -33,7 +33,7 @@ class MovieLensConfig(DatasetConfig):
     root: Annotated[Path, Strict(False)] | None
     url: str
     md5: str
-    timeout: Annotated[float, Gt(0)]
+    timeout: Annotated[float, Gt(0), Le(1_000_000)]
 
 
 class MovieLens(DatasetSource):
@@ -63,7 +63,7 @@ class MovieLens(DatasetSource):
             lambda target: download(config.url, target, config.md5, config.timeout, progress),
         )
         bad, bad_items = Malformed(config.malformed), Malformed(config.malformed)
-        raw = collect(f"{files.label(self.ratings)}, line", self._rows(files, bad), bad, timed=True, rated=True)
+        raw = collect(lambda: f"{files.label(self.ratings)}, line", self._rows(files, bad), bad, timed=True, rated=True)
         return with_items(raw, self.listed(files, bad_items), {"malformed_item": bad_items.count})
 
     def _rows(self, files: Files, malformed: Malformed) -> Iterator[Row]:

@@ -12,6 +12,7 @@ import numpy as np
 from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 
+from fedrec.core.bounds import LARGEST_SEED
 from fedrec.core.registry import datasets
 from fedrec.data.collect import sentence
 from fedrec.data.planted import World
@@ -41,14 +42,14 @@ class SyntheticConfig(DatasetConfig):
     name: Literal["synthetic"]
     n_users: Annotated[int, Ge(1), Le(10_000_000)]
     n_items: Annotated[int, Ge(10), Le(10_000_000)]
-    interactions_per_user: Annotated[float, Ge(4)]
+    interactions_per_user: Annotated[float, Ge(4), Le(100_000)]
     topics: Annotated[int, Ge(3), Le(1000)]
     styles: Annotated[int, Ge(1), Le(10)]
     taste: Annotated[float, Ge(0), Le(1)]
     skew: Annotated[float, Ge(0), Le(3)]
     words: Annotated[int, Gt(0), Le(100)]
     noise: Annotated[float, Ge(0), Le(1)]
-    seed: Annotated[int, Ge(0)]
+    seed: Annotated[int, Ge(0), Le(LARGEST_SEED)]
 
     def __post_init__(self) -> None:
         """Check that every style of every topic gets an item."""

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from fedrec.core.disk import reading
+from fedrec.core.strict_json import number, parsed_object
+from fedrec.core.whole_files import write_text
+
+log = logging.getLogger("fedrec")
 
 METRICS, CURVE = "metrics.jsonl", "curve.csv"
 
@@ -40,14 +46,17 @@ def curve_metric(names: Iterable[str]) -> str:
 
 
 def curve(records: Iterable[Mapping[str, Any]], metric: str) -> list[Point]:
-    """The points of a run, from its rounds' records; those without a validation of `metric` are passed over."""
+    """The points of a run, from its rounds' records; those without a validation of `metric` are passed over.
+
+    Raises ValueError, or another error of a wrong form, if a record is not one of a round.
+    """
     points = []
     for record in records:
         value = record.get("validation", {}).get(metric)
         if value is not None:
             moved = record.get("bytes_per_user")
-            ways = None if moved is None else {way: float(moved.get(way, 0.0)) for way in WAYS}
-            points.append(Point(int(record["round"]), ways, float(value)))
+            ways = None if moved is None else {way: number(moved.get(way, 0.0)) for way in WAYS}
+            points.append(Point(int(record["round"]), ways, number(value)))
     return points
 
 
@@ -57,14 +66,29 @@ def reached(points: Sequence[Point], target: float) -> Point | None:
 
 
 def read_records(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run folder's `metrics.jsonl`, none if it has no such file. Raises ValueError if one is damaged."""
+    """The lines of a run folder's `metrics.jsonl`, none if it has no such file.
+
+    A last line that breaks off, because the process that wrote it was killed or its disk was full, is left out, which
+    the log says. Raises StoreError if any other line is damaged.
+    """
     path = folder / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+    with reading(str(path), "restore its files, or leave it out"):
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        whole, _, torn = text.rpartition("\n")
+        records = [parsed_object(line) for line in whole.split("\n")] if whole else []
+        if torn:
+            try:
+                records.append(parsed_object(torn))
+            except ValueError:
+                log.warning("%s: its last line breaks off, and is left out", path)
+        return records
 
 
 def write_curve(folder: Path) -> None:
-    """Write the curve of the run in `folder` as `curve.csv` beside its metrics, for spreadsheets and plots."""
+    """Write the curve of the run in `folder` as `curve.csv` beside its metrics, for spreadsheets and plots.
+
+    Raises StoreError if the metrics cannot be read, OSError if the disk refuses the curve.
+    """
     records = read_records(folder)
     validated = next((record["validation"] for record in records if record.get("validation")), None)
     if validated is None:
@@ -76,6 +100,4 @@ def write_curve(folder: Path) -> None:
     for point in curve(records, metric):
         ways = [""] * len(WAYS) if point.bytes is None else [point.bytes[way] for way in WAYS]
         lines.writerow([point.round, *ways, point.value])
-    part = folder / f".{CURVE}.part"
-    part.write_text(text.getvalue(), encoding="utf-8")
-    part.replace(folder / CURVE)
+    write_text(folder / CURVE, text.getvalue())

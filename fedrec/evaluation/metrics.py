@@ -147,34 +147,6 @@ class RankCounter:
         return RankCounts(*(torch.from_numpy(values.copy()) for values in counted))
 
 
-def rank_counts(
-    scores: Tensor, positive: Tensor, offsets: Tensor, excluded: Tensor, columns: Tensor | None = None
-) -> RankCounts:
-    """Ranks of a chunk of users whose scores of all eligible items are at hand.
-
-    Args:
-        scores: float [users, eligible], finite in every place.
-        positive: int64 [users], catalogue row of each user's held-out item, one of `columns`.
-        offsets: int64 [users + 1]. User u's earlier items are `excluded[offsets[u]:offsets[u + 1]]`.
-        excluded: int64 [earlier items], catalogue rows that are no candidates; the positive always is one.
-        columns: int64 [eligible], catalogue rows of the columns, ascending; column j is row j when not given.
-
-    Raises:
-        FedrecError: a score is not finite.
-        ValueError: shapes do not fit, or a positive has no column (score it apart and use `RankCounter`).
-    """
-    known = torch.arange(scores.shape[1], device=scores.device) if columns is None else columns
-    if len(positive) and not len(known):
-        raise ValueError("there are no columns to rank a positive among")
-    positive = positive.to(known.device)
-    place = torch.searchsorted(known, positive).clamp(max=max(len(known) - 1, 0))
-    if len(positive) and bool((known[place] != positive).any()):
-        raise ValueError("a positive is not among the columns, so it has no score: use RankCounter, score it apart")
-    counter = RankCounter(positive, scores.gather(1, place.to(scores.device)[:, None])[:, 0], offsets, excluded)
-    counter.add(scores, known)
-    return counter.counts()
-
-
 def sampled_rank_counts(positive_scores: Tensor, negative_scores: Tensor, valid: Tensor) -> RankCounts:
     """Ranks among sampled negatives: scores [users] and [users, n], `valid` bool [users, n] of `sampled_negatives`.
 

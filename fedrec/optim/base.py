@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -41,6 +41,19 @@ class Sgd:
 
 
 LocalOptimiser = Adam | Sgd
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which consecutive items of a user's history it trains on in a round.
+
+    Attributes:
+        length: How many, at most.
+        placement: The `latest` ones, or those from a place drawn at `random` in every round.
+    """
+
+    length: int
+    placement: Literal["random", "latest"]
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,11 @@ class Recipe(ABC):
     def fresh_negatives(self) -> bool:
         """Whether they are drawn for every step, not once for all steps of a round."""
         return True
+
+    @property
+    def window(self) -> Window | None:
+        """What of its history a user trains on in a round; None: all of it. Its negatives are unknown to all of it."""
+        return None
 
     @property
     def private_anew(self) -> bool:

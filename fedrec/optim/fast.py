@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from typing_extensions import override
 
+from fedrec.core.bounds import LARGEST_RATE, LONGEST_HALF_LIFE, MOST_NEGATIVES, MOST_STEPS
 from fedrec.core.registry import MemberConfig, optims
 from fedrec.core.tensors import Tensors
-from fedrec.optim.base import Adam, LocalStep, Recipe, Sgd
+from fedrec.optim.base import Adam, LocalStep, Recipe, Sgd, Window
 from fedrec.optim.losses import LOSSES
 from fedrec.optim.server import ServerOptimiser, server_step
 
@@ -44,23 +45,37 @@ class FastConfig(MemberConfig):
         solve_lr: Learning rate of these. A small one leaves a user who has trained where it is, a larger one takes up
             what it has not trained on: at test, the validation item.
         server: The server's optimiser.
+        window: Consecutive items of its history that a user trains on in a round (null: all). A user's weight counts
+            the items of the window, and before a ranking private tensors are fitted to the whole history all the same.
+        window_placement: `random`: from a place drawn in every round; `latest`: always the latest ones.
     """
 
     name: Literal["fast"]
     loss: Literal["softmax", "bpr", "bce"]
-    negatives: Annotated[int, Ge(1)]
+    negatives: Annotated[int, Ge(1), Le(MOST_NEGATIVES)]
     shared_negatives: bool
     fresh_negatives: bool
-    private_steps: Annotated[int, Ge(0)]
-    private_lr: Annotated[float, Gt(0)]
-    private_decay: Annotated[float, Ge(0)]
+    private_steps: Annotated[int, Ge(0), Le(MOST_STEPS)]
+    private_lr: Annotated[float, Gt(0), Le(LARGEST_RATE)]
+    private_decay: Annotated[float, Ge(0), Le(LARGEST_RATE)]
     private_optimiser: Literal["adam", "sgd"]
     private_anew: bool
-    half_life: Annotated[float, Gt(0)] | None
-    shared_half_life: Annotated[float, Gt(0)] | None
-    solve_steps: Annotated[int, Ge(0)]
-    solve_lr: Annotated[float, Gt(0)]
+    half_life: Annotated[float, Gt(0), Le(LONGEST_HALF_LIFE)] | None
+    shared_half_life: Annotated[float, Gt(0), Le(LONGEST_HALF_LIFE)] | None
+    solve_steps: Annotated[int, Ge(0), Le(MOST_STEPS)]
+    solve_lr: Annotated[float, Gt(0), Le(LARGEST_RATE)]
     server: ServerOptimiser
+    # With defaults, and not told while they change nothing: a run of old has neither.
+    window: Annotated[int, Ge(1)] | None = None
+    window_placement: Literal["random", "latest"] = "random"
+
+    @override
+    def told(self) -> dict[str, Any]:
+        told = super().told()
+        told["server"] = self.server.told()
+        if self.window is None:
+            del told["window"], told["window_placement"]
+        return told
 
 
 @optims.register("fast")
@@ -89,6 +104,11 @@ class FastRecipe(Recipe):
     @override
     def private_anew(self) -> bool:
         return self.config.private_anew
+
+    @property
+    @override
+    def window(self) -> Window | None:
+        return None if self.config.window is None else Window(self.config.window, self.config.window_placement)
 
     def _private(self, lr: float) -> LocalStep:
         kind = {"adam": Adam, "sgd": Sgd}[self.config.private_optimiser]

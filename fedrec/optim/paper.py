@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from typing_extensions import override
 
+from fedrec.core.bounds import LARGEST_RATE, MOST_NEGATIVES, MOST_STEPS
 from fedrec.core.registry import MemberConfig, optims
 from fedrec.core.tensors import Tensors
 from fedrec.optim.base import Adam, LocalStep, Recipe
@@ -35,10 +36,10 @@ class PaperConfig(MemberConfig):
 
     name: Literal["paper"]
     loss: Literal["backbone", "bpr", "bce"]
-    lr: Annotated[float, Gt(0)] | Literal["backbone"]
-    local_epochs: Annotated[int, Ge(1)]
-    negatives: Annotated[int, Ge(1)]
-    solve_epochs: Annotated[int, Ge(0)]
+    lr: Annotated[float, Gt(0), Le(LARGEST_RATE)] | Literal["backbone"]
+    local_epochs: Annotated[int, Ge(1), Le(MOST_STEPS)]
+    negatives: Annotated[int, Ge(1), Le(MOST_NEGATIVES)]
+    solve_epochs: Annotated[int, Ge(0), Le(MOST_STEPS)]
 
 
 @optims.register("paper")

@@ -6,14 +6,17 @@ Source: Reddi et al., Adaptive Federated Optimization (ICLR 2021); Adam with the
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 
+from fedrec.core.bounds import LARGEST_RATE, LONGEST_HALF_LIFE, MOST_ROUNDS
 from fedrec.core.tensors import Tensors
 
 
@@ -23,10 +26,15 @@ class ServerOptimiser:
 
     Attributes:
         kind: `sgd` (with momentum `beta1`), `adagrad`, `adam` or `yogi`.
-        lr: Step size of the first step.
+        lr: Step size of the first step; with `warm_up`, of the last of those.
         halved_after: Steps after which it is half of that, after twice as many a third, and so on: `lr / (1 + steps /
             halved_after)`. null: it stays. Steps are counted anew where the optimiser starts anew: with a phase, and
             with every merge.
+        warm_up: Steps in which the rate rises to `lr`, evenly from `lr / warm_up` (0: none). `halved_after` and
+            `cosine` count them too.
+        cosine: Steps in which the rate falls along half a cosine to `cosine_floor` of itself, where it stays (null: it
+            does not). `${strategy.rounds}` for all rounds of a run of one phase.
+        cosine_floor: That share.
         beta1: Decay of the mean of gradients (0 for plain `sgd`; `adagrad` has none).
         beta2: Decay of the mean of squares (`adam`, `yogi`).
         eps: Added to the square root.
@@ -35,17 +43,39 @@ class ServerOptimiser:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "strict": True}
 
     kind: Literal["sgd", "adagrad", "adam", "yogi"]
-    lr: Annotated[float, Gt(0)]
-    halved_after: Annotated[float, Gt(0)] | None
+    lr: Annotated[float, Gt(0), Le(LARGEST_RATE)]
+    halved_after: Annotated[float, Gt(0), Le(LONGEST_HALF_LIFE)] | None
     beta1: Annotated[float, Ge(0), Lt(1)]
     beta2: Annotated[float, Ge(0), Lt(1)]
-    eps: Annotated[float, Gt(0)]
+    eps: Annotated[float, Gt(0), Le(LARGEST_RATE)]
+    warm_up: Annotated[int, Ge(0), Le(MOST_ROUNDS)] = 0
+    cosine: Annotated[int, Ge(1), Le(MOST_ROUNDS)] | None = None
+    cosine_floor: Annotated[float, Ge(0), Le(1)] = 0.05
+
+    def told(self) -> dict[str, Any]:
+        """As a client is told of it, to which it is all the same: without what is switched off."""
+        told = dataclasses.asdict(self)
+        if not self.warm_up:
+            del told["warm_up"]
+        if self.cosine is None:
+            del told["cosine"], told["cosine_floor"]
+        return told
+
+    def rate(self, taken: int) -> float:
+        """The step size when so many steps have been taken."""
+        rate = self.lr / (1 + taken / self.halved_after) if self.halved_after else self.lr
+        if self.warm_up:
+            rate *= min(1.0, (taken + 1) / self.warm_up)
+        if self.cosine is not None:
+            left = 0.5 * (1 + math.cos(math.pi * min(1.0, taken / self.cosine)))
+            rate *= self.cosine_floor + (1 - self.cosine_floor) * left
+        return rate
 
 
 def server_step(rule: ServerOptimiser, model: Tensors, mean_delta: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
     """The next (model, state); nothing given is changed. `state` starts empty: a count, and two moments a tensor."""
     count = state.get("count", torch.zeros((), dtype=torch.int64)) + 1
-    lr = rule.lr / (1 + (int(count) - 1) / rule.halved_after) if rule.halved_after else rule.lr
+    lr = rule.rate(int(count) - 1)
     moved: Tensors = {}
     kept: Tensors = {"count": count}
     for name, tensor in model.items():

@@ -13,7 +13,8 @@ this mechanism adds changes for rows that were not touched, drawn uniformly, `sh
 **What it does not hide.** How many rows were touched. Rows without a twin: if more than half of the rows were touched,
 or the share is below 1. What the server knows beside the update: a popular item is more likely the real one of a pair.
 The rounds: positives come again in a user's every update, while pseudo rows (and negatives) are drawn afresh, so that
-the rows common to several updates are the history; it protects a user who is seen once. That an item in a group of
+the rows common to several updates are the history. A user who is seen once is left with two candidates for each item,
+one who is seen in a whole run with none (`docs/privacy.md` has figures). That an item in a group of
 twins is a positive: the values themselves stay what they are. Dense tensors are sent as they are: `B` of a low-rank
 correction carries a mixture of the rows that were read. The rows of a low-rank `A` are items, hidden as those of a full
 table are; rows of a hash table or a codebook are shared by many items, and an item none of whose rows is among the real

@@ -1,15 +1,15 @@
-"""What users with items in common tell each other of themselves, through a server that knows neither items nor users.
+"""What users with items in common tell each other of themselves, through a server that is told neither.
 
 After the graph expansion of FedPerGNN (Wu et al., Nature Communications 2022). In an exchange each device sends up one
 vector of its user, clipped and noised, and a tag for each of some of its items: a keyed hash, with a key that the
-devices share and the server does not know. The server adds up the vectors of those who sent the same tag and sends each
+devices share and the server is not given. The server adds up the vectors of those who sent the same tag and sends each
 device one vector down: the sum, over its own tags, of the mean of what all who share a tag sent, its own share taken
 out. Nobody is told a single vector, a tag of somebody else's, or how many share one.
 
 **What is protected.** The vector: whatever two a user may have, any that is sent is at most e^epsilon times as likely
 from one as from the other (Laplace noise after clipping in the L1 norm). That holds for one exchange; k of them cost
-k epsilon. The number of items: every device sends equally many tags, dummies among them. And a tag of fewer than
-`sharers` users gives nobody anything.
+k epsilon. In the exchange the number of items too: every device sends equally many tags, dummies among them (its
+updates state that number all the same). And a tag of fewer than `sharers` users gives nobody anything.
 
 **What is not.** The server sees every noised vector beside its user's pseudonym, and the tags as they are: how many
 users have an item that it cannot name, and which users have the same ones. Popularity that it knows from elsewhere

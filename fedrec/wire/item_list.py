@@ -82,8 +82,10 @@ def unpack_item_list(packed: Tensors, n_items: int) -> ItemList:
 
     Raises PacketError (`malformed`) if it is not a list of `n_items` items, or longer than any device takes.
     """
-    if n_items > MOST_ITEMS:
+    if not 0 < n_items <= MOST_ITEMS:
         raise PacketError("malformed", f"a list of {n_items:,} items: a device takes at most {MOST_ITEMS:,}")
+    if packed.keys() != {ITEMS} or packed[ITEMS].dtype != torch.uint8 or packed[ITEMS].dim() != 1:
+        raise PacketError("malformed", f"what should be the list of {n_items} items is none")
     unpacker = zlib.decompressobj()
     try:
         text = unpacker.decompress(packed[ITEMS].numpy().tobytes(), MOST_BYTES)

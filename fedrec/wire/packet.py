@@ -5,7 +5,7 @@ specification both sides know. Nothing in it is executed or names a class. What 
 and that is what the byte meter counts.
 
 Layout (little-endian): magic 4s, version u16, kind u8, phase u8, round u32, digest of specification and codec with its
-settings 8s, number of scalars u16, reserved u16 (zero), payload length u64, CRC-32 of everything after the header u32.
+settings 8s, number of scalars u16, reserved u16 (zero), payload length u64, CRC-32 of all the rest of the packet u32.
 """
 
 from __future__ import annotations
@@ -25,8 +25,11 @@ from fedrec.core.errors import PacketError
 from fedrec.core.tensors import Spec, Tensors, matches, spec_digest
 
 _MAGIC = b"FRPK"
-_VERSION = 1
-_HEADER = struct.Struct("<4sHBBI8sHHQI")
+_VERSION = 2
+"""Version 1 had its checksum over what follows the header alone."""
+_HEADER = struct.Struct("<4sHBBI8sHHQ")
+_CHECKSUM = struct.Struct("<I")
+_START = _HEADER.size + _CHECKSUM.size
 
 
 class Kind(IntEnum):
@@ -69,7 +72,7 @@ class PacketFormat(NamedTuple):
 
     def size(self) -> int:
         """Exact length in bytes of every packet of this format."""
-        return _HEADER.size + 8 * self.scalars + self.codec.size(self.spec)
+        return _START + 8 * self.scalars + self.codec.size(self.spec)
 
     def encode(
         self, phase: int, round: int, tensors: Tensors, scalars: Sequence[float] = (), seed: int | None = 0
@@ -89,25 +92,30 @@ class PacketFormat(NamedTuple):
                 raise ValueError(f"{name!r} is {came}, expected {list(self.spec[name].shape)} {self.spec[name].dtype}")
         payload = self.codec.encode(tensors, self.spec, seed)
         body = struct.pack(f"<{len(scalars)}d", *scalars) + payload
-        header = _HEADER.pack(
-            _MAGIC, _VERSION, self.kind, phase, round, self.digest(), len(scalars), 0, len(payload), zlib.crc32(body)
-        )
-        return header + body
+        header = _HEADER.pack(_MAGIC, _VERSION, self.kind, phase, round, self.digest(), len(scalars), 0, len(payload))
+        return header + _CHECKSUM.pack(_checksum(header, body)) + body
 
     def decode(self, data: bytes | memoryview, *, phase: int | None = None, round: int | None = None) -> Packet:
         """The packet in `data`, checked; of `phase` and `round` if given.
 
         Raises:
             PacketError: `oversized` (longer than any packet of this format), `malformed` (not a packet, truncated,
-                damaged), `wrong_spec` (of another specification, codec, setting of the codec, or kind), `wrong_round`
-                (of another round or phase: late or replayed).
+                damaged), `other_version` (made by a fedrec with another layout of packets), `wrong_spec` (of another
+                specification, codec, setting of the codec, or kind), `wrong_round` (of another round or phase: late or
+                replayed).
         """
         view = memoryview(data)
-        if len(view) < _HEADER.size:
-            raise PacketError("malformed", f"a packet has at least {_HEADER.size} bytes, {len(view)} came")
-        magic, version, kind, sent_phase, sent_round, digest, scalars, zero, length, crc = _HEADER.unpack_from(view)
-        if magic != _MAGIC or version != _VERSION or zero:
-            raise PacketError("malformed", f"not a packet of version {_VERSION}: it starts with {magic!r}, {version}")
+        if len(view) < _START:
+            raise PacketError("malformed", f"a packet has at least {_START} bytes, {len(view)} came")
+        magic, version, kind, sent_phase, sent_round, digest, scalars, zero, length = _HEADER.unpack_from(view)
+        if magic != _MAGIC or zero:
+            raise PacketError("malformed", f"not a packet: it starts with {magic!r}")
+        if version != _VERSION:
+            raise PacketError(
+                "other_version",
+                f"a packet of version {version} came, this fedrec speaks version {_VERSION}: install the same fedrec "
+                "on both sides; what a fedrec of another version has written cannot be read",
+            )
         if kind != self.kind or digest != self.digest() or scalars != self.scalars:
             raise PacketError(
                 "wrong_spec",
@@ -117,10 +125,10 @@ class PacketFormat(NamedTuple):
             )
         if len(view) > self.size():
             raise PacketError("oversized", f"{len(view)} bytes came, a {self.kind.name} packet has {self.size()}")
-        body = view[_HEADER.size :]
+        body = view[_START:]
         if len(body) != 8 * scalars + length or length != self.codec.size(self.spec):
             raise PacketError("malformed", f"the packet has {len(view)} bytes, {self.size()} were expected: truncated")
-        if zlib.crc32(body) != crc:
+        if (_checksum(view[: _HEADER.size], body),) != _CHECKSUM.unpack_from(view, _HEADER.size):
             raise PacketError("malformed", "the packet's checksum does not fit its content: damaged on the way")
         if (round is not None and sent_round != round) or (phase is not None and sent_phase != phase):
             raise PacketError(
@@ -129,6 +137,11 @@ class PacketFormat(NamedTuple):
         numbers = struct.unpack_from(f"<{scalars}d", body)
         tensors = self.codec.decode(body[8 * scalars :], self.spec)
         return Packet(Kind(kind), sent_phase, sent_round, numbers, tensors)
+
+
+def _checksum(header: bytes | memoryview, body: bytes | memoryview) -> int:
+    """CRC-32 of a packet without the place where it stands."""
+    return zlib.crc32(body, zlib.crc32(header))
 
 
 def to_array(packet: bytes) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:

@@ -16,23 +16,37 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, Le, MaxLen, MinLen
+from annotated_types import Ge, Gt, Le, MaxLen, MinLen, Predicate
 from numpy.typing import NDArray
+from pydantic import Field
 
 from fedrec.codecs.base import Codec
 from fedrec.core import registry
+from fedrec.core.bounds import (
+    LARGEST_NORM,
+    LARGEST_SEED,
+    LARGEST_TABLE,
+    MOST_DIMENSIONS,
+    MOST_ITEMS,
+    MOST_NEGATIVES,
+    MOST_WEIGHT,
+    CutOffs,
+)
 from fedrec.core.errors import PacketError
-from fedrec.core.tensors import Spec, Tensors, TensorSpec
+from fedrec.core.tensors import Spec, Tensors, TensorSpec, matches
 from fedrec.stages.chain import Stages
 from fedrec.stages.limits import Limits
-from fedrec.wire.packet import Kind, PacketFormat
+from fedrec.wire.packet import Kind, Packet, PacketFormat
 from fedrec.wire.updates import DROPPED
 
 PROTOCOL_VERSION = 2
 
 _CHECKED: Mapping[str, Any] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
-_MOST = 2**31 - 1
 _LONGEST_SETUP = 2**20
+
+Short = Annotated[str, MaxLen(200)]
+_Path = Annotated[str, MaxLen(4096), Predicate(lambda text: "\0" not in text)]
+_Digest = Annotated[str, Field(pattern=r"^(?:[0-9a-f]{32})?\z")]
 
 MODEL_SCALARS = ("checkpoint_round",)
 """With the model goes the round of the oldest checkpoint that is kept: the server may go back so far, and a node keeps
@@ -60,9 +74,9 @@ class SimulatedData:
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _CHECKED
 
-    interactions: str
-    state_dir: str
-    token: str
+    interactions: _Path
+    state_dir: _Path
+    token: Short
 
 
 @dataclass(frozen=True)
@@ -71,7 +85,7 @@ class PhaseSetup:
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _CHECKED
 
-    name: str
+    name: Short
     embedding: Mapping[str, Any]
 
 
@@ -82,24 +96,24 @@ class Setup:
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _CHECKED
 
     protocol: int
-    run_key: str
-    seed: Annotated[int, Ge(0)]
-    n_items: Annotated[int, Ge(1), Le(_MOST)]
-    dim: Annotated[int, Ge(1), Le(_MOST)]
-    catalogue: str
-    eligible: str
+    run_key: Short
+    seed: Annotated[int, Ge(0), Le(LARGEST_SEED)]
+    n_items: Annotated[int, Ge(1), Le(MOST_ITEMS)]
+    dim: Annotated[int, Ge(1), Le(MOST_DIMENSIONS)]
+    catalogue: _Digest
+    eligible: _Digest
     phases: Annotated[tuple[PhaseSetup, ...], MinLen(1), MaxLen(256)]
     backbone: Mapping[str, Any]
     optim: Mapping[str, Any]
     codec: Mapping[str, Any]
     privacy: Mapping[str, Any]
-    ks: Annotated[tuple[Annotated[int, Ge(1)], ...], MinLen(1)]
-    sampled_negatives: Annotated[int, Ge(0), Le(_MOST)]
+    ks: CutOffs
+    sampled_negatives: Annotated[int, Ge(0), Le(MOST_NEGATIVES)]
     validation: bool
-    weight_cap: Annotated[int, Ge(1)]
-    max_update_norm: Annotated[float, Gt(0)]
-    engine: str
-    pairs_at_once: Annotated[int, Ge(1), Le(_MOST)]
+    weight_cap: Annotated[int, Ge(1), Le(MOST_WEIGHT)]
+    max_update_norm: Annotated[float, Gt(0), Le(LARGEST_NORM)]
+    engine: Short
+    pairs_at_once: Annotated[int, Ge(1), Le(MOST_ITEMS)]
     simulation: SimulatedData | None
 
     def to_json(self) -> str:
@@ -125,6 +139,12 @@ class Setup:
             raise PacketError(
                 "malformed",
                 f"the server speaks protocol {setup.protocol}, this client {PROTOCOL_VERSION}: install the same fedrec",
+            )
+        if setup.n_items * setup.dim > LARGEST_TABLE:
+            raise PacketError(
+                "malformed",
+                f"the server's setup has n_items={setup.n_items} and dim={setup.dim}: a table of them has more than "
+                f"{LARGEST_TABLE} numbers",
             )
         return setup
 
@@ -201,7 +221,12 @@ def pack_eligible(eligible: NDArray[np.integer[Any]], n_items: int) -> Tensors:
 
 
 def unpack_eligible(packed: Tensors, n_items: int) -> NDArray[np.int64]:
-    """The inverse of `pack_eligible`: item rows, ascending."""
+    """The inverse of `pack_eligible`: item rows, ascending.
+
+    Raises PacketError (`malformed`) if the tensors are no such list of that many items.
+    """
+    if packed.keys() != {ELIGIBLE} or not matches(eligible_spec(n_items)[ELIGIBLE], packed[ELIGIBLE]):
+        raise PacketError("malformed", f"the list of eligible items is none of one bit for each of {n_items} items")
     return np.flatnonzero(np.unpackbits(packed[ELIGIBLE].numpy(), count=n_items)).astype(np.int64)
 
 
@@ -237,6 +262,20 @@ def around_format(dim: int, users: int) -> PacketFormat:
 def frozen_format(frozen: Spec) -> PacketFormat:
     """Server to client: what is frozen after a merge, and public lists; exact, whatever the run's codec."""
     return PacketFormat(Kind.FROZEN, frozen, _plain_codec(), 0)
+
+
+def checkpoint_round(packet: Packet) -> int:
+    """The round in the scalars of a packet with `MODEL_SCALARS`: the earliest to which the server may go back.
+
+    Raises PacketError (`malformed`) if it is no round up to that of the packet.
+    """
+    (value,) = packet.scalars
+    if not (0 <= value <= packet.round and value == int(value)):  # neither NaN nor infinity passes the first
+        raise PacketError(
+            "malformed",
+            f"the earliest round to go back to should be a whole one up to {packet.round}, not {value!r}",
+        )
+    return int(value)
 
 
 def version_name(before: str, merged: bytes) -> str:

@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Le, MinLen
 from typing_extensions import override
 
+from fedrec.config.paths import expanded
 from fedrec.core.errors import ConfigError, DataError
 from fedrec.core.registry import MemberConfig, encoders
 from peft_embeddings.encoders.base import Progress, TextEncoder, TextVectors
@@ -46,8 +47,8 @@ class SentenceTransformerConfig(MemberConfig):
     model: Annotated[str, MinLen(1)]
     revision: str | None
     device: Literal["auto", "cpu", "cuda"]
-    batch_size: Annotated[int, Ge(1)]
-    max_tokens: Annotated[int, Ge(1)] | None
+    batch_size: Annotated[int, Ge(1), Le(1_000_000)]
+    max_tokens: Annotated[int, Ge(1), Le(1_000_000)] | None
     prompt: str
 
 
@@ -96,7 +97,7 @@ class SentenceTransformerEncoder(TextEncoder):
 
     def _folder(self) -> Path | None:
         """The local folder of the model; None for a name on the hub."""
-        path = Path(self.config.model).expanduser()
+        path = expanded(Path(self.config.model))
         if path.is_absolute():
             if not path.is_dir():
                 raise DataError(

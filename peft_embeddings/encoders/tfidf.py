@@ -13,7 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import Strict
 from typing_extensions import override
 
@@ -39,9 +39,9 @@ class TfidfConfig(MemberConfig):
 
     name: Literal["tfidf"]
     analyzer: Literal["word", "char_wb"]
-    ngrams: Annotated[tuple[Annotated[int, Ge(1)], Annotated[int, Ge(1)]], Strict(False)]
-    min_df: Annotated[int, Ge(1)]
-    max_features: Annotated[int, Ge(1)] | None
+    ngrams: Annotated[tuple[Annotated[int, Ge(1), Le(100)], Annotated[int, Ge(1), Le(100)]], Strict(False)]
+    min_df: Annotated[int, Ge(1), Le(1_000_000_000)]
+    max_features: Annotated[int, Ge(1), Le(100_000_000)] | None
     sublinear: bool
 
 

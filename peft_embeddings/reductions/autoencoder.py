@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, MinLen
+from annotated_types import Ge, Gt, Le, MinLen
 from numpy.typing import NDArray
 from pydantic import Strict
 from torch import Tensor
@@ -59,11 +59,11 @@ class AutoencoderConfig(MemberConfig):
     """
 
     name: Literal["autoencoder"]
-    hidden: Annotated[tuple[Annotated[int, Ge(1)], ...], Strict(False), MinLen(1)]
-    epochs: Annotated[int, Ge(0)]
-    batch_size: Annotated[int, Ge(1)]
-    lr: Annotated[float, Gt(0)]
-    weight_decay: Annotated[float, Ge(0)]
+    hidden: Annotated[tuple[Annotated[int, Ge(1), Le(65_536)], ...], Strict(False), MinLen(1)]
+    epochs: Annotated[int, Ge(0), Le(1_000_000)]
+    batch_size: Annotated[int, Ge(1), Le(10_000_000)]
+    lr: Annotated[float, Gt(0), Le(1e6)]
+    weight_decay: Annotated[float, Ge(0), Le(1e6)]
 
 
 @reductions.register("autoencoder")

@@ -18,8 +18,8 @@ from client_app.answers import evaluation
 from client_app.answers.evaluation import RankingProtocol, rank_users
 from client_app.homes.users import Cohort
 from client_app.training.engine import GlobalModel
-from client_app.training.history import PlainHistory
 from fedrec.backbones.base import Backbone, ScoreContext
+from fedrec.backbones.history import PlainHistory
 from fedrec.config.describe import load_member
 from fedrec.core.errors import FedrecError
 from fedrec.core.registry import backbones, embeddings

@@ -10,7 +10,7 @@ import torch
 
 from client_app.stores import frozen
 from client_app.stores.frozen import FrozenStore, Since
-from fedrec.core.errors import PacketError
+from fedrec.core.errors import PacketError, StoreError
 from fedrec.core.tensors import Tensors, content_digest
 
 TENSORS: Tensors = {"base": torch.arange(12.0).reshape(4, 3), "codes": torch.tensor([1, 2], dtype=torch.uint8)}
@@ -116,7 +116,7 @@ def test_a_write_that_breaks_off_leaves_no_file_of_that_name(
 
     with monkeypatch.context() as patch:
         patch.setattr(frozen, "save_file", half)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(StoreError, match=r"state-dir .* cannot be written \(No space left .*: make room"):
             store.put(TENSORS, DIGEST)
     assert store.get(DIGEST) is None
     assert not list((tmp_path / "frozen").iterdir()), "nothing half-written is left behind"

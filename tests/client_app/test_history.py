@@ -16,10 +16,11 @@ from client_app.homes.users import Cohort
 from client_app.training import history as history_module
 from client_app.training.cohort import CohortEngine
 from client_app.training.engine import Engine, GlobalModel
-from client_app.training.history import PlainHistory, SegmentedHistory, SharedHistory
+from client_app.training.history import SegmentedHistory, SharedHistory
 from client_app.training.oracle import OracleEngine
 from client_app.training.segments import Segments
 from fedrec.backbones.base import Backbone, History, ScoreContext
+from fedrec.backbones.history import PlainHistory
 from fedrec.config.describe import load_member
 from fedrec.core import registry
 from fedrec.core.registry import MemberConfig

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def test_private_tensors_of_the_runs_that_trained_last_stay(tmp_path: Path) -> N
         train(tmp_path, run, " around")
         store(tmp_path, run).resume([3])
     train(tmp_path, 1)  # it goes on
-    forget_old_runs(tmp_path, key(9))
+    forget_old_runs(tmp_path, key(9), Counter())
     assert RUNS_KEPT == 2
     assert remembered(tmp_path, 5) == remembered(tmp_path, 5, " around") == [1, 4]
     with sqlite3.connect(tmp_path / "users.sqlite") as file:
@@ -62,14 +63,14 @@ def test_those_of_the_joined_run_and_of_kept_models_stay(tmp_path: Path) -> None
     for run in range(5):
         train(tmp_path, run)
     keep_model(tmp_path, key(1), LastModel("{}", 0, 1, ""), b"")
-    forget_old_runs(tmp_path, key(0))
+    forget_old_runs(tmp_path, key(0), Counter())
     assert remembered(tmp_path, 5) == [0, 1, 3, 4]
 
 
 def test_the_pages_that_have_come_free_are_filled_again(tmp_path: Path) -> None:
     sizes = []
     for run in range(8):
-        forget_old_runs(tmp_path, key(run))
+        forget_old_runs(tmp_path, key(run), Counter())
         train(tmp_path, run)
         sizes.append((tmp_path / "users.sqlite").stat().st_size)
     # It grows up to so many runs and the one that trains.
@@ -89,14 +90,14 @@ def test_what_a_kept_model_needs_stays_frozen(tmp_path: Path) -> None:
     keep_model(tmp_path, key(2), LastModel("{}", 0, 1, version), names[2].encode())  # a packet names nothing
     for path in (tmp_path / "frozen").iterdir():
         os.utime(path, (1e9, 1e9))
-    forget_old_runs(tmp_path, key(3))
+    forget_old_runs(tmp_path, key(3), Counter())
     assert {path.stem for path in (tmp_path / "frozen").iterdir()} == {names[0], names[1], version}
     assert len(kept_models(tmp_path)) == 2
     frozen._load.cache_clear()
 
 
 def test_a_new_site_has_nothing_to_delete(tmp_path: Path) -> None:
-    forget_old_runs(tmp_path, key(1))
+    forget_old_runs(tmp_path, key(1), Counter())
     assert not (tmp_path / "users.sqlite").exists()
 
 
@@ -108,6 +109,6 @@ def test_a_store_that_cannot_be_tidied_keeps_nobody_from_joining(
 
     monkeypatch.setattr("client_app.stores.old_runs.FrozenStore", full)
     with caplog.at_level(logging.WARNING, "fedrec"):
-        forget_old_runs(tmp_path, key(1))
+        forget_old_runs(tmp_path, key(1), Counter())
     assert "could not be deleted" in caplog.text
     assert "No space left" in caplog.text

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -233,12 +234,13 @@ def test_a_damaged_file_is_said_to_be_damaged(tmp_path: Path, damage: str) -> No
     with pytest.raises(StoreError, match=r"users.sqlite cannot be used .*move it away and its users start anew"):
         PrivateStore(tmp_path, "r", SPEC, synced=False).load(keys, 2)
     broken = path.read_bytes()
-    store = PrivateStore(tmp_path, "r", SPEC)
+    losses: Counter[str] = Counter()
+    store = PrivateStore(tmp_path, "r", SPEC, losses=losses)
     assert not store.load(keys, 2)[1].any(), "on a device its users start anew"
     store.save(2, keys, tensors(0.0, 2000), 0)
     assert PrivateStore(tmp_path, "r", SPEC).load(keys, 3)[1].all()
     assert (tmp_path / "users.sqlite.damaged-1").read_bytes() == broken, "and the broken file is kept"
-    assert store.damaged == 1
+    assert losses == {"store_damaged": 1}
 
 
 @pytest.mark.parametrize("synced", [True, False])

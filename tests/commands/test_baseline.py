@@ -17,15 +17,16 @@ from safetensors.torch import load_file
 
 from client_app.answers.app import app as client_app
 from client_app.stores.store import PrivateStore
+from client_app.training.cohort import CohortEngine
 from client_app.training.engine import GlobalModel
-from client_app.training.history import PlainHistory
 from client_app.training.oracle import OracleEngine
-from commands.baseline.central import CentralTraining, PooledHistory
+from commands.baseline.central import CausalTraining, CentralTraining, PooledHistory
 from commands.baseline.command import Kind, baseline
 from commands.baseline.local import user_alone
 from commands.baseline.world import World
 from commands.local_grid import LocalGrid
 from commands.progress import RunProgress
+from fedrec.backbones.history import PlainHistory
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
 from fedrec.config.schema import RunConfig
@@ -185,10 +186,13 @@ def limited(config: RunConfig, texts: list[str], epochs: int) -> tuple[RunConfig
         ["backbone=pfedrec", "embedding=rqvae", "embedding.codes=8"],
         ["backbone=fedpergnn", "embedding=lora"],
         ["backbone=fedmf", "embedding=lora", "embedding.variant=C"],
+        ["backbone=recency", "backbone.maps=true", "embedding=lora"],
+        ["backbone=gru4rec", "backbone.dropout=0.2", "embedding=hash", "optim=fast", "optim.window=5"],
     ],
 )
 def test_any_backbone_and_embedding_learn_and_leave_the_base_alone(model: list[str], composed: Compose) -> None:
-    training = CentralTraining(world(composed(*SMALL, *model, "central.batch=128", "central.lr=0.01")[0]))
+    made = world(composed(*SMALL, *model, "central.batch=128", "central.lr=0.01")[0])
+    training = (CausalTraining if made.model.backbone.causal else CentralTraining)(made)
     frozen, before = content_digest(training.model.frozen), training.copies()
     losses = [training.epoch(number) for number in (1, 2, 3)]
     assert losses[2] < losses[0]
@@ -196,6 +200,19 @@ def test_any_backbone_and_embedding_learn_and_leave_the_base_alone(model: list[s
     after = training.copies()
     for old, new in ((before[0].trainable, after[0].trainable), (before[1], after[1])):
         assert not [name for name in old if torch.equal(old[name], new[name])]
+
+
+def test_a_causal_model_learns_the_loss_that_its_users_would_have(composed: Compose) -> None:
+    """Of everybody at once, before the first step: the mean over interactions of what the cohort engine reports."""
+    values = ["backbone=sasrec", "optim=fast", "optim.window=7", "optim.window_placement=latest"]
+    made = world(composed(*SMALL, *values, "central.batch=100000", "central.lr=1e-9", "optim.negatives=400")[0])
+    training = CausalTraining(made)
+    central = training.epoch(1)
+    model = made.start(None)
+    cohort = made.users.training(np.arange(len(made.users)))
+    engine = CohortEngine(made.recipe, made.sampler, plain_stages(Limits(7, 1e9)))
+    update = engine.train(model, cohort, {}, seed=1).update
+    assert central == pytest.approx(update.loss / update.weight, rel=0.03), "other negatives, and many"
 
 
 def test_what_batches_of_few_items_read_are_the_vectors_of_the_whole_table(composed: Compose) -> None:

@@ -158,7 +158,7 @@ def break_summary(path: Path, text: str | None) -> None:
     [
         (None, "no finished run"),
         ("{", "cannot be read as a run"),
-        ("[]", "should hold an object"),
+        ("[]", "expected a JSON object"),
         ('{"rounds": 3}', "cannot be read as a run"),
         ('{"rounds": 3, "seconds": 1, "test": {"ndcg@5": 1}, "validation": {}}', "its test has no ndcg@10; runs are"),
         ('{"rounds": 3, "test": {"ndcg@10": 1, "hr@10": 1}, "validation": {"ndcg@10": 1, "hr@10": 1}}', "'seconds'"),

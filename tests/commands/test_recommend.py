@@ -223,7 +223,7 @@ def test_ids_and_titles_are_shown_as_they_are_and_steer_no_terminal() -> None:
     title = "a\x1b[2J \u3000[b]\ud83d [/c]"
     item = {"item_id": "[/i]", "title": title, "score": 1.0}
     file = io.StringIO()
-    found = {"user": "[/u]", "history": 1, "round": 1, "trained": True, "items": [item]}
+    found = {"user": "[/u]", "history": 1, "round": 1, "passed_over": [], "trained": True, "items": [item]}
     show_recommendation(found, Console(file=file, width=200))
     shown = file.getvalue()
     assert "For user [/u], who knows" in shown

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections import Counter
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from commands.split import split
 from fedrec.config.compose import compose
 from fedrec.core.errors import StoreError
+from fedrec.data.prepare import load
+from fedrec.datasets.base import DatasetConfig
 
 SHOP = ["dataset.n_users=12", "dataset.n_items=20", "dataset.interactions_per_user=5", "dataset.topics=4"]
 
@@ -22,6 +26,28 @@ def users(folder: Path) -> Counter[str]:
         with path.open(newline="") as file:
             found.update({row["user_id"] for row in csv.DictReader(file)})
     return found
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    """Whatever the ids and texts are, a deployment of the files has the same users, items and texts."""
+    long = "word " * 30_000
+    items = [(' "a', "One"), ("b,c", 'Two "2"'), ("d'|;\\", "Three"), ("\\N", "Four")]
+    (tmp_path / "items.jsonl").write_text(
+        "".join(json.dumps({"item_id": item, "title": title, "text": long + title}) + "\n" for item, title in items)
+    )
+    rows = [(user, item) for user in ("José", "::", '"', " u") for item, _ in items]
+    (tmp_path / "clicks.jsonl").write_text(
+        "".join(json.dumps({"user_id": user, "item_id": item}) + "\n" for user, item in rows)
+    )
+    table = ["dataset=table", "dataset.time_column=null", "dataset.text_columns=[text]"]
+    config = compose([*table, "dataset.interactions=clicks.jsonl", "dataset.item_table=items.jsonl"], base=tmp_path)
+    before = split(config, 1, tmp_path / "out")
+    places = ["dataset.interactions=out/site-0/interactions.csv", "dataset.item_table=out/items.csv"]
+    after = load(cast(DatasetConfig, compose([*table, *places], base=tmp_path).dataset))
+    assert after.catalogue == before.catalogue
+    assert after.interactions.user_ids == before.interactions.user_ids
+    assert after.interactions.items.tolist() == before.interactions.items.tolist()
+    assert after.report.counts == {}
 
 
 def test_sites_of_an_earlier_split_do_not_stay_beside_the_new_ones(tmp_path: Path) -> None:

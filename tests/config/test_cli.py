@@ -116,12 +116,54 @@ class TestRun:
         assert result.exit_code == 130
         assert result.stderr == "interrupted\n"
 
-    def test_an_unexpected_error_is_not_hidden(self, command: str, body: Any) -> None:
+    def test_an_unexpected_error_is_a_bug_that_is_named_as_one(self, command: str, body: Any) -> None:
         def fail(*_: object, **__: object) -> None:
-            raise RuntimeError("a bug")
+            raise RuntimeError("what nobody expected")
 
         body(command, fail)
-        assert isinstance(run(app, [command]).exception, RuntimeError)
+        result = run(app, [command, "--json"])
+        assert result.exit_code == 70
+        line = json.loads(result.stdout)
+        assert "bug in fedrec" in line["error"]
+        assert "RuntimeError: what nobody expected" in line["error"]
+        assert line["bug"] is True
+        assert "Traceback (most recent call last)" in result.stderr
+
+    @pytest.mark.parametrize(
+        ("error", "said"),
+        [
+            (
+                OSError(28, "No space left on device", "/f"),
+                "/f cannot be read or written (No space left on device): make",
+            ),
+            (PermissionError(13, "Permission denied", "/f"), "/f cannot be read or written (Permission denied): "),
+            (MemoryError("Unable to allocate 9 GiB"), "there is not enough memory (Unable to allocate 9 GiB)"),
+            (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9"), "there is not enough memory"),
+        ],
+    )
+    def test_what_the_machine_refuses_is_no_bug(self, command: str, body: Any, error: Exception, said: str) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise error
+
+        body(command, fail)
+        result = run(app, [command, "--json"])
+        assert result.exit_code == 1
+        assert said in json.loads(result.stdout)["error"]
+        assert "Traceback" not in result.stderr
+
+    def test_a_signal_leaves_its_status_and_a_line(self, command: str, body: Any) -> None:
+        def ended(*_: object, **__: object) -> None:
+            raise SystemExit(143)
+
+        body(command, ended)
+        result = run(app, [command, "--json"])
+        assert result.exit_code == 143
+        assert json.loads(result.stdout) == {"error": "ended by SIGTERM"}
+
+    def test_what_is_not_finite_is_null_in_the_line(self, command: str, body: Any) -> None:
+        body(command, lambda *_, **__: {"test": {"ndcg@10": float("nan"), "all": [float("inf"), 1.0]}})
+        line = run(app, [command, "--json"]).stdout
+        assert json.loads(line) == {"test": {"ndcg@10": None, "all": [None, 1.0]}}
 
     def test_help_explains_overrides(self, command: str) -> None:
         result = run(app, [command, "--help"])
@@ -130,6 +172,20 @@ class TestRun:
         assert "  strategy=   two_phase, whole\n" in result.stdout
         assert "embedding.rank=8" in result.stdout
         assert f"{command} dataset=ml_1m strategy.rounds=50" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [["trian"], ["train", "--nosuch"], ["compare"], ["recommend", "--top", "0", "r"], ["split", "some", "d"]],
+    ids=lambda typed: " ".join(typed),
+)
+def test_a_mistyped_command_line_ends_with_a_line_of_json_too(typed: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "commands.cli", *typed, "--json"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert list(json.loads(done.stdout)) == ["error"]
+    assert "Traceback" not in done.stderr
 
 
 def test_version() -> None:

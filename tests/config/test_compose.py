@@ -52,6 +52,8 @@ class TestValues:
         assert compose([" seed=3 "], base=BASE).seed == 3
 
 
+KS = "expected a list of (an integer >= 1 and <= 1000000), at least 1 long"
+
 CASES = [
     ("embedding.rnk=8", "there is no key embedding.rnk; did you mean embedding.rank?"),
     ("embedding.rank=abc", "expected an integer >= 1, got the text 'abc'"),
@@ -66,11 +68,12 @@ CASES = [
     ("embedding.init_std=inf", "expected a number, got the number inf"),
     ("optim.loss=bpp", "expected bpr or bce, got the text 'bpp'"),
     ("evaluation.baselines=1", "expected true or false, got the integer 1"),
-    ("evaluation.ks=[]", "expected a list of (an integer >= 1), at least 1 long, got the list []"),
-    ("evaluation.ks=[5,x]", "expected a list of (an integer >= 1), at least 1 long, got the list [5, 'x']"),
-    ("evaluation.ks=[0]", "expected a list of (an integer >= 1), at least 1 long, got the list [0]"),
-    ("evaluation.ks=5", "expected a list of (an integer >= 1), at least 1 long, got the integer 5"),
-    ("dataset.root=3", "expected a path or null, got the integer 3"),
+    ("evaluation.ks=[]", f"{KS}, got the list []"),
+    ("evaluation.ks=[5,x]", f"{KS}, got the list [5, 'x']"),
+    ("evaluation.ks=[0]", f"{KS}, got the list [0]"),
+    ("evaluation.ks=5", f"{KS}, got the integer 5"),
+    ("dataset.root=3", "expected a path or null, got the integer 3; to mean a text, quote it inside the override: "
+     "\"dataset.root='3'\""),
     ("run_id=7", "expected text or null, got the integer 7; "
      "to mean a text, quote it inside the override: \"run_id='7'\""),
     ("dataset=mde", "there is no such dataset; did you mean made?"),

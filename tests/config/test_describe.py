@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedrec.config.compose import compose
-from fedrec.config.describe import ABSENT, Change, changes, from_dict, load_member, to_dict, to_yaml
+from fedrec.config.describe import ABSENT, Change, differences, from_dict, load_member, to_dict, to_yaml
 from fedrec.config.validate import member_config
 from fedrec.core.errors import ConfigError
 
@@ -70,7 +70,8 @@ def test_a_stored_relative_path_is_refused() -> None:
 
 
 def test_changes_are_those_of_the_overrides_and_of_what_their_choices_bring() -> None:
-    assert changes(["strategy=whole", "seed=3", "evaluation.every=10"], base=BASE) == [
+    default = compose([], base=BASE)
+    assert differences(default, compose(["strategy=whole", "seed=3", "evaluation.every=10"], base=BASE)) == [
         Change("strategy", "two_phase", "whole"),
         Change("strategy.warmup_rounds", 20, ABSENT),
         Change("embedding", "low", "table"),
@@ -78,7 +79,7 @@ def test_changes_are_those_of_the_overrides_and_of_what_their_choices_bring() ->
         Change("embedding.init_std", 0.1, ABSENT),
         Change("seed", 0, 3),
     ]
-    assert changes([], base=BASE) == []
+    assert differences(default, compose([], base=BASE)) == []
 
 
 def test_one_member_from_plain_data() -> None:

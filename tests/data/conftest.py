@@ -13,10 +13,11 @@ import yaml
 from pydantic import TypeAdapter
 
 from fedrec.core.registry import CONF, datasets
-from fedrec.data.types import Interactions
+from fedrec.data.types import Dataset, Interactions
 from fedrec.datasets.base import DatasetConfig, IdColumn, RawData, RawItem
 
 Config = Callable[..., DatasetConfig]
+Histories = Callable[[Dataset], dict[str, list[str]]]
 Raw = Callable[..., RawData]
 
 
@@ -31,6 +32,17 @@ def config() -> Config:
         return made
 
     return make
+
+
+@pytest.fixture(scope="session")
+def histories() -> Histories:
+    """Every user's items by name, oldest first."""
+
+    def named(dataset: Dataset) -> dict[str, list[str]]:
+        ids, found = dataset.catalogue.item_ids, dataset.interactions
+        return {user: [ids[row] for row in found.history(n).tolist()] for n, user in enumerate(found.user_ids)}
+
+    return named
 
 
 @pytest.fixture(scope="session")

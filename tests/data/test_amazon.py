@@ -71,7 +71,7 @@ def test_malformed_lines_are_named_or_counted(tmp_path: Path, config: Any) -> No
     assert dataset.report.counts["malformed"] == 2
     assert dataset.report.counts["malformed_item"] == 2
     write(tmp_path / "Tools_5.json", REVIEWS)
-    with pytest.raises(DataError, match=r"meta_Tools.json, line 6: cannot read .*expected a product with an asin"):
+    with pytest.raises(DataError, match=r"meta_Tools.json, line 6: cannot read .*expected a product with the key asin"):
         load(config("amazon", root=tmp_path))
 
 
@@ -80,7 +80,9 @@ def test_a_truncated_download_is_told(tmp_path: Path, config: Any) -> None:
     write(tmp_path / "meta_Tools.json.gz", PRODUCTS)
     path = tmp_path / "Tools_5.json.gz"
     path.write_bytes(path.read_bytes()[:-12])
-    with pytest.raises(DataError, match=r"Tools_5.json.gz is a damaged or truncated gzip file"):
+    with pytest.raises(
+        DataError, match=r"Tools_5.json.gz is not a sound gzip file .*damaged or truncated, fetch it again"
+    ):
         load(config("amazon", root=tmp_path))
 
 
@@ -95,6 +97,60 @@ def test_the_category_chooses(tmp_path: Path, config: Any) -> None:
         assert load(config("amazon", root=tmp_path, category=category, k_core=0)).interactions.users == 2
     with pytest.raises(DataError, match=r"holds 0 files that could be the review file .*expected one such as Books"):
         load(config("amazon", root=tmp_path, category="Books_5"))
+
+
+REVIEWS_2023 = [
+    {"rating": 5.0, "title": "Good", "asin": "B1", "parent_asin": "P1", "user_id": "U1", "timestamp": 1588687728923},
+    {"rating": 2.0, "asin": "B2", "parent_asin": "P2", "user_id": "U1", "timestamp": 1588687728922},
+    {"rating": 1.0, "asin": "B3", "parent_asin": "P1", "user_id": "U2", "timestamp": 3},
+    {"rating": 4.0, "asin": "B1", "parent_asin": "P1", "user_id": "U1", "timestamp": 1588687728999},
+]
+PRODUCTS_2023 = [
+    {
+        "main_category": "All Beauty",
+        "title": "Nail <i>file</i>",
+        "average_rating": 4.8,
+        "features": ["Steel &amp; glass", "Long"],
+        "description": ["For nails."],
+        "price": None,
+        "images": [{"thumb": "https://x"}],
+        "store": "Acme",
+        "categories": [],
+        "details": {"Brand": "Acme"},
+        "parent_asin": "P1",
+        "bought_together": None,
+    },
+    {"main_category": None, "title": "Soap", "features": [], "description": [], "parent_asin": "P2"},
+    {"title": "Never bought", "parent_asin": "P3"},
+]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl.gz", ".jsonl", ".JSONL"])
+def test_the_release_of_2023_is_read(suffix: str, tmp_path: Path, config: Any) -> None:
+    write(tmp_path / f"All_Beauty{suffix}", REVIEWS_2023)
+    write(tmp_path / f"meta_All_Beauty{suffix}", PRODUCTS_2023)
+    dataset = load(config("amazon_2023", root=tmp_path, k_core=0))
+    assert dataset.catalogue.item_ids == ("P1", "P2")
+    assert dataset.catalogue.titles == ("Nail file", "Soap")
+    assert dataset.catalogue.sentences == (
+        "Nail file. Acme. All Beauty. Steel & glass, Long. For nails.",
+        "Soap.",
+    )
+    assert dataset.interactions.history(0).tolist() == [1, 0], "by time, to the millisecond"
+    assert dataset.report.counts == {"duplicate": 1, "unrated_item": 1, "users_too_short": 2}
+    rated = load(config("amazon_2023", root=tmp_path, k_core=0, min_rating=2, category="All_Beauty", items="listed"))
+    assert rated.report.counts["low_rating"] == 1
+
+
+def test_the_other_release_is_named(tmp_path: Path, config: Any) -> None:
+    write(tmp_path / "All_Beauty.jsonl.gz", REVIEWS_2023)
+    write(tmp_path / "meta_All_Beauty.jsonl.gz", PRODUCTS_2023)
+    with pytest.raises(DataError, match=r"no \.json at all.*files here end as those of 2023, dataset=amazon_2023"):
+        load(config("amazon", root=tmp_path))
+    (tmp_path / "All_Beauty.jsonl.gz").unlink()
+    write(tmp_path / "All_Beauty_5.json.gz", REVIEWS)
+    with pytest.raises(DataError, match=r"files here end as those of 2018, dataset=amazon$"):
+        load(config("amazon_2023", root=tmp_path))
 
 
 def test_missing_files_are_told(tmp_path: Path, config: Any) -> None:

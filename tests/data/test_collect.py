@@ -21,7 +21,7 @@ def test_ids_become_text(value: object, text: str) -> None:
     assert id_text(value) == text
 
 
-@pytest.mark.parametrize("value", ["", "  ", None, True, 1.5, float("nan"), 2.0**60, b"a", ["a"]])
+@pytest.mark.parametrize("value", ["", "  ", "a\nb", "a\r", "a\0", None, True, 1.5, float("nan"), 2.0**60, b"a", ["a"]])
 def test_what_is_no_id(value: object) -> None:
     with pytest.raises(ValueError, match="an id"):
         id_text(value)
@@ -55,7 +55,7 @@ ROWS = [
 
 
 def gathered(mode: Any, rows: Any = ROWS) -> RawData:
-    return collect("/f.csv, line", rows, Malformed(mode), timed=True, rated=True)
+    return collect(lambda: "/f.csv, line", rows, Malformed(mode), timed=True, rated=True)
 
 
 def test_malformed_lines_are_left_out_and_counted() -> None:

@@ -96,7 +96,9 @@ def test_a_missing_or_truncated_file_is_told_and_mended(
     path.unlink()
     if kept is not None:
         path.write_bytes(data[:kept])
-    with pytest.raises(StoreError, match=rf"{name}.*(damaged|truncated); delete the folder and prepare the data again"):
+    with pytest.raises(
+        StoreError, match=rf"{name}.*(damaged|truncated|missing).*delete the folder and prepare the data again"
+    ):
         open_store(folder)
     assert open_store(write_store(small, tmp_path)).items.tolist() == small.items.tolist()
 
@@ -141,7 +143,7 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 def test_a_place_that_cannot_be_written_is_told(small: Interactions, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="set cache_dir to a writable folder"):
+    with pytest.raises(StoreError, match="set cache_dir to a folder that may be read and written"):
         write_store(small, tmp_path / "file")
 
 

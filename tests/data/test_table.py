@@ -13,7 +13,6 @@ import pytest
 
 from fedrec.core.errors import DataError
 from fedrec.data.prepare import load
-from fedrec.data.types import Dataset
 
 ROWS = [("u1", 10, 3, 4.0), ("u1", 7, 1, 5.0), ("007", 10, 2, 1.0), ("007", 30, 2, 2.5)]
 NAMES = ("who", "what", "when", "stars")
@@ -37,23 +36,18 @@ def write(path: Path) -> Path:
     return path
 
 
-def named(dataset: Dataset) -> dict[str, list[str]]:
-    ids, found = dataset.catalogue.item_ids, dataset.interactions
-    return {user: [ids[row] for row in found.history(n).tolist()] for n, user in enumerate(found.user_ids)}
-
-
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.txt", "t.csv.gz", "t.jsonl", "t.jsonl.gz", "t.parquet", "t.pq"])
-def test_every_form_gives_the_same(name: str, tmp_path: Path, config: Any) -> None:
+def test_every_form_gives_the_same(name: str, tmp_path: Path, config: Any, histories: Any) -> None:
     dataset = load(config("table", interactions=write(tmp_path / name), **COLUMNS))
-    assert named(dataset) == {"007": ["10", "30"], "u1": ["7", "10"]}
+    assert histories(dataset) == {"007": ["10", "30"], "u1": ["7", "10"]}
     filtered = load(config("table", interactions=tmp_path / name, min_rating=2.0, **COLUMNS))
     assert filtered.report.counts["low_rating"] == 1
 
 
-def test_time_and_rating_are_optional(tmp_path: Path, config: Any) -> None:
+def test_time_and_rating_are_optional(tmp_path: Path, config: Any, histories: Any) -> None:
     (tmp_path / "t.csv").write_text("item_id;user_id\n2;a\n1;a\n")
     dataset = load(config("table", interactions=tmp_path / "t.csv", time_column=None, separator=";"))
-    assert named(dataset) == {"a": ["2", "1"]}
+    assert histories(dataset) == {"a": ["2", "1"]}
 
 
 def test_items_are_described_by_their_table(tmp_path: Path, config: Any) -> None:
@@ -92,9 +86,9 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path: Path, config: Any)
         load(config("table", interactions=path, **(COLUMNS | {"user_column": "whom", "item_column": "zzz"})))
     message = str(caught.value)
     assert (
-        f"{path} has no column 'whom' (dataset.user_column); found 'who', 'what', 'when', 'stars'; did you" in message
+        f"{path} has no column 'whom' (dataset.user_column); found 'who', 'what', 'when', 'stars'; did you mean 'who'"
+        in message
     )
-    assert "mean who" in message
     assert "has no column 'zzz' (dataset.item_column)" in message
     (tmp_path / "items.csv").write_text("what,title\n")
     values = {"item_table": tmp_path / "items.csv", "text_columns": ["title", "names"]}
@@ -109,7 +103,7 @@ MALFORMED = [
     ("a,1,1\n\n\nb,2,1\nb, ,2\n", 6, "an id that is not empty"),
     ("a,1,1\nb,2,x\nb,2,1\n", 3, "a time that is a finite number or an ISO 8601 date"),
     ("a,1,1\nb,2,2020-01-01\nb,2,1\n", 3, "a time that is a number, as in the lines before"),
-    ('"a\nx",1,1\n"b"x,2,1\nb,2,1\n', 4, "a line with sound quotes"),
+    ('a,1,1\n"b"x,2,1\nb,2,1\n', 3, "a line with sound quotes (where quotes are plain characters, dataset.quote=null"),
 ]
 
 
@@ -154,7 +148,7 @@ def test_malformed_json_and_parquet_rows_are_named(tmp_path: Path, config: Any) 
     assert dataset.catalogue.item_ids == ("1", "2")
 
 
-def test_parquet_keeps_large_ids_dictionaries_and_clocks(tmp_path: Path, config: Any) -> None:
+def test_parquet_keeps_large_ids_dictionaries_and_clocks(tmp_path: Path, config: Any, histories: Any) -> None:
     big = 2**62 + 1
     table = pa.table(
         {
@@ -165,7 +159,7 @@ def test_parquet_keeps_large_ids_dictionaries_and_clocks(tmp_path: Path, config:
     )
     pq.write_table(table, tmp_path / "t.parquet", row_group_size=2)
     dataset = load(config("table", interactions=tmp_path / "t.parquet"))
-    assert named(dataset) == {"a": [str(big - 1), str(big)], "b": [str(big)]}
+    assert histories(dataset) == {"a": [str(big - 1), str(big)], "b": [str(big)]}
 
 
 @pytest.mark.parametrize(
@@ -179,9 +173,9 @@ def test_parquet_keeps_large_ids_dictionaries_and_clocks(tmp_path: Path, config:
         (
             "t.csv.gz",
             gzip.compress(b"user_id,item_id,timestamp\n" + b"a,1,1\n" * 99, mtime=0)[:-9],
-            "damaged or truncated gzip",
+            "not a sound gzip file .*damaged or truncated, fetch it again",
         ),
-        ("t.csv.gz", b"user_id", "damaged or truncated gzip"),
+        ("t.csv.gz", b"user_id", "not a sound gzip file .*damaged or truncated, fetch it again"),
         ("t.jsonl", b"\n", "holds no JSON object"),
         ("t.parquet", b"PAR1", "is not a sound Parquet file"),
         ("t.csv", b"user_id,item_id,timestamp\n", "0 items .* at least 2 are needed"),
@@ -205,10 +199,6 @@ def test_a_byte_order_mark_and_another_encoding(tmp_path: Path, config: Any) -> 
     assert list(dataset.interactions.user_ids) == ["é"]
     with pytest.raises(DataError, match="is not utf-16 text"):
         load(config("table", interactions=tmp_path / "t.csv", encoding="utf-16"))
-    with pytest.raises(DataError, match="the separator '::' cannot stand between fields; give one character"):
-        load(config("table", interactions=tmp_path / "t.csv", separator="::"))
-    with pytest.raises(DataError, match="there is no encoding 'utf-ate'"):
-        load(config("table", interactions=tmp_path / "t.csv", encoding="utf-ate"))
 
 
 def test_a_path_that_is_none_is_told(tmp_path: Path, config: Any) -> None:

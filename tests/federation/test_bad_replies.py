@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -40,14 +41,16 @@ def bent(
 
 def floats(packet: bytes, change: Callable[[np.ndarray, np.ndarray], None]) -> RecordDict:
     """The packet with scalars and tensors changed, and its checksum made good again."""
-    import struct
-    import zlib
-
     body = bytearray(packet[36:])
     scalars = np.frombuffer(body, dtype=np.float64, count=8)
     tensors = np.frombuffer(body, dtype=np.float32, offset=64)
     change(scalars, tensors)
-    return pack({}, {UPDATE: packet[:32] + struct.pack("<I", zlib.crc32(body)) + bytes(body)})
+    return pack({}, {UPDATE: sealed(packet[:32], bytes(body))})
+
+
+def sealed(header: bytes, body: bytes) -> bytes:
+    """A packet with the checksum of its header and body."""
+    return header + zlib.crc32(header + body).to_bytes(4, "little") + body
 
 
 def set_nan(scalars: np.ndarray, tensors: np.ndarray) -> None:
@@ -84,7 +87,10 @@ CHANGES: dict[str, tuple[str, Callable[[bytes], RecordDict]]] = {
     "flipped bit": ("malformed", lambda packet: pack({}, {UPDATE: packet[:-1] + bytes([packet[-1] ^ 1])})),
     "another specification": ("wrong_spec", lambda packet: pack({}, {UPDATE: packet[:12] + b"8 bytes." + packet[20:]})),
     "replayed from round 2": ("wrong_spec", lambda packet: pack({}, {UPDATE: packet[:6] + b"\1" + packet[7:]})),
-    "another round": ("wrong_round", lambda packet: pack({}, {UPDATE: packet[:8] + b"\x02\0\0\0" + packet[12:]})),
+    "another round": (
+        "wrong_round",
+        lambda packet: pack({}, {UPDATE: sealed(packet[:8] + b"\x02\0\0\0" + packet[12:32], packet[36:])}),
+    ),
     "no update": ("malformed", lambda packet: pack({})),
     "not a packet": ("malformed", lambda packet: pack({}, arrays={UPDATE: np.ones((2, 2))})),
     "other records": ("malformed", lambda packet: RecordDict({"arrays": ConfigRecord({"a": 1})})),

@@ -212,7 +212,7 @@ def test_the_list_of_items_is_sent_once_and_the_file_is_read_once(
     second = shop.grid()
     # The same file in another run: neither the list nor the file is needed again.
     with monkeypatch.context() as patch, caplog.at_level(logging.INFO, "fedrec"):
-        patch.setattr("fedrec.data.rows.open_table", None)
+        patch.setattr("fedrec.data.tables.open_table", None)
         shop.deploy("second", grid=second)
     assert lists(second) == 0
     assert "prepared" not in caplog.text

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Context, Error, Message
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord
 
 from client_app.answers.app import app as honest
 from commands.local_grid import LocalGrid
-from exchanges.records import FROZEN, UPDATE, pack, unpack
-from federation.silence import Silences
+from exchanges.records import FROZEN, MISSING, UPDATE, pack, unpack
+from federation import rests, roster
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
 from fedrec.core.errors import FederationError
@@ -105,15 +106,26 @@ def losses(records: list[dict[str, Any]]) -> dict[int, dict[str, int]]:
 
 
 def test_a_node_that_hangs_rests_and_is_tried_again(go: Go) -> None:
+    class Slow(World):
+        """A round takes about as long as a node is waited for."""
+
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+            messages = list(messages)
+            if messages[0].metadata.message_type == "train" and 4 in {
+                unpack(message.content).fields.get("round") for message in messages
+            }:
+                time.sleep(0.4)
+            return super().push_messages(messages)
+
     hangs = {round: {1: "hang"} for round in (2, 3, 4)}
-    grid = World(hangs)
+    grid = Slow(hangs)
     summary, records = go(grid)
     found = losses(records)
     assert found[2] == {"no_answer": 1}
     assert found[3] == {"no_answer": 1, "rested": 1}
     assert set(found) == {2, 3}, "it costs no round its time while it rests"
     asked = [1 in grid.asked[round] for round in range(1, 9)]
-    assert asked == [True, True, True, False, True, True, True, True]
+    assert asked == [True, True, True, False, True, True, True, True], "it rested as long as round 4 lasted"
     assert summary["test"]["users"] == 40
     assert [record["users"] < record["cohort"] for record in records[1:4]] == [True, True, False]
 
@@ -123,20 +135,20 @@ def test_a_late_answer_is_counted_and_not_used(go: Go, tmp_path: Path) -> None:
     _, records = go(grid)
     assert losses(records) == {
         2: {"no_answer": 1},
-        4: {"late": 1},  # it came while round 3 was under way, and is found when the next begins
+        3: {"late": 1},  # it came while round 3 was under way
         5: {"no_answer": 1},
-        7: {"late": 1},
+        6: {"late": 1},
     }
     size = records[1]["bytes"]["up"] // records[1]["users"]  # of one packet, of all nodes alike
     assert [record["wasted_bytes"].keys() for record in records if record["wasted_bytes"]] == [{"late"}, {"late"}]
-    assert records[3]["wasted_bytes"]["late"] >= size
+    assert records[2]["wasted_bytes"]["late"] >= size
 
 
 def test_a_late_answer_ends_the_rest(go: Go) -> None:
     grid = World({2: {1: "hang"}, 3: {1: "late"}})
     _, records = go(grid, "strategy.silent_rounds=2")
-    assert losses(records) == {2: {"no_answer": 1}, 3: {"no_answer": 1, "rested": 1}, 5: {"late": 1}}
-    # Its answer comes while round 4 is asked, and is found when round 5 begins.
+    assert losses(records) == {2: {"no_answer": 1}, 3: {"no_answer": 1, "rested": 1}, 4: {"late": 1}}
+    # Its answer comes while round 4 is asked.
     assert [1 in grid.asked[round] for round in range(1, 9)] == [True] * 3 + [False] + [True] * 4
 
 
@@ -235,7 +247,7 @@ def test_a_run_that_is_given_up_goes_on_later_with_nothing_lost(go: Go, tmp_path
 
 def test_fewer_users_than_needed_end_the_run_with_a_reason(go: Go) -> None:
     with pytest.raises(
-        FederationError, match=r"the nodes of \d+ chosen users answered, strategy.min_users=20 are needed"
+        FederationError, match=r"the updates of \d+ of 20 chosen users count, strategy.min_users=20 are needed"
     ):
         go(
             World({2: {1: "hang", 2: "hang"}}),
@@ -313,17 +325,176 @@ def test_over_sampling_asks_more_and_waits_for_fewer(go: Go) -> None:
     assert losses(records) == {}
 
 
+class Clock:
+    """A clock that a test sets."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def test_silences_in_a_row_make_rests_that_grow() -> None:
-    silences = Silences(patience=2)
-    asked = []
-    for round in range(20):
-        silences.round_begins({1})
-        if 1 not in silences.resting:
-            asked.append(round)
-            silences.silent(1)
-    assert asked == [0, 1, 3, 6, 11]
-    silences.heard(1)
-    assert silences.resting == set()
-    assert silences.silent(1) is False
-    silences.round_begins(set())
-    assert silences.silent(1) is False, "who was away begins anew"
+    clock = Clock()
+    resting, asked = rests.Rests(2, clock), []
+    for second in range(0, 5000, 10):
+        clock.now = float(second)
+        if 1 not in resting.resting:
+            asked.append(second)
+            resting.silent(1, waited=100.0)
+    # Two silences; then rests of 100, 200, 400, 800, 1600 and 3200 s.
+    assert asked == [0, 10, 110, 310, 710, 1510, 3110]
+    assert resting.said() == ["node 1 rests for 1320 s more: it has left 7 messages in a row unanswered"]
+    resting.awake(1)
+    assert resting.resting == set()
+    assert resting.silent(1, waited=1e9), "one that only says who lives there is no more reliable than it was"
+    clock.now += 3601
+    assert resting.resting == set(), "nobody rests for longer than an hour"
+    resting.answered(1)
+    assert resting.silent(1, waited=1.0) is False
+    resting.connected(set())
+    assert resting.silent(1, waited=1.0) is False, "who was away begins anew"
+
+
+class Lost(World):
+    """In some rounds a node answers nothing at all, not even an invitation, until it is asked a number of times."""
+
+    def __init__(self, place: int, from_round: int, silent: int) -> None:
+        super().__init__({})
+        self.lost, self.from_round, self.silent = place, from_round, silent
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        names = list(super().push_messages(messages))
+        rounds = [int(unpack(message.content).fields.get("round", 0)) for message in messages]
+        self.begun = max([getattr(self, "begun", 0), *rounds])
+        for message, name in zip(messages, names, strict=True):
+            if self.place(message.metadata.dst_node_id) == self.lost and self.begun >= self.from_round and self.silent:
+                self.silent -= 1
+                self._replies.pop(name)
+        return names
+
+
+def test_a_round_that_waits_for_nodes_asks_those_that_rest(go: Go) -> None:
+    """Both needed nodes are connected, and one of them rests when a round begins that needs both."""
+    _, records = go(
+        Lost(1, from_round=3, silent=1),
+        "strategy.min_nodes=4",
+        "strategy.silent_rounds=1",
+        "strategy.node_timeout=20.0",
+    )
+    assert losses(records) == {3: {"no_answer": 1, "rested": 1}}
+    assert [record["users"] == record["cohort"] for record in records] == [True] * 2 + [False] + [True] * 5
+
+
+def test_a_run_that_fails_for_want_of_nodes_says_which_rest_and_until_when(
+    go: Go, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster, "_WAIT", 0.05)
+    started = time.monotonic()
+    with pytest.raises(
+        FederationError,
+        match=r"3 of 4 nodes has joined with users, strategy.min_nodes=4 are needed, and no more came in 1 s .*"
+        r"node 3 rests for \d+ s more: it has left \d+ messages in a row unanswered",
+    ):
+        go(Lost(1, 3, silent=99), "strategy.min_nodes=4", "strategy.silent_rounds=1", "strategy.node_timeout=1.0")
+    assert time.monotonic() - started < 15
+
+
+class Late(World):
+    """Two nodes whose every answer to a round comes so many seconds after it was asked for."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__({}, nodes=2)
+        self.seconds = seconds
+        self._due: dict[str, tuple[float, Message]] = {}
+        self.sent_at: list[float] = []
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        messages = list(messages)
+        names = list(super().push_messages(messages))
+        for message, name in zip(messages, names, strict=True):
+            if message.metadata.message_type == "train" and self.place(message.metadata.dst_node_id) == 1:
+                self._due[name] = (time.monotonic() + self.seconds, self._replies.pop(name))
+                self.sent_at.append(time.monotonic())
+        return names
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        for name, (due, reply) in list(self._due.items()):
+            if time.monotonic() >= due:
+                self._replies[name] = reply
+                del self._due[name]
+        return super().pull_messages(message_ids)
+
+
+def test_a_node_that_is_always_a_little_late_is_given_the_time_it_needs(go: Go) -> None:
+    _, records = go(Late(0.5), "strategy.round_timeout=0.4", nodes=2)
+    counted = [record["users"] == record["cohort"] for record in records]
+    assert counted == [False] + [True] * 7, "its late answer in round 2 tells what it needs"
+    assert records[1]["dropped_replies"] == {"late": 1}
+    assert [record["slow_nodes"] for record in records] == [{}] + [{"waited_for": 1}] * 7
+
+
+def test_a_node_that_can_never_be_in_time_holds_up_nobody(go: Go) -> None:
+    grid = Late(1.0)
+    _, records = go(
+        grid,
+        "strategy.round_timeout=0.2",
+        "strategy.silent_rounds=2",
+        "strategy.rounds=60",
+        "evaluation.every=0",
+        nodes=2,
+    )
+    assert sum(len(record["dropped_replies"]) > 0 for record in records) <= 12
+    assert sum(record["slow_nodes"].get("left_out", 0) for record in records) >= 1
+    held_up = [record["seconds"] > 0.2 for record in records]
+    assert held_up[:2] == [True, True]
+    assert sum(held_up) <= 6, "it rests, and longer each time"
+
+
+def test_a_node_that_says_in_every_round_that_it_lacks_something_is_not_sent_it_without_end(go: Go) -> None:
+    class Forgetful(World):
+        """A node that never keeps the base table, but trains once it has been sent it again."""
+
+        def _answer(self, message: Message) -> Message:
+            content = unpack(message.content)
+            name = str(content.fields.get("frozen", ""))
+            if self.place(message.metadata.dst_node_id) == 1 and name and FROZEN + name not in content.arrays:
+                return Message(pack({MISSING: name}), reply_to=message)
+            return super()._answer(message)
+
+    _, records = go(Forgetful({}), "strategy.rounds=20")
+    assert sum("resent" in record["wasted_bytes"] for record in records) == 3
+    assert sum(record["dropped_replies"].get("resend_refused", 0) for record in records) == 1
+    assert [record["cohort"] for record in records[5:8]] == [20, 20, 15], "then it is left out"
+    assert {record["cohort"] for record in records[7:]} == {15}
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize("where", ["text", "texts", "record", "metrics", "names", "error"])
+def test_text_beside_an_answer_is_refused_and_counted_as_arrays_are(go: Go, kind: str, where: str) -> None:
+    text = "x" * 1_000_000
+
+    class Talkative(World):
+        def _answer(self, message: Message) -> Message:
+            reply = super()._answer(message)
+            due = unpack(message.content).fields.get("round") in (4, 8)
+            if self.place(message.metadata.dst_node_id) != 1 or message.metadata.message_type != kind or not due:
+                return reply
+            content = reply.content
+            if where == "error":
+                return Message(Error(2, text), reply_to=message)
+            if where == "metrics":
+                content["more"] = MetricRecord({"m": [0.0] * (len(text) // 8)})
+            elif where == "names":
+                content[text] = ConfigRecord({})
+            elif where == "record":
+                content["more"] = ConfigRecord({"b": text.encode()})
+            else:
+                content["fields"]["more"] = text if where == "text" else [text[:1000]] * (len(text) // 1000)
+            return Message(content, reply_to=message)
+
+    _, records = go(Talkative({}))
+    losses = [record for record in records if record["dropped_replies"]]
+    assert [record["dropped_replies"] for record in losses] == [{"oversized": 1}] * (2 if kind == "train" else 1)
+    assert all(record["wasted_bytes"]["oversized"] > 0.9 * len(text) for record in losses)

@@ -23,12 +23,14 @@ from safetensors.torch import load_file
 from client_app.answers.app import app as client_app
 from client_app.stores.store import PrivateStore
 from commands.local_grid import LocalGrid
+from federation.base import FederatedStrategy
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
-from fedrec.core.errors import ConfigError, DataError, StoreError
+from fedrec.core.errors import ConfigError, DataError, FederationError, StoreError
 from fedrec.core.keys import opaque_keys, simulation_secret
 from fedrec.core.registry import CONF
 from fedrec.core.tensors import TensorSpec, text_digest
+from server_app import run as server_run
 from server_app.run import run
 
 ROUNDS = 6
@@ -223,11 +225,68 @@ def test_merges_go_on_where_they_were(
 BASIC = (*KEYS["lora"], "strategy.warmup_rounds=3")
 
 
+def test_a_trained_model_outlives_a_ranking_that_fails(
+    carry: Carry, uninterrupted: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left to train: the run that goes on asks for the last ranking alone, and ends like any other."""
+
+    overrides = (*BASIC, "checkpoint_every=0", "checkpoints_kept=1", "evaluation.every=0")
+
+    def fail(*_: object, **__: object) -> None:
+        raise FederationError("no user could be ranked")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FederatedStrategy, "_evaluated", fail)
+        with pytest.raises(FederationError, match="no user could be ranked"):
+            carry(tmp_path, *overrides)
+    lines = (tmp_path / "r/metrics.jsonl").read_text().splitlines()
+    assert len(lines) == ROUNDS - 1, "the line of the last round waits for its ranking"
+    assert [path.name for path in (tmp_path / "r/checkpoints").glob("*.json")] == [f"round-{ROUNDS:06d}.json"]
+    assert carry(tmp_path, resume=True, deliveries=1) is None, "killed before the ranking once more"
+    summary = carry(tmp_path, resume=True, deliveries=2)  # the users join again, and are ranked
+    assert summary is not None
+    assert_same(result(tmp_path, summary), uninterrupted(*overrides))
+
+
+@pytest.mark.parametrize("after", ["write_curve", "finite"])
+def test_a_trained_model_outlives_a_report_that_fails(
+    carry: Carry, uninterrupted: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    whole = server_run.finite
+
+    def full(values: Any) -> Any:
+        if after == "finite" and "test" not in values:  # a round's record, and not the summary
+            return whole(values)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(server_run, after, full)
+        with pytest.raises((StoreError, OSError), match="No space left"):
+            carry(tmp_path, *BASIC)
+    assert not (tmp_path / "r/summary.json").exists()
+    summary = carry(tmp_path, resume=True, deliveries=2)
+    assert summary is not None
+    assert_same(result(tmp_path, summary), uninterrupted(*BASIC))
+
+
+def test_a_line_of_metrics_that_breaks_off_is_cut_away(
+    carry: Carry, uninterrupted: Callable[..., Any], tmp_path: Path
+) -> None:
+    """As a server leaves it that was killed in the middle of a line, or whose disk was full."""
+    assert carry(tmp_path, *BASIC, deliveries=9) is None
+    path = tmp_path / "r/metrics.jsonl"
+    with path.open("ab") as file:
+        file.write(b'{"round": 6, "phase": "pe\xff')
+    summary = carry(tmp_path, resume=True)
+    assert summary is not None
+    assert_same(result(tmp_path, summary), uninterrupted(*BASIC))
+
+
 @pytest.mark.parametrize("damage", ["truncated", "json"])
 def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_it_used(
     carry: Carry, uninterrupted: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
-    assert carry(tmp_path, *BASIC, deliveries=10) is None
+    assert carry(tmp_path, *BASIC, deliveries=9) is None
     folder = tmp_path / "r/checkpoints"
     assert sorted(path.name for path in folder.glob("*.json")) == ["round-000002.json", "round-000004.json"]
     path = folder / "round-000004.safetensors"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
+import resource
+import signal
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,9 +22,10 @@ from federation.checkpoint import Checkpoint
 from federation.meter import Meter
 from federation.versions import FrozenBytes, Merged, Merges
 from fedrec.core.errors import StoreError
+from fedrec.evaluation.curves import METRICS
 from server_app import checkpoints
 from server_app.run import _Recorder
-from server_app.run_folder import METRICS, RunFolder
+from server_app.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -54,9 +58,8 @@ def meter() -> Meter:
 def checkpoint(round: int) -> Checkpoint:
     users = np.array([3, 2**63 + 1, 0], dtype=np.uint64)
     reports = {"warmup": {"mse": 0.1}}
-    return Checkpoint(
-        round, state(), meter().state(), users, torch.arange(3.0).double(), reports, {"test": {"mrr": 0.5}}
-    )
+    record = {"round": round, "loss": 0.5}
+    return Checkpoint(round, state(), meter().state(), users, torch.arange(3.0).double(), reports, record)
 
 
 def everything(folder: RunFolder) -> set[str]:
@@ -88,7 +91,7 @@ def test_a_write_that_breaks_off_leaves_what_was_there(folder: RunFolder, monkey
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", refuse)
-        with pytest.raises(OSError, match="Input/output"):
+        with pytest.raises(StoreError, match=r"the run folder .* cannot be written \(Input/output.*resume=r goes on"):
             folder.write_json("summary.json", {"new": 2})
         with pytest.raises(OSError, match="Input/output"):
             folder.checkpoints.write(checkpoint(5))
@@ -122,6 +125,41 @@ def test_metrics_grow_by_whole_lines(folder: RunFolder) -> None:
         folder.add_metrics({"round": round, "validation": {"hr@10": 0.5}})
         lines = (folder.path / METRICS).read_text().splitlines()
         assert [json.loads(line)["round"] for line in lines] == list(range(1, round + 1))
+
+
+def test_a_line_that_the_disk_refuses_leaves_no_half_of_it(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As much of a line is written as there is room for; then the disk is full."""
+    folder.add_metrics({"round": 1})
+    before, after = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, ((folder.path / METRICS).stat().st_size + 7, after))
+        with pytest.raises(StoreError, match=r"\(File too large\): make room on that disk, or .*resume=r goes on"):
+            folder.add_metrics({"round": 2, "loss": 0.5})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, after))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert (folder.path / METRICS).read_text() == '{"round": 1}\n'
+    folder.add_metrics({"round": 2, "loss": float("nan")})
+    assert (folder.path / METRICS).read_text() == '{"round": 1}\n{"round": 2, "loss": null}\n'
+
+
+def test_a_log_that_cannot_be_written_is_said_once_and_ends_nothing(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with folder.logged("the run"):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10, after))
+            for _ in range(3):
+                logging.getLogger("fedrec").info("a line")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, after))
+        signal.signal(signal.SIGXFSZ, handler)
+    said = capsys.readouterr().err
+    assert said.count("log.txt cannot be written (File too large)") == 1
+    assert "Traceback" not in said
 
 
 def test_the_log_is_plain_lines_in_utc(folder: RunFolder) -> None:
@@ -263,7 +301,8 @@ def test_nothing_is_deleted_before_the_new_checkpoint_is_on_the_disk(
     fsync, unlink, replace = os.fsync, Path.unlink, Path.replace
 
     def synced(handle: int) -> None:
-        told.append(f"sync {Path(f'/proc/self/fd/{handle}').readlink().name}")
+        name = Path(f"/proc/self/fd/{handle}").readlink().name
+        told.append(f"sync {re.sub('[.][0-9a-f]{8}[.]part$', '.part', name)}")
         fsync(handle)
 
     def named(self: Path, target: Path) -> Path:
@@ -284,7 +323,7 @@ def test_nothing_is_deleted_before_the_new_checkpoint_is_on_the_disk(
     written = [
         step
         for end in ("safetensors", "json")
-        for step in ("sync round-000002.part", f"name round-000002.{end}", "sync checkpoints")
+        for step in (f"sync round-000002.{end}.part", f"name round-000002.{end}", "sync checkpoints")
     ]
     assert told == [*written, "delete round-000001.json", "delete round-000001.safetensors"]
 

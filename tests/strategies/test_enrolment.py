@@ -10,7 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 
 from commands.local_grid import LocalGrid
 from exchanges import records
-from federation import enrolment
+from federation import enrolment, roster
 from federation.nodes import Nodes
 from fedrec.config.compose import compose
 from fedrec.wire.code import code_digest
@@ -31,7 +31,7 @@ def answer(keys: np.ndarray, more: bytes = b"") -> RecordDict:
 def test_an_answer_longer_than_any_is_refused_unread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, list_to_send: bool
 ) -> None:
-    monkeypatch.setattr(enrolment, "_LONGEST", 2_000)
+    monkeypatch.setattr(roster, "LONGEST", 2_000)
     setup = make_setup(compose([f"runs_dir={tmp_path}", "run_id=r"], base=None), 30, "catalogue", "", None)
     asked, read = 0, []
     as_array = Array.numpy
@@ -50,15 +50,19 @@ def test_an_answer_longer_than_any_is_refused_unread(
 
     nodes = Nodes(setup, records.wrap(b"the list") if list_to_send else None)
     for _ in range(2):
-        nodes.enrol(LocalGrid(client, 2))  # type: ignore[arg-type]
+        nodes.roster.enrol(LocalGrid(client, 2))  # type: ignore[arg-type]
     assert asked == 2, "it is not asked again while it is there"
     assert read == [len(Array(KEYS).data)]
     assert nodes.counts == {"oversized": 1}
-    assert nodes.wasted["oversized"] > 2_000
+    assert nodes.losses.wasted["oversized"] > 2_000
     assert nodes.directory.keys.tolist() == KEYS.tolist()
 
 
 def test_there_is_room_for_as_many_users_as_a_node_may_have() -> None:
     most = enrolment._MOST_USERS
     assert most >= 10**7
-    enrolment.require_short(answer(np.zeros(most, dtype=np.uint64)))
+    asked = Message(RecordDict(), 1, "query.enroll")
+    asked.metadata.__dict__["_message_id"] = "m"
+    LocalGrid(lambda message, context: message, 0)  # type: ignore[arg-type, return-value]
+    reply = Message(answer(np.zeros(most, dtype=np.uint64)), reply_to=asked)
+    assert records.weight(reply) <= enrolment.LONGEST

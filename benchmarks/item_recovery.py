@@ -1,0 +1,295 @@
+"""What an honest but curious server learns of lone users: their items, from the updates of a normal run.
+
+    python -m benchmarks.item_recovery --sizes full    measure, and keep the result
+    python -m benchmarks.item_recovery --page          write the kept figures into docs/privacy.md
+    python -m benchmarks.item_recovery --check         exit 1 if the page has other figures
+
+MovieLens 1M as a deployment in one process: some users, drawn at random, have a node each, as phones have, and all
+others share one node. The server is the real one and the run an ordinary one; `benchmarks.curious_server` reads the
+messages of the lone users' nodes as they pass. What it believes is compared with the items that they train on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks import documents, rendering
+from benchmarks.common import ROOT, case, options, table_overrides, write
+from benchmarks.curious_server import CuriousGrid, Seen
+from client_app.answers.app import app as client_app
+from fedrec.config.compose import compose
+from fedrec.config.paths import settle
+from fedrec.data import split
+from fedrec.data.prepare import load
+from fedrec.data.types import Dataset
+from fedrec.datasets.base import DatasetConfig
+from server_app.run import run as run_on_server
+
+RESULTS = ROOT / "benchmarks" / "results" / "privacy"
+PAGE = ROOT / "docs" / "privacy.md"
+LAST = 10
+"""How many of a user's last training items the columns of the last items are about."""
+
+
+class Run(NamedTuple):
+    """One run to look at: its name in the table, and what it sets."""
+
+    name: str
+    overrides: Sequence[str]
+
+
+_PAPER = ["optim=paper", "strategy.rounds=100"]
+_FAST = [
+    "strategy.rounds=100",
+    "codec=int8",
+    "optim=fast",
+    "optim.negatives=1000",
+    "optim.private_anew=true",
+    "optim.private_optimiser=sgd",
+    "optim.private_steps=6",
+    "optim.private_lr=1.0",
+    "optim.half_life=2.0",
+    "optim.shared_half_life=5.0",
+    "optim.solve_steps=6",
+    "optim.solve_lr=1.0",
+]
+_LORA = ["embedding=lora", "strategy.merge_every=12"]
+_HASH = ["embedding=hash", "embedding.buckets=125", "embedding.scaling=0.03"]
+_CODES = ["embedding=rqvae", "embedding.levels=2", "embedding.codes=60", "embedding.scaling=0.03"]
+_PSEUDO = "privacy=pseudo_items"
+RUNS = (
+    Run("paper, full", [*_PAPER, "strategy=full"]),
+    Run("paper, full, pseudo_items", [*_PAPER, "strategy=full", _PSEUDO]),
+    Run("paper, lora", [*_PAPER, "embedding=lora"]),
+    Run("paper, hash", [*_PAPER, "embedding=hash"]),
+    Run("paper, rqvae", [*_PAPER, "embedding=rqvae"]),
+    Run("fast, full, int8", [*_FAST, "strategy=full"]),
+    Run("fast, lora, int8", [*_FAST, *_LORA]),
+    Run("fast, lora, int8, pseudo_items", [*_FAST, *_LORA, _PSEUDO]),
+    Run("fast, hash, int8", [*_FAST, *_HASH]),
+    Run("fast, rqvae, int8", [*_FAST, *_CODES]),
+)
+
+
+def overrides(run: Run, items: Path, rounds: int | None = None) -> list[str]:
+    """What a run sets of the configuration; with `rounds` so many rounds of half the users, for a quick look."""
+    chosen = {text.partition("=")[0]: text for text in run.overrides}
+    if rounds is not None:
+        chosen["strategy.rounds"] = f"strategy.rounds={rounds}"
+        chosen["strategy.fraction"] = "strategy.fraction=0.5"
+        if "strategy=full" not in run.overrides:
+            chosen["strategy.warmup_rounds"] = f"strategy.warmup_rounds={rounds // 3}"
+    return [
+        "runtime=deployment",
+        "dataset=table",
+        f"dataset.item_table={items}",
+        "dataset.text_columns=[text]",
+        "evaluation.every=0",
+        *chosen.values(),
+    ]
+
+
+class Share(NamedTuple):
+    """A data set shared out to nodes, as a deployment finds it: paths, and what is true of the lone users.
+
+    Attributes:
+        items: The item table.
+        nodes: Node configurations, those of lone users first.
+        histories: The lone users' training items, oldest first, as rows of the item table.
+    """
+
+    items: Path
+    nodes: list[dict[str, str]]
+    histories: list[NDArray[np.int64]]
+
+
+def share_out(dataset: Dataset, lone: int, folder: Path) -> Share:
+    """Write the files of `lone` users drawn at random, one each, and of all others together."""
+    interactions, catalogue = dataset.interactions, dataset.catalogue
+    items = folder / "items.csv"
+    _write(
+        items, ("item_id", "title", "text"), zip(catalogue.item_ids, catalogue.titles, catalogue.sentences, strict=True)
+    )
+    trainable = np.flatnonzero(split.evaluated(interactions))
+    alone = np.sort(np.random.default_rng(0).permutation(trainable)[:lone])
+    rest = np.setdiff1d(np.arange(interactions.users), alone)
+    nodes = []
+    for number, users in enumerate([*np.split(alone, lone), rest]):
+        path = folder / f"node-{number}" / "interactions.csv"
+        path.parent.mkdir()
+        rows = (
+            (interactions.user_ids[user], catalogue.item_ids[item], time)
+            for user in users
+            for time, item in enumerate(interactions.history(user))
+        )
+        _write(path, ("user_id", "item_id", "timestamp"), rows)
+        nodes.append({"interactions": str(path), "state-dir": str(path.parent / "state")})
+    known = split.histories(interactions, "train", alone)
+    histories = [known.items[start:end].astype(np.int64) for start, end in pairwise(known.offsets)]
+    return Share(items, nodes, histories)
+
+
+def _write(path: Path, names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(names)
+        writer.writerows(rows)
+
+
+def load_dataset(data: Path | None) -> Dataset:
+    """MovieLens 1M in a folder of data sets; None: a small synthetic shop."""
+    if data is None:
+        texts = ["dataset.n_users=60", "dataset.n_items=80"]
+    else:
+        texts = [*table_overrides(data), "dataset.text_columns=[title,genres]", "dataset.items=rated"]
+    return load(cast(DatasetConfig, compose(texts, base=None).dataset))
+
+
+def look(number: int, data: str | None, lone: int, rounds: int | None, threads: int | None = None) -> dict[str, Any]:
+    """Carry out a run of `RUNS` and compare what was seen of the lone users with what is so."""
+    torch.set_num_threads(threads or 1)
+    with tempfile.TemporaryDirectory(prefix="item-recovery-") as place:
+        folder = Path(place)
+        share = share_out(load_dataset(None if data is None else Path(data)), lone, folder)
+        texts = [*overrides(RUNS[number], share.items, rounds), f"runs_dir={folder}/runs", f"cache_dir={folder}/cache"]
+        grid = CuriousGrid(client_app, share.nodes, lone)
+        summary = run_on_server(settle(compose(texts, base=None), None), texts, grid)
+        found = compared(grid.seen, share.histories)
+        return {**found, "test_ndcg@10": summary["test"]["ndcg@10"]}
+
+
+def compared(seen: Sequence[Seen], histories: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
+    """Means over the lone users who trained.
+
+    `history` is about all items that a user trains on, `last` about the latest ten of them, without the earlier ones.
+    Each has the area under the ROC curve, and the precision among as many of the highest scores: of the history as
+    many as its updates say that there are (so that it is the recall as well).
+    """
+    pairs = [(one, history) for one, history in zip(seen, histories, strict=True) if one.scores]
+    last_phase = max(max(one.phases) for one, _ in pairs)
+    late = [(one, history) for one, history in pairs if last_phase in one.phases]
+    figures = {
+        "users": len(pairs),
+        "updates": float(np.mean([len(one.scores) for one, _ in pairs])),
+        "history_length": float(np.mean([len(history) for _, history in pairs])),
+        "one_update": _means([(one.score([last_phase], 1), one.examples, history) for one, history in late]),
+        "last_phase": _means([(one.score([last_phase]), one.examples, history) for one, history in late]),
+        "whole_run": _means([(one.score(), one.examples, history) for one, history in pairs]),
+    }
+    always = [(one.always(), history) for one, history in pairs]
+    hits = [(mask[history].sum(), mask.sum(), len(history)) for mask, history in always]
+    figures["in_every_update"] = {
+        "precision": float(np.mean([right / named if named else 0.0 for right, named, _ in hits])),
+        "recall": float(np.mean([right / true for right, _, true in hits])),
+    }
+    return figures
+
+
+def _means(cases: Sequence[tuple[NDArray[np.float64], int, NDArray[np.int64]]]) -> dict[str, float]:
+    """Over scores of items, the number of items that the updates name, and the true history."""
+    rng = np.random.default_rng(0)
+    figures: list[tuple[float, float, float, float]] = []
+    for score, examples, history in cases:
+        order = rng.permutation(len(score))  # ties are drawn, not given to those who stand first
+        ranked = order[np.argsort(-score[order], kind="stable")]
+        mine = np.zeros(len(score), np.bool_)
+        mine[history] = True
+        recent = np.zeros(len(score), np.bool_)
+        recent[history[-LAST:]] = True
+        either = recent | ~mine
+        figures.append(
+            (
+                auc(score, mine),
+                float(mine[ranked[:examples]].mean()),
+                auc(score[either], recent[either]),
+                float(recent[ranked[:LAST]].mean()),
+            )
+        )
+    names = ("history_auc", "history_precision", "last_auc", "last_precision")
+    return dict(zip(names, map(float, np.mean(figures, axis=0)), strict=True))
+
+
+def auc(score: NDArray[np.float64], label: NDArray[np.bool_]) -> float:
+    """The chance that a true one has a higher score than another; a tie counts half."""
+    _, places, counts = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
+    true, false = int(label.sum()), int((~label).sum())
+    return float((ranks[label].sum() - true * (true + 1) / 2) / (true * false))
+
+
+# ---- the result, and the page that shows it -------------------------------------------------------------------------
+
+
+def shown(result: dict[str, Any]) -> str:
+    """A line for each run: what one update of the last phase tells, and what all updates of the run do."""
+    head = ["run", "one update: AUC", "precision", "last 10: AUC", "precision", "run: AUC", "precision", "last 10"]
+    names = ("history_auc", "history_precision", "last_auc", "last_precision")
+    rows = []
+    for entry in result["figures"]["runs"]:
+        one, whole = entry["one_update"], entry["whole_run"]
+        values = [*(one[name] for name in names), *(whole[name] for name in (*names[:2], names[3]))]
+        rows.append([entry["name"], *(f"{value:.2f}" for value in values)])
+    popular = [f"{result['figures']['popularity'][name]:.2f}" for name in names]
+    return f"\n{rendering.table(head, [*rows, ['popularity alone', *popular, '-', '-', '-']])}\n"
+
+
+def popularity(data: str | None, lone: int) -> dict[str, float]:
+    """What somebody recovers who knows nothing but how many users have each item."""
+    with tempfile.TemporaryDirectory(prefix="item-recovery-") as place:
+        dataset = load_dataset(None if data is None else Path(data))
+        share = share_out(dataset, lone, Path(place))
+        counts = np.bincount(dataset.interactions.items, minlength=len(dataset.catalogue)).astype(np.float64)
+        return _means([(counts, len(history), history) for history in share.histories])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out what the command line asks for; the exit status."""
+
+    def more(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--synthetic", action="store_true", help="a small made-up shop, to see that it runs")
+        parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+        parser.add_argument("--page", action="store_true", help="write the kept figures into docs/privacy.md")
+        parser.add_argument("--check", action="store_true", help="exit 1 if docs/privacy.md has other figures")
+        parser.set_defaults(out=RESULTS / "item_recovery.json")
+
+    opts = options("item_recovery", __doc__, arguments, more)
+    if opts.extra.page or opts.extra.check:
+        found = json.loads(opts.out.read_text(encoding="utf-8"))
+        command = "python -m benchmarks.item_recovery --page"
+        return documents.write(PAGE, {"recovery": shown(found)}, command=command, check=opts.extra.check)
+    data = None if opts.extra.synthetic else str(opts.data)
+    lone, rounds = (50, None) if opts.full else (10, 6)
+
+    def measured(number: int) -> dict[str, Any]:
+        look_at = "benchmarks.item_recovery:look"
+        found = case(look_at, threads=1, timeout=7200.0, number=number, data=data, lone=lone, rounds=rounds)
+        print(f"{RUNS[number].name}: {found.get('failed') or found['whole_run']}", file=sys.stderr, flush=True)
+        return {"name": RUNS[number].name, **found}
+
+    with ThreadPoolExecutor(opts.extra.jobs) as pool:
+        found = list(pool.map(measured, range(len(RUNS))))
+    configuration = {
+        "data": "synthetic" if opts.extra.synthetic else "MovieLens 1M",
+        "lone_users": lone,
+        "command": "python -m benchmarks.item_recovery --sizes " + opts.sizes,
+        "overrides": {run.name: overrides(run, Path("items.csv"), rounds) for run in RUNS},
+    }
+    write(opts, "item_recovery", configuration, {"runs": found, "popularity": popularity(data, lone)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""How a node answers: one place turns whatever goes wrong into a reply that names it, and says what was found lost.
+
+An answer is what was asked for, or what the node lacks, or why it cannot do it. None ends in a stack trace: what a
+server sends is checked before it is used, and what a disk throws is the node's own problem, which its owner can mend.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from flwr.app import Context, Message
+from numpy.typing import NDArray
+
+from client_app.answers.node import Node
+from client_app.stores.frozen import MissingFrozenError
+from exchanges import records
+from exchanges.records import Content, Field, pack, unpack
+from fedrec.core.errors import ConfigError, FedrecError, PacketError
+from fedrec.core.shared_folder import NotSharedError
+
+log = logging.getLogger("fedrec")
+
+_MOST_ROUND = 2**32 - 1
+
+
+class Answer(NamedTuple):
+    """What a reply holds."""
+
+    fields: Mapping[str, Field] = {}
+    packets: Mapping[str, bytes] = {}
+    arrays: Mapping[str, NDArray[np.generic]] = {}
+
+
+class LackingError(Exception):
+    """The node lacks what it names: the run's setup, or users whom the server thinks are here."""
+
+
+def answered(message: Message, context: Context, work: Callable[[Content, list[Node]], Answer]) -> Message:
+    """The reply to a message.
+
+    Args:
+        message: What came.
+        context: Of the node.
+        work: Does what is asked for; it puts the node into the list as soon as it knows it.
+    """
+    nodes: list[Node] = []
+    try:
+        answer = work(unpack(message.content), nodes)
+    except MissingFrozenError as missing:
+        answer = Answer({records.MISSING: missing.digest})
+    except LackingError as lacking:
+        answer = Answer({records.MISSING: str(lacking)})
+    except NotSharedError as error:
+        answer = Answer({records.UNSHARED: str(error)})
+    except (FedrecError, OSError) as error:
+        joins = message.metadata.message_type == records.ENROLL
+        log.error("this node cannot %s: %s", "take part" if joins else "do what it was asked for", error)
+        answer = Answer({records.PROBLEM: _words(error), records.REASON: _reason(error)})
+    return Message(pack({**answer.fields, **_losses(nodes)}, answer.packets, answer.arrays), reply_to=message)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, FedrecError):
+        return str(error)
+    return f"the disk of this node: {type(error).__name__}: {error}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, PacketError):
+        return "malformed"
+    return "misconfigured" if isinstance(error, ConfigError) else "store"
+
+
+def _losses(nodes: Iterable[Node]) -> dict[str, Field]:
+    """What the node has found lost since its last reply; from here on it has been told."""
+    names = sorted({name for node in nodes for name in node.losses})
+    for node in nodes:
+        node.losses.clear()
+    return {records.LOSSES: " ".join(names)} if names else {}
+
+
+def round_of(content: Content) -> int:
+    """The round that a message names. Raises PacketError (`malformed`) if it is none."""
+    round = content.integer("round")
+    if not 0 <= round <= _MOST_ROUND:
+        raise PacketError("malformed", f"a round is a number from 0 to {_MOST_ROUND}, not {round}")
+    return round
+
+
+def slots_of(content: Content, users: int) -> NDArray[np.int64]:
+    """The chosen users that a message names, int64 [users], ascending. Raises PacketError (`malformed`)."""
+    slots: NDArray[Any] = content.array(records.SLOTS)
+    if slots.dtype.kind not in "iu" or slots.ndim != 1 or not len(slots) or len(slots) > users:
+        raise PacketError("malformed", f"{slots.dtype} {list(slots.shape)} came as slots of this node's {users} users")
+    if (slots < 0).any() or (slots >= users).any() or (slots[1:] <= slots[:-1]).any():
+        raise PacketError("malformed", f"slots that are not, in order, among this node's {users} users")
+    return slots.astype(np.int64)
+
+
+def rounds_of(text: str) -> list[int]:
+    """Rounds with blanks between them. Raises PacketError (`malformed`) if they are none."""
+    words = text.split()
+    if len(words) > 10_000 or not all(word.isascii() and word.isdecimal() and len(word) <= 10 for word in words):
+        raise PacketError("malformed", f"the rounds after which a run was resumed should be numbers, not {text[:80]!r}")
+    return [int(word) for word in words]
+
+
+def require_known(content: Content, fields: Iterable[str], arrays: Iterable[str], prefixes: tuple[str, ...]) -> None:
+    """Raise PacketError (`malformed`) if the content has what no message of its kind has."""
+    unknown = [name for name in content.fields if name not in set(fields)]
+    unknown += [name for name in content.arrays if name not in set(arrays) and not name.startswith(prefixes)]
+    if unknown:
+        raise PacketError("malformed", f"the message has {sorted(unknown)[:5]}, which no message of its kind has")

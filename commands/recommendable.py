@@ -1,0 +1,45 @@
+"""What items can be recommended from, wherever it comes from: a node, its last model, and the items by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from client_app.answers.node import Node, Received
+from client_app.stores.store import USERS
+from fedrec.core.errors import FedrecError, StoreError
+from fedrec.wire.item_list import ItemList
+
+
+class RecommendError(FedrecError):
+    """There is nothing to recommend from, or the user or items are not known."""
+
+
+class Recommendable(NamedTuple):
+    """What is recommended from.
+
+    Attributes:
+        name: The folder, as it was given.
+        node: The node on which its users live.
+        received: The last sound model.
+        items: Ids and titles, by row of the model.
+        passed_over: Rounds of newer models that are damaged.
+        keys: uint64 [users], the keys of all users of the run; None where only those are known who live here.
+    """
+
+    name: str
+    node: Node
+    received: Received
+    items: ItemList
+    passed_over: Sequence[int] = ()
+    keys: NDArray[np.uint64] | None = None
+
+
+def require_private_tensors(state_dir: Path, restore: str) -> None:
+    """Raise StoreError if the users' store is gone: everybody would look like one who has never trained."""
+    if not (state_dir / USERS).is_file():
+        raise StoreError(f"{state_dir / USERS}, with the private tensors of the users, is missing: {restore}")
