@@ -48,7 +48,7 @@ class Ledger:
         return self._of(self._releases)
 
     def report(self, after: int | None = None) -> dict[str, Any]:
-        """The account as a summary has it: so far, or as it stood after the round `after`, where this process has it."""
+        """The account as a summary has it: so far, or as it stood after a round that this process carried out."""
         releases = self._after.get(after, self._releases) if after is not None else self._releases
         return {
             "epsilon": self._of(releases),
