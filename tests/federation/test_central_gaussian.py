@@ -80,15 +80,16 @@ def _enough_for(rounds: int) -> float:
 
 
 def composed(*overrides: str) -> Any:
-    return compose([*PRIVATE, *overrides], base=BASE)
+    given = {text.partition("=")[0]: text for text in [*PRIVATE, *overrides]}
+    return compose(list(given.values()), base=BASE)
 
 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
         ("strategy.repeats=1", r"strategy\.repeats=1: .*give strategy\.repeats=0"),
-        ("strategy.max_failures=0.5", r"strategy\.max_failures=0\.5"),
-        ("strategy.min_users=1", r"strategy\.min_users=1"),
+        ("strategy.max_failures=0.5", r"give strategy\.max_failures=1\.0"),
+        ("strategy.min_users=1", r"give strategy\.min_users=0"),
         ("strategy.over_sampling=0.1", r"strategy\.over_sampling=0\.1: with privacy=central_gaussian"),
         ("cohort=fixed", r"cohort=fixed: .*take cohort=poisson"),
         ("privacy.epsilon=null", r"give one of them"),
