@@ -121,12 +121,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     opts = options("clipping", __doc__, arguments)
     sizes = (3_706, 50_000, 500_000) if opts.full else (300, 1_000)
     users, repeats = (2_000, 15) if opts.full else (60, 2)
-    cohorts = {"cohort": 100, "oracle": 8} if opts.full else {"cohort": 10, "oracle": 2}
+    cohorts = {"cohort": (100, repeats), "oracle": (2, min(repeats, 7))}
     timed, noises = [], []
     for items in sizes:
         data = synthetic(opts.cache, users, items, 60.0)
-        for engine, cohort in cohorts.items():
-            values = {"data": data, "engine": engine, "cohort": cohort, "repeats": repeats}
+        for engine, (cohort, times) in cohorts.items():
+            values = {"data": data, "engine": engine, "cohort": cohort if opts.full else 2, "repeats": times}
             timed.append(case("benchmarks.clipping:pairs", **values))
         noises.append(case("benchmarks.clipping:noise", data=data, repeats=min(repeats, 5)))
     configuration = {"backbone": "fedmf", "embedding": "full", "dim": 32, "clip": _CLIP, "interactions_per_user": 60}

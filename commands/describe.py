@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import cast
 
 from rich.console import Console
@@ -12,6 +13,7 @@ from fedrec.config.schema import RunConfig
 from fedrec.data.prepare import load, load_items
 from fedrec.datasets.base import DatasetConfig
 from fedrec.wire.item_list import item_list_packet, pack_item_list
+from server_app.account import planned, settled
 from server_app.run import make_setup
 
 _DIGEST = "0" * 32
@@ -33,7 +35,9 @@ def describe(config: RunConfig, items: int | None) -> Sizes:
         catalogue = read(cast(DatasetConfig, config.dataset)).catalogue
         items = len(catalogue)
         item_list = len(item_list_packet(pack_item_list(catalogue.item_ids, catalogue.titles)))
-    return sizes(config, make_setup(config, items, _DIGEST, _DIGEST, None), item_list)
+    config = settled(config, users=1)  # the account does not depend on how many there are
+    found = sizes(config, make_setup(config, items, _DIGEST, _DIGEST, None), item_list)
+    return dataclasses.replace(found, privacy=planned(config))
 
 
 def show_sizes(found: Sizes, console: Console) -> None:
@@ -53,6 +57,12 @@ def show_sizes(found: Sizes, console: Console) -> None:
             f"Every {exchange.every:,} rounds, but not after the last, every user's device, chosen or not, moves "
             f"{exchange.up:,} bytes up (a noised vector, tags of items) and {exchange.down:,} down (what it is told of "
             "others). The totals have them."
+        )
+    if found.privacy is not None:
+        console.print(
+            "After the last round epsilon={epsilon:.3f} at delta={delta:g} ({unit}), with a noise multiplier of "
+            "{noise_multiplier:.4g} in {releases:,} rounds. Not in it: settings chosen on validation data, the metrics "
+            "of rankings, and a server that is not what it says.".format(**found.privacy)
         )
     console.print(
         f"{found.items:,} items. Apart, a ranking moves {found.metrics:,} bytes of metrics up, and the model down to "

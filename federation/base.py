@@ -317,6 +317,8 @@ class FederatedStrategy(Strategy):
         training.require_enough()
         if self._ranking is not None:
             self._ranking.require_enough(self.config.max_failures)
+        if releases := self.setup.stages.events(server_round):
+            self._observer.on_release(server_round, releases)
         draws = Draws(derive(self._secret, "privacy", server_round), fresh=self._deployed)
         about = Round(server_round, self.config.fraction, draws)
         if (mean := self.setup.stages.on_sum(training.fold.sum(), about).mean()) is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, Protocol
 
@@ -11,6 +12,7 @@ from federation.checkpoint import Checkpoint
 from fedrec.core.bounds import MOST_ROUNDS
 from fedrec.core.registry import MemberConfig
 from fedrec.core.tensors import Tensors
+from fedrec.stages.base import Release
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ class Observer(Protocol):
 
     def on_round(self, record: dict[str, Any]) -> None:
         """A round has ended; `record` is its metrics, one JSON object."""
+
+    def on_release(self, round: int, releases: Sequence[Release]) -> None:
+        """A round is about to give this away; what is raised here keeps it from doing so."""
 
     def on_checkpoint(self, checkpoint: Checkpoint) -> None:
         """The run as it stands after a round is to be kept."""

@@ -125,6 +125,7 @@ class Sizes:
         exchange: What users exchange between the rounds; None: nothing.
         item_list: Bytes of the ids and titles of the items, which a device with data of its own downloads once to join;
             part of the totals in a deployment alone. None: the catalogue was not read.
+        privacy: What the run will have given away about a user at its end; None: it promises nothing.
     """
 
     items: int
@@ -136,6 +137,7 @@ class Sizes:
     per_1000_rounds: Totals
     exchange: Exchange | None = None
     item_list: int | None = None
+    privacy: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

@@ -120,7 +120,10 @@ class Training:
 
     def record(self) -> dict[str, Any]:
         """What the round's line of the metrics says of it."""
-        values = {name: value for name, value in self.fold.summary().items() if name not in DROPPED}
+        values = self.fold.summary()
         releases = [dataclasses.asdict(event) for event in self._setup.stages.events(self._round)]
         account = {"releases": releases} if releases else {}
-        return {"cohort": len(self.users), **values, "dropped_users": self._dropped(), **account}
+        if not self._setup.stages.tells:
+            return {"cohort": len(self.users), "users": values["users"], **account}
+        told = {name: value for name, value in values.items() if name not in DROPPED}
+        return {"cohort": len(self.users), **told, "dropped_users": self._dropped(), **account}

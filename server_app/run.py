@@ -32,6 +32,7 @@ from fedrec.data.store import write_store
 from fedrec.data.types import DataReport, Dataset
 from fedrec.datasets.base import DatasetConfig
 from fedrec.evaluation.curves import METRICS, write_curve
+from fedrec.stages.base import Release
 from fedrec.wire.code import code_digest
 from fedrec.wire.item_list import pack_item_list
 from fedrec.wire.protocol import (
@@ -43,7 +44,9 @@ from fedrec.wire.protocol import (
 )
 from peft_embeddings.base_table import BaseTable, build_base_table, random_base_table, text_vectors
 from peft_embeddings.encoders.base import TextEncoder
+from server_app.account import ledger_of, settled
 from server_app.baselines import simulated_baselines
+from server_app.ledger import Ledger
 from server_app.resuming import Resumption, go_on, manifest_of_resumed, prepare
 from server_app.run_folder import CONFIG, MANIFEST, SETUP, SUMMARY, RunFolder
 from server_app.warnings import Warnings, warnings_of
@@ -102,19 +105,26 @@ class Progress:
 class _Recorder:
     """The strategy's observer: metrics and checkpoints into the run folder, rounds to the watcher and the log."""
 
-    def __init__(self, folder: RunFolder, watcher: Watcher, checkpoints_kept: int) -> None:
+    def __init__(self, folder: RunFolder, watcher: Watcher, checkpoints_kept: int, ledger: Ledger | None) -> None:
         self._folder = folder
+        self._ledger = ledger
         self._checkpoints_kept = checkpoints_kept
         self._watcher = watcher
         self._warnings = Warnings()
 
+    def on_release(self, round: int, releases: Sequence[Release]) -> None:
+        if self._ledger is not None:
+            self._ledger.spend(round, releases)
+
     def on_round(self, record: dict[str, Any]) -> None:
+        if self._ledger is not None and ("validation" in record or record["round"] == record["rounds"]):
+            record["privacy"] = self._ledger.report(after=record["round"])
         record = finite(record)
         self._folder.add_metrics(record)
         self._watcher.update(record)
         number = f"{record['round']}/{record['rounds']}"
-        shown = _shown({"loss": record["loss"], **_at_ten(record.get("validation", {}))})
-        log.info("round %s %s %s", number, record["phase"], shown)
+        loss = {"loss": record["loss"]} if "loss" in record else {}
+        log.info("round %s %s %s", number, record["phase"], _shown({**loss, **_at_ten(record.get("validation", {}))}))
         for line in self._warnings.add(record):
             log.warning("%s", line)
 
@@ -171,6 +181,10 @@ def _run(
     dataset = (load if simulated else load_items)(cast(DatasetConfig, config.dataset), progress)
     if simulated:
         watcher.data(dataset.report, dataset.name)
+    config = settled(config, dataset.interactions.users)
+    if resumption is None:
+        folder.write_text(CONFIG, to_yaml(config))
+    ledger = ledger_of(config, folder.path)
     for line in report.as_lines(dataset.report):
         log.info("%s", line)
     watcher.stage("base table from item text")
@@ -207,7 +221,7 @@ def _run(
             vectors = text_vectors(dataset.catalogue, text_encoder(config), cache_dir, progress)
         baselines = simulated_baselines(setup, dataset, vectors, "test")
     strategy: FederatedStrategy = registry.strategies.get(config.strategy.name)(
-        config, setup, table.table, eligible, _Recorder(folder, watcher, config.checkpoints_kept), deployed
+        config, setup, table.table, eligible, _Recorder(folder, watcher, config.checkpoints_kept, ledger), deployed
     )
     if resumption is not None:
         go_on(strategy, resumption, facts)
@@ -230,10 +244,13 @@ def _run(
         "merges": strategy.state.merges.count,
         "embedding": {phase: facts for phase, facts in strategy.model.reports.items() if facts},
         "bytes_per_user": strategy.meter.per_user(),
+        **({"privacy": ledger.report()} if ledger else {}),
     }
     summary = finite(summary)
     folder.write_json(SUMMARY, summary)
     log.info("test: %s", _shown(_at_ten(summary["test"])))
+    if ledger:
+        log.info("privacy: epsilon=%(epsilon).3f at delta=%(delta)g (%(unit)s), %(releases)d releases", ledger.report())
     log.info("run folder: %s", folder.path)
     return summary
 

@@ -33,9 +33,10 @@ class Warnings:
         self._rounds += 1
         self._asked += record["cohort"]
         said = []
-        if not record["users"] and self._often("nobody"):
+        drawn = record["cohort"] and not record.get("releases")  # else nothing is wrong, or the noise has moved it
+        if drawn and not record["users"] and self._often("nobody"):
             said.append(f"round {record['round']}: {self._nobody()}")
-        for name, count in record["dropped_users"].items():
+        for name, count in record.get("dropped_users", {}).items():
             self._users[name] += count
             if self._often(f"users {name}"):
                 share = f"{count:,} of {record['cohort']:,} chosen users"

@@ -250,7 +250,8 @@ class Node:
         trained = self.engine.train(model, cohort, private, derive(self.secret, "train", round))
         kept = {name: tensor[trained.taken] for name, tensor in trained.private.items()}
         self.private_store.save(round, cohort.keys[trained.taken], kept, checkpoint_round)
-        trained.update.cold = int((~found & trained.taken).sum())
+        if self.setup.stages.tells:
+            trained.update.cold = int((~found & trained.taken).sum())
         fmt = self.setup.update_format(model.model.trainable, len(slots))
         # What each user gives was rounded before it was added up: here nothing is but to what it is already.
         return fmt.encode(phase, round, trained.update.total, trained.update.scalars(), seed=None)

@@ -103,6 +103,8 @@ class Collected:
         """The result; users who were never handed over had no negatives."""
         update = self._update
         update.dropped["no_negatives"] = len(self._taken) - update.users - sum(update.dropped.values())
+        if not self._stages.tells:
+            update.say_no_more()
         update.total = {name: tensor.cpu() for name, tensor in update.total.items()}
         return Trained(update, self._private, self._taken, self._bytes)
 

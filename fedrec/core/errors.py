@@ -42,5 +42,9 @@ class RoundError(FederationError):
     """Too few took part in a round, or too many failed; the model is the one before it, and it may be repeated."""
 
 
+class BudgetError(FedrecError):
+    """A round would give away more about its users than the run's budget of privacy allows."""
+
+
 class StoreError(FedrecError):
     """The users' store or a run folder cannot be read or written."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
+from fedrec.config.schema import RunConfig
 from fedrec.core.registry import MemberConfig
 from fedrec.stages.base import Stage
 from fedrec.stages.contributions import Contributions, Touched
@@ -22,6 +23,14 @@ class PrivacyMechanism(Stage):
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    @classmethod
+    def settled(cls, config: RunConfig, users: int) -> MemberConfig:
+        """The member's configuration with what follows from the plan of the run and the number of users.
+
+        The server asks for it once, before anybody is told anything.
+        """
+        return config.privacy
 
 
 class RowAdding(PrivacyMechanism):

@@ -69,6 +69,11 @@ class Stage:
         """The largest norm of a user's update after `on_devices`, before its weight, where the stage sees to that."""
         return None
 
+    @property
+    def tells(self) -> bool:
+        """Whether devices may tell examples, losses and whom they left out beside the sum, as they are."""
+        return True
+
     def on_devices(self, given: Contributions, draws: Draws) -> Contributions:
         """What these users give instead. It may depend on each user alone, never on who is beside it."""
         return given

@@ -88,6 +88,11 @@ class Stages:
         return min([self.limits.max_update_norm, *bounds])
 
     @property
+    def tells(self) -> bool:
+        """Whether devices tell anything beside the sum, its weight and its number of users."""
+        return all(stage.tells for stage in self.stages)
+
+    @property
     def exact(self) -> bool:
         """Whether sums are exact, because a stage draws noise from them."""
         return isinstance(self.addition, GridAddition)

@@ -38,6 +38,11 @@ class NodeUpdate:
         sums = (self.weight, self.users, self.examples, self.loss, self.cold)
         return tuple(float(value) for value in (*sums, *(self.dropped[name] for name in DROPPED)))
 
+    def say_no_more(self) -> None:
+        """Forget what is told beside the sum, its weight and its number of users."""
+        self.examples, self.loss, self.cold = 0, 0.0, 0
+        self.dropped = dict.fromkeys(DROPPED, 0)
+
     def count(self, given: Contributions) -> None:
         """Count users whose contributions have been added to the total, and those who were dropped."""
         weight = given.weight[given.kept]
