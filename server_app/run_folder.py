@@ -28,6 +28,7 @@ from typing import Any
 
 from federation.checkpoint import Checkpoint
 from fedrec.core.errors import StoreError
+from fedrec.core.files import own_folder
 from fedrec.data.types import Catalogue
 from fedrec.wire.protocol import Setup
 from server_app.checkpoints import Checkpoints, sync
@@ -60,7 +61,7 @@ class RunFolder:
                     f"resume={path.name}"
                 )
             for folder in (path, path / "checkpoints", path / "state"):
-                folder.mkdir(parents=True, exist_ok=True)
+                own_folder(folder)
         except OSError as error:
             raise StoreError(
                 f"the run folder {path} cannot be made ({error.strerror}): set runs_dir=/another/folder"
@@ -74,8 +75,8 @@ class RunFolder:
             raise StoreError(f"{path} holds no run that could be resumed: it has no {CONFIG}")
         if (path / SUMMARY).exists():
             raise StoreError(f"the run in {path} has ended, its result is in {path / SUMMARY}: nothing is left to do")
-        for folder in (path / "checkpoints", path / "state"):
-            folder.mkdir(exist_ok=True)
+        for folder in (path, path / "checkpoints", path / "state"):
+            own_folder(folder)
         return cls(path)
 
     @contextmanager

@@ -60,7 +60,7 @@ class FrozenStore:
 
     def __post_init__(self) -> None:
         """Make the folder."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     @property
     def _folder(self) -> Path:

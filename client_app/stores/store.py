@@ -64,7 +64,7 @@ class PrivateStore:
         self._checked: PieceFile | None = None
         self._width = sum(entry.nbytes for entry in spec.values())
         try:
-            state_dir.mkdir(parents=True, exist_ok=True)
+            state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise StoreError(f"the state-dir {state_dir} cannot be made ({error}): give a folder on a disk") from error
         self._sound(self._opened)
@@ -76,7 +76,7 @@ class PrivateStore:
             with file.transaction(writing=writing):
                 self._check(file)
                 yield file, file.index(self._run)
-        except (sqlite3.Error, DamagedError) as error:
+        except (sqlite3.Error, DamagedError, OSError) as error:
             close_file(self._path, self._synced)
             damaged = isinstance(error, DamagedError) or is_damage(error)
             raise (DamagedStoreError if damaged else StoreError)(

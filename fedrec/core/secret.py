@@ -67,7 +67,7 @@ def _checked(path: Path, mode: int, text: str, mend: str) -> bytes:
 
 
 def _make(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".secret-")  # of mode 0600
     try:
         with os.fdopen(handle, "w", encoding="ascii") as file:

@@ -83,7 +83,7 @@ def write_store(interactions: Interactions, cache_dir: Path) -> Path:
             return folder
     scratch: Path | None = None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
         columns = _columns(interactions)
         for name, column in columns.items():
