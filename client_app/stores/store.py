@@ -78,7 +78,7 @@ class PrivateStore:
                 yield file, file.index(self._run)
         except (sqlite3.Error, DamagedError, OSError) as error:
             close_file(self._path, self._synced)
-            damaged = isinstance(error, DamagedError) or is_damage(error)
+            damaged = isinstance(error, DamagedError) or (isinstance(error, sqlite3.Error) and is_damage(error))
             raise (DamagedStoreError if damaged else StoreError)(
                 f"the users' store {self._path} cannot be used ({error}): check the disk and its permissions; if the "
                 "file is damaged, move it away and its users start anew"
