@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# A whole federation on this machine, from nothing: a SuperLink with TLS that knows its SuperNodes by their keys, and
-# SuperNodes that each have an interactions file, a state-dir and a key of their own. For trying things out, and tests.
+# A whole federation on this machine, from nothing: a SuperLink on the loopback address that knows its SuperNodes by
+# their keys, a front with TLS that lets SuperNodes in and nobody else (deploy/nginx.conf), and SuperNodes that each have
+# an interactions file, a state-dir and a key of their own. For trying things out, and tests.
 #
 #   deploy/local-federation.sh start DIR [NODES]        make what is missing in DIR, start what is not running
 #   deploy/local-federation.sh up DIR [NODES]           the same in the foreground; Ctrl-C stops everything
@@ -9,15 +10,19 @@
 #   deploy/local-federation.sh status DIR
 #   deploy/local-federation.sh stop DIR                 end all processes; files and state stay
 #
-# The environment may say: PORT (44080; node n listens on PORT + 1 + n), DATA (overrides of the data set that is shared
-# out by user, "dataset=synthetic"), DAYS (of the certificates, 365). DIR then holds:
+# The environment may say: PORT (44080, of the front; node n listens on PORT + 1 + n), SUPERLINK_PORT (PORT - 1), DATA
+# (overrides of the data set that is shared out by user, "dataset=synthetic"), DAYS (of the certificates, 365). DIR then
+# holds:
 #
 #   ca.crt server.pem ...    certificates             superlink/   its database, log and pid, and a home for `flwr`
-#   items.csv                the public item table    site-<n>/    interactions.csv, state/, key, log, pid
+#   items.csv                the public item table    front/       nginx.conf, log, pid
+#                                                     site-<n>/    interactions.csv, state/, key, log, pid
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 port=${PORT:-44080}
+inner=${SUPERLINK_PORT:-$((port - 1))}
+PATH=$PATH:/usr/sbin # where Debian has nginx
 export FLWR_DISABLE_UPDATE_CHECK=1 FLWR_TELEMETRY_ENABLED=0 FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION=1
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} NO_PROXY="${NO_PROXY:+$NO_PROXY,}127.0.0.1,localhost"
 
@@ -32,7 +37,9 @@ quoted() { "$python" -c 'import json, sys; print(json.dumps(sys.argv[1], ensure_
 
 need() {
     for program in "$@"; do
-        command -v "$program" >/dev/null || fail "the program '$program' is not on the PATH (activate fedrec's environment)"
+        command -v "$program" >/dev/null && continue
+        [[ $program == nginx ]] && fail "the program 'nginx' is not on the PATH; on Debian: apt-get install nginx-light"
+        fail "the program '$program' is not on the PATH (activate fedrec's environment)"
     done
 }
 
@@ -107,14 +114,47 @@ superlink() {
     local folder=$dir/superlink
     mkdir -p "$folder/home"
     printf '[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:%s"\nroot-certificates = %s\n' \
-        "$port" "$(quoted "$dir/ca.crt")" >"$folder/home/config.toml"
+        "$inner" "$(quoted "$dir/ca.crt")" >"$folder/home/config.toml"
     echo "$port" >"$folder/port"
+    echo "$inner" >"$folder/inner-port"
     alive "$folder" && return
-    say "starting the SuperLink on 127.0.0.1:$port"
-    launch "$folder" flower-superlink --host 127.0.0.1 --port "$port" --enable-supernode-auth \
+    say "starting the SuperLink on 127.0.0.1:$inner"
+    launch "$folder" flower-superlink --host 127.0.0.1 --port "$inner" --enable-supernode-auth \
         --ssl-ca-certfile "$dir/ca.crt" --ssl-certfile "$dir/server.pem" --ssl-keyfile "$dir/server.key" \
         --database "$folder/state.db" --disable-runtime-dependency-installation
     wait_for 90 "the SuperLink" flwr_ supernode list local
+}
+
+# nginx writes its title over its environment: it is known by the configuration that it names there.
+front_alive() { [[ -f $dir/front/pid ]] && tr '\0' ' ' <"/proc/$(cat "$dir/front/pid")/cmdline" 2>/dev/null | grep -qF "$dir/front/nginx.conf"; }
+
+front() { # with TLS, on all addresses of this machine's loopback interface: lets SuperNodes in, and nobody else
+    local folder=$dir/front
+    mkdir -p "$folder"
+    sed -e "s|listen 9092|listen 127.0.0.1:$port|" -e "s|127.0.0.1:9093|127.0.0.1:$inner|" \
+        -e "s|/etc/fedrec|$dir|" -e "s|/run/fedrec-front|$folder|" "$here/deploy/nginx.conf" >"$folder/nginx.conf"
+    front_alive && return
+    say "starting the front on 127.0.0.1:$port"
+    (cd "$folder" && exec setsid nginx -c "$folder/nginx.conf" -e stderr -g "daemon off; $(as_root)") \
+        >>"$folder/log" 2>&1 </dev/null &
+    echo $! >"$folder/pid"
+    wait_for 30 "the front" curl --silent --fail --max-time 5 --cacert "$dir/ca.crt" "https://127.0.0.1:$port/health"
+}
+
+as_root() { # started by root, nginx would give its work to a user who may not look into this folder
+    [[ $(id -u) != 0 ]] || echo "user root;"
+}
+
+end_front() {
+    front_alive || return 0
+    local pid
+    pid=$(cat "$dir/front/pid")
+    kill -TERM "$pid" # the master, which ends its workers
+    for _ in $(seq 50); do
+        front_alive || break
+        sleep 0.1
+    done
+    rm -f "$dir/front/pid"
 }
 
 flwr_() { FLWR_HOME=$dir/superlink/home flwr "$@"; }
@@ -149,12 +189,13 @@ supernode() { # NUMBER: after a kill the SuperLink refuses a key for up to a min
 # ---- commands --------------------------------------------------------------------------------------------------------
 
 start() {
-    need openssl ssh-keygen setsid flower-superlink flower-supernode flwr fedrec
+    need openssl ssh-keygen setsid curl nginx flower-superlink flower-supernode flwr fedrec
     mkdir -p "$dir"
     chmod 700 "$dir"
     certificates
     sites
     superlink
+    front
     local starting=()
     for ((n = 0; n < nodes; n++)); do
         register "$n"
@@ -166,7 +207,9 @@ start() {
 }
 
 stop() {
-    for folder in "$dir"/site-* "$dir/superlink"; do end "$folder"; done
+    for folder in "$dir"/site-*; do end "$folder"; done
+    end_front
+    end "$dir/superlink"
     say "stopped; $dir stays as it is"
 }
 
@@ -197,11 +240,14 @@ PYTHON
 }
 
 command=${1:-}
-[[ $command && ${2:-} ]] || { sed -n '2,18s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2; }
+[[ $command && ${2:-} ]] || { sed -n '2,19s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2; }
 mkdir -p "$2"
 dir=$(cd "$2" && pwd)
 shift 2
-[[ $command != start && $command != up && -f $dir/superlink/port ]] && port=$(cat "$dir/superlink/port")
+if [[ $command != start && $command != up && -f $dir/superlink/port ]]; then
+    port=$(cat "$dir/superlink/port")
+    inner=$(cat "$dir/superlink/inner-port" 2>/dev/null || echo "$port")
+fi
 nodes=${1:-3}
 
 case $command in

@@ -29,6 +29,7 @@ from federation.checkpoint import Checkpoint
 from fedrec.config.paths import assign
 from fedrec.core.disk import reading, writing
 from fedrec.core.errors import StoreError
+from fedrec.core.owned import own_folder
 from fedrec.core.strict_json import json_line, json_page, parsed_object
 from fedrec.core.whole_files import sync, write_text
 from fedrec.data.types import Catalogue
@@ -68,7 +69,7 @@ class RunFolder:
                     f"{assign('resume', path.name)}"
                 )
             for folder in (path, path / "checkpoints", path / "state"):
-                folder.mkdir(parents=True, exist_ok=True)
+                own_folder(folder)
         return cls(path, resumable=resumable)
 
     @classmethod
@@ -81,8 +82,8 @@ class RunFolder:
                 raise StoreError(
                     f"the run in {path} has ended, its result is in {path / SUMMARY}: nothing is left to do"
                 )
-            for folder in (path / "checkpoints", path / "state"):
-                folder.mkdir(exist_ok=True)
+            for folder in (path, path / "checkpoints", path / "state"):
+                own_folder(folder)
         return cls(path)
 
     @contextmanager

@@ -13,6 +13,7 @@ from flwr.clientapp import ClientApp
 
 from client_app.answers import expansion
 from client_app.answers.handling import (
+    SETUP,
     Answer,
     LackingError,
     answered,
@@ -35,11 +36,7 @@ from fedrec.wire.protocol import Setup
 app = ClientApp()
 log = logging.getLogger("fedrec")
 
-_SETUP = "setup"
 _HELD_OUT: dict[str, HeldOut] = {"validation": "validation", "test": "test"}
-
-_ALWAYS = (_SETUP, records.NAMED, "phase", "round", "frozen", records.CONTENT, records.VERSIONS)
-_PREFIXES = (records.FROZEN, records.MERGED)
 
 Work = Callable[[Node, Content], Mapping[str, bytes]]
 
@@ -75,9 +72,9 @@ def _log_to_stderr() -> None:
 
 def _known_node(context: Context) -> Node:
     """The node of the run that was joined. Raises LackingError if the runtime has forgotten the run's setup."""
-    record = context.state.get(_SETUP)
+    record = context.state.get(SETUP)
     if not isinstance(record, ConfigRecord):
-        raise LackingError(_SETUP)
+        raise LackingError(SETUP)
     return _node(str(record["json"]), _place(context))
 
 
@@ -86,11 +83,11 @@ def enroll(message: Message, context: Context) -> Message:
     """Take the run's setup; answer with the users' opaque keys and the digest of the code that runs here."""
 
     def work(content: Content, nodes: list[Node]) -> Answer:
-        require_known(content, (_SETUP, records.RESUMED), (), _PREFIXES)
-        text = content.text(_SETUP)
+        require_known(content)
+        text = content.text(SETUP)
         node = _node(text, _place(context))
         nodes.append(node)
-        context.state[_SETUP] = ConfigRecord({"json": text})
+        context.state[SETUP] = ConfigRecord({"json": text})
         _keep_frozen(node, 0, content)
         resumes = rounds_of(content.text(records.RESUMED)) if records.RESUMED in content.fields else []
         keys = node.join(resumes)
@@ -125,7 +122,7 @@ def surround(message: Message, context: Context) -> Message:
         expansion.surround(node, node.phase(content.integer("phase")), round_of(content), packet)
         return {}
 
-    return _answer(message, context, work, arrays=(records.AROUND,))
+    return _answer(message, context, work)
 
 
 @app.train()
@@ -142,7 +139,7 @@ def train(message: Message, context: Context) -> Message:
         metrics = _metrics(node, content, received) if records.SPLITS in content.fields else {}
         return {**metrics, records.UPDATE: node.train(received, slots)}
 
-    return _answer(message, context, work, (records.SPLITS, records.AFTER), (records.MODEL, records.SLOTS))
+    return _answer(message, context, work)
 
 
 @app.evaluate()
@@ -152,7 +149,7 @@ def evaluate(message: Message, context: Context) -> Message:
     def work(node: Node, content: Content) -> Mapping[str, bytes]:
         return _metrics(node, content, _received(node, content))
 
-    return _answer(message, context, work, (records.SPLITS, records.AFTER), (records.MODEL,))
+    return _answer(message, context, work)
 
 
 def _received(node: Node, content: Content) -> Received:
@@ -175,15 +172,13 @@ def _metrics(node: Node, content: Content, received: Received) -> dict[str, byte
     return {records.METRICS + split: node.evaluate(received, after, _HELD_OUT[split]) for split in splits}
 
 
-def _answer(
-    message: Message, context: Context, work: Work, fields: tuple[str, ...] = (), arrays: tuple[str, ...] = ()
-) -> Message:
+def _answer(message: Message, context: Context, work: Work) -> Message:
     """Keep what came frozen, do the work, and answer; a node that lacks something names it instead."""
 
     def do(content: Content, nodes: list[Node]) -> Answer:
-        require_known(content, (*_ALWAYS, *fields), arrays, _PREFIXES)
-        if _SETUP in content.fields:
-            context.state[_SETUP] = ConfigRecord({"json": content.text(_SETUP)})
+        require_known(content)
+        if SETUP in content.fields:
+            context.state[SETUP] = ConfigRecord({"json": content.text(SETUP)})
         node = _known_node(context)
         nodes.append(node)
         if any(array.startswith(records.FROZEN) for array in content.arrays):

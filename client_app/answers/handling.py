@@ -1,7 +1,8 @@
 """How a node answers: one place turns whatever goes wrong into a reply that names it, and says what was found lost.
 
-An answer is what was asked for, or what the node lacks, or why it cannot do it. None ends in a stack trace: what a
-server sends is checked before it is used, and what a disk throws is the node's own problem, which its owner can mend.
+An answer is what was asked for, or what the node lacks, or why it cannot do it. No site's ends in a stack trace: what a
+server sends is checked before it is used, and what a disk throws is the site's own problem, which its owner can mend.
+In a simulation, where server and nodes are one person's, what is wrong with a message is raised where it was found.
 """
 
 from __future__ import annotations
@@ -15,14 +16,32 @@ from flwr.app import Context, Message
 from numpy.typing import NDArray
 
 from client_app.answers.node import Node
+from client_app.homes.site import is_site
 from client_app.stores.frozen import MissingFrozenError
 from exchanges import records
 from exchanges.records import Content, Field, pack, unpack
-from fedrec.core.errors import ConfigError, FedrecError, PacketError
+from fedrec.core.errors import ConfigError, FedrecError, PacketError, StoreError
 from fedrec.core.shared_folder import NotSharedError
 
 log = logging.getLogger("fedrec")
 
+SETUP = "setup"
+"""Field of an enrolment, and of a message to a node that has forgotten the run: its setup."""
+
+_FIELDS = (
+    SETUP,
+    "phase",
+    "round",
+    "frozen",
+    records.CONTENT,
+    records.VERSIONS,
+    records.NAMED,
+    records.RESUMED,
+    records.SPLITS,
+    records.AFTER,
+)
+_ARRAYS = (records.MODEL, records.SLOTS, records.AROUND)
+_PREFIXES = (records.FROZEN, records.MERGED)
 _MOST_ROUND = 2**32 - 1
 
 
@@ -57,6 +76,8 @@ def answered(message: Message, context: Context, work: Callable[[Content, list[N
         answer = Answer({records.UNSHARED: str(error)})
     except (FedrecError, OSError) as error:
         joins = message.metadata.message_type == records.ENROLL
+        if not is_site(context.node_config) and not (joins and isinstance(error, ConfigError | StoreError)):
+            raise
         log.error("this node cannot %s: %s", "take part" if joins else "do what it was asked for", error)
         answer = Answer({records.PROBLEM: _words(error), records.REASON: _reason(error)})
     return Message(pack({**answer.fields, **_losses(nodes)}, answer.packets, answer.arrays), reply_to=message)
@@ -108,9 +129,9 @@ def rounds_of(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-def require_known(content: Content, fields: Iterable[str], arrays: Iterable[str], prefixes: tuple[str, ...]) -> None:
-    """Raise PacketError (`malformed`) if the content has what no message of its kind has."""
-    unknown = [name for name in content.fields if name not in set(fields)]
-    unknown += [name for name in content.arrays if name not in set(arrays) and not name.startswith(prefixes)]
+def require_known(content: Content) -> None:
+    """Raise PacketError (`malformed`) if the content has a field or an array that no message has."""
+    unknown = [name for name in content.fields if name not in _FIELDS]
+    unknown += [name for name in content.arrays if name not in _ARRAYS and not name.startswith(_PREFIXES)]
     if unknown:
-        raise PacketError("malformed", f"the message has {sorted(unknown)[:5]}, which no message of its kind has")
+        raise PacketError("malformed", f"the message has {sorted(unknown)[:5]}, which no message has")

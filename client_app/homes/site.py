@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from fedrec.core.errors import ConfigError
+from fedrec.core.owned import own_folder
 from fedrec.core.registry import nearest
 from fedrec.data.form import AUTO, SUFFIXES, TextForm, suffix_of, unknown_form
 
@@ -133,11 +134,18 @@ def file_problems(site: Site) -> list[str]:
         problems.append(f"interactions='{site.interactions}': there is no such file on this machine")
     elif not os.access(site.interactions, os.R_OK):
         problems.append(f"interactions='{site.interactions}': the user of this process may not read it")
+    return problems + folder_problems(site)
+
+
+def folder_problems(site: Site) -> list[str]:
+    """What is wrong with the site's folder, which is made if it is not there, and closed to others if it is open."""
     try:
-        site.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        own_folder(site.state_dir)
     except OSError as error:
-        problems.append(f"state-dir='{site.state_dir}': cannot be made ({error.strerror}); give a folder on a disk")
-    else:
-        if not os.access(site.state_dir, os.W_OK | os.X_OK):
-            problems.append(f"state-dir='{site.state_dir}': the user of this process may not write there")
-    return problems
+        return [
+            f"state-dir='{site.state_dir}': cannot be made, or closed to others ({error.strerror}); give a folder on a "
+            "disk that belongs to the user of this process"
+        ]
+    if not os.access(site.state_dir, os.W_OK | os.X_OK):
+        return [f"state-dir='{site.state_dir}': the user of this process may not write there"]
+    return []

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from client_app.homes.run_record import ELSEWHERE, RunRecord, read_record, record_file, write_record
-from client_app.homes.site import Site, file_problems
+from client_app.homes.site import Site, file_problems, folder_problems
 from client_app.stores.losses import DATA_DAMAGED, SECRET_CHANGED, Losses
 from fedrec.core.errors import ConfigError, DataError, PacketError, StoreError
 from fedrec.data.store import open_verified_store, write_store
@@ -46,7 +46,8 @@ def require_site(site: Site, run_key: str) -> None:
 
     Once the data of a run is prepared, its file is needed no more.
     """
-    if is_new(site, run_key) and (problems := file_problems(site)):
+    problems = file_problems(site) if is_new(site, run_key) else folder_problems(site)
+    if problems:
         raise ConfigError(problems)
 
 

@@ -63,7 +63,7 @@ class FrozenStore:
     def __post_init__(self) -> None:
         """Make the folder. Raises StoreError if the disk refuses it."""
         with writing(f"the state-dir {self.state_dir}", _ELSEWHERE):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     @property
     def _folder(self) -> Path:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from client_app.stores.versions import VersionIndex
 from client_app.stores.witness import Written
 from fedrec.core.errors import StoreError
+from fedrec.core.owned import own_file
 
 _SCHEMA = (
     "CREATE TABLE IF NOT EXISTS run (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, token BLOB NOT NULL)",
@@ -66,6 +67,7 @@ class PieceFile:
             self._indexes: dict[str, tuple[bytes, VersionIndex]] = {}
             self.identity = _identity(path)
             return
+        own_file(path)  # and of the same mode SQLite makes its journal
         self._connection = sqlite3.connect(path, timeout=60, isolation_level=None)
         # A rollback journal, not a write-ahead log: a file may then be opened by several workers for the first time at
         # once, and lie on a disk that several machines share.

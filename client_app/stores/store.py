@@ -78,7 +78,7 @@ class PrivateStore:
         self._width = sum(entry.nbytes for entry in spec.values())
         if not reading:
             with writing(f"the state-dir {state_dir}", "give a folder on a disk"):
-                state_dir.mkdir(parents=True, exist_ok=True)
+                state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._sound(self._opened)
 
     @contextmanager
@@ -88,9 +88,9 @@ class PrivateStore:
             with file.transaction(writing=writing):
                 self._check(file)
                 yield file, file.index(self._run)
-        except (sqlite3.Error, DamagedError) as error:
+        except (sqlite3.Error, DamagedError, OSError) as error:
             close_file(self._path, self._synced, self._reading)
-            damaged = isinstance(error, DamagedError) or is_damage(error)
+            damaged = isinstance(error, DamagedError) or (isinstance(error, sqlite3.Error) and is_damage(error))
             raise (DamagedStoreError if damaged else StoreError)(
                 f"the users' store {self._path} cannot be used ({error}): check the disk and its permissions; if the "
                 "file is damaged, move it away and its users start anew"

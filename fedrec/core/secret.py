@@ -67,6 +67,6 @@ def _checked(path: Path, mode: int, text: str, again: str) -> bytes:
 
 
 def _make(path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with suppress(FileExistsError):  # another process was faster: its secret counts
         write_text(path, secrets.token_hex(_BYTES) + "\n", private=True, synced=True, first=True)

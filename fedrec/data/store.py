@@ -94,7 +94,7 @@ def write_store(
             with contextlib.suppress(StoreError):
                 verify_store(folder)
                 return folder
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(0o700 if private else 0o777, parents=True, exist_ok=True)
         scratch = folder.with_name(f".writing-{secrets.token_hex(4)}")
         scratch.mkdir(0o700 if private else 0o777)
         try:

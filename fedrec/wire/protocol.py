@@ -46,7 +46,7 @@ _LONGEST_SETUP = 2**20
 
 Short = Annotated[str, MaxLen(200)]
 _Path = Annotated[str, MaxLen(4096), Predicate(lambda text: "\0" not in text)]
-_Digest = Annotated[str, Field(pattern=r"^(?:[0-9a-f]{32})?\z")]
+_Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}\z")]
 
 MODEL_SCALARS = ("checkpoint_round",)
 """With the model goes the round of the oldest checkpoint that is kept: the server may go back so far, and a node keeps
