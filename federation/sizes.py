@@ -11,18 +11,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from federation.base import Phase
-from federation.enrolment import KEY_BYTES
+from exchanges import members, records
+from exchanges.declaration import Participant
+from federation.server_model import Phase
 from federation.versions import FrozenBytes, expected_bytes
 from fedrec.backbones.base import Backbone
 from fedrec.config.schema import RunConfig
 from fedrec.core import registry
 from fedrec.core.tensors import Spec, TensorSpec
 from fedrec.wire.packet import PacketFormat
-from fedrec.wire.protocol import Setup, around_format, counts_format, disclosed_format, eligible_spec, frozen_format
+from fedrec.wire.protocol import Setup, eligible_spec, frozen_format
 from peft_embeddings.model import BASE, Model
 
 EACH_ROUND, ONCE, NEVER = "each round", "once", "never"
+_DEVICE = Participant()
+"""A user with a device of its own."""
 ALL, SERVER, OWN = "server, devices", "server", "own device"
 
 
@@ -146,30 +149,31 @@ def sizes(config: RunConfig, setup: Setup, item_list: int | None = None) -> Size
     """The sizes of a run whose clients are told `setup`; `item_list` as in `Sizes`."""
     strategy: Any = config.strategy
     backbone: Backbone = registry.backbones.get(config.backbone.name)(config.backbone, setup.dim)
+    enrolment = members.Enrolment(setup)
     joining = {
-        "setup": len(setup.device_json().encode()),
-        "key": KEY_BYTES,
+        "setup": enrolment.down_bytes(_DEVICE),
+        "key": enrolment.up_bytes(_DEVICE),
         "eligible items": frozen_format(eligible_spec(setup.n_items)).size(),
     }
     if config.runtime == "deployment" and item_list is not None:
         joining["item list"] = item_list
     if backbone.item_counting is not None:
-        joining["report of items"] = counts_format(setup.n_items).size()
+        joining["report of items"] = members.Counting(setup.n_items).up_bytes(_DEVICE)
     plan: Sequence[Phase] = registry.strategies.get(strategy.name).phases(config)
     phases = tuple(_phase(phase, backbone, setup) for phase in plan)
     once, rounds = sum(joining.values()), sum(phase.rounds for phase in phases)
     exchange = None
     if (expansion := backbone.expansion) is not None:
-        up = disclosed_format(setup.dim, expansion.items, users=1).size()
-        exchange = Exchange(expansion.every, up, around_format(setup.dim, users=1).size())
+        up = members.Disclosing(setup.dim, expansion.items).up_bytes(_DEVICE)
+        exchange = Exchange(expansion.every, up, members.Surrounding(setup.dim).down_bytes(_DEVICE))
     return Sizes(
         items=setup.n_items,
-        fraction=strategy.fraction,
+        fraction=config.federation.fraction,
         joining=joining,
-        metrics=setup.metrics_format().size(),
+        metrics=members.Ranking(setup, {}, ["test"]).up_bytes(_DEVICE),
         phases=phases,
-        run=_totals(phases, rounds, strategy.fraction, once, exchange),
-        per_1000_rounds=_totals(phases, 1000, strategy.fraction, once, exchange),
+        run=_totals(phases, rounds, config.federation.fraction, once, exchange),
+        per_1000_rounds=_totals(phases, 1000, config.federation.fraction, once, exchange),
         exchange=exchange,
         item_list=item_list,
     )
@@ -178,7 +182,8 @@ def sizes(config: RunConfig, setup: Setup, item_list: int | None = None) -> Size
 def _phase(phase: Phase, backbone: Backbone, setup: Setup) -> PhaseSizes:
     made = registry.embeddings.get(phase.embedding.name)(phase.embedding, setup.n_items, setup.dim)
     model = Model(made, backbone)
-    down, up = setup.model_format(model.trainable), setup.update_format(model.trainable, users=1)
+    training = members.Training(setup, model.trainable)
+    down = training.down(_DEVICE)[records.MODEL]
     frozen = setup.start_format(model.frozen, BASE)
     own = {**backbone.private, **backbone.around}
     private = {f"private.{name}": entry for name, entry in own.items()}
@@ -193,8 +198,8 @@ def _phase(phase: Phase, backbone: Backbone, setup: Setup) -> PhaseSizes:
         rounds=phase.rounds,
         embedding=phase.embedding.name,
         tensors=tuple(rows),
-        up=up.size(),
-        down=down.size(),
+        up=training.up_bytes(_DEVICE),
+        down=training.down_bytes(_DEVICE),
         once=frozen.size() if model.frozen else 0,
         whole=frozen_format(model.frozen).size() if model.frozen else 0,
         merge_every=phase.merge_every,

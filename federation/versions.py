@@ -90,6 +90,24 @@ class Merges:
         return Merges(int(plain["merges"]), int(plain["merged_round"]), tuple(log))
 
 
+class Frozen(NamedTuple):
+    """What a participant of an exchange must hold.
+
+    Attributes:
+        once: Wrapped packets by the digest of their content. A node gets those that it is not known to hold along with
+            the message that needs them.
+        merges: What was merged into the base table among them: the shorter way for who holds an older version.
+        bytes: What who lacks it is charged with; None: nothing, for everybody holds it from joining on.
+    """
+
+    once: Mapping[str, Array]
+    merges: Merges
+    bytes: FrozenBytes | None = None
+
+
+NOTHING_FROZEN = Frozen({}, Merges())
+
+
 def lacking(once: Mapping[str, Array], merges: Merges, held: Container[str]) -> tuple[dict[str, Array], dict[str, str]]:
     """The arrays and fields that bring a node up to date.
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
 from functools import lru_cache
 from itertools import pairwise
 
-import numpy as np
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
+from typing_extensions import override
 
 from client_app.answers import expansion
-from client_app.answers.node import Node, Received
+from client_app.answers.node import Node
+from client_app.answers.table import Question, handler
 from client_app.homes.home import Place
 from client_app.homes.site import Site, is_site, site_of
 from client_app.stores.frozen import MissingFrozenError
@@ -21,17 +21,24 @@ from exchanges import records
 from exchanges.records import Content, pack, unpack
 from fedrec.core.errors import ConfigError, PacketError, StoreError
 from fedrec.core.shared_folder import NotSharedError
-from fedrec.data.split import HeldOut
 from fedrec.wire.code import code_digest
-from fedrec.wire.protocol import (
-    Setup,
-)
+from fedrec.wire.protocol import Setup
 
-app = ClientApp()
 log = logging.getLogger("fedrec")
 
 _SETUP = "setup"
-_HELD_OUT: dict[str, HeldOut] = {"validation": "validation", "test": "test"}
+
+
+class AnswerApp(ClientApp):
+    """Answers every message by its kind: an invitation, or exchanges that the table knows."""
+
+    @override
+    def __call__(self, message: Message, context: Context) -> Message:
+        kind = message.metadata.message_type
+        return (enroll if kind == records.ENROLL else answer)(message, context)
+
+
+app = AnswerApp()
 
 
 @lru_cache(maxsize=16_384)
@@ -70,7 +77,6 @@ def _known_node(context: Context) -> Node | None:
     return _node(str(record["json"]), _place(context))
 
 
-@app.query("enroll")
 def enroll(message: Message, context: Context) -> Message:
     """Take the run's setup; answer with the users' opaque keys and the digest of the code that runs here."""
     content = unpack(message.content)
@@ -101,79 +107,8 @@ def _rounds(text: str) -> list[int]:
     return [int(word) for word in words]
 
 
-@app.query("count_items")
-def count_items(message: Message, context: Context) -> Message:
-    """Answer with the sum of the users' reported items."""
-    return _answer(message, context, lambda node, content: {records.COUNTS: node.count_items()})
-
-
-@app.query("disclose")
-def disclose(message: Message, context: Context) -> Message:
-    """Answer with what the users let others have of themselves: noised vectors, and tags of their items."""
-
-    def work(node: Node, content: Content) -> Mapping[str, bytes]:
-        return {records.DISCLOSED: expansion.disclose(node, content.integer("phase"), content.integer("round"))}
-
-    return _answer(message, context, work)
-
-
-@app.query("surround")
-def surround(message: Message, context: Context) -> Message:
-    """Keep what the users are told of those around them; there is nothing to answer."""
-
-    def work(node: Node, content: Content) -> Mapping[str, bytes]:
-        packet = content.packet(records.AROUND)
-        expansion.surround(node, content.integer("phase"), content.integer("round"), packet)
-        return {}
-
-    return _answer(message, context, work)
-
-
-@app.train()
-def train(message: Message, context: Context) -> Message:
-    """Train the chosen users; answer with the node's update, or with what is missing to make one.
-
-    If the message asks for a ranking too, it comes first: with the model, and with the private tensors, as they were
-    before this round.
-    """
-
-    def work(node: Node, content: Content) -> Mapping[str, bytes]:
-        slots = content.array(records.SLOTS).astype(np.int64)
-        if slots.ndim != 1 or (slots < 0).any() or (slots >= len(node.users)).any() or (np.diff(slots) <= 0).any():
-            raise PacketError("malformed", f"slots that are not, in order, among this node's {len(node.users)} users")
-        received = _received(node, content)
-        metrics = _metrics(node, content, received) if records.SPLITS in content.fields else {}
-        return {**metrics, records.UPDATE: node.train(received, slots)}
-
-    return _answer(message, context, work)
-
-
-@app.evaluate()
-def evaluate(message: Message, context: Context) -> Message:
-    """Rank the held-out items of all users here; answer with sums, or with what is missing to rank."""
-    return _answer(message, context, lambda node, content: _metrics(node, content, _received(node, content)))
-
-
-def _received(node: Node, content: Content) -> Received:
-    phase, round = content.integer("phase"), content.integer("round")
-    packet, frozen = content.packet(records.MODEL), content.text("frozen")
-    received = node.receive(phase, round, packet, frozen)
-    node.keep_model(phase, round, packet, frozen)
-    return received
-
-
-def _metrics(node: Node, content: Content, received: Received) -> dict[str, bytes]:
-    """The sums of metrics of each split that the message asks for."""
-    after, splits = content.integer(records.AFTER), content.text(records.SPLITS).split()
-    if unknown := [split for split in splits if split not in _HELD_OUT]:
-        raise PacketError("malformed", f"the splits are among {sorted(_HELD_OUT)}, not {unknown}")
-    if after not in (received.round - 1, received.round):
-        raise PacketError("malformed", f"a model sent in round {received.round} is not that after round {after}")
-    return {records.METRICS + split: node.evaluate(received, after, _HELD_OUT[split]) for split in splits}
-
-
-def _answer(message: Message, context: Context, work: Callable[[Node, Content], Mapping[str, bytes]]) -> Message:
-    """Keep what came frozen, do the work, and answer; a node that lacks something names it instead."""
+def answer(message: Message, context: Context) -> Message:
+    """Keep what came frozen, do what is asked, and answer; a node that lacks something names it instead."""
     content = unpack(message.content)
     if _SETUP in content.fields:
         context.state[_SETUP] = ConfigRecord({"json": content.text(_SETUP)})
@@ -187,13 +122,23 @@ def _answer(message: Message, context: Context, work: Callable[[Node, Content], 
         if (known := content.fields.get(records.NAMED)) is not None and known != node.named:
             log.warning("the server knows other users here than there are now: they join anew")
             return Message(pack({records.MISSING: records.NAMED}), reply_to=message)
-        packets = work(node, content)
+        packets: dict[str, bytes] = {}
+        asked = Question(node, content)
+        for kind in _kinds(message, content):
+            packets |= handler(kind)(asked)
         lost = node.stores_lost()
         return Message(pack({records.STORES_LOST: lost} if lost else {}, packets), reply_to=message)
     except MissingFrozenError as missing:
         return Message(pack({records.MISSING: missing.digest}), reply_to=message)
     except NotSharedError as error:
         return Message(pack({records.UNSHARED: str(error)}), reply_to=message)
+
+
+def _kinds(message: Message, content: Content) -> list[str]:
+    """The exchanges that a message carries, in order. A ranking comes before the training that would change it."""
+    if records.CARRIES in content.fields:
+        return content.text(records.CARRIES).split()
+    return [message.metadata.message_type]
 
 
 def _keep_frozen(node: Node, phase: int, content: Content) -> None:

@@ -23,6 +23,8 @@ from client_app.stores.store import PrivateStore
 from client_app.training.cohort import CohortEngine
 from client_app.training.engine import Engine, GlobalModel, Limits, all_finite, codec_seeds
 from client_app.training.oracle import OracleEngine
+from exchanges import members, records
+from exchanges.declaration import Participant
 from fedrec.backbones.base import Backbone
 from fedrec.config.validate import member_config
 from fedrec.core import registry
@@ -39,7 +41,6 @@ from fedrec.wire.packet import PacketFormat
 from fedrec.wire.protocol import (
     COUNTS,
     Setup,
-    counts_format,
     eligible_spec,
     frozen_format,
     unpack_eligible,
@@ -187,7 +188,7 @@ class Node:
 
     def model_format(self, phase: int) -> PacketFormat:
         """Format of the model packets of a phase. Raises PacketError (`malformed`) if the run has no such phase."""
-        return self.setup.model_format(self._model(phase).trainable)
+        return members.Training(self.setup, self._model(phase).trainable).down(Participant())[records.MODEL]
 
     def _model(self, phase: int) -> Model:
         if not 0 <= phase < len(self.models):
@@ -244,7 +245,7 @@ class Node:
         cohort = self.users.training(np.arange(len(self.users)))
         seed = derive(self.secret, "item counts")
         total = report_sum(counting, self.setup.n_items, seed, cohort.keys, cohort.offsets, cohort.items)
-        packet = counts_format(self.setup.n_items)
+        packet = members.Counting(self.setup.n_items).up(Participant(cohort.keys))[records.COUNTS]
         return packet.encode(0, 0, {COUNTS: torch.from_numpy(total)}, [float(len(cohort))])
 
     def receive(self, phase: int, round: int, packet: bytes, frozen: str) -> Received:
@@ -276,7 +277,7 @@ class Node:
         update = trained.update
         if lone and update.weight:
             update.total = {name: (t.double() / update.weight).to(t.dtype) for name, t in update.total.items()}
-        fmt = self.setup.update_format(model.model.trainable, len(slots))
+        fmt = members.Training(self.setup, model.model.trainable).up(Participant(cohort.keys))[records.UPDATE]
         return fmt.encode(phase, round, update.total, update.scalars(), int(codec_seeds(seed, cohort.keys[:1])[0]))
 
     def evaluate(self, received: Received, after: int, of: HeldOut) -> bytes:
@@ -303,7 +304,8 @@ class Node:
         sums = rank_users(model.cpu(), cohort, positives, private, protocol)
         counts = (len(cohort), int((~found).sum()), diverged)
         scalars = [*map(float, counts), *(sums.get(name, 0.0) for name in setup.metric_names())]
-        return setup.metrics_format().encode(received.phase, after, {}, scalars)
+        form = members.Ranking(setup, {}, [of]).up(Participant(cohort.keys))[records.METRICS + of]
+        return form.encode(received.phase, after, {}, scalars)
 
     def recommend(self, received: Received, user: Cohort, top: int) -> Recommended:
         """The best items for one user, whose private tensors are first solved on everything that it knows.

@@ -55,7 +55,7 @@ def test_who_holds_what_and_when_it_crosses() -> None:
 
 
 def test_totals_follow_the_plan() -> None:
-    found = of("strategy.rounds=100", "strategy.warmup_rounds=20", "strategy.fraction=0.1", items=50)
+    found = of("strategy.rounds=100", "strategy.warmup_rounds=20", "federation.fraction=0.1", items=50)
     warmup, peft = found.phases
     joining = sum(found.joining.values())
     assert found.joining["eligible items"] == HEADER + 7
@@ -98,7 +98,7 @@ def test_a_number_of_items_that_cannot_be_is_refused(items: str) -> None:
 def test_merges_are_told_where_there_are_some() -> None:
     phase = of("strategy.merge_every=20").phases[-1]
     assert (phase.merge_every, phase.merge) == (20, HEADER + 63_744)
-    every_round = of("strategy.merge_every=20", "strategy.fraction=1.0")
+    every_round = of("strategy.merge_every=20", "federation.fraction=1.0")
     assert every_round.run.merges == 3 * phase.merge, "after rounds 20, 40 and 60 of 80"
     assert every_round.per_1000_rounds.merges == 48 * phase.merge
     plain = of()

@@ -12,7 +12,7 @@ from fedrec.core.registry import backbones
 
 Federate = Callable[..., Any]
 
-SHOP = ["dataset.n_users=300", "evaluation.every=0", "strategy.fraction=1.0", "optim.lr=0.02"]
+SHOP = ["dataset.n_users=300", "evaluation.every=0", "federation.fraction=1.0", "optim.lr=0.02"]
 
 
 @pytest.mark.parametrize("backbone", backbones.names())

@@ -59,7 +59,7 @@ def overrides(folder: Path, *more: str) -> list[str]:
         "embedding.rank=2",
         "strategy.rounds=4",
         "strategy.warmup_rounds=2",
-        "strategy.fraction=0.4",
+        "federation.fraction=0.4",
         "simulation.nodes=1",
         f"runs_dir={folder}/runs",
         f"cache_dir={folder}/cache",
