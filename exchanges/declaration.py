@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +81,18 @@ class Declaration(ABC):
         alone = (Participant(to.keys[place : place + 1], to.group, to.grade) for place in range(to.users))
         return np.array([self.down(one)[name].size() for one in alone], dtype=np.int64)
 
-    def range_up(self, group: str = "", grade: str = "") -> tuple[int, int]:
+    def range_up(self) -> tuple[int, int]:
         """The fewest and the most bytes that a user's device uploads. To be overridden by one that is not `alike`."""
-        size = self.up_bytes(Participant(group=group, grade=grade))
+        size = self.up_bytes(Participant())
         return size, size
+
+    def expected_up(self) -> float:
+        """The mean over users of what a user's device uploads. To be overridden by one that is not `alike`."""
+        return self.up_bytes(Participant())
+
+
+class Regular(NamedTuple):
+    """An exchange beside training and ranking that all users who are here take part in, every so many rounds."""
+
+    declared: Declaration
+    every: int

@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from exchanges import records
+from exchanges import members, records
+from exchanges.declaration import Regular
 from federation.checkpoint import Checkpoint
 from federation.contract import Deployed, Observer, StrategyConfig
 from federation.conversation import Conversation
@@ -96,6 +97,19 @@ class FederatedStrategy(ABC):
         """What is wrong with a configuration as a whole, one line each; asked before anything starts."""
         return []
 
+    @classmethod
+    def regular(cls, config: RunConfig, setup: Setup) -> Sequence[Regular]:
+        """What users move in exchanges beside training and ranking; `fedrec describe` and the totals have it.
+
+        By default what users of the backbone tell each other. A strategy with exchanges of its own adds them here, and
+        carries them in `within`.
+        """
+        expansion = registry.backbones.get(config.backbone.name)(config.backbone, setup.dim).expansion
+        if expansion is None:
+            return []
+        declared = (members.Disclosing(setup.dim, expansion.items), members.Surrounding(setup.dim))
+        return [Regular(each, expansion.every) for each in declared]
+
     def resume(self, checkpoint: Checkpoint | None, kept: Sequence[int], resumes: Sequence[int]) -> None:
         """Go on from a checkpoint, or from the beginning if there is none; to be called before `start`.
 
@@ -157,7 +171,7 @@ class FederatedStrategy(ABC):
         talk.carry(*([riding] if riding else []), training)
         self._step(training, round)
         self.model.merge(round)
-        self._expand(talk, round)
+        self.within(talk, round)
         return {
             "round": round,
             "rounds": self.config.rounds,
@@ -188,8 +202,8 @@ class FederatedStrategy(ABC):
             talk.carry(asked)
             self.model.freeze_counts(asked.estimate())
 
-    def _expand(self, talk: Conversation, round: int) -> None:
-        """If it is due after `round`: users tell those who have the same items of themselves."""
+    def within(self, talk: Conversation, round: int) -> None:
+        """Carry what else belongs to a round, after the server's step; by default what users tell each other."""
         expansion = self.model.model.backbone.expansion
         if expansion is None or not expansion.due(round, self.config.rounds):
             return

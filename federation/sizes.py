@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exchanges import members, records
-from exchanges.declaration import Participant
+from exchanges.declaration import Participant, Regular
 from federation.server_model import Phase
 from federation.versions import FrozenBytes, expected_bytes
 from fedrec.backbones.base import Backbone
@@ -82,17 +82,21 @@ class PhaseSizes:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What every user's device moves, chosen or not, each time that users tell each other of themselves.
+    """What every user's device moves, chosen or not, each time that an exchange beside the rounds is carried.
 
     Attributes:
         every: Rounds between two times.
-        up: Bytes of the noised vector and the tags.
-        down: Bytes of what it is told of others.
+        up: Bytes up: of all devices alike, or the mean over users where they differ.
+        down: Bytes down.
+        least_up: The fewest that a device moves up.
+        most_up: The most.
     """
 
     every: int
-    up: int
+    up: float
     down: int
+    least_up: int
+    most_up: int
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ class Sizes:
         phases: The plan.
         run: A mean user's bytes over the rounds of the configuration.
         per_1000_rounds: The same over 1,000 rounds: the plan cut off there, or its last phase made longer.
-        exchange: What users exchange between the rounds; None: nothing.
+        exchanges: What users exchange beside the rounds, an entry for each number of rounds between two times.
         item_list: Bytes of the ids and titles of the items, which a device with data of its own downloads once to join;
             part of the totals in a deployment alone. None: the catalogue was not read.
     """
@@ -137,7 +141,7 @@ class Sizes:
     phases: tuple[PhaseSizes, ...]
     run: Totals
     per_1000_rounds: Totals
-    exchange: Exchange | None = None
+    exchanges: tuple[Exchange, ...] = ()
     item_list: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -162,21 +166,30 @@ def sizes(config: RunConfig, setup: Setup, item_list: int | None = None) -> Size
     plan: Sequence[Phase] = registry.strategies.get(strategy.name).phases(config)
     phases = tuple(_phase(phase, backbone, setup) for phase in plan)
     once, rounds = sum(joining.values()), sum(phase.rounds for phase in phases)
-    exchange = None
-    if (expansion := backbone.expansion) is not None:
-        up = members.Disclosing(setup.dim, expansion.items).up_bytes(_DEVICE)
-        exchange = Exchange(expansion.every, up, members.Surrounding(setup.dim).down_bytes(_DEVICE))
+    exchanges = _exchanges(registry.strategies.get(strategy.name).regular(config, setup))
     return Sizes(
         items=setup.n_items,
         fraction=config.federation.fraction,
         joining=joining,
         metrics=members.Ranking(setup, {}, ["test"]).up_bytes(_DEVICE),
         phases=phases,
-        run=_totals(phases, rounds, config.federation.fraction, once, exchange),
-        per_1000_rounds=_totals(phases, 1000, config.federation.fraction, once, exchange),
-        exchange=exchange,
+        run=_totals(phases, rounds, config.federation.fraction, once, exchanges),
+        per_1000_rounds=_totals(phases, 1000, config.federation.fraction, once, exchanges),
+        exchanges=exchanges,
         item_list=item_list,
     )
+
+
+def _exchanges(regular: Sequence[Regular]) -> tuple[Exchange, ...]:
+    """Those of equal intervals together."""
+    found = []
+    for every in sorted({each.every for each in regular}):
+        declared = [each.declared for each in regular if each.every == every]
+        ranges = [each.range_up() for each in declared]
+        up, down = sum(each.expected_up() for each in declared), sum(each.down_bytes(_DEVICE) for each in declared)
+        least, most = sum(least for least, _ in ranges), sum(most for _, most in ranges)
+        found.append(Exchange(every, int(up) if up == int(up) else up, down, least, most))
+    return tuple(found)
 
 
 def _phase(phase: Phase, backbone: Backbone, setup: Setup) -> PhaseSizes:
@@ -218,7 +231,7 @@ def _stays(name: str, entry: TensorSpec, held_by: str) -> Row:
 
 
 def _totals(
-    phases: Sequence[PhaseSizes], rounds: int, fraction: float, joining: int, exchange: Exchange | None
+    phases: Sequence[PhaseSizes], rounds: int, fraction: float, joining: int, exchanges: Sequence[Exchange]
 ) -> Totals:
     up = down = 0
     once, left, merges = joining, rounds, 0.0
@@ -229,7 +242,7 @@ def _totals(
         frozen = FrozenBytes(phase.whole, merge=phase.merge, lossy=phase.once)
         merges += expected_bytes(frozen, here, phase.merge_every, fraction)
     all_up, all_down = fraction * up, fraction * down
-    if exchange is not None:
+    for exchange in exchanges:
         times = (rounds - 1) // exchange.every  # never after the last round
         all_up, all_down = all_up + times * exchange.up, all_down + times * exchange.down
     return Totals(rounds, all_up, all_down, once, merges)

@@ -162,8 +162,8 @@ def test_what_is_described_is_what_is_counted(federate: Federate) -> None:
     found = describe(from_dict(yaml.safe_load((outcome.folder / "config.yaml").read_text())), None)
     counted = outcome.summary["bytes_per_user"]
     assert (counted["up"], counted["down"], counted["one_time"]) == (found.run.up, found.run.down, found.run.one_time)
-    assert found.exchange is not None
-    assert (found.exchange.every, found.exchange.up, found.exchange.down) == (2, UP.size(), DOWN.size())
+    (exchange,) = found.exchanges
+    assert (exchange.every, exchange.up, exchange.down) == (2, UP.size(), DOWN.size())
     assert UP.size() == 36 + 4 * DIM + 8 * TAGS
     assert DOWN.size() == 36 + 8 + 4 * DIM
     assert [row.tensor for row in found.phases[0].tensors if row.held_by == "own device"] == [
