@@ -23,14 +23,10 @@ class Participant:
     """Who takes part in an exchange: users on one node.
 
     Attributes:
-        keys: uint64 [users], the users' opaque keys.
-        group: Whose model is theirs; a public function of a user's key, or a site's own word.
-        grade: What their device can do, as it said when it joined.
+        keys: uint64 [users], the users' opaque keys. What is declared may depend on them: they are known to both sides.
     """
 
     keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(1, dtype=np.uint64))
-    group: str = ""
-    grade: str = ""
 
     @property
     def users(self) -> int:
@@ -43,7 +39,7 @@ class Declaration(ABC):
 
     Attributes:
         kind: Its name, by which a client finds what to do.
-        alike: Whether the devices of all users of a group and grade move packets of the same sizes.
+        alike: Whether the devices of all users move packets of the same sizes.
     """
 
     kind: ClassVar[str]
@@ -68,17 +64,17 @@ class Declaration(ABC):
     def each_up(self, by: Participant) -> NDArray[np.int64]:
         """int64 [users]: what each of the users would upload as a device of its own."""
         if self.alike:
-            one = Participant(by.keys[:1], by.group, by.grade)
+            one = Participant(by.keys[:1])
             return np.full(by.users, self.up_bytes(one), dtype=np.int64)
-        alone = (Participant(by.keys[place : place + 1], by.group, by.grade) for place in range(by.users))
+        alone = (Participant(by.keys[place : place + 1]) for place in range(by.users))
         return np.array([self.up_bytes(one) for one in alone], dtype=np.int64)
 
     def each_down(self, name: str, to: Participant) -> NDArray[np.int64]:
         """int64 [users]: what each of them would download of the packet `name` as a device of its own."""
         if self.alike:
-            one = Participant(to.keys[:1], to.group, to.grade)
+            one = Participant(to.keys[:1])
             return np.full(to.users, self.down(one)[name].size(), dtype=np.int64)
-        alone = (Participant(to.keys[place : place + 1], to.group, to.grade) for place in range(to.users))
+        alone = (Participant(to.keys[place : place + 1]) for place in range(to.users))
         return np.array([self.down(one)[name].size() for one in alone], dtype=np.int64)
 
     def range_up(self) -> tuple[int, int]:

@@ -18,7 +18,9 @@ import torch
 from flwr.app import Array
 
 from exchanges import records
+from fedrec.core.errors import StoreError
 from fedrec.core.tensors import Tensors
+from fedrec.wire.packet import of_another_version
 
 NOTHING = ""
 """The version before the first, which everybody holds."""
@@ -82,8 +84,13 @@ class Merges:
 
     @staticmethod
     def restored(plain: Mapping[str, Any], packets: Mapping[str, torch.Tensor]) -> Merges:
-        """The inverse of `state`."""
+        """The inverse of `state`. Raises StoreError if a fedrec of another protocol has written it."""
         names = list(plain["versions"])
+        if any(of_another_version(packet.numpy()[:6].tobytes()) for packet in packets.values()):
+            raise StoreError(
+                "the checkpoint holds packets of another version of the protocol, which devices would refuse: go on "
+                "with the fedrec that began the run (its version is in manifest.json), or start a new run"
+            )
         log = [
             Merged(before, after, records.wrap(packets[after].numpy().tobytes())) for before, after in pairwise(names)
         ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from exchanges.records import wrap
@@ -11,6 +12,7 @@ from federation.directory import Directory
 from federation.exchange import Ledger
 from federation.meter import Meter
 from federation.versions import FrozenBytes, Merged, Merges, expected_bytes, lacking
+from fedrec.core.errors import StoreError
 from fedrec.core.rng import counter_bits
 
 
@@ -76,6 +78,14 @@ def test_a_checkpoint_restores_the_log() -> None:
         assert (again.count, again.round) == (made.count, made.round)
         assert [(each.before, each.after) for each in again.log] == [(each.before, each.after) for each in made.log]
         assert [each.packet.data for each in again.log] == [each.packet.data for each in made.log]
+
+
+def test_a_log_of_another_protocol_is_refused_with_its_mend() -> None:
+    made = log(2)
+    plain, packets = made.state()
+    old = {name: torch.tensor(list(b"FRPK\1\0" + bytes(30)), dtype=torch.uint8) for name in packets}
+    with pytest.raises(StoreError, match=r"another version of the protocol.* start a new run"):
+        Merges.restored(plain, old)
 
 
 def test_the_meter_by_hand() -> None:
