@@ -35,11 +35,9 @@ from fedrec.core.shared_folder import require_shared
 from fedrec.core.tensors import Tensors, content_digest
 from fedrec.data.negatives import NegativeSampler
 from fedrec.data.split import HeldOut
-from fedrec.wire.item_counts import report_sum
 from fedrec.wire.item_list import item_list_format
 from fedrec.wire.packet import PacketFormat
 from fedrec.wire.protocol import (
-    COUNTS,
     Setup,
     eligible_spec,
     frozen_format,
@@ -234,19 +232,6 @@ class Node:
         frozen = held | {BASE: model.merged(merged.tensors, held)}
         since = Since(self.setup.run_key, merged.round)
         self.frozen_store.put(frozen, after, content_digest(frozen), since)
-
-    def count_items(self) -> bytes:
-        """The encoded sum of what all users here report of the items that they train on."""
-        counting = self.backbone.item_counting
-        if counting is None:
-            raise PacketError("malformed", f"backbone {self.backbone.config.name!r} has no items counted")
-        if counting.epsilon is None and isinstance(self.place, Site):
-            raise PacketError("malformed", "real users' items are not counted without noise: that is for simulations")
-        cohort = self.users.training(np.arange(len(self.users)))
-        seed = derive(self.secret, "item counts")
-        total = report_sum(counting, self.setup.n_items, seed, cohort.keys, cohort.offsets, cohort.items)
-        packet = members.Counting(self.setup.n_items).up(Participant(cohort.keys))[records.COUNTS]
-        return packet.encode(0, 0, {COUNTS: torch.from_numpy(total)}, [float(len(cohort))])
 
     def receive(self, phase: int, round: int, packet: bytes, frozen: str) -> Received:
         """The model in a packet, over the frozen tensors of that digest. Raises MissingFrozenError if they lack."""

@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from client_app.answers import expansion
+from client_app.answers import counting, expansion
 from client_app.answers.node import Node, Received
 from exchanges import records
 from exchanges.records import Content
@@ -78,7 +78,7 @@ def evaluate(asked: Question) -> Mapping[str, bytes]:
 
 def count_items(asked: Question) -> Mapping[str, bytes]:
     """The sum of the users' reported items."""
-    return {records.COUNTS: asked.node.count_items()}
+    return {records.COUNTS: counting.count_items(asked.node)}
 
 
 def disclose(asked: Question) -> Mapping[str, bytes]:
