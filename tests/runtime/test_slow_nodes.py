@@ -92,13 +92,13 @@ def records(federation: Sites, run: str) -> list[dict[str, Any]]:
 
 
 def test_a_node_that_is_always_a_little_late_counts_from_the_second_round_on(federation: Sites) -> None:
-    with slowed(federation, "site-1", 15.0):
+    with slowed(federation, "site-1", 22.0):
         done = federation.call(
             "run",
             "run_id=late",
             *QUICK,
             "strategy.rounds=4",
-            "federation.round_timeout=15.0",
+            "federation.round_timeout=25.0",
             "federation.silent_rounds=3",
         )
     assert done.returncode == 0, done.stdout[-3000:]
@@ -107,7 +107,7 @@ def test_a_node_that_is_always_a_little_late_counts_from_the_second_round_on(fed
     assert [each["users"] for each in found[2:]] == [USERS] * (len(found) - 2)
     assert [each["dropped_replies"] for each in found[2:]] == [{}] * (len(found) - 2)
     assert all(each["slow_nodes"]["waited_for"] >= 1 for each in found[2:])
-    assert all(each["seconds"] < 60 for each in found[1:]), "nobody is waited for longer than three times the timeout"
+    assert all(each["seconds"] < 90 for each in found[1:]), "nobody is waited for longer than three times the timeout"
 
 
 def test_a_round_that_needs_a_node_that_rests_asks_it_and_goes_on(federation: Sites) -> None:
