@@ -281,7 +281,7 @@ def make_setup(
         eligible=eligible,
         phases=tuple(PhaseSetup(phase.name, dataclasses.asdict(phase.embedding)) for phase in phases),
         backbone=config.backbone.told(),
-        optim=dataclasses.asdict(config.optim),
+        optim=config.optim.told(),
         codec=dataclasses.asdict(config.codec),
         privacy=dataclasses.asdict(config.privacy),
         ks=config.evaluation.ks,
