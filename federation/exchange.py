@@ -112,5 +112,5 @@ class Exchange(ABC):
         if failed > self.max_failures * len(self.shares):
             raise RoundError(
                 f"{self.what}: {failed} of {len(self.shares)} nodes failed ({dict(counts)}), more than "
-                f"strategy.max_failures={self.max_failures} allows; see the log above for why"
+                f"federation.max_failures={self.max_failures} allows; see the log above for why"
             )
