@@ -20,7 +20,7 @@ REPLIES: Mapping[str, str] = {
     "wrong_loss": "the node's mean loss is none that training has: it is left out of the mean",
     "other_code": "the node runs other code than the server: install the same fedrec on both",
     "other_version": "the node speaks another version of the protocol: install the same fedrec on both",
-    "misconfigured": "the node cannot take part: see the log for what its owner has to mend",
+    "misconfigured": "the node's owner has something to mend in its configuration or file, which the log names",
     "store_damaged": "the node found its users' store damaged: they have started anew",
     "resend_refused": "the node says time and again that it has lost what it was sent: see whether its disk is full",
     "round_repeated": "too few took part in a round, and it was done again",

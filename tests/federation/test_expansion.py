@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,11 @@ def of_more_users(packet: bytes, round: int) -> bytes:
     return form.encode(0, round, {name: spec.zeros() for name, spec in form.spec.items()})
 
 
+def sealed(header: bytes, body: bytes) -> bytes:
+    """A packet with the checksum of its header and body."""
+    return header + zlib.crc32(header + body).to_bytes(4, "little") + body
+
+
 CLIP, EPSILON = 0.1, 4.0
 CHANGES: dict[str, tuple[str, Change]] = {
     "not a number": ("non_finite", with_tensors(lambda sent: sent["vectors"][3].fill_(float("nan")))),
@@ -244,7 +250,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "tags in another order": ("wrong_tags", with_tensors(lambda sent: sent["tags"].copy_(sent["tags"].flip(1)))),
     "truncated": ("malformed", lambda packet, round: packet[:-7]),
     "of more users": ("wrong_spec", of_more_users),
-    "of another round": ("wrong_round", lambda packet, round: packet[:8] + b"\x09" + packet[9:]),
+    "of another round": ("wrong_round", lambda packet, round: sealed(packet[:8] + b"\x09" + packet[9:32], packet[36:])),
     "far too long": ("oversized", lambda packet, round: packet + bytes(10**6)),
 }
 
