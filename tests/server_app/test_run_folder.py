@@ -84,6 +84,7 @@ def test_files_are_written_whole(folder: RunFolder) -> None:
 
 
 def test_a_write_that_breaks_off_leaves_what_was_there(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.write_text("config.yaml", "seed: 0\n")
     folder.write_json("summary.json", {"old": 1})
     folder.checkpoints.write(checkpoint(5))
     before = {name: (folder.path / name).read_bytes() for name in everything(folder)}
@@ -131,6 +132,7 @@ def test_metrics_grow_by_whole_lines(folder: RunFolder) -> None:
 
 def test_a_line_that_the_disk_refuses_leaves_no_half_of_it(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """As much of a line is written as there is room for; then the disk is full."""
+    folder.write_text("config.yaml", "seed: 0\n")
     folder.add_metrics({"round": 1})
     before, after = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
