@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         usage = Usage(sites, "site-0")
         usage.start()
         started = time.perf_counter()
-        run = sites.begin("run", *common, f"strategy.min_nodes={nodes // 2}")
+        run = sites.begin("run", *common, f"federation.min_nodes={nodes // 2}")
         restarting: subprocess.Popen[bytes] | None = None
         while run.poll() is None:
             done = len(sites.metrics("run"))

@@ -95,7 +95,7 @@ def _strategy(
     strategy = ["strategy=full"] if embedding == "full" else [f"embedding={embedding}", "strategy.warmup_rounds=0"]
     fraction = min(1.0, users_per_round / interactions.users)
     folder = Path(tempfile.mkdtemp(prefix="fedrec-benchmark-"))
-    overrides = [*strategy, f"strategy.rounds={rounds}", f"strategy.fraction={fraction!r}"]
+    overrides = [*strategy, f"strategy.rounds={rounds}", f"federation.fraction={fraction!r}"]
     overrides += [f"simulation.nodes={nodes}", "evaluation.every=0", "checkpoint_every=0", "run_id=benchmark"]
     config = compose(overrides, base=None)
     listed = pack_eligible(eligible, items)
@@ -105,7 +105,7 @@ def _strategy(
     watch = _Watch()
     made = registry.strategies.get(config.strategy.name)(config, setup, base, listed, watch)
     # The last round would be followed by a ranking of all users, which is not what is measured here.
-    made._evaluated = lambda grid, round, record: {}  # type: ignore[method-assign]
+    made._ranked = lambda talk, round, record: {}  # type: ignore[method-assign]
     return cast(FederatedStrategy, made), watch, folder
 
 

@@ -89,7 +89,7 @@ def overrides(run: Run, items: Path, rounds: int | None = None) -> list[str]:
     chosen = {text.partition("=")[0]: text for text in run.overrides}
     if rounds is not None:
         chosen["strategy.rounds"] = f"strategy.rounds={rounds}"
-        chosen["strategy.fraction"] = "strategy.fraction=0.5"
+        chosen["federation.fraction"] = "federation.fraction=0.5"
         if "strategy=full" not in run.overrides:
             chosen["strategy.warmup_rounds"] = f"strategy.warmup_rounds={rounds // 3}"
     return [

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     folder = opts.extra.folder or Path(tempfile.mkdtemp(prefix="fedrec-federation-"))
     data = f"dataset=synthetic dataset.n_items={items} dataset.n_users=40 dataset.interactions_per_user=20"
     overrides = ["base_table.start=random", "strategy.rounds=4", "strategy.warmup_rounds=2", "run_id=run"]
-    overrides += ["evaluation.every=0", "strategy.round_timeout=600.0", "strategy.min_nodes=2"]
+    overrides += ["evaluation.every=0", "federation.round_timeout=600.0", "federation.min_nodes=2"]
     sites = Sites(folder, opts.extra.port, data)
     watched = {name: Usage(sites, part) for name, part in _PARTS.items()}
     try:

@@ -135,7 +135,7 @@ def federation(
         everybody, dataset = 6_040, table_overrides(opts.data)
     overrides = [
         *dataset,
-        f"strategy.fraction={min(1.0, users / everybody)!r}",
+        f"federation.fraction={min(1.0, users / everybody)!r}",
         f"strategy.warmup_rounds={warm_up}",
         f"evaluation.every={every}",
         "evaluation.baselines=false",

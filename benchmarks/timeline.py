@@ -19,7 +19,7 @@ SERVER = (
     ("data", "server_app.run", "load"),
     ("base table", "server_app.run", "base_table"),
     ("baselines", "server_app.run", "simulated_baselines"),
-    ("enrolled", "federation.nodes", "Nodes.wait"),
+    ("enrolled", "federation.roster", "Roster.wait"),
     ("first round", "server_app.run", "_Recorder.on_round"),
 )
 CLIENT = (("first message", "client_app.homes.users", "LocalUsers.__init__"),)

@@ -34,7 +34,7 @@ app = typer.Typer(
 
 _KEYS = (
     ("strategy.rounds=200", "how long to train"),
-    ("strategy.fraction=0.1", "the share of the users that train in a round"),
+    ("federation.fraction=0.1", "the share of the users that train in a round"),
     ("strategy.warmup_rounds=20", "fedpeft: rounds of the whole table before it is frozen"),
     ("embedding.rank=8", "lora: numbers per item that are trained and sent"),
     ("embedding.variant=C", "the compressed part alone, without a base table"),

@@ -52,11 +52,13 @@ def show_sizes(found: Sizes, console: Console) -> None:
                 f"{phase.merge:,} bytes for each that it missed, at most {phase.whole:,}; the column merges has what "
                 "is to be expected of that."
             )
-    if (exchange := found.exchange) is not None:
+    for exchange in found.exchanges:
+        differ = exchange.least_up != exchange.most_up
+        ups = f"{exchange.least_up:,} to {exchange.most_up:,} bytes up, {exchange.up:,.1f} on average" if differ else ""
         console.print(
             f"Every {exchange.every:,} rounds, but not after the last, every user's device, chosen or not, moves "
-            f"{exchange.up:,} bytes up (a noised vector, tags of items) and {exchange.down:,} down (what it is told of "
-            "others). The totals have them."
+            f"{ups or f'{exchange.up:,} bytes up'}, and {exchange.down:,} bytes down, of what users tell each other or "
+            "the server beside training. The totals have them."
         )
     if found.privacy is not None:
         console.print(

@@ -60,8 +60,8 @@ def simulate(
 ) -> dict[str, Any]:
     """Run a configuration on Flower's simulation runtime and return the content of the run's `summary.json`.
 
-    Raises FederationError if the run fails, with the end of its log. Whatever happens, also a Ctrl-C or a SIGTERM,
-    every process that was started is ended and every temporary file removed.
+    Raises FederationError if the run fails, with the end of its log, StoreError if its files cannot be used. Whatever
+    happens, also a Ctrl-C or a SIGTERM, every process that was started is ended and every temporary file removed.
 
     Args:
         config: The composed configuration.

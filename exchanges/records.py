@@ -76,6 +76,9 @@ since its disk was lost. It is what such a site then names as missing."""
 SPLITS = "splits"
 """Field of a message that asks for a ranking: the splits, with a blank between them."""
 
+CARRIES = "carries"
+"""Field of a message that carries several exchanges: their kinds, in the order in which they are done, with blanks."""
+
 AFTER = "after"
 """Field beside it: the round after which users are ranked, with the private tensors that they had then."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from exchanges.members import KEY_BYTES
 from exchanges.records import KEYS, REASON, SLACK, Content, shown
 from federation import said
 from fedrec.core.errors import PacketError
@@ -13,7 +14,6 @@ from fedrec.wire.code import code_digest
 LASTING = ("misconfigured", "other_code", "oversized", "refused_by_site")
 """Reasons that asking again does not mend: such a node is asked again when it has been away."""
 
-KEY_BYTES = 8
 _MOST_USERS = 2**24
 """Users of a node. Their keys are one array of a message, and have 128 MiB."""
 

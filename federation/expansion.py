@@ -2,46 +2,30 @@
 
 The rules and both sides' arithmetic are in `fedrec.wire.expansion`.
 
-Two messages to every node. The first asks for a noised vector of each of its users and for tags of their items, the
+Two exchanges with every node. The first asks for a noised vector of each of its users and for tags of their items, the
 second brings what the server worked out of all that came. Neither brings anything that is frozen: a device that was
-never chosen holds no base table, and needs none for this.
+never chosen holds no base table, and needs none for this. A node that fails or is silent costs the others nothing: its
+users keep what they were told before.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple, Protocol
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from flwr.app import Message
-from flwr.serverapp import Grid
+from flwr.app import Array
 from numpy.typing import NDArray
+from typing_extensions import override
 
-from exchanges import records
-from federation.directory import Share
-from federation.meter import Meter
-from federation.nodes import Nodes
-from federation.versions import Merges
+from exchanges import members, records
+from exchanges.records import Content
+from federation.directory import Directory, Share
+from federation.exchange import Exchange
 from fedrec.core.errors import PacketError
 from fedrec.wire.expansion import Expansion, around
-from fedrec.wire.protocol import AROUND, TAGS, VECTORS, Setup, around_format, disclosed_format
-
-log = logging.getLogger("fedrec")
-
-
-class Rules(Protocol):
-    """What of a strategy's configuration matters here."""
-
-    @property
-    def rounds(self) -> int:
-        """Rounds of the whole run."""
-
-    @property
-    def round_timeout(self) -> float:
-        """Seconds to wait for the nodes, each time."""
+from fedrec.wire.protocol import AROUND, TAGS, VECTORS, Setup
 
 
 class _Disclosed(NamedTuple):
@@ -51,96 +35,90 @@ class _Disclosed(NamedTuple):
     tags: NDArray[np.int64]
 
 
-class Exchanges:
-    """The exchanges of a run; there are none if the backbone has no `expansion`."""
+class Disclosing(Exchange):
+    """All users who are here let others have a vector and tags."""
 
-    def __init__(self, setup: Setup, nodes: Nodes, expansion: Expansion | None, rules: Rules, meter: Meter) -> None:
-        """Of a run whose clients are told `setup`."""
-        self._setup, self._nodes, self._expansion = setup, nodes, expansion
-        self._rules, self._meter = rules, meter
+    def __init__(self, setup: Setup, expansion: Expansion, phase: int, round: int) -> None:
+        """After `round` of `phase`."""
+        declared = members.Disclosing(setup.dim, expansion.items)
+        super().__init__(declared, f"disclosing after round {round}", phase, round)
+        self._setup = setup
+        self._expansion = expansion
+        self._came: dict[int, _Disclosed] = {}
 
-    def after(self, grid: Grid, phase: int, round: int, kept: int) -> dict[str, int]:
-        """If one is due after `round` of `phase`, carry it out; the bytes that the users' devices moved, by direction.
+    @override
+    def participants(self, directory: Directory) -> dict[int, Share]:
+        self._came = {}
+        return super().participants(directory)
 
-        A node that fails or is silent costs the others nothing: its users keep what they were told before. What came
-        and is of no use is counted under its reason.
+    @override
+    def take(self, node: int, answer: Content) -> None:
+        form = self.declared.up(self.participant(node))[records.DISCLOSED]
+        tensors = form.decode(answer.packet(records.DISCLOSED), phase=self.phase, round=self.round).tensors
+        self._came[node] = _checked(_Disclosed(tensors[VECTORS].numpy(), tensors[TAGS].numpy()), self._expansion)
+
+    def answers(self, kept: int) -> Surrounding | None:
+        """The exchange that tells those users of each other; None if nobody disclosed anything.
+
+        It is worked out in the order of the users' keys, whatever the layout.
 
         Args:
-            grid: To all nodes that are here.
+            kept: The earliest round to which the server may go back.
+        """
+        if not self._came:
+            return None
+        keys = np.concatenate([self.participant(node).keys for node in self._came])
+        vectors = np.concatenate([sent.vectors for sent in self._came.values()])
+        tags = np.concatenate([sent.tags for sent in self._came.values()])
+        order = np.argsort(keys)
+        told = np.empty_like(vectors)
+        told[order] = around(self._expansion, vectors[order], tags[order])
+        ends = np.cumsum([len(sent.vectors) for sent in self._came.values()])
+        by_node = dict(zip(self._came, np.split(told, ends[:-1]), strict=True))
+        shares = {node: self.shares[node] for node in self._came}
+        return Surrounding(self._setup, by_node, shares, self.phase, self.round, kept)
+
+
+class Surrounding(Exchange):
+    """Users who have disclosed something are told of those around them."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        told: Mapping[int, NDArray[np.float32]],
+        asked: Mapping[int, Share],
+        phase: int,
+        round: int,
+        kept: int,
+    ) -> None:
+        """After `round` of `phase`.
+
+        Args:
+            setup: What every client was told.
+            told: For each node a vector of each of its users, float32 [users, dim].
+            asked: The users of each of these nodes.
             phase: Of the plan.
             round: The round that has just ended.
             kept: The earliest round to which the server may go back.
         """
-        expansion = self._expansion
-        if expansion is None or not expansion.due(round, self._rules.rounds):
-            return {}
-        with self._nothing_frozen():
-            shares, came = self._ask(grid, expansion, phase, round)
-            if not came:
-                log.warning("round %d: no node disclosed anything; all users keep what they were told before", round)
-                return {}
-            users = np.concatenate([shares[node].users for node in came])
-            self._tell(grid, self._answers(expansion, shares, came), phase, round, kept)
-        up = disclosed_format(self._setup.dim, expansion.items, users=1).size()
-        return self._meter.exchanged(phase, users, up, around_format(self._setup.dim, users=1).size())
+        super().__init__(members.Surrounding(setup.dim), f"surrounding after round {round}", phase, round)
+        self._told = told
+        self._asked = asked
+        self._kept = kept
 
-    def _ask(
-        self, grid: Grid, expansion: Expansion, phase: int, round: int
-    ) -> tuple[dict[int, Share], dict[int, _Disclosed]]:
-        """All users by node, and what the nodes sent, each whole or not at all."""
-        nodes = self._nodes
-        shares = nodes.directory.shares(nodes.directory.here)
-        most = max((len(share.users) for share in shares.values()), default=0)
-        nodes.largest_reply = disclosed_format(self._setup.dim, expansion.items, most).size() + records.SLACK
-        came: dict[int, _Disclosed] = {}
-        messages = [nodes.message(node, records.DISCLOSE, _fields(phase, round), {}) for node in shares]
-        for reply in nodes.collect(grid, messages, self._rules.round_timeout):
-            node = nodes.sender(reply)
-            form = disclosed_format(self._setup.dim, expansion.items, len(shares[node].users))
-            try:
-                data = records.unpack(reply.content).packet(records.DISCLOSED)
-                tensors = form.decode(data, phase=phase, round=round).tensors
-                came[node] = _checked(_Disclosed(tensors[VECTORS].numpy(), tensors[TAGS].numpy()), expansion)
-            except PacketError as error:
-                nodes.refuse(node, error, reply)
-        return shares, came
+    @override
+    def participants(self, directory: Directory) -> dict[int, Share]:
+        return {node: self._asked[node] for node in directory.nodes if node in self._asked}
 
-    def _answers(
-        self, expansion: Expansion, shares: dict[int, Share], came: dict[int, _Disclosed]
-    ) -> dict[int, NDArray[np.float32]]:
-        """What the users of each node are told; worked out in the order of the users' keys, whatever the layout."""
-        keys = self._nodes.directory.keys[np.concatenate([shares[node].users for node in came])]
-        vectors = np.concatenate([sent.vectors for sent in came.values()])
-        tags = np.concatenate([sent.tags for sent in came.values()])
-        order = np.argsort(keys)
-        told = np.empty_like(vectors)
-        told[order] = around(expansion, vectors[order], tags[order])
-        ends = np.cumsum([len(sent.vectors) for sent in came.values()])
-        return dict(zip(came, np.split(told, ends[:-1]), strict=True))
+    @override
+    def packets(self, node: int) -> Mapping[str, bytes | Array]:
+        form = self.declared.down(self.participant(node))[records.AROUND]
+        tensors = {AROUND: torch.from_numpy(self._told[node])}
+        return {records.AROUND: form.encode(self.phase, self.round, tensors, [float(self._kept)])}
 
-    def _tell(self, grid: Grid, answers: dict[int, NDArray[np.float32]], phase: int, round: int, kept: int) -> None:
-        nodes, messages = self._nodes, list[Message]()
-        for node, told in answers.items():
-            form = around_format(self._setup.dim, len(told))
-            packet = form.encode(phase, round, {AROUND: torch.from_numpy(told)}, [float(kept)])
-            messages.append(nodes.message(node, records.SURROUND, _fields(phase, round), {records.AROUND: packet}))
-        for _ in nodes.collect(grid, messages, self._rules.round_timeout):
-            pass  # there is nothing in an answer; who gives none is counted
-
-    @contextmanager
-    def _nothing_frozen(self) -> Iterator[None]:
-        """Messages bring nothing of what is frozen, and nodes are taken to hold no more than before."""
-        nodes = self._nodes
-        before = nodes.once, nodes.merges, nodes.largest_reply
-        nodes.once, nodes.merges = {}, Merges()
-        try:
-            yield
-        finally:
-            nodes.once, nodes.merges, nodes.largest_reply = before
-
-
-def _fields(phase: int, round: int) -> dict[str, records.Field]:
-    return {"phase": phase, "round": round}
+    @override
+    def take(self, node: int, answer: Content) -> None:
+        """There is nothing in an answer; who gives none is counted."""
 
 
 def _checked(sent: _Disclosed, expansion: Expansion) -> _Disclosed:

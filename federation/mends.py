@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 USERS: Mapping[str, str] = {
-    "too_large": "the norm of their update is above strategy.max_update_norm: lower optim.lr, or raise the limit",
+    "too_large": "the norm of their update is above federation.max_update_norm: lower optim.lr, or raise the limit",
     "non_finite": "their update, loss or private tensors have NaN or infinity, their training diverges: lower optim.lr",
     "no_negatives": "they know every item that may be recommended, so there is no negative to draw: nothing is lost",
 }
@@ -13,14 +13,14 @@ USERS: Mapping[str, str] = {
 
 REPLIES: Mapping[str, str] = {
     "failed": "the node raised an error: see the log for it",
-    "no_answer": "the node did not answer in time: raise strategy.round_timeout, or see whether it is running",
-    "late": "the answer came too late and was not used: raise strategy.round_timeout",
+    "no_answer": "the node did not answer in time: raise federation.round_timeout, or see whether it is running",
+    "late": "the answer came too late and was not used: raise federation.round_timeout",
     "rested": "the node has not answered for some time and is left out for a while: see whether it is running",
-    "too_large": "the norm of the node's update is above what strategy.max_update_norm allows its users",
+    "too_large": "the norm of the node's update is above what federation.max_update_norm allows its users",
     "wrong_loss": "the node's mean loss is none that training has: it is left out of the mean",
     "other_code": "the node runs other code than the server: install the same fedrec on both",
     "other_version": "the node speaks another version of the protocol: install the same fedrec on both",
-    "misconfigured": "the node cannot take part: see the log for what its owner has to mend",
+    "misconfigured": "the node's owner has something to mend in its configuration or file, which the log names",
     "store_damaged": "the node found its users' store damaged: they have started anew",
     "resend_refused": "the node says time and again that it has lost what it was sent: see whether its disk is full",
     "round_repeated": "too few took part in a round, and it was done again",

@@ -5,8 +5,8 @@ the first time in a phase, downloads what is sent once. Evaluation has a ledger 
 never, does not change what training is said to cost. Every user here is asked to rank, also one with nothing held out:
 its device cannot tell before it has been asked.
 
-Where users exchange what they disclose between two rounds (`federation.expansion`), all who are here move that, and it
-counts among what training moves up and down in the phase.
+The sizes are those that an exchange declares (`exchanges.declaration`); which exchanges there are, and what they are
+for, is nothing to the meter.
 
 A user whose base table has been merged into since it was last sent anything of it downloads what was merged, or all
 that is frozen where that is shorter.
@@ -20,10 +20,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from federation.exchange import Ledger
 from federation.versions import FrozenBytes
 
 _Counts = NDArray[np.int64]
 _NEVER = -1
+_MOVED = ("up", "down", "one_time", "merges")
 
 
 class Meter:
@@ -32,6 +34,7 @@ class Meter:
     def __init__(self, phases: list[str]) -> None:
         self._phases = phases
         self._users = 0
+        self._moved = dict.fromkeys(_MOVED, 0)
         self._up = [np.zeros(0, dtype=np.int64) for _ in phases]
         self._down = [np.zeros(0, dtype=np.int64) for _ in phases]
         self._one_time: _Counts = np.zeros(0, dtype=np.int64)
@@ -54,37 +57,46 @@ class Meter:
         self._evaluated_in = np.pad(self._evaluated_in, ((0, 0), (0, new)), constant_values=_NEVER)
         self._users = users
 
-    def reported(self, users: NDArray[np.int64], packet: int) -> None:
-        """`users` upload a packet of `packet` bytes that is asked for once, before the first round."""
-        self._one_time[users] += packet
+    def begin_round(self) -> None:
+        """From here on `moved` counts anew."""
+        self._moved = dict.fromkeys(_MOVED, 0)
 
-    def downloaded(self, phase: int, users: NDArray[np.int64], model: int, frozen: FrozenBytes) -> dict[str, int]:
-        """Chosen `users` download a model packet of `model` bytes, and what they lack of `frozen`; the sums."""
+    @property
+    def moved(self) -> dict[str, int]:
+        """What training has moved since the round began, of all users together."""
+        return dict(self._moved)
+
+    def downloaded(self, ledger: Ledger, phase: int, users: NDArray[np.int64], each: NDArray[np.int64]) -> None:
+        """`users` download packets of `each` bytes (int64 [users])."""
+        if ledger is Ledger.TRAINING:
+            self._down[phase][users] += each
+            self._moved["down"] += int(each.sum())
+        elif ledger is Ledger.EVALUATION:
+            self._evaluation += int(each.sum())
+        else:
+            self._one_time[users] += each
+
+    def uploaded(self, ledger: Ledger, phase: int, users: NDArray[np.int64], each: NDArray[np.int64]) -> None:
+        """`users` upload packets of `each` bytes (int64 [users])."""
+        if ledger is Ledger.TRAINING:
+            self._up[phase][users] += each
+            self._moved["up"] += int(each.sum())
+        elif ledger is Ledger.EVALUATION:
+            self._evaluation += int(each.sum())
+        else:
+            self._one_time[users] += each
+
+    def froze(self, ledger: Ledger, phase: int, users: NDArray[np.int64], frozen: FrozenBytes) -> None:
+        """`users` download what they lack of `frozen`: each ledger counts it the first time that it needs it."""
+        if ledger is Ledger.EVALUATION:
+            once, merges = _lacking(self._evaluated_in[phase], users, frozen)
+            self._evaluation += int(once.sum() + merges.sum())
+            return
         once, merges = _lacking(self._trained_in[phase], users, frozen)
-        self._down[phase][users] += model
         self._one_time[users] += once
         self._merges[users] += merges
-        return {"up": 0, "down": model * len(users), "one_time": int(once.sum()), "merges": int(merges.sum())}
-
-    def uploaded(self, phase: int, users: NDArray[np.int64], update: int) -> int:
-        """`users` upload an update packet of `update` bytes; the sum."""
-        self._up[phase][users] += update
-        return update * len(users)
-
-    def exchanged(self, phase: int, users: NDArray[np.int64], up: int, down: int) -> dict[str, int]:
-        """`users`, chosen or not, upload `up` bytes between two rounds and download `down`; the sums."""
-        self._up[phase][users] += up
-        self._down[phase][users] += down
-        return {"up": up * len(users), "down": down * len(users)}
-
-    def evaluated(self, phase: int, users: NDArray[np.int64], training: int, model: int, frozen: FrozenBytes) -> None:
-        """`users` are asked to rank; `training` of them download the same model in the same message to train anyway."""
-        once, merges = _lacking(self._evaluated_in[phase], users, frozen)
-        self._evaluation += (len(users) - training) * model + int(once.sum() + merges.sum())
-
-    def ranked(self, users: int, metrics: int) -> None:
-        """`users` users upload their metrics of `metrics` bytes."""
-        self._evaluation += users * metrics
+        self._moved["one_time"] += int(once.sum())
+        self._moved["merges"] += int(merges.sum())
 
     @property
     def evaluation(self) -> float:

@@ -201,7 +201,7 @@ class Post:
         if self._pace.too_slow(sent.node, sent.kind, sent.patience):
             self.losses.slow["left_out"] += 1
             said = "node %d answers after %.0f s, and nobody is waited for longer than %.0f s: it is left out; to have "
-            log.warning(said + "it count, raise strategy.round_timeout", sent.node, needs, MOST * sent.patience)
+            log.warning(said + "it count, raise federation.round_timeout", sent.node, needs, MOST * sent.patience)
         else:
             self.rests.answered(sent.node)
             log.info("node %d answered after %.0f s, too late: from now on it is given more time", sent.node, needs)

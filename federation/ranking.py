@@ -5,84 +5,86 @@ It travels in messages of its own, or rides on those of the next round's trainin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from flwr.app import Message
+from flwr.app import Array
+from typing_extensions import override
 
-from exchanges import records
+from exchanges import members, records
+from exchanges.records import Content, Field
 from federation.aggregation import check_sums
-from federation.meter import Meter
-from federation.nodes import Nodes
-from federation.versions import FrozenBytes
-from fedrec.core.errors import FederationError, PacketError
+from federation.directory import Directory, Share
+from federation.exchange import Exchange, Ledger
+from federation.server_model import ServerModel
+from fedrec.core.errors import FederationError
 from fedrec.wire.protocol import METRICS_COUNTS, Setup
 
 VALIDATION, TEST = "validation", "test"
 
 
-class Ranking:
-    """One ranking, of one or more splits.
+class Ranking(Exchange):
+    """One ranking, of one or more splits."""
 
-    Attributes:
-        after: The round after which users are ranked.
-        fields: What a message says that asks for it.
-    """
+    ledger = Ledger.EVALUATION
 
-    def __init__(self, setup: Setup, nodes: Nodes, phase: int, after: int, splits: Sequence[str]) -> None:
-        """A ranking with the model of `phase` as it is after the round `after`, of `splits`."""
-        self.after = after
-        self.fields: dict[str, records.Field] = {records.SPLITS: " ".join(splits), records.AFTER: after}
-        self._nodes = nodes
-        self._phase = phase
+    def __init__(
+        self,
+        setup: Setup,
+        model: ServerModel,
+        after: int,
+        sent: int,
+        kept: int,
+        splits: Sequence[str],
+        max_failures: float,
+    ) -> None:
+        """A ranking with the model as it is now, after the round `after`.
+
+        Args:
+            setup: What every client was told.
+            model: The model.
+            after: The round after which users are ranked.
+            sent: The round whose messages it travels in: the next one, if it rides on that.
+            kept: The earliest round to which the server may go back.
+            splits: The splits.
+            max_failures: Share of the nodes that may fail.
+        """
+        declared = members.Ranking(setup, model.model.trainable, splits)
+        what = f"ranking after round {after}"
+        super().__init__(declared, what, model.state.phase, after, model.holdings, max_failures)
+        self._packet, self._fields = model.packet(sent, kept), model.fields(sent)
         self._names = setup.metric_names()
         self._format = setup.metrics_format()
         self._sums: dict[str, list[tuple[float, ...]]] = {split: [] for split in splits}
-        self._asked = self._accepted = 0
 
-    def ask(self, meter: Meter, training: int, model: int, frozen: FrozenBytes) -> None:
-        """Every node here is being asked; what an earlier try has brought is forgotten.
-
-        Args:
-            meter: Counts what the users' devices download for it.
-            training: Users to whom the same message brings the model to be trained.
-            model: Bytes of the model packet.
-            frozen: Of what is frozen in the phase.
-        """
-        self._asked, self._accepted = len(self._nodes.directory.nodes), 0
+    @override
+    def participants(self, directory: Directory) -> dict[int, Share]:
         self._sums = {split: [] for split in self._sums}
-        meter.evaluated(self._phase, self._nodes.directory.here, training, model, frozen)
+        return super().participants(directory)
 
-    def take(self, meter: Meter, reply: Message) -> None:
-        """Take a node's sums, all splits or none; those that cannot be right are counted with the nodes' failures."""
-        node = self._nodes.sender(reply)
-        residents = self._nodes.directory.users_of(node)
+    @override
+    def fields(self) -> Mapping[str, Field]:
+        return {**self._fields, records.SPLITS: " ".join(self._sums), records.AFTER: self.round}
+
+    @override
+    def packets(self, node: int) -> Mapping[str, bytes | Array]:
+        return {records.MODEL: self._packet}
+
+    @override
+    def take(self, node: int, answer: Content) -> None:
+        """Take a node's sums, all splits or none."""
         taken = []
-        try:
-            content = records.unpack(reply.content)
-            for split in self._sums:
-                packet = content.packet(records.METRICS + split)
-                scalars = self._format.decode(packet, phase=self._phase, round=self.after).scalars
-                taken.append(check_sums(scalars, residents))
-        except PacketError as error:
-            self._nodes.refuse(node, error, reply)
-            return
+        for split in self._sums:
+            packet = answer.packet(records.METRICS + split)
+            scalars = self._format.decode(packet, phase=self.phase, round=self.round).scalars
+            taken.append(check_sums(scalars, len(self.shares[node].users)))
         for sums, scalars in zip(self._sums.values(), taken, strict=True):
             sums.append(scalars)
-        self._accepted += 1
-        meter.ranked(residents, len(taken) * self._format.size())
 
-    def require_enough(self, max_failures: float) -> None:
-        """Raise RoundError if more than `max_failures` of the nodes have failed."""
-        what = f"ranking after round {self.after}"
-        self._nodes.give_up_if_too_many_failed(what, self._asked, self._accepted, max_failures)
+    def means(self) -> dict[str, dict[str, float]]:
+        """For each split the means over the users who were ranked, and how many these were, when all answers are in.
 
-    def means(self, max_failures: float) -> dict[str, dict[str, float]]:
-        """For each split the means over the users who were ranked, and how many these were, when all replies are in.
-
-        Raises RoundError if more than `max_failures` of the nodes have failed, FederationError if nobody could be
-        ranked.
+        Raises FederationError if nobody could be ranked.
         """
-        self.require_enough(max_failures)
         return {split: self._mean(sums) for split, sums in self._sums.items()}
 
     def _mean(self, sums: Sequence[tuple[float, ...]]) -> dict[str, float]:
@@ -90,7 +92,7 @@ class Ranking:
         added = [sum(column) for column in zip(*sorted(sums), strict=True)]
         if not added or not added[0]:
             raise FederationError(
-                f"no user could be ranked after round {self.after}: none has three interactions or more, or the model "
+                f"no user could be ranked after round {self.round}: none has three interactions or more, or the model "
                 "has diverged (then lower optim.lr)"
             )
         counts, totals = added[: len(METRICS_COUNTS)], added[len(METRICS_COUNTS) :]

@@ -11,6 +11,8 @@ from flwr.app import Array, Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
+from exchanges.declaration import Participant
+from exchanges.members import Enrolment
 from exchanges.records import (
     ENROLL,
     FROZEN,
@@ -25,7 +27,7 @@ from exchanges.records import (
 )
 from federation import said
 from federation.directory import Directory
-from federation.enrolment import KEY_BYTES, LASTING, LONGEST, user_keys
+from federation.enrolment import LASTING, LONGEST, user_keys
 from federation.losses import Losses
 from federation.post import Post
 from federation.resends import Resends
@@ -57,25 +59,34 @@ class Roster:
         resends: How often a node may still be sent again what it lacks.
     """
 
-    def __init__(self, setup: Setup, post: Post, item_list: Array | None = None, resumes: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        post: Post,
+        directory: Directory,
+        item_list: Array | None = None,
+        resumes: Collection[int] = (),
+    ) -> None:
         """Of a run whose clients are told `setup`.
 
         Args:
             setup: What every client is told.
             post: Carries the invitations.
+            directory: The users seen so far; all of them are away.
             item_list: The public list of items, wrapped, for sites that have none yet.
             resumes: The rounds after which the run went on when it was resumed; nodes forget what they trained since.
         """
-        self.directory = Directory()
+        self.directory = directory
         self.named: dict[int, str] = {}
         self.resends = Resends()
-        self.resumes = tuple(resumes)
+        self._resumes = tuple(resumes)
         self._post = post
         self._setup = setup.to_json()
         self._simulated = setup.simulation is not None
         self._catalogue = setup.catalogue
         self._item_list = item_list
-        self.enrolment_bytes = len(setup.device_json().encode()) + KEY_BYTES + (size(item_list) if item_list else 0)
+        declared, device = Enrolment(setup, size(item_list) if item_list else 0), Participant()
+        self.enrolment_bytes = declared.down_bytes(device) + declared.up_bytes(device)
         self._refused: dict[int, str] = {}
 
     @property
@@ -120,9 +131,9 @@ class Roster:
         known += [f"node {node} has not said who lives there" for node in sorted(silent)]
         more = [f"and {len(known) - _SHOWN} more"] if len(known) > _SHOWN else []
         return (
-            f"{len(joined) or 'none'} of {len(connected)} nodes has joined with users, strategy.min_nodes={least} are "
-            f"needed, and no more came in {timeout:.0f} s ({dict(self._losses.counts)}): "
-            + ("; ".join([*known[:_SHOWN], *more]) or "start the missing SuperNodes, or lower strategy.min_nodes")
+            f"{len(joined) or 'none'} of {len(connected)} nodes has joined with users, federation.min_nodes={least} "
+            f"are needed, and no more came in {timeout:.0f} s ({dict(self._losses.counts)}): "
+            + ("; ".join([*known[:_SHOWN], *more]) or "start the missing SuperNodes, or lower federation.min_nodes")
         )
 
     def enrol(self, grid: Grid, *, waiting_for: int = 0, most_seconds: float | None = None) -> None:
@@ -189,7 +200,7 @@ class Roster:
 
     def _invitation(self) -> dict[str, Field]:
         """What a node is told that is to join."""
-        resumed: dict[str, Field] = {RESUMED: " ".join(map(str, self.resumes))} if self.resumes else {}
+        resumed: dict[str, Field] = {RESUMED: " ".join(map(str, self._resumes))} if self._resumes else {}
         return {"setup": self._setup, **resumed}
 
     def _asks_for_list(self, answer: Message) -> bool:

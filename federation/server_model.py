@@ -11,12 +11,12 @@ from torch import Tensor
 
 from exchanges import records
 from federation.reports import report_start
-from federation.versions import FrozenBytes, Merged, Merges
+from federation.versions import Frozen, FrozenBytes, Merged, Merges
 from fedrec.backbones.base import Backbone
 from fedrec.core import registry
 from fedrec.core.registry import MemberConfig
 from fedrec.core.rng import derive, generator
-from fedrec.core.tensors import Tensors, content_digest
+from fedrec.core.tensors import Tensors, content_digest, spec_of
 from fedrec.wire.protocol import Setup, frozen_format, version_name
 from peft_embeddings.base import ItemEmbedding
 from peft_embeddings.model import BASE, Model
@@ -74,10 +74,18 @@ class ServerModel:
         once: What is frozen in the present phase, as a wrapped packet by the digest of its content.
         counts: Users per item [items] as the backbone had them counted; None before that, or if it had not.
         reports: What the embedding of each phase so far said of its start, by the phase's name.
+        eligible: The public list of items that may be recommended, wrapped.
     """
 
-    def __init__(self, setup: Setup, plan: Sequence[Phase], backbone: Backbone, base: Tensor) -> None:
-        """The model before the first round of the plan, over the base table [items, dim]."""
+    def __init__(
+        self, setup: Setup, plan: Sequence[Phase], backbone: Backbone, base: Tensor, eligible: Tensors
+    ) -> None:
+        """The model before the first round of the plan, over the base table [items, dim].
+
+        `eligible` is the public list of items that may be recommended, as it is sent.
+        """
+        self.eligible = records.wrap(frozen_format(spec_of(eligible)).encode(0, 0, eligible))
+        self._sent: tuple[tuple[int, int], ServerState | None, Array | None] = ((0, 0), None, None)
         self.models = [Model(_embedding(phase, setup), backbone) for phase in plan]
         self.once: dict[str, Array] = {}
         self.counts: Tensor | None = None
@@ -183,14 +191,23 @@ class ServerModel:
 
         `kept` is the earliest round to which the server may go back: older private tensors are needed no more.
         """
-        fmt = self._setup.model_format(self.model.trainable)
-        seed = derive(self._setup.seed, "codec", round)
-        return records.wrap(fmt.encode(self.state.phase, round, self.state.trainable, [float(kept)], seed))
+        sent_in, state, packet = self._sent
+        if packet is None or state is not self.state or sent_in != (round, kept):
+            fmt = self._setup.model_format(self.model.trainable)
+            seed = derive(self._setup.seed, "codec", round)
+            packet = records.wrap(fmt.encode(self.state.phase, round, self.state.trainable, [float(kept)], seed))
+            self._sent = (round, kept), self.state, packet
+        return packet
 
     def fields(self, round: int) -> dict[str, records.Field]:
         """What a message of `round` says about the model that it carries."""
         fields: dict[str, records.Field] = {"phase": self.state.phase, "round": round}
         return fields | {"frozen": self.state.frozen_digest, records.CONTENT: self._content}
+
+    @property
+    def holdings(self) -> Frozen:
+        """What everybody must hold who trains the present model, or is ranked with it."""
+        return Frozen({self._setup.eligible: self.eligible, **self.once}, self.state.merges, self.frozen_bytes)
 
     @property
     def frozen_bytes(self) -> FrozenBytes:

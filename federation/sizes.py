@@ -11,18 +11,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from federation.base import Phase
-from federation.enrolment import KEY_BYTES
+from exchanges import members, records
+from exchanges.declaration import Participant, Regular
+from federation.server_model import Phase
 from federation.versions import FrozenBytes, expected_bytes
 from fedrec.backbones.base import Backbone
 from fedrec.config.schema import RunConfig
 from fedrec.core import registry
 from fedrec.core.tensors import Spec, TensorSpec
 from fedrec.wire.packet import PacketFormat
-from fedrec.wire.protocol import Setup, around_format, counts_format, disclosed_format, eligible_spec, frozen_format
+from fedrec.wire.protocol import Setup, eligible_spec, frozen_format
 from peft_embeddings.model import BASE, Model
 
 EACH_ROUND, ONCE, NEVER = "each round", "once", "never"
+_DEVICE = Participant()
+"""A user with a device of its own."""
 ALL, SERVER, OWN = "server, devices", "server", "own device"
 
 
@@ -79,17 +82,21 @@ class PhaseSizes:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What every user's device moves, chosen or not, each time that users tell each other of themselves.
+    """What every user's device moves, chosen or not, each time that an exchange beside the rounds is carried.
 
     Attributes:
         every: Rounds between two times.
-        up: Bytes of the noised vector and the tags.
-        down: Bytes of what it is told of others.
+        up: Bytes up: of all devices alike, or the mean over users where they differ.
+        down: Bytes down.
+        least_up: The fewest that a device moves up.
+        most_up: The most.
     """
 
     every: int
-    up: int
+    up: float
     down: int
+    least_up: int
+    most_up: int
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ class Sizes:
         phases: The plan.
         run: A mean user's bytes over the rounds of the configuration.
         per_1000_rounds: The same over 1,000 rounds: the plan cut off there, or its last phase made longer.
-        exchange: What users exchange between the rounds; None: nothing.
+        exchanges: What users exchange beside the rounds, an entry for each number of rounds between two times.
         item_list: Bytes of the ids and titles of the items, which a device with data of its own downloads once to join;
             part of the totals in a deployment alone. None: the catalogue was not read.
         privacy: What the run will have given away about a user at its end; None: it promises nothing.
@@ -135,7 +142,7 @@ class Sizes:
     phases: tuple[PhaseSizes, ...]
     run: Totals
     per_1000_rounds: Totals
-    exchange: Exchange | None = None
+    exchanges: tuple[Exchange, ...] = ()
     item_list: int | None = None
     privacy: Mapping[str, Any] | None = None
 
@@ -148,39 +155,50 @@ def sizes(config: RunConfig, setup: Setup, item_list: int | None = None) -> Size
     """The sizes of a run whose clients are told `setup`; `item_list` as in `Sizes`."""
     strategy: Any = config.strategy
     backbone: Backbone = registry.backbones.get(config.backbone.name)(config.backbone, setup.dim)
+    enrolment = members.Enrolment(setup)
     joining = {
-        "setup": len(setup.device_json().encode()),
-        "key": KEY_BYTES,
+        "setup": enrolment.down_bytes(_DEVICE),
+        "key": enrolment.up_bytes(_DEVICE),
         "eligible items": frozen_format(eligible_spec(setup.n_items)).size(),
     }
     if config.runtime == "deployment" and item_list is not None:
         joining["item list"] = item_list
     if backbone.item_counting is not None:
-        joining["report of items"] = counts_format(setup.n_items).size()
+        joining["report of items"] = members.Counting(setup.n_items).up_bytes(_DEVICE)
     plan: Sequence[Phase] = registry.strategies.get(strategy.name).phases(config)
     phases = tuple(_phase(phase, backbone, setup) for phase in plan)
     once, rounds = sum(joining.values()), sum(phase.rounds for phase in phases)
-    exchange = None
-    if (expansion := backbone.expansion) is not None:
-        up = disclosed_format(setup.dim, expansion.items, users=1).size()
-        exchange = Exchange(expansion.every, up, around_format(setup.dim, users=1).size())
+    exchanges = _exchanges(registry.strategies.get(strategy.name).regular(config, setup))
     return Sizes(
         items=setup.n_items,
-        fraction=strategy.fraction,
+        fraction=config.federation.fraction,
         joining=joining,
-        metrics=setup.metrics_format().size(),
+        metrics=members.Ranking(setup, {}, ["test"]).up_bytes(_DEVICE),
         phases=phases,
-        run=_totals(phases, rounds, strategy.fraction, once, exchange),
-        per_1000_rounds=_totals(phases, 1000, strategy.fraction, once, exchange),
-        exchange=exchange,
+        run=_totals(phases, rounds, config.federation.fraction, once, exchanges),
+        per_1000_rounds=_totals(phases, 1000, config.federation.fraction, once, exchanges),
+        exchanges=exchanges,
         item_list=item_list,
     )
+
+
+def _exchanges(regular: Sequence[Regular]) -> tuple[Exchange, ...]:
+    """Those of equal intervals together."""
+    found = []
+    for every in sorted({each.every for each in regular}):
+        declared = [each.declared for each in regular if each.every == every]
+        ranges = [each.range_up() for each in declared]
+        up, down = sum(each.expected_up() for each in declared), sum(each.down_bytes(_DEVICE) for each in declared)
+        least, most = sum(least for least, _ in ranges), sum(most for _, most in ranges)
+        found.append(Exchange(every, int(up) if up == int(up) else up, down, least, most))
+    return tuple(found)
 
 
 def _phase(phase: Phase, backbone: Backbone, setup: Setup) -> PhaseSizes:
     made = registry.embeddings.get(phase.embedding.name)(phase.embedding, setup.n_items, setup.dim)
     model = Model(made, backbone)
-    down, up = setup.model_format(model.trainable), setup.update_format(model.trainable, users=1)
+    training = members.Training(setup, model.trainable)
+    down = training.down(_DEVICE)[records.MODEL]
     frozen = setup.start_format(model.frozen, BASE)
     own = {**backbone.private, **backbone.around}
     private = {f"private.{name}": entry for name, entry in own.items()}
@@ -195,8 +213,8 @@ def _phase(phase: Phase, backbone: Backbone, setup: Setup) -> PhaseSizes:
         rounds=phase.rounds,
         embedding=phase.embedding.name,
         tensors=tuple(rows),
-        up=up.size(),
-        down=down.size(),
+        up=training.up_bytes(_DEVICE),
+        down=training.down_bytes(_DEVICE),
         once=frozen.size() if model.frozen else 0,
         whole=frozen_format(model.frozen).size() if model.frozen else 0,
         merge_every=phase.merge_every,
@@ -215,7 +233,7 @@ def _stays(name: str, entry: TensorSpec, held_by: str) -> Row:
 
 
 def _totals(
-    phases: Sequence[PhaseSizes], rounds: int, fraction: float, joining: int, exchange: Exchange | None
+    phases: Sequence[PhaseSizes], rounds: int, fraction: float, joining: int, exchanges: Sequence[Exchange]
 ) -> Totals:
     up = down = 0
     once, left, merges = joining, rounds, 0.0
@@ -226,7 +244,7 @@ def _totals(
         frozen = FrozenBytes(phase.whole, merge=phase.merge, lossy=phase.once)
         merges += expected_bytes(frozen, here, phase.merge_every, fraction)
     all_up, all_down = fraction * up, fraction * down
-    if exchange is not None:
+    for exchange in exchanges:
         times = (rounds - 1) // exchange.every  # never after the last round
         all_up, all_down = all_up + times * exchange.up, all_down + times * exchange.down
     return Totals(rounds, all_up, all_down, once, merges)

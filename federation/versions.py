@@ -18,7 +18,9 @@ import torch
 from flwr.app import Array
 
 from exchanges import records
+from fedrec.core.errors import StoreError
 from fedrec.core.tensors import Tensors
+from fedrec.wire.packet import of_another_version
 
 NOTHING = ""
 """The version before the first, which everybody holds."""
@@ -82,12 +84,35 @@ class Merges:
 
     @staticmethod
     def restored(plain: Mapping[str, Any], packets: Mapping[str, torch.Tensor]) -> Merges:
-        """The inverse of `state`."""
+        """The inverse of `state`. Raises StoreError if a fedrec of another protocol has written it."""
         names = list(plain["versions"])
+        if any(of_another_version(packet.numpy()[:6].tobytes()) for packet in packets.values()):
+            raise StoreError(
+                "the checkpoint holds packets of another version of the protocol, which devices would refuse: go on "
+                "with the fedrec that began the run (its version is in manifest.json), or start a new run"
+            )
         log = [
             Merged(before, after, records.wrap(packets[after].numpy().tobytes())) for before, after in pairwise(names)
         ]
         return Merges(int(plain["merges"]), int(plain["merged_round"]), tuple(log))
+
+
+class Frozen(NamedTuple):
+    """What a participant of an exchange must hold.
+
+    Attributes:
+        once: Wrapped packets by the digest of their content. A node gets those that it is not known to hold along with
+            the message that needs them.
+        merges: What was merged into the base table among them: the shorter way for who holds an older version.
+        bytes: What who lacks it is charged with; None: nothing, for everybody holds it from joining on.
+    """
+
+    once: Mapping[str, Array]
+    merges: Merges
+    bytes: FrozenBytes | None = None
+
+
+NOTHING_FROZEN = Frozen({}, Merges())
 
 
 def lacking(once: Mapping[str, Array], merges: Merges, held: Container[str]) -> tuple[dict[str, Array], dict[str, str]]:

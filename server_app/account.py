@@ -25,7 +25,7 @@ def ledger_of(config: RunConfig, folder: Path) -> Ledger | None:
     strategy: Any = config.strategy
     if _release(config) is None:
         return None
-    return Ledger(folder / LEDGER, strategy.fraction, privacy.epsilon, privacy.delta, strategy.rounds)
+    return Ledger(folder / LEDGER, config.federation.fraction, privacy.epsilon, privacy.delta, strategy.rounds)
 
 
 def planned(config: RunConfig) -> dict[str, Any] | None:
@@ -35,12 +35,12 @@ def planned(config: RunConfig) -> dict[str, Any] | None:
         return None
     privacy: Any = config.privacy
     strategy: Any = config.strategy
-    sampled = Sampled(release.noise_multiplier, strategy.fraction)
+    sampled = Sampled(release.noise_multiplier, config.federation.fraction)
     return {
         "epsilon": epsilon_of({sampled: strategy.rounds}, privacy.delta),
         "delta": privacy.delta,
         "unit": "user, add or remove one",
-        "sampling": strategy.fraction,
+        "sampling": config.federation.fraction,
         "releases": strategy.rounds,
         "noise_multiplier": release.noise_multiplier,
     }

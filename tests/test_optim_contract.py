@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fedrec.backbones.base import Advice
+from fedrec.config.compose import compose
 from fedrec.config.describe import load_member
 from fedrec.config.validate import member_config
 from fedrec.core.registry import optims
@@ -24,6 +25,7 @@ from fedrec.optim.losses import LOSSES, bce, bpr, recency, softmax
 from fedrec.optim.paper import PaperRecipe
 from fedrec.optim.server import ServerOptimiser, server_step
 from fedrec.testing.optim import RecipeContract, model, scores
+from server_app.run import make_setup
 
 ADVICE = Advice(loss="bce", lr=0.003)
 
@@ -140,6 +142,8 @@ def test_a_client_is_not_told_of_what_is_switched_off() -> None:
     assert added <= full.told().keys()
     for config in (plain, full):
         assert member_config("optim", config.told()) == config
+    setup = make_setup(compose(["optim=fast"], base=None), 10, "catalogue", "eligible", None)
+    assert setup.optim == plain.told()
 
 
 def test_yogi_by_hand() -> None:

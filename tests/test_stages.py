@@ -282,7 +282,7 @@ def test_more_users_than_a_grid_holds_are_refused() -> None:
     stages = Stages([Clip(1.0, 1.0)], codec_of("float32"), Limits(1_000_000, 1e6))
     largest = MOST_USERS * 1_000_000 * stages.units_per_one(MOST_USERS)
     assert largest < 2**63
-    with pytest.raises(FederationError, match=r"lower strategy\.fraction"):
+    with pytest.raises(FederationError, match=r"lower federation\.fraction"):
         stages.units_per_one(MOST_USERS + 1)
     assert Stages([], codec_of("float32"), Limits(1, 1.0)).units_per_one(MOST_USERS + 1) is None
 

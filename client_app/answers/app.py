@@ -4,41 +4,41 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Mapping
 from functools import lru_cache
 from itertools import pairwise
 
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
+from typing_extensions import override
 
 from client_app.answers import expansion
-from client_app.answers.handling import (
-    SETUP,
-    Answer,
-    LackingError,
-    answered,
-    require_known,
-    round_of,
-    rounds_of,
-    slots_of,
-)
-from client_app.answers.keeping import keep_frozen, keep_last_model, keep_merged
-from client_app.answers.node import Node, Received
+from client_app.answers.handling import SETUP, Answer, LackingError, answered, require_known, rounds_of
+from client_app.answers.keeping import keep_frozen, keep_merged
+from client_app.answers.node import Node
+from client_app.answers.table import OWN, Question, handler
 from client_app.homes.home import Place
 from client_app.homes.site import Site, is_site, site_of
 from exchanges import records
 from exchanges.records import Content
-from fedrec.core.errors import PacketError
-from fedrec.data.split import HeldOut
 from fedrec.wire.code import code_digest
 from fedrec.wire.protocol import Setup
 
-app = ClientApp()
 log = logging.getLogger("fedrec")
 
-_HELD_OUT: dict[str, HeldOut] = {"validation": "validation", "test": "test"}
+_MOST_KINDS = 16
+"""Exchanges that one message may carry."""
 
-Work = Callable[[Node, Content], Mapping[str, bytes]]
+
+class AnswerApp(ClientApp):
+    """Answers every message by its kind: an invitation, or exchanges that the table knows."""
+
+    @override
+    def __call__(self, message: Message, context: Context) -> Message:
+        kind = message.metadata.message_type
+        return (enroll if kind == records.ENROLL else answer)(message, context)
+
+
+app = AnswerApp()
 
 
 @lru_cache(maxsize=16_384)
@@ -78,7 +78,6 @@ def _known_node(context: Context) -> Node:
     return _node(str(record["json"]), _place(context))
 
 
-@app.query("enroll")
 def enroll(message: Message, context: Context) -> Message:
     """Take the run's setup; answer with the users' opaque keys and the digest of the code that runs here."""
 
@@ -97,86 +96,13 @@ def enroll(message: Message, context: Context) -> Message:
     return answered(message, context, work)
 
 
-@app.query("count_items")
-def count_items(message: Message, context: Context) -> Message:
-    """Answer with the sum of the users' reported items."""
-    return _answer(message, context, lambda node, content: {records.COUNTS: node.count_items()})
+def answer(message: Message, context: Context) -> Message:
+    """Keep what came frozen, do what is asked, and answer; a node that lacks something names it instead."""
 
-
-@app.query("disclose")
-def disclose(message: Message, context: Context) -> Message:
-    """Answer with what the users let others have of themselves: noised vectors, and tags of their items."""
-
-    def work(node: Node, content: Content) -> Mapping[str, bytes]:
-        return {records.DISCLOSED: expansion.disclose(node, node.phase(content.integer("phase")), round_of(content))}
-
-    return _answer(message, context, work)
-
-
-@app.query("surround")
-def surround(message: Message, context: Context) -> Message:
-    """Keep what the users are told of those around them; there is nothing to answer."""
-
-    def work(node: Node, content: Content) -> Mapping[str, bytes]:
-        packet = content.packet(records.AROUND)
-        expansion.surround(node, node.phase(content.integer("phase")), round_of(content), packet)
-        return {}
-
-    return _answer(message, context, work)
-
-
-@app.train()
-def train(message: Message, context: Context) -> Message:
-    """Train the chosen users; answer with the node's update, or with what is missing to make one.
-
-    If the message asks for a ranking too, it comes first: with the model, and with the private tensors, as they were
-    before this round.
-    """
-
-    def work(node: Node, content: Content) -> Mapping[str, bytes]:
-        slots = slots_of(content, len(node.users))
-        received = _received(node, content)
-        metrics = _metrics(node, content, received) if records.SPLITS in content.fields else {}
-        return {**metrics, records.UPDATE: node.train(received, slots)}
-
-    return _answer(message, context, work)
-
-
-@app.evaluate()
-def evaluate(message: Message, context: Context) -> Message:
-    """Rank the held-out items of all users here; answer with sums, or with what is missing to rank."""
-
-    def work(node: Node, content: Content) -> Mapping[str, bytes]:
-        return _metrics(node, content, _received(node, content))
-
-    return _answer(message, context, work)
-
-
-def _received(node: Node, content: Content) -> Received:
-    phase, round = content.integer("phase"), round_of(content)
-    packet, frozen = content.packet(records.MODEL), content.text("frozen")
-    received = node.receive(phase, round, packet, frozen)
-    keep_last_model(node, received, packet, frozen)
-    return received
-
-
-def _metrics(node: Node, content: Content, received: Received) -> dict[str, bytes]:
-    """The sums of metrics of each split that the message asks for."""
-    after, splits = content.integer(records.AFTER), content.text(records.SPLITS).split()
-    if unknown := [split for split in splits if split not in _HELD_OUT]:
-        raise PacketError("malformed", f"the splits are among {sorted(_HELD_OUT)}, not {unknown[:5]}")
-    if not splits or len(set(splits)) < len(splits):
-        raise PacketError("malformed", f"a ranking is of one split or of two, not of {splits[:5]}")
-    if after not in (received.round - 1, received.round) or after < 0:
-        raise PacketError("malformed", f"a model sent in round {received.round} is not that after round {after}")
-    return {records.METRICS + split: node.evaluate(received, after, _HELD_OUT[split]) for split in splits}
-
-
-def _answer(message: Message, context: Context, work: Work) -> Message:
-    """Keep what came frozen, do the work, and answer; a node that lacks something names it instead."""
-
-    def do(content: Content, nodes: list[Node]) -> Answer:
-        require_known(content)
+    def work(content: Content, nodes: list[Node]) -> Answer:
+        kinds = _kinds(message, content)
+        if all(kind in OWN for kind in kinds):  # what an exchange of another package brings, that one checks
+            require_known(content)
         if SETUP in content.fields:
             context.state[SETUP] = ConfigRecord({"json": content.text(SETUP)})
         node = _known_node(context)
@@ -187,9 +113,20 @@ def _answer(message: Message, context: Context, work: Work) -> Message:
         if (known := content.fields.get(records.NAMED)) is not None and known != node.named:
             log.warning("the server knows other users here than there are now: they join anew")
             raise LackingError(records.NAMED)
-        return Answer(packets=work(node, content))
+        packets: dict[str, bytes] = {}
+        asked = Question(node, content)
+        for kind in kinds:
+            packets |= handler(kind)(asked)
+        return Answer(packets=packets)
 
-    return answered(message, context, do)
+    return answered(message, context, work)
+
+
+def _kinds(message: Message, content: Content) -> list[str]:
+    """The exchanges that a message carries, in order. A ranking comes before the training that would change it."""
+    if records.CARRIES in content.fields:
+        return content.text(records.CARRIES).split()[:_MOST_KINDS]
+    return [message.metadata.message_type]
 
 
 def _keep_frozen(node: Node, phase: int, content: Content) -> None:

@@ -10,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from client_app.training.engine import all_finite
+from exchanges import members, records
+from exchanges.declaration import Participant
 from fedrec.core.errors import ConfigError, PacketError
 from fedrec.core.rng import counter_bits, derive
 from fedrec.core.tensors import DTYPES
 from fedrec.wire.expansion import Drawn, Expansion, draw_items, make_tags, protected
-from fedrec.wire.protocol import AROUND, TAGS, VECTORS, around_format, checkpoint_round, disclosed_format
+from fedrec.wire.protocol import AROUND, TAGS, VECTORS, checkpoint_round
 
 if TYPE_CHECKING:
     from client_app.answers.node import Node
@@ -61,7 +63,7 @@ def disclose(node: Node, phase: int, round: int) -> bytes:
         VECTORS: protected(expansion, vectors, seed, draws),
         TAGS: make_tags(expansion, drawn, key, secret, run, cohort.keys),
     }
-    form = disclosed_format(setup.dim, expansion.items, len(cohort))
+    form = members.Disclosing(setup.dim, expansion.items).up(Participant(cohort.keys))[records.DISCLOSED]
     return form.encode(phase, round, {name: torch.from_numpy(values) for name, values in tensors.items()})
 
 
@@ -71,7 +73,8 @@ def surround(node: Node, phase: int, round: int, packet: bytes) -> None:
     Raises PacketError if it tells what no server could have worked out from what devices may send.
     """
     expansion, keys = _due(node, round), node.users.keys
-    received = around_format(node.setup.dim, len(keys)).decode(packet, phase=phase, round=round)
+    form = members.Surrounding(node.setup.dim).down(Participant(keys))[records.AROUND]
+    received = form.decode(packet, phase=phase, round=round)
     told = received.tensors[AROUND]
     most = expansion.items * expansion.largest
     if not told.isfinite().all() or (told.abs() > most).any():

@@ -39,6 +39,7 @@ _FIELDS = (
     records.RESUMED,
     records.SPLITS,
     records.AFTER,
+    records.CARRIES,
 )
 _ARRAYS = (records.MODEL, records.SLOTS, records.AROUND)
 _PREFIXES = (records.FROZEN, records.MERGED)

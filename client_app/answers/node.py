@@ -26,6 +26,8 @@ from client_app.stores.store import PrivateStore
 from client_app.training.cohort import CohortEngine
 from client_app.training.engine import Engine, GlobalModel, all_finite
 from client_app.training.oracle import OracleEngine
+from exchanges import members, records
+from exchanges.declaration import Participant
 from fedrec.backbones.base import Backbone
 from fedrec.config.validate import member_config
 from fedrec.core import registry
@@ -36,15 +38,8 @@ from fedrec.core.shared_folder import require_shared
 from fedrec.core.tensors import Spec, Tensors
 from fedrec.data.negatives import NegativeSampler
 from fedrec.data.split import HeldOut
-from fedrec.wire.item_counts import report_sum
 from fedrec.wire.packet import PacketFormat
-from fedrec.wire.protocol import (
-    COUNTS,
-    Setup,
-    checkpoint_round,
-    counts_format,
-    unpack_eligible,
-)
+from fedrec.wire.protocol import Setup, checkpoint_round, unpack_eligible
 from peft_embeddings.base import ItemEmbedding
 from peft_embeddings.model import Model
 
@@ -188,7 +183,7 @@ class Node:
 
     def model_format(self, phase: int) -> PacketFormat:
         """Format of the model packets of a phase. Raises PacketError (`malformed`) if the run has no such phase."""
-        return self.setup.model_format(self.model(phase).trainable)
+        return members.Training(self.setup, self.model(phase).trainable).down(Participant())[records.MODEL]
 
     def model(self, phase: int) -> Model:
         """The model of a phase. Raises PacketError (`malformed`) if the run has no such phase."""
@@ -218,19 +213,6 @@ class Node:
                 store.resume(resumes)
         return self.users.keys
 
-    def count_items(self) -> bytes:
-        """The encoded sum of what all users here report of the items that they train on."""
-        counting = self.backbone.item_counting
-        if counting is None:
-            raise PacketError("malformed", f"backbone {self.backbone.config.name!r} has no items counted")
-        if counting.epsilon is None and isinstance(self.place, Site):
-            raise PacketError("malformed", "real users' items are not counted without noise: that is for simulations")
-        cohort = self.users.training(np.arange(len(self.users)))
-        seed = derive(self.secret, "item counts")
-        total = report_sum(counting, self.setup.n_items, seed, cohort.keys, cohort.offsets, cohort.items)
-        packet = counts_format(self.setup.n_items)
-        return packet.encode(0, 0, {COUNTS: torch.from_numpy(total)}, [float(len(cohort))])
-
     def receive(self, phase: int, round: int, packet: bytes, frozen: str) -> Received:
         """The model in a packet, over the frozen tensors of that digest. Raises MissingFrozenError if they lack."""
         received = self.model_format(phase).decode(packet, phase=phase, round=round)
@@ -252,7 +234,7 @@ class Node:
         self.private_store.save(round, cohort.keys[trained.taken], kept, checkpoint_round)
         if self.setup.stages.tells:
             trained.update.cold = int((~found & trained.taken).sum())
-        fmt = self.setup.update_format(model.model.trainable, len(slots))
+        fmt = members.Training(self.setup, model.model.trainable).up(Participant(cohort.keys))[records.UPDATE]
         # What each user gives was rounded before it was added up: here nothing is but to what it is already.
         return fmt.encode(phase, round, trained.update.total, trained.update.scalars(), seed=None)
 
@@ -280,7 +262,8 @@ class Node:
         sums = rank_users(model.cpu(), cohort, positives, private, protocol)
         counts = (len(cohort), int((~found).sum()), diverged)
         scalars = [*map(float, counts), *(sums.get(name, 0.0) for name in setup.metric_names())]
-        return setup.metrics_format().encode(received.phase, after, {}, scalars)
+        form = members.Ranking(setup, {}, [of]).up(Participant(cohort.keys))[records.METRICS + of]
+        return form.encode(received.phase, after, {}, scalars)
 
     def recommend(self, received: Received, user: Cohort, top: int) -> Recommended:
         """The best items for one user, whose private tensors are first solved on everything that it knows.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from fedrec.core.registry import MemberConfig, cohorts
 
 @dataclass(frozen=True)
 class PoissonConfig(MemberConfig):
-    """Nothing to choose: the probability is the strategy's `fraction`."""
+    """Nothing to choose: the probability is `federation.fraction`."""
 
     name: Literal["poisson"]
 
@@ -36,12 +36,12 @@ class PoissonCohort(CohortSampling):
     @classmethod
     @override
     def problems(cls, config: RunConfig) -> list[str]:
-        strategy: Any = config.strategy
+        over = config.federation.over_sampling
         found = []
-        if strategy.over_sampling:
+        if over:
             found.append(
-                f"strategy.over_sampling={strategy.over_sampling}: with cohort=poisson a round takes everybody whom it "
-                "has drawn, and who is quick must not matter; give 0.0"
+                f"federation.over_sampling={over}: with cohort=poisson a round takes everybody whom it has "
+                "drawn, and who is quick must not matter; give 0.0"
             )
         return found
 

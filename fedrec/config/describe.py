@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from enum import Enum
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import yaml
 
 from fedrec.config.check import check
 from fedrec.config.paths import anchor
-from fedrec.config.schema import RunConfig
+from fedrec.config.schema import FederationConfig, RunConfig
 from fedrec.config.validate import Validator, member_config, member_defaults, plain
 from fedrec.core import registry
 from fedrec.core.errors import ConfigError
@@ -54,7 +55,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 def from_dict(values: Mapping[str, Any]) -> RunConfig:
     """The configuration that `to_dict` made the data of, checked as strictly. Raises ConfigError with all problems."""
     validator = Validator()
-    config = validator.run_config(values)
+    config = validator.run_config(_with_federation(values))
     if config is not None:
         config = anchor(config, None, validator)
         if not validator.problems:
@@ -62,6 +63,17 @@ def from_dict(values: Mapping[str, Any]) -> RunConfig:
     if config is None or validator.problems:
         raise ConfigError(validator.problems)
     return config
+
+
+def _with_federation(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Data that was written when the keys of the section `federation` were the strategy's, as it is written now."""
+    strategy = values.get("strategy")
+    if "federation" in values or not isinstance(strategy, Mapping):
+        return values
+    keys = {field.name for field in dataclasses.fields(FederationConfig)}
+    moved = {key: value for key, value in strategy.items() if key in keys}
+    rest = {key: value for key, value in strategy.items() if key not in keys}
+    return {**values, "strategy": rest, "federation": moved}
 
 
 def to_yaml(config: RunConfig) -> str:

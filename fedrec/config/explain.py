@@ -86,6 +86,9 @@ def unknown_key(key: str, legal: Sequence[str]) -> str:
     if key in {name.rpartition(".")[0] for name in legal if "." in name}:
         return f"{key} is a section, not a value"
     within = [name for name in legal if section and name.rpartition(".")[0] == section]
+    elsewhere = [name for name in legal if "." in name and name.rpartition(".")[2] == leaf]
+    if section and elsewhere and spelled not in legal:
+        return f"there is no key {key}; did you mean {' or '.join(elsewhere)}?"
     close = _closest(leaf, {name: (name.rpartition(".")[2],) for name in within})
     if not close:
         close = _closest(leaf, {name: (name.rpartition(".")[2],) for name in legal}, cutoff=0.8)

@@ -65,7 +65,7 @@ class CentralGaussian(PrivacyMechanism):
     @classmethod
     def problems(cls, config: RunConfig) -> list[str]:
         """What cannot be accounted, or not be done, one line each."""
-        privacy, strategy = config.privacy, config.strategy
+        privacy, rules = config.privacy, config.federation
         assert isinstance(privacy, CentralGaussianConfig)
         found = []
         if privacy.epsilon is None and privacy.noise_multiplier is None:
@@ -79,10 +79,10 @@ class CentralGaussian(PrivacyMechanism):
             )
         # What happens to a round must not depend on who was drawn for it, or on who is quick.
         for key, only in (("over_sampling", 0.0), ("repeats", 0), ("max_failures", 1.0), ("min_users", 0)):
-            if (value := getattr(strategy, key)) != only:
+            if (value := getattr(rules, key)) != only:
                 found.append(
-                    f"strategy.{key}={value}: with privacy=central_gaussian no rule may depend on who was drawn; give "
-                    f"strategy.{key}={only} (experiment=central_gaussian has all of them)"
+                    f"federation.{key}={value}: with privacy=central_gaussian no rule may depend on who was drawn; "
+                    f"give federation.{key}={only} (experiment=central_gaussian has all of them)"
                 )
         backbone: Any = backbones.get(config.backbone.name)(config.backbone, config.base_table.dim)
         if backbone.item_counting is not None or backbone.expansion is not None:
@@ -101,7 +101,7 @@ class CentralGaussian(PrivacyMechanism):
         strategy: Any = config.strategy
         multiplier = privacy.noise_multiplier
         if multiplier is None:
-            multiplier = calibrated(strategy.rounds, strategy.fraction, privacy.epsilon, privacy.delta)
+            multiplier = calibrated(strategy.rounds, config.federation.fraction, privacy.epsilon, privacy.delta)
         population = users if privacy.population is None else privacy.population
         found: MemberConfig = dataclasses.replace(privacy, noise_multiplier=multiplier, population=population)
         return found

@@ -107,7 +107,7 @@ class Stages:
         if users > MOST_USERS:
             raise FederationError(
                 f"{users} users were chosen for a round whose sum is noised, at most {MOST_USERS} can be added up "
-                "exactly: lower strategy.fraction"
+                "exactly: lower federation.fraction"
             )
         return self.addition.units_per_one
 

@@ -144,6 +144,11 @@ def _checksum(header: bytes | memoryview, body: bytes | memoryview) -> int:
     return zlib.crc32(body, zlib.crc32(header))
 
 
+def of_another_version(data: bytes) -> bool:
+    """Whether these bytes are a packet that another fedrec has made, whose layout this one does not read."""
+    return data[:4] == _MAGIC and int.from_bytes(data[4:6], "little") != _VERSION
+
+
 def to_array(packet: bytes) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
     """The packet as one flat array: the runtime's cost is per array, not per byte."""
     return np.frombuffer(packet, dtype=np.uint8)

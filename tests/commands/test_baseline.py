@@ -45,7 +45,7 @@ SMALL = [
     "base_table.dim=8",
     "strategy.rounds=3",
     "strategy.warmup_rounds=1",
-    "strategy.fraction=0.3",
+    "federation.fraction=0.3",
     "evaluation.every=1",
 ]
 FULL = [*(text for text in SMALL if "warmup" not in text), "strategy=full"]

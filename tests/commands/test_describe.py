@@ -55,7 +55,7 @@ def test_who_holds_what_and_when_it_crosses() -> None:
 
 
 def test_totals_follow_the_plan() -> None:
-    found = of("strategy.rounds=100", "strategy.warmup_rounds=20", "strategy.fraction=0.1", items=50)
+    found = of("strategy.rounds=100", "strategy.warmup_rounds=20", "federation.fraction=0.1", items=50)
     warmup, peft = found.phases
     joining = sum(found.joining.values())
     assert found.joining["eligible items"] == HEADER + 7
@@ -98,7 +98,7 @@ def test_a_number_of_items_that_cannot_be_is_refused(items: str) -> None:
 def test_merges_are_told_where_there_are_some() -> None:
     phase = of("strategy.merge_every=20").phases[-1]
     assert (phase.merge_every, phase.merge) == (20, HEADER + 63_744)
-    every_round = of("strategy.merge_every=20", "strategy.fraction=1.0")
+    every_round = of("strategy.merge_every=20", "federation.fraction=1.0")
     assert every_round.run.merges == 3 * phase.merge, "after rounds 20, 40 and 60 of 80"
     assert every_round.per_1000_rounds.merges == 48 * phase.merge
     plain = of()
@@ -112,12 +112,12 @@ def test_an_exchange_is_told_where_there_is_one() -> None:
     graph = ["backbone=fedpergnn", "backbone.layers=2"]
     off, on = of(*graph), of(*graph, "backbone.expand_every=10")
     up, down = HEADER + 4 * 32 + 8 * 50, HEADER + DOWN + 4 * 32
-    assert on.exchange is not None
-    assert (on.exchange.every, on.exchange.up, on.exchange.down) == (10, up, down)
+    (exchange,) = on.exchanges
+    assert (exchange.every, exchange.up, exchange.down) == (10, up, down)
     assert on.run.up - off.run.up == pytest.approx(9 * up), "after rounds 10, 20, ... 90 of 100"
     assert on.per_1000_rounds.down - off.per_1000_rounds.down == pytest.approx(99 * down)
-    assert (off.exchange, on.phases[-1].up) == (None, off.phases[-1].up)
+    assert (off.exchanges, on.phases[-1].up) == ((), off.phases[-1].up)
     command = ["describe", *graph, "--items", "3952"]
     shown = CliRunner().invoke(app, [*command, "backbone.expand_every=10"], env={"COLUMNS": "200"}).stdout
-    assert f"moves {up:,} bytes up (a noised vector, tags of items) and {down:,} down" in " ".join(shown.split())
+    assert f"moves {up:,} bytes up, and {down:,} bytes down" in " ".join(shown.split())
     assert "noised" not in CliRunner().invoke(app, command, env={"COLUMNS": "200"}).stdout

@@ -36,7 +36,7 @@ SMALL = [
     "dataset.n_items=40",
     "strategy.rounds=4",
     "strategy.warmup_rounds=2",
-    "strategy.fraction=0.5",
+    "federation.fraction=0.5",
     "checkpoint_every=2",
     "evaluation.every=1",
     "run_id=r",
@@ -327,7 +327,7 @@ def test_a_site_passes_over_a_model_whose_every_word_is_not_as_it_was_written(ma
     config = {"interactions": f"{tmp_path}/clicks.csv", "state-dir": f"{tmp_path}/device", "time-column": ""}
     texts = ["runtime=deployment", "dataset=table", f"dataset.item_table={tmp_path}/items.csv", "simulation.nodes=1"]
     texts += ["base_table.start=random", "base_table.dim=4", "strategy.rounds=2", "strategy.warmup_rounds=1"]
-    texts += ["strategy.fraction=1.0", "run_id=d", f"runs_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache"]
+    texts += ["federation.fraction=1.0", "run_id=d", f"runs_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache"]
     run(settle(compose(texts, base=None), None), texts, LocalGrid(client_app, [config]))
     typed = ["recommend", "--state-dir", f"{tmp_path}/device", "--user", "u3", "--json"]
     assert CliRunner().invoke(app, typed).exit_code == 0

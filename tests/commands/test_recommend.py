@@ -32,7 +32,7 @@ WARM = "strategy.warmup_rounds=1"
 SMALL = [
     "base_table.dim=8",
     "strategy.rounds=3",
-    "strategy.fraction=1.0",
+    "federation.fraction=1.0",
     WARM,
     "evaluation.every=0",
     "evaluation.baselines=false",

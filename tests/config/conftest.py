@@ -28,6 +28,18 @@ defaults:
   - _self_
 seed: 0
 base_table: {start: text, dim: 32, norm: 1.0}
+federation:
+  fraction: 0.1
+  weight_cap: 200
+  max_update_norm: 1000.0
+  over_sampling: 0.0
+  max_failures: 0.5
+  min_users: 1
+  repeats: 1
+  min_nodes: 1
+  node_timeout: 600.0
+  round_timeout: null
+  silent_rounds: 2
 evaluation: {every: 10, validation: true, ks: [5, 10], sampled_negatives: 0, baselines: true}
 simulation: {nodes: 2, workers: 2, cpus_per_worker: 1, gpus_per_worker: 0.0}
 central: {epochs: 30, batch: 4096, lr: 0.005, decay: 0.0, negatives: recipe, patience: 3}

@@ -244,3 +244,13 @@ class TestHydra:
             compose([], base=BASE)
             assert GlobalHydra.instance().hydra is before
         assert not GlobalHydra.instance().is_initialized()
+
+
+def test_keys_that_were_the_strategys_are_refused_with_their_new_names(tree: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose(["strategy.fraction=0.5", "strategy.round_timeout=3.0", "strategy.min_nodes=2"], base=None)
+    assert list(caught.value.problems) == [
+        "strategy.fraction=0.5: there is no key strategy.fraction; did you mean federation.fraction?",
+        "strategy.round_timeout=3.0: there is no key strategy.round_timeout; did you mean federation.round_timeout?",
+        "strategy.min_nodes=2: there is no key strategy.min_nodes; did you mean federation.min_nodes?",
+    ]

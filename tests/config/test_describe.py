@@ -111,3 +111,10 @@ def test_what_a_client_imports_is_light(module: str, heavy: str) -> None:
     code = f"import sys, fedrec.config.{module}; sys.exit(str(set('{heavy}'.split()) & set(sys.modules)))"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stderr
     assert output == "set()\n"
+
+
+def test_a_configuration_written_before_there_was_a_federation_section_can_be_read(tree: Path) -> None:
+    config = compose(["federation.fraction=0.3"], base=None)
+    values = to_dict(config)
+    values["strategy"] |= values.pop("federation")
+    assert from_dict(values) == config

@@ -63,7 +63,7 @@ def test_a_cell_is_the_one_that_it_is_named_after(name: str) -> None:
 @pytest.mark.parametrize("name", CELLS)
 def test_a_cell_has_the_papers_hyper_parameters(name: str) -> None:
     config = composed(name)
-    assert (config.strategy.rounds, config.strategy.fraction) == (1000, 0.1)
+    assert (config.strategy.rounds, config.federation.fraction) == (1000, 0.1)
     assert (config.base_table.start, config.base_table.dim) == ("text", 32)
     assert (config.encoder.name, config.encoder.model) == (
         "sentence_transformer",

@@ -28,7 +28,7 @@ from server_app.run import run
 USERS, KEPT = 40, 8
 ITEMS = sorted({*range(1, 58), 50, 181, 258})  # with those that a new user is said to like
 WORDS = "river mountain silent golden hidden broken summer winter iron paper glass stone wild last first night".split()  # noqa: SIM905
-SMALL_RUN = ["base_table.dim=8", "strategy.rounds=2", "strategy.warmup_rounds=1", "strategy.fraction=0.5"]
+SMALL_RUN = ["base_table.dim=8", "strategy.rounds=2", "strategy.warmup_rounds=1", "federation.fraction=0.5"]
 
 Row = tuple[int, int, int, int]
 """User, item, rating, time."""

@@ -35,7 +35,7 @@ SMALL = [
     "embedding.rank=2",
     "strategy.rounds=5",
     "strategy.warmup_rounds=2",
-    "strategy.fraction=0.3",
+    "federation.fraction=0.3",
     "evaluation.every=2",
     "optim.solve_epochs=3",
 ]

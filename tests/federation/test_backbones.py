@@ -12,7 +12,7 @@ from fedrec.core.registry import backbones
 
 Federate = Callable[..., Any]
 
-SHOP = ["dataset.n_users=300", "evaluation.every=0", "strategy.fraction=1.0"]
+SHOP = ["dataset.n_users=300", "evaluation.every=0", "federation.fraction=1.0"]
 RATES = {"recency": 0.4, "gru4rec": 0.1}
 """Of the local optimiser. States that are means of items of length one need larger steps to tell items apart."""
 

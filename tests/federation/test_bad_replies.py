@@ -140,7 +140,7 @@ def test_a_client_that_raises_is_counted_and_too_many_end_the_run(federate: Fede
 
     outcome = federate(nodes=3, client=failing({1}))
     assert all(record["dropped_replies"] == {"failed": 1} for record in outcome.metrics)
-    with pytest.raises(FederationError, match=r"round 1: 2 of 3 nodes failed .*strategy.max_failures=0.5"):
+    with pytest.raises(FederationError, match=r"round 1: 2 of 3 nodes failed .*federation.max_failures=0.5"):
         federate(nodes=3, client=failing({0, 2}))
 
 
@@ -183,7 +183,7 @@ def test_a_user_who_diverged_is_left_out_and_costs_nobody_else(
 
     broken_key = int(federate(nodes=1).grid.received[0].content["arrays"]["keys"].numpy()[17])
     monkeypatch.setattr(FedMF, "init_private", one_broken)
-    outcome = federate("strategy.fraction=1.0", nodes=2)
+    outcome = federate("federation.fraction=1.0", nodes=2)
     assert outcome.summary["test"]["users"] == 59
     assert outcome.summary["test"]["diverged_users"] == 1
     assert outcome.summary["dropped_replies"] == {}

@@ -84,7 +84,7 @@ def missed(outcome: Any) -> dict[tuple[int, int], int | None]:
 def test_who_missed_merges_is_sent_the_shorter_way_and_holds_the_servers_table_to_the_bit(
     federate: Federate, own_disks: None, bases: dict[int, list[Tensor]], codec: str
 ) -> None:
-    overrides = [*MERGING, *ALL, "strategy.fraction=0.2", f"codec={codec}"]
+    overrides = [*MERGING, *ALL, "federation.fraction=0.2", f"codec={codec}"]
     outcome = federate(*overrides, nodes=USERS)
     behind = missed(outcome)
     times = Counter(behind.values())
@@ -122,7 +122,7 @@ def test_who_missed_merges_is_sent_the_shorter_way_and_holds_the_servers_table_t
 
 @pytest.mark.parametrize("codec", ["float32", "int8"])
 def test_the_meter_counts_the_bytes_of_real_messages(federate: Federate, own_disks: None, codec: str) -> None:
-    outcome = federate(*MERGING, "strategy.fraction=0.2", f"codec={codec}", nodes=USERS)
+    outcome = federate(*MERGING, "federation.fraction=0.2", f"codec={codec}", nodes=USERS)
     train = [m for m in outcome.grid.sent if m.metadata.message_type == "train"]
     moved = outcome.summary["bytes_per_user"]
     assert moved["down"] * USERS == pytest.approx(sum(len(packet) for *_, packet in outcome.grid.packets(train, MODEL)))
@@ -150,7 +150,7 @@ def test_the_meter_counts_the_bytes_of_real_messages(federate: Federate, own_dis
 
 
 def test_a_user_of_every_round_moves_what_was_described(federate: Federate) -> None:
-    outcome = federate(*MERGING, "strategy.fraction=1.0")
+    outcome = federate(*MERGING, "federation.fraction=1.0")
     found = described(outcome)
     counted = outcome.summary["bytes_per_user"]
     assert (found.phases[-1].merge_every, found.phases[-1].merge) == (EVERY, MERGE)

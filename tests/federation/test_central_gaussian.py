@@ -22,7 +22,7 @@ from fedrec.wire.protocol import UPDATE_SCALARS, Setup
 
 Federate = Callable[..., Any]
 
-RULES = ["strategy.repeats=0", "strategy.max_failures=1.0", "strategy.min_users=0"]
+RULES = ["federation.repeats=0", "federation.max_failures=1.0", "federation.min_users=0"]
 PRIVATE = ["privacy=central_gaussian", "privacy.epsilon=2.0", *RULES, "strategy=full", "strategy.rounds=4"]
 BASE = Path("/somewhere")
 
@@ -87,10 +87,10 @@ def composed(*overrides: str) -> Any:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("strategy.repeats=1", r"strategy\.repeats=1: .*give strategy\.repeats=0"),
-        ("strategy.max_failures=0.5", r"give strategy\.max_failures=1\.0"),
-        ("strategy.min_users=1", r"give strategy\.min_users=0"),
-        ("strategy.over_sampling=0.1", r"strategy\.over_sampling=0\.1: with privacy=central_gaussian"),
+        ("federation.repeats=1", r"federation\.repeats=1: .*give federation\.repeats=0"),
+        ("federation.max_failures=0.5", r"give federation\.max_failures=1\.0"),
+        ("federation.min_users=1", r"give federation\.min_users=0"),
+        ("federation.over_sampling=0.1", r"federation\.over_sampling=0\.1: with privacy=central_gaussian"),
         ("cohort=fixed", r"cohort=fixed: .*take cohort=poisson"),
         ("privacy.epsilon=null", r"give one of them"),
         ("backbone=fedpergnn", r"backbone=fedpergnn: its users report items"),

@@ -42,7 +42,7 @@ OVERRIDES = [
     "embedding.rank=2",
     "strategy.rounds=4",
     "strategy.warmup_rounds=2",
-    "strategy.fraction=0.5",
+    "federation.fraction=0.5",
     "evaluation.every=2",
     "optim.solve_epochs=2",
     "evaluation.baselines=false",
@@ -268,7 +268,7 @@ def test_a_disk_that_is_wiped_during_a_run_starts_anew(shop: Shop) -> None:
         return ask(message)
 
     grid.respond = answer  # type: ignore[method-assign]
-    summary = shop.deploy("r", "strategy.max_failures=0.5", grid=grid)
+    summary = shop.deploy("r", "federation.max_failures=0.5", grid=grid)
     assert summary["test"]["users"] == USERS
     assert len(set(keys(grid))) == USERS + USERS // SITES, "its users came back as others"
     assert sum(line["dropped_replies"].get("users_changed", 0) for line in shop.metrics("r")) == 1
@@ -335,7 +335,7 @@ def test_a_site_never_opens_what_a_simulation_names(shop: Shop, tmp_path: Path) 
 
 def test_a_simulated_node_has_nothing_to_bring_to_a_deployment(shop: Shop) -> None:
     with pytest.raises(FederationError, match="misconfigured"):
-        shop.deploy("r", "strategy.node_timeout=0.0", grid=RecordingGrid(client_app, 2))
+        shop.deploy("r", "federation.node_timeout=0.0", grid=RecordingGrid(client_app, 2))
 
 
 def test_two_nodes_that_name_the_same_users_are_counted_and_the_newest_stays(shop: Shop) -> None:
@@ -408,10 +408,10 @@ def test_a_site_without_a_key_or_asked_for_vectors_without_noise_does_not_take_p
     shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with caplog.at_level(logging.WARNING, "fedrec"), pytest.raises(FederationError, match="'misconfigured': 4"):
-        shop.deploy("r", *EXPANDED, "strategy.node_timeout=0.0")
+        shop.deploy("r", *EXPANDED, "federation.node_timeout=0.0")
     assert caplog.text.count("shared-key: is missing; in this run users exchange vectors") >= SITES
     keyed = [{**config, "shared-key": key_file(shop.folder)} for config in shop.configs[:1]]
-    overrides = (*EXPANDED, "backbone.expand_epsilon=null", "strategy.node_timeout=0.0")
+    overrides = (*EXPANDED, "backbone.expand_epsilon=null", "federation.node_timeout=0.0")
     with pytest.raises(ConfigError, match="its users exchange vectors without noise"):
         shop.deploy("q", *overrides)
     monkeypatch.setattr("fedrec.config.compose.check", lambda config: [])  # a server that does not care

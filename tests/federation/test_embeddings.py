@@ -55,7 +55,7 @@ def test_it_learns_what_it_trains_freezes_the_rest_and_moves_what_it_says(
             f"embedding.variant={variant}",
             f"strategy.rounds={ROUNDS}",
             f"strategy.warmup_rounds={WARMUP}",
-            "strategy.fraction=1.0",
+            "federation.fraction=1.0",
             "optim.lr=0.03",
             "evaluation.every=0",
             "checkpoint_every=1",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ Federate = Callable[..., Any]
 
 DIM, ITEMS, USERS, TAGS = 8, 100, 60, 30
 ON = ("backbone=fedpergnn", "backbone.layers=2", "backbone.expand_every=2", f"backbone.expand_items={TAGS}",
-      "backbone.expand_sharers=3", "strategy.fraction=0.5")  # fmt: skip
+      "backbone.expand_sharers=3", "federation.fraction=0.5")  # fmt: skip
 EXACT = (*ON, "backbone.expand_epsilon=null", "backbone.expand_clip=1000.0")
 UP = disclosed_format(DIM, TAGS, 1)
 DOWN = around_format(DIM, 1)
@@ -158,12 +159,12 @@ def test_the_meter_counts_what_lone_devices_move(federate: Federate, merged: boo
 
 
 def test_what_is_described_is_what_is_counted(federate: Federate) -> None:
-    outcome = federate(*ON, "strategy.fraction=1.0", "evaluation.every=0")
+    outcome = federate(*ON, "federation.fraction=1.0", "evaluation.every=0")
     found = describe(from_dict(yaml.safe_load((outcome.folder / "config.yaml").read_text())), None)
     counted = outcome.summary["bytes_per_user"]
     assert (counted["up"], counted["down"], counted["one_time"]) == (found.run.up, found.run.down, found.run.one_time)
-    assert found.exchange is not None
-    assert (found.exchange.every, found.exchange.up, found.exchange.down) == (2, UP.size(), DOWN.size())
+    (exchange,) = found.exchanges
+    assert (exchange.every, exchange.up, exchange.down) == (2, UP.size(), DOWN.size())
     assert UP.size() == 36 + 4 * DIM + 8 * TAGS
     assert DOWN.size() == 36 + 8 + 4 * DIM
     assert [row.tensor for row in found.phases[0].tensors if row.held_by == "own device"] == [
@@ -233,6 +234,11 @@ def of_more_users(packet: bytes, round: int) -> bytes:
     return form.encode(0, round, {name: spec.zeros() for name, spec in form.spec.items()})
 
 
+def sealed(header: bytes, body: bytes) -> bytes:
+    """A packet with the checksum of its header and body."""
+    return header + zlib.crc32(header + body).to_bytes(4, "little") + body
+
+
 CLIP, EPSILON = 0.1, 4.0
 CHANGES: dict[str, tuple[str, Change]] = {
     "not a number": ("non_finite", with_tensors(lambda sent: sent["vectors"][3].fill_(float("nan")))),
@@ -244,7 +250,7 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "tags in another order": ("wrong_tags", with_tensors(lambda sent: sent["tags"].copy_(sent["tags"].flip(1)))),
     "truncated": ("malformed", lambda packet, round: packet[:-7]),
     "of more users": ("wrong_spec", of_more_users),
-    "of another round": ("wrong_round", lambda packet, round: packet[:8] + b"\x09" + packet[9:]),
+    "of another round": ("wrong_round", lambda packet, round: sealed(packet[:8] + b"\x09" + packet[9:32], packet[36:])),
     "far too long": ("oversized", lambda packet, round: packet + bytes(10**6)),
 }
 
@@ -336,7 +342,7 @@ def test_a_backbone_that_discloses_nothing_answers_no_such_question(
             honest(Message(message.content, message.metadata.dst_node_id, records.DISCLOSE), context)
         return honest(message, context)
 
-    overrides = ("strategy.max_failures=1.0", "strategy.repeats=0", "evaluation.every=0")
+    overrides = ("federation.max_failures=1.0", "federation.repeats=0", "evaluation.every=0")
     with caplog.at_level("WARNING", "fedrec"), pytest.raises(RoundError, match="'failed': 3"):
         federate("backbone=fedpergnn", *overrides, nodes=3, client=curious)
     assert caplog.text.count("backbone 'fedpergnn' is set to disclose nothing") == 3

@@ -159,7 +159,7 @@ def test_a_bad_report_is_left_out_and_counted(federate: Federate, case: str) -> 
 
 
 def test_too_many_bad_reports_end_the_run(federate: Federate) -> None:
-    with pytest.raises(FederationError, match=r"2 of 3 nodes failed .*wrong_counts.*strategy.max_failures=0.5"):
+    with pytest.raises(FederationError, match=r"2 of 3 nodes failed .*wrong_counts.*federation.max_failures=0.5"):
         federate(GRAPH, nodes=3, client=bent(with_counts(count=-1), {0, 2}))
 
 
@@ -186,7 +186,7 @@ def test_a_backbone_that_counts_nothing_answers_no_such_question(
         return honest(message, context)
 
     with caplog.at_level(logging.WARNING, "fedrec"), pytest.raises(RoundError, match="'failed': 3"):
-        federate("strategy.max_failures=1.0", "strategy.repeats=0", "evaluation.every=0", nodes=3, client=curious)
+        federate("federation.max_failures=1.0", "federation.repeats=0", "evaluation.every=0", nodes=3, client=curious)
     assert caplog.text.count("backbone 'fedmf' has no items counted") == 3
 
 
@@ -251,7 +251,7 @@ def round_of_me(federate: Federate, path: Path, histories: dict[str, Sequence[in
     """What the store of `me` holds after a round, and all arrays that its node was sent until then."""
     outcome = federate(
         *write_shop(path, histories), *EXACT, "strategy=full", "base_table.start=random", "strategy.rounds=1",
-        "strategy.fraction=1.0", "evaluation.ks=[1]", "evaluation.baselines=false", nodes=4,
+        "federation.fraction=1.0", "evaluation.ks=[1]", "evaluation.baselines=false", nodes=4,
     )  # fmt: skip
     key = opaque_keys(simulation_secret(0), ["me"])
     home = {

@@ -25,11 +25,11 @@ def test_1_2_7_and_one_node_per_user_agree(federate: Federate, strategy: str, en
 
 
 def test_poisson_cohorts_are_the_same_wherever_users_live_and_differ_in_size(federate: Federate) -> None:
-    one = federate("cohort=poisson", "strategy.fraction=0.05", "strategy.rounds=8", nodes=1)
+    one = federate("cohort=poisson", "federation.fraction=0.05", "strategy.rounds=8", nodes=1)
     sizes = [line["cohort"] for line in one.metrics]
     assert len(set(sizes)) > 2
     for nodes in (2, 7, 60):
-        federate("cohort=poisson", "strategy.fraction=0.05", "strategy.rounds=8", nodes=nodes).must_equal(one)
+        federate("cohort=poisson", "federation.fraction=0.05", "strategy.rounds=8", nodes=nodes).must_equal(one)
 
 
 @pytest.mark.parametrize("codec", ["float16", "int8"])

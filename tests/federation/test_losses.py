@@ -31,7 +31,7 @@ SMALL = [
     "embedding.rank=1",
     "strategy.rounds=8",
     "strategy.warmup_rounds=2",
-    "strategy.fraction=0.5",
+    "federation.fraction=0.5",
     "evaluation.every=0",
     "evaluation.baselines=false",
     "optim.solve_epochs=1",
@@ -88,7 +88,7 @@ def go(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], list[dict[str, Any
     """Carry a run out on a grid: its summary and its records."""
 
     def carry(grid: LocalGrid, *overrides: str, nodes: int = NODES) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        given = {text.partition("=")[0]: text for text in [*SMALL, "strategy.round_timeout=0.3", *overrides]}
+        given = {text.partition("=")[0]: text for text in [*SMALL, "federation.round_timeout=0.3", *overrides]}
         places = [f"runs_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache", f"simulation.nodes={nodes}"]
         texts = ["resume=r", *places[:2]] if "resume=r" in overrides else [*given.values(), *places]
         summary = run(settle(compose(texts, base=None), None), texts, grid)
@@ -146,7 +146,7 @@ def test_a_late_answer_is_counted_and_not_used(go: Go, tmp_path: Path) -> None:
 
 def test_a_late_answer_ends_the_rest(go: Go) -> None:
     grid = World({2: {1: "hang"}, 3: {1: "late"}})
-    _, records = go(grid, "strategy.silent_rounds=2")
+    _, records = go(grid, "federation.silent_rounds=2")
     assert losses(records) == {2: {"no_answer": 1}, 3: {"no_answer": 1, "rested": 1}, 4: {"late": 1}}
     # Its answer comes while round 4 is asked.
     assert [1 in grid.asked[round] for round in range(1, 9)] == [True] * 3 + [False] + [True] * 4
@@ -213,10 +213,10 @@ def test_a_ranking_of_too_few_is_repeated_in_the_same_way(go: Go, tmp_path: Path
 def test_a_ranking_is_repeated_so_often_and_no_more(go: Go, tmp_path: Path) -> None:
     calm, _ = go(World({}), "checkpoint_every=2")
     (tmp_path / "runs").rename(tmp_path / "calm")
-    assert go(CannotRank(2), "strategy.repeats=2")[0]["test"] == calm["test"]
+    assert go(CannotRank(2), "federation.repeats=2")[0]["test"] == calm["test"]
     (tmp_path / "runs").rename(tmp_path / "twice")
     with pytest.raises(FederationError, match=r"ranking after round 8: 3 of 4 nodes failed .*'ranking_repeated': 2"):
-        go(CannotRank(3), "checkpoint_every=2", "strategy.repeats=2")
+        go(CannotRank(3), "checkpoint_every=2", "federation.repeats=2")
     assert go(World({}), "resume=r")[0]["test"] == calm["test"], "and the run can be resumed"
 
 
@@ -239,7 +239,7 @@ def test_a_run_that_is_given_up_goes_on_later_with_nothing_lost(go: Go, tmp_path
     (tmp_path / "runs").rename(tmp_path / "calm")
     outage = {6: dict.fromkeys(range(NODES), "hang")}
     with pytest.raises(FederationError, match=r"round 6: 4 of 4 nodes failed .*'no_answer'"):
-        go(World(outage), "checkpoint_every=2", "strategy.repeats=0")
+        go(World(outage), "checkpoint_every=2", "federation.repeats=0")
     summary, records = go(World({}), "resume=r")
     assert summary["test"] == calm["test"]
     assert [record["round"] for record in records] == list(range(1, 9))
@@ -247,19 +247,19 @@ def test_a_run_that_is_given_up_goes_on_later_with_nothing_lost(go: Go, tmp_path
 
 def test_fewer_users_than_needed_end_the_run_with_a_reason(go: Go) -> None:
     with pytest.raises(
-        FederationError, match=r"the updates of \d+ of 20 chosen users count, strategy.min_users=20 are needed"
+        FederationError, match=r"the updates of \d+ of 20 chosen users count, federation.min_users=20 are needed"
     ):
         go(
             World({2: {1: "hang", 2: "hang"}}),
-            "strategy.min_users=20",
-            "strategy.repeats=0",
-            "strategy.max_failures=1.0",
+            "federation.min_users=20",
+            "federation.repeats=0",
+            "federation.max_failures=1.0",
         )
 
 
 def test_fewer_nodes_than_needed_end_the_run_with_a_reason(go: Go) -> None:
-    with pytest.raises(FederationError, match=r"4 of 4 nodes has joined with users, strategy.min_nodes=5 are needed"):
-        go(World({}), "strategy.min_nodes=5")
+    with pytest.raises(FederationError, match=r"4 of 4 nodes has joined with users, federation.min_nodes=5 are needed"):
+        go(World({}), "federation.min_nodes=5")
 
 
 def test_nodes_that_leave_join_and_come_back_are_known_by_their_users(go: Go) -> None:
@@ -280,7 +280,7 @@ def test_nodes_that_leave_join_and_come_back_are_known_by_their_users(go: Go) ->
 
     grid = Moving({})
     grid.gone = {3}
-    summary, records = go(grid, "strategy.fraction=1.0", nodes=3)
+    summary, records = go(grid, "federation.fraction=1.0", nodes=3)
     assert [record["cohort"] for record in records] == [30, 30, 20, 30, 40, 40, 40, 40]
     assert losses(records) == {}
     new = [record["cold_users"] for record in records]
@@ -304,7 +304,7 @@ def test_who_comes_back_is_not_sent_again_what_it_has(go: Go) -> None:
             return super().push_messages(messages)
 
     frozen = Counter[str]()
-    _, records = go(Away({}), "strategy.fraction=1.0")
+    _, records = go(Away({}), "federation.fraction=1.0")
     assert [record["cohort"] for record in records] == [40, 40, 40, 40, 30, 30, 40, 40]
     assert sorted(frozen.values()) == [1, 1], "the list of eligible items, and the base table"
     assert [record["bytes"]["one_time"] for record in records][3:] == [0] * 5
@@ -315,10 +315,10 @@ def test_over_sampling_asks_more_and_waits_for_fewer(go: Go) -> None:
     grid = World({round: {1: "hang"} for round in range(1, 9)})
     _, records = go(
         grid,
-        "strategy.fraction=0.25",
-        "strategy.over_sampling=1.0",
-        "strategy.round_timeout=600.0",
-        "strategy.silent_rounds=9",
+        "federation.fraction=0.25",
+        "federation.over_sampling=1.0",
+        "federation.round_timeout=600.0",
+        "federation.silent_rounds=9",
     )
     assert [record["cohort"] for record in records] == [20] * 8
     assert all(10 <= record["users"] < 20 for record in records)
@@ -379,9 +379,9 @@ def test_a_round_that_waits_for_nodes_asks_those_that_rest(go: Go) -> None:
     """Both needed nodes are connected, and one of them rests when a round begins that needs both."""
     _, records = go(
         Lost(1, from_round=3, silent=1),
-        "strategy.min_nodes=4",
-        "strategy.silent_rounds=1",
-        "strategy.node_timeout=20.0",
+        "federation.min_nodes=4",
+        "federation.silent_rounds=1",
+        "federation.node_timeout=20.0",
     )
     assert losses(records) == {3: {"no_answer": 1, "rested": 1}}
     assert [record["users"] == record["cohort"] for record in records] == [True] * 2 + [False] + [True] * 5
@@ -394,10 +394,10 @@ def test_a_run_that_fails_for_want_of_nodes_says_which_rest_and_until_when(
     started = time.monotonic()
     with pytest.raises(
         FederationError,
-        match=r"3 of 4 nodes has joined with users, strategy.min_nodes=4 are needed, and no more came in 1 s .*"
+        match=r"3 of 4 nodes has joined with users, federation.min_nodes=4 are needed, and no more came in 1 s .*"
         r"node 3 rests for \d+ s more: it has left \d+ messages in a row unanswered",
     ):
-        go(Lost(1, 3, silent=99), "strategy.min_nodes=4", "strategy.silent_rounds=1", "strategy.node_timeout=1.0")
+        go(Lost(1, 3, silent=99), "federation.min_nodes=4", "federation.silent_rounds=1", "federation.node_timeout=1.0")
     assert time.monotonic() - started < 15
 
 
@@ -428,7 +428,7 @@ class Late(World):
 
 
 def test_a_node_that_is_always_a_little_late_is_given_the_time_it_needs(go: Go) -> None:
-    _, records = go(Late(0.5), "strategy.round_timeout=0.4", nodes=2)
+    _, records = go(Late(0.5), "federation.round_timeout=0.4", nodes=2)
     counted = [record["users"] == record["cohort"] for record in records]
     assert counted == [False] + [True] * 7, "its late answer in round 2 tells what it needs"
     assert records[1]["dropped_replies"] == {"late": 1}
@@ -439,8 +439,8 @@ def test_a_node_that_can_never_be_in_time_holds_up_nobody(go: Go) -> None:
     grid = Late(1.0)
     _, records = go(
         grid,
-        "strategy.round_timeout=0.2",
-        "strategy.silent_rounds=2",
+        "federation.round_timeout=0.2",
+        "federation.silent_rounds=2",
         "strategy.rounds=60",
         "evaluation.every=0",
         nodes=2,

@@ -91,7 +91,7 @@ class Shop:
             "embedding.rank=2",
             f"strategy.rounds={ROUNDS}",
             "strategy.warmup_rounds=2",
-            "strategy.fraction=1.0",
+            "federation.fraction=1.0",
             "evaluation.every=0",
             "checkpoint_every=1",
             "simulation.nodes=1",
@@ -261,7 +261,7 @@ def test_another_secret_is_said_and_counted(shop: Shop, what: str, caplog: pytes
             (state / "secret").chmod(0o600)
 
     with caplog.at_level(logging.ERROR, "fedrec"):
-        found = shop.deploy("r", "strategy.max_failures=0.5", meddle=meddle)
+        found = shop.deploy("r", "federation.max_failures=0.5", meddle=meddle)
     assert counted(found)["secret_changed"] == 1
     assert "its users are known by other keys, and start anew" in caplog.text
 
@@ -309,7 +309,7 @@ def test_a_simulations_store_that_has_gone_is_counted(tmp_path: Path) -> None:
         return [json.loads(line) for line in lines]
 
     small = ["dataset.n_users=30", "dataset.n_items=40", "base_table.dim=4", "embedding.rank=2", "strategy.rounds=5"]
-    small += ["strategy.warmup_rounds=1", "strategy.fraction=1.0", "checkpoint_every=1", "run_id=r"]
+    small += ["strategy.warmup_rounds=1", "federation.fraction=1.0", "checkpoint_every=1", "run_id=r"]
     small += ["evaluation.every=0", "evaluation.baselines=false"]
     with pytest.raises(KilledError):
         simulate(*small, kill=True)

@@ -93,7 +93,7 @@ def carry_out(federate: Federate, method: str, backbone: str, real: Path, nodes:
         "dataset.min_rating=5",
         "dataset.items=rated",
         f"strategy.rounds={warmup + ROUNDS}",
-        "strategy.fraction=1.0",
+        "federation.fraction=1.0",
         "base_table.dim=32",
         "evaluation.every=0",
         "evaluation.baselines=false",

@@ -124,7 +124,7 @@ def test_a_loop_by_hand_that_merges_comes_to_the_same_table(federate: Federate) 
     a, b = 0.1 * torch.randn(ITEMS, RANK, generator=rng), torch.zeros(RANK, DIM)
     merges = 0
     for round in range(WARMUP + 1, ROUNDS + 1):
-        chosen = directory.cohort(sampling, round, config.strategy.fraction, roots)  # type: ignore[attr-defined]
+        chosen = directory.cohort(sampling, round, config.federation.fraction, roots)
         received = GlobalModel(model, {"embedding.A": a, "embedding.B": b}, {"base": base})
         seed = derive(node.secret, "train", round)
         trained = oracle.train(received, cohort.select(chosen), {"user": vectors[chosen]}, seed)

@@ -96,7 +96,7 @@ def test_later_items_are_recommended_to_those_who_like_them(
         *embedding,
         "strategy.rounds=30",
         "strategy.warmup_rounds=5",
-        "strategy.fraction=0.5",
+        "federation.fraction=0.5",
         "optim.lr=0.05",
         "evaluation.every=0",
         "evaluation.baselines=false",

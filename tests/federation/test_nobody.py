@@ -22,7 +22,7 @@ SMALL = [
     "base_table.dim=8",
     "strategy.rounds=6",
     "strategy.warmup_rounds=2",
-    "strategy.fraction=0.5",
+    "federation.fraction=0.5",
     "evaluation.baselines=false",
     "run_id=r",
 ]
@@ -39,9 +39,9 @@ def trained(folder: Path, *overrides: str) -> tuple[dict[str, Any], list[dict[st
 
 def test_a_round_in_which_nobodys_update_counts_ends_the_run_with_reason_and_mend(tmp_path: Path) -> None:
     with pytest.raises(FederationError) as caught:
-        trained(tmp_path, "optim.lr=80.0", "strategy.max_update_norm=0.1")
+        trained(tmp_path, "optim.lr=80.0", "federation.max_update_norm=0.1")
     said = str(caught.value)
-    assert "round 1: the updates of 0 of 30 chosen users count, strategy.min_users=1 are needed" in said
+    assert "round 1: the updates of 0 of 30 chosen users count, federation.min_users=1 are needed" in said
     assert "30 too_large (" in said
     assert "lower optim.lr" in said
     assert "round_repeated" not in said, "all nodes have answered: doing it again would change nothing"
@@ -49,7 +49,9 @@ def test_a_round_in_which_nobodys_update_counts_ends_the_run_with_reason_and_men
 
 
 def test_with_min_users_0_it_passes_and_everything_says_so(tmp_path: Path) -> None:
-    summary, records, shown = trained(tmp_path, "optim.lr=80.0", "strategy.max_update_norm=0.1", "strategy.min_users=0")
+    summary, records, shown = trained(
+        tmp_path, "optim.lr=80.0", "federation.max_update_norm=0.1", "federation.min_users=0"
+    )
     assert [record["loss"] for record in records] == [None] * 6
     assert [record["users"] for record in records] == [0] * 6
     written = (tmp_path / "runs/r/summary.json").read_text()
@@ -66,7 +68,7 @@ def test_with_min_users_0_it_passes_and_everything_says_so(tmp_path: Path) -> No
 
 
 def test_half_left_out_is_said_too(tmp_path: Path) -> None:
-    summary, records, shown = trained(tmp_path, "optim.lr=10.0", "strategy.max_update_norm=100.0")
+    summary, records, shown = trained(tmp_path, "optim.lr=10.0", "federation.max_update_norm=100.0")
     dropped = sum(record["dropped_users"].get("too_large", 0) for record in records)
     assert 0 < dropped < 180
     (warning,) = [text for text in summary["warnings"] if "too_large" in text]

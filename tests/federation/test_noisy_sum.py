@@ -44,7 +44,7 @@ SMALL = [
     "embedding.rank=2",
     "strategy.rounds=4",
     "strategy.warmup_rounds=2",
-    "strategy.fraction=0.3",
+    "federation.fraction=0.3",
     "checkpoint_every=2",
     "evaluation.every=1",
 ]
@@ -104,7 +104,7 @@ def test_the_noise_is_as_large_as_was_asked_for(
 
 
 def test_rounds_in_which_nobody_takes_part_are_noised_too(federate: Federate) -> None:
-    nobody = [*NOISY, POISSON, "strategy.fraction=1e-9", "strategy=full", "evaluation.every=0", "checkpoint_every=1"]
+    nobody = [*NOISY, POISSON, "federation.fraction=1e-9", "strategy=full", "evaluation.every=0", "checkpoint_every=1"]
     noisy, silent = federate(*nobody), federate(*nobody, "privacy.noise=0.0")
     for outcome in (noisy, silent):
         assert [(line["cohort"], line["users"], line["bytes"]["up"]) for line in outcome.metrics] == [(0, 0, 0)] * 5

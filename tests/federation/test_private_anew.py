@@ -12,7 +12,7 @@ from client_app.training.cohort import CohortEngine
 from fedrec.core.tensors import Tensors
 
 Federate = Callable[..., Any]
-ANEW = ("optim=fast", "optim.private_anew=true", "optim.negatives=20", "strategy.fraction=1.0")
+ANEW = ("optim=fast", "optim.private_anew=true", "optim.negatives=20", "federation.fraction=1.0")
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ SMALL = [
     "dataset=ml_100k",
     "base_table.dim=8",
     f"strategy.rounds={ROUNDS}",
-    "strategy.fraction=0.3",
+    "federation.fraction=0.3",
     "evaluation.every=1",
     "evaluation.baselines=false",
     "checkpoint_every=2",
@@ -190,7 +190,7 @@ def test_what_users_were_told_of_others_goes_back_with_the_run(
     carry: Carry, uninterrupted: Callable[..., Any], tmp_path: Path, deliveries: int
 ) -> None:
     """Killed before, within and after exchanges, which are newer than the checkpoint to which the run goes back."""
-    overrides = (*EXPANDED, *KEYS["lora"], "strategy.warmup_rounds=1", "strategy.fraction=0.5")
+    overrides = (*EXPANDED, *KEYS["lora"], "strategy.warmup_rounds=1", "federation.fraction=0.5")
     assert carry(tmp_path, *overrides, deliveries=deliveries) is None
     summary = carry(tmp_path, resume=True)
     assert summary is not None

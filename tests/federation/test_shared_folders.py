@@ -100,5 +100,5 @@ def test_every_run_has_a_token_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_state_dir_that_cannot_be_written_to_is_a_store_error(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="cannot be written to"):
+    with pytest.raises(StoreError, match="cannot be written"):
         leave_token(tmp_path / "nowhere")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from client_app.answers import app as app_module
 from client_app.answers.app import app as client_app
+from client_app.answers.counting import count_items
 from client_app.answers.node import Node
 from client_app.homes.site import Site
 from client_app.stores.last_model import RUNS_KEPT
@@ -59,7 +60,7 @@ def overrides(folder: Path, *more: str) -> list[str]:
         "embedding.rank=2",
         "strategy.rounds=4",
         "strategy.warmup_rounds=2",
-        "strategy.fraction=0.4",
+        "federation.fraction=0.4",
         "simulation.nodes=1",
         f"runs_dir={folder}/runs",
         f"cache_dir={folder}/cache",
@@ -119,7 +120,7 @@ def test_real_users_items_are_never_counted_without_noise(tmp_path: Path) -> Non
     setup = make_setup(compose(overrides(tmp_path, GRAPH, "run_id=r"), base=None), ITEMS, "", "", None)
     setup = dataclasses.replace(setup, backbone={**setup.backbone, "degree_epsilon": None})
     with pytest.raises(PacketError, match="not counted without noise"):
-        Node(setup, Site(tmp_path / "clicks.csv", tmp_path / "state")).count_items()
+        count_items(Node(setup, Site(tmp_path / "clicks.csv", tmp_path / "state")))
 
 
 def test_a_site_that_joins_another_run_deletes_what_older_runs_have_left(

@@ -18,7 +18,7 @@ Federate = Callable[..., Any]
 @pytest.mark.parametrize("strategy", ["fedpeft", "full"])
 @pytest.mark.parametrize("backbone", backbones.names())
 def test_the_meter_counts_what_was_described(federate: Federate, backbone: str, strategy: str) -> None:
-    overrides = ["strategy.fraction=1.0", "dataset.n_users=20", "optim.solve_epochs=1", "evaluation.every=0"]
+    overrides = ["federation.fraction=1.0", "dataset.n_users=20", "optim.solve_epochs=1", "evaluation.every=0"]
     outcome = federate(f"backbone={backbone}", f"strategy={strategy}", *overrides)
     found = describe(from_dict(yaml.safe_load((outcome.folder / "config.yaml").read_text())), None)
     counted = outcome.summary["bytes_per_user"]

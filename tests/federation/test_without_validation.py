@@ -47,7 +47,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[int]]:
 
 @pytest.mark.parametrize("backbone", ["fedmf", "fedpergnn"])
 def test_users_train_on_all_but_the_last_item(federate: Federate, trained: dict[str, list[int]], backbone: str) -> None:
-    every = ("strategy.fraction=1.0", f"backbone={backbone}", "evaluation.every=1")
+    every = ("federation.fraction=1.0", f"backbone={backbone}", "evaluation.every=1")
     outcome = federate(LAST_RUN, *every)
     data = interactions(outcome)
     known = split.histories(data, "test")

@@ -106,7 +106,7 @@ def test_the_meter_counts_what_crosses_the_socket_but_for_the_runtimes_own(tmp_p
     )
     overrides = (
         f"runtime=deployment dataset=table dataset.item_table={tmp_path}/items.csv strategy=full "
-        f"strategy.rounds={ROUNDS} base_table.start=random strategy.fraction=1.0 evaluation.every=0 run_id=wire"
+        f"strategy.rounds={ROUNDS} base_table.start=random federation.fraction=1.0 evaluation.every=0 run_id=wire"
     )
     (tmp_path / "run.toml").write_text(f'overrides = "{overrides}"\n')
     superlink = ["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port)]

@@ -29,8 +29,8 @@ QUICK = [
     "embedding.rank=2",
     f"strategy.rounds={ROUNDS}",
     "strategy.warmup_rounds=2",
-    "strategy.fraction=1.0",
-    "strategy.silent_rounds=1",
+    "federation.fraction=1.0",
+    "federation.silent_rounds=1",
     "evaluation.every=0",
     "checkpoint_every=2",
 ]
@@ -84,7 +84,7 @@ def test_starting_again_starts_nothing_twice(federation: Sites) -> None:
 
 
 def test_killed_nodes_and_a_killed_server_lose_nothing(federation: Sites) -> None:
-    process = federation.begin("run", "run_id=kills", *QUICK, "strategy.round_timeout=40.0", "strategy.min_nodes=2")
+    process = federation.begin("run", "run_id=kills", *QUICK, "federation.round_timeout=40.0", "federation.min_nodes=2")
     try:
         wait(lambda: [each["users"] for each in federation.metrics("kills")][-1:] == [USERS], process=process)
         # In the middle of a round: while the node's client is at work.

@@ -43,7 +43,7 @@ def test_the_commands_by_hand_carry_out_a_run(tmp_path: Path) -> None:
 
 def test_what_the_guide_counts_is_what_the_code_counts() -> None:
     """Every name in the table of losses is one that something in the code is counted under."""
-    table = GUIDE[GUIDE.index("## When something is lost") : GUIDE.index("With `strategy.over_sampling")]
+    table = GUIDE[GUIDE.index("## When something is lost") : GUIDE.index("With `federation.over_sampling")]
     names = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row.split("|")[-2:][0])}
     assert {"no_answer", "rested", "late", "oversized", "round_repeated"} <= names
     code = "".join(

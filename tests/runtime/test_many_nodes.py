@@ -11,7 +11,7 @@ USERS = 1_000
 
 @pytest.mark.runtime
 def test_a_thousand_supernodes_of_one_user_each(place: Any) -> None:
-    given = [f"dataset.n_users={USERS}", "strategy.rounds=2", "strategy.fraction=0.05", "optim.solve_epochs=1"]
+    given = [f"dataset.n_users={USERS}", "strategy.rounds=2", "federation.fraction=0.05", "optim.solve_epochs=1"]
     status, end, err = place.finished(place.start(*given, f"simulation.nodes={USERS}"))
     assert status == 0, err
     assert place.remains() == []

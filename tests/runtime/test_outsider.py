@@ -29,7 +29,13 @@ pytestmark = pytest.mark.runtime
 
 NODES, USERS = 2, 20
 DATA = f"dataset=synthetic dataset.n_users={USERS} dataset.n_items=40 dataset.interactions_per_user=8"
-RUN = ["base_table.dim=8", "embedding.rank=2", "strategy.rounds=2", "strategy.warmup_rounds=1", "strategy.min_nodes=2"]
+RUN = [
+    "base_table.dim=8",
+    "embedding.rank=2",
+    "strategy.rounds=2",
+    "strategy.warmup_rounds=1",
+    "federation.min_nodes=2",
+]
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from exchanges.records import wrap
 from federation.base import ServerState
 from federation.checkpoint import Checkpoint
+from federation.exchange import Ledger
 from federation.meter import Meter
 from federation.versions import FrozenBytes, Merged, Merges
 from fedrec.core.errors import StoreError
@@ -48,10 +49,11 @@ def state() -> ServerState:
 def meter() -> Meter:
     made = Meter(["warmup", "peft"])
     made.grow(3, 10)
-    made.downloaded(1, np.array([0, 2]), 100, FrozenBytes(7))
-    made.uploaded(1, np.array([2]), 50)
-    made.evaluated(1, np.arange(3), 1, 100, FrozenBytes(7))
-    made.ranked(3, 8)
+    made.downloaded(Ledger.TRAINING, 1, np.array([0, 2]), np.array([100, 100]))
+    made.froze(Ledger.TRAINING, 1, np.array([0, 2]), FrozenBytes(7))
+    made.uploaded(Ledger.TRAINING, 1, np.array([2]), np.array([50]))
+    made.froze(Ledger.EVALUATION, 1, np.arange(3), FrozenBytes(7))
+    made.uploaded(Ledger.EVALUATION, 1, np.arange(3), np.array([8, 8, 8]))
     return made
 
 
@@ -82,6 +84,7 @@ def test_files_are_written_whole(folder: RunFolder) -> None:
 
 
 def test_a_write_that_breaks_off_leaves_what_was_there(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder.write_text("config.yaml", "seed: 0\n")
     folder.write_json("summary.json", {"old": 1})
     folder.checkpoints.write(checkpoint(5))
     before = {name: (folder.path / name).read_bytes() for name in everything(folder)}
@@ -129,6 +132,7 @@ def test_metrics_grow_by_whole_lines(folder: RunFolder) -> None:
 
 def test_a_line_that_the_disk_refuses_leaves_no_half_of_it(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """As much of a line is written as there is room for; then the disk is full."""
+    folder.write_text("config.yaml", "seed: 0\n")
     folder.add_metrics({"round": 1})
     before, after = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -223,9 +227,9 @@ def test_a_checkpoint_is_read_as_it_was_written(folder: RunFolder) -> None:
     assert counting.per_user() == again.per_user()
     for one in (counting, again):  # and it counts on alike
         one.grow(4, 10)
-        one.downloaded(0, np.array([0, 3]), 100, FrozenBytes(7))
-        one.downloaded(1, np.array([0, 3]), 100, FrozenBytes(7))
-        one.evaluated(1, np.arange(4), 1, 100, FrozenBytes(7))
+        one.froze(Ledger.TRAINING, 0, np.array([0, 3]), FrozenBytes(7))
+        one.froze(Ledger.TRAINING, 1, np.array([0, 3]), FrozenBytes(7))
+        one.froze(Ledger.EVALUATION, 1, np.arange(4), FrozenBytes(7))
     assert counting.per_user() == again.per_user()
 
 

@@ -102,5 +102,5 @@ def test_poisson_may_choose_nobody() -> None:
 
 
 def test_poisson_refuses_over_sampling() -> None:
-    with pytest.raises(ConfigError, match=r"strategy\.over_sampling=0\.5: with cohort=poisson"):
-        compose(["cohort=poisson", "strategy.over_sampling=0.5"], base=Path("/somewhere"))
+    with pytest.raises(ConfigError, match=r"federation\.over_sampling=0\.5: with cohort=poisson"):
+        compose(["cohort=poisson", "federation.over_sampling=0.5"], base=Path("/somewhere"))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from commands.local_grid import LocalGrid
-from exchanges.records import FROZEN, KEYS, MISSING, UNSHARED, pack, unpack, wrap
+from exchanges.declaration import Declaration, Participant
+from exchanges.records import FROZEN, KEYS, MISSING, UNSHARED, Content, pack, unpack, wrap
 from federation import roster as roster_module
 from federation.aggregation import UpdateFold
 from federation.base import FederatedStrategy, StrategyConfig
+from federation.conversation import Conversation
+from federation.directory import Directory
+from federation.exchange import Exchange
 from federation.losses import Losses
-from federation.nodes import Nodes
+from federation.meter import Meter
 from federation.post import Post
+from federation.versions import Frozen, Merges
 from fedrec.config.compose import compose
 from fedrec.config.schema import RunConfig
 from fedrec.core.errors import ConfigError, FederationError, PacketError
@@ -30,7 +36,7 @@ from fedrec.core.registry import MemberConfig, embeddings, strategies
 from fedrec.core.rng import generator
 from fedrec.core.tensors import Tensors, TensorSpec, content_digest, matches
 from fedrec.wire.code import code_digest
-from fedrec.wire.packet import Kind, Packet
+from fedrec.wire.packet import Kind, Packet, PacketFormat
 from fedrec.wire.protocol import (
     PROTOCOL_VERSION,
     UPDATE_SCALARS,
@@ -150,12 +156,15 @@ def test_known_problems_come_through_compose(overrides: list[str], said: str) ->
 
 @pytest.mark.parametrize("name", MEMBERS)
 def test_values_out_of_range_are_all_named_at_once(name: str) -> None:
-    bad = ["rounds=0", "fraction=0", "fraction=1.5", "weight_cap=0", "max_failures=2", "round_timeout=0"]
+    bad = ["strategy.rounds=0"] + [
+        f"federation.{text}"
+        for text in ("fraction=0", "fraction=1.5", "weight_cap=0", "max_failures=2", "round_timeout=0", "min_users=-1")
+    ]
     for text in bad:
-        with pytest.raises(ConfigError, match=rf"strategy\.{text.partition('=')[0]}"):
-            composed(f"strategy={name}", f"strategy.{text}")
+        with pytest.raises(ConfigError, match=re.escape(text.partition("=")[0])):
+            composed(f"strategy={name}", text)
     with pytest.raises(ConfigError) as caught:
-        composed(f"strategy={name}", "strategy.rounds=0", "strategy.weight_cap=0", "strategy.round_timeout=-1")
+        composed(f"strategy={name}", "strategy.rounds=0", "federation.weight_cap=0", "federation.round_timeout=-1")
     assert len(caught.value.problems) == 3
 
 
@@ -372,15 +381,54 @@ def failing(reason: str | None) -> Answer:
     return lambda message: Message(Error(2, reason), reply_to=message)
 
 
-def server() -> Nodes:
-    return Nodes(setup_of(composed()))
+class Anything(Declaration):
+    """Asks for nothing, and brings nothing."""
+
+    kind = "train"
+
+    def down(self, to: Participant) -> Mapping[str, PacketFormat]:
+        return {}
+
+    def up(self, by: Participant) -> Mapping[str, PacketFormat]:
+        return {}
 
 
-def asked(nodes: Nodes, grid: ScriptedGrid, timeout: float = 0.05) -> list[int]:
+class Asked(Exchange):
+    """All nodes are asked; `nodes` has those that answered."""
+
+    def __init__(self, frozen: Frozen) -> None:
+        super().__init__(Anything(), "asking", 0, 1, frozen)
+        self.nodes: list[int] = []
+
+    def take(self, node: int, answer: Content) -> None:
+        self.nodes.append(node)
+
+
+class Server:
+    """A conversation with the nodes of a grid."""
+
+    def __init__(self, grid: Grid, setup: Setup | None = None, timeout: float = 0.05) -> None:
+        rules = dataclasses.replace(composed().federation, round_timeout=timeout)
+        self.meter = Meter(["one"])
+        given = setup or setup_of(composed())
+        self.talk = Conversation(grid, given, rules, Directory(), self.meter, wrap(b""))
+        self.directory, self.grid = self.talk.directory, grid
+        self.once: dict[str, Array] = {}
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        return self.talk.losses.counts
+
+    def enrol(self) -> None:
+        self.talk.roster.enrol(self.grid)
+
+
+def asked(server: Server) -> list[int]:
     """Ask all nodes something; those that answered."""
-    messages = [nodes.message(node, "train", {}, {}) for node in nodes.directory.nodes]
-    nodes.largest_reply = 10_000
-    return [nodes.sender(reply) for reply in nodes.collect(grid, messages, timeout)]
+    server.meter.grow(len(server.directory), 0)
+    exchange = Asked(Frozen(server.once, Merges()))
+    server.talk.carry(exchange)
+    return exchange.nodes
 
 
 def test_silence_errors_and_answers_are_told_apart() -> None:
@@ -393,18 +441,18 @@ def test_silence_errors_and_answers_are_told_apart() -> None:
             5: person(50, then=failing(None)),
         }
     )
-    nodes = server()
-    nodes.roster.enrol(grid)
-    assert asked(nodes, grid) == [1]
+    nodes = Server(grid)
+    nodes.enrol()
+    assert asked(nodes) == [1]
     assert nodes.counts == {"failed": 3, "no_answer": 1}
 
 
 def test_a_message_that_the_runtime_does_not_take_is_no_answer() -> None:
     grid = ScriptedGrid({1: person(10), 2: person(20)})
-    nodes = server()
-    nodes.roster.enrol(grid)
+    nodes = Server(grid)
+    nodes.enrol()
     grid.refused = {2}
-    assert asked(nodes, grid) == [1]
+    assert asked(nodes) == [1]
     assert nodes.counts == {"no_answer": 1}
 
 
@@ -421,9 +469,9 @@ def test_messages_that_are_too_large_for_the_runtime_end_the_run_with_a_reason()
 
 def test_a_node_without_users_is_asked_once() -> None:
     grid = ScriptedGrid({1: person(10), 2: person()})
-    nodes = server()
+    nodes = Server(grid)
     for _ in range(3):
-        nodes.roster.enrol(grid)
+        nodes.enrol()
     assert [message.metadata.dst_node_id for message in grid.sent] == [1, 2]
     assert nodes.directory.nodes == [1]
     assert not nodes.counts
@@ -432,27 +480,27 @@ def test_a_node_without_users_is_asked_once() -> None:
 def test_a_node_that_comes_back_before_its_former_self_is_gone_takes_its_place() -> None:
     """The runtime keeps a killed node for a minute; meanwhile its users live on the newer one alone."""
     grid = ScriptedGrid({1: person(10, 11), 2: person(20)})
-    nodes = server()
-    nodes.roster.enrol(grid)
+    nodes = Server(grid)
+    nodes.enrol()
     grid.answers[3] = person(11, 10)
-    nodes.roster.enrol(grid)
+    nodes.enrol()
     assert nodes.counts == {"double_users": 1}
     assert nodes.directory.nodes == [2, 3]
-    nodes.roster.enrol(grid)
+    nodes.enrol()
     assert nodes.counts == {"double_users": 1}, "its former self is not asked again while it seems to be there"
     assert len(nodes.directory) == 3
-    assert sorted(asked(nodes, grid)) == [2, 3]
+    assert sorted(asked(nodes)) == [2, 3]
     del grid.answers[1]
-    nodes.roster.enrol(grid)
+    nodes.enrol()
     grid.answers[1] = person(11, 10)
-    nodes.roster.enrol(grid)
+    nodes.enrol()
     assert nodes.directory.nodes == [2, 1], "but it is when it has been away"
 
 
 def test_a_node_that_names_a_user_twice_is_left_out() -> None:
     grid = ScriptedGrid({1: person(10, 10), 2: person(20)})
-    nodes = server()
-    nodes.roster.enrol(grid)
+    nodes = Server(grid)
+    nodes.enrol()
     assert nodes.directory.nodes == [2]
     assert nodes.counts == {"double_users": 1}
 
@@ -477,18 +525,19 @@ BAD_ENROLMENTS: dict[str, tuple[Answer, str]] = {
 @pytest.mark.parametrize("case", BAD_ENROLMENTS)
 def test_a_node_that_cannot_join_is_counted_and_the_others_go_on(case: str) -> None:
     answer, reason = BAD_ENROLMENTS[case]
-    nodes = server()
-    nodes.roster.enrol(ScriptedGrid({1: answer, 2: person(20)}))
+    nodes = Server(ScriptedGrid({1: answer, 2: person(20)}))
+    nodes.enrol()
     assert nodes.directory.nodes == [2]
     assert nodes.counts == {reason: 1}
+    grid = ScriptedGrid({1: answer})
     with pytest.raises(FederationError, match=rf"none of 1 nodes has joined with users.*{reason}"):
-        server().roster.gather(ScriptedGrid({1: answer}), least=1, timeout=0.0)
+        Server(grid).talk.roster.gather(grid, least=1, timeout=0.0)
 
 
 def test_a_silent_node_does_not_hold_up_the_enrolment_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roster_module, "_TIMEOUT", 0.05)
-    nodes = server()
-    nodes.roster.enrol(ScriptedGrid({1: lambda _: None, 2: person(20)}))
+    nodes = Server(ScriptedGrid({1: lambda _: None, 2: person(20)}))
+    nodes.enrol()
     assert nodes.directory.nodes == [2]
     assert nodes.counts == {"enrol_no_answer": 1}
 
@@ -496,7 +545,7 @@ def test_a_silent_node_does_not_hold_up_the_enrolment_for_ever(monkeypatch: pyte
 def test_many_nodes_have_more_time_to_enrol() -> None:
     few, many = (ScriptedGrid({node: person(node) for node in range(1, count + 1)}) for count in (10, 1_010))
     for grid in (few, many):
-        server().roster.enrol(grid)
+        Server(grid).enrol()
     assert many.sent[0].metadata.ttl == pytest.approx(few.sent[0].metadata.ttl + 300.0)
 
 
@@ -505,23 +554,23 @@ def test_only_a_worker_of_a_simulation_ends_the_run_by_saying_that_it_sees_other
         return Message(pack({UNSHARED: "another folder"}), reply_to=message)
 
     grid = ScriptedGrid({1: elsewhere, 2: person(20, then=elsewhere)})
-    deployed = server()
-    deployed.roster.enrol(grid)
+    deployed = Server(grid)
+    deployed.enrol()
     assert deployed.directory.nodes == [2]
-    assert asked(deployed, grid) == [2]
+    assert asked(deployed) == [2]
     data = SimulatedData("/data", "/state", "t")
-    simulated = Nodes(dataclasses.replace(setup_of(composed()), simulation=data))
+    simulated = Server(grid, dataclasses.replace(setup_of(composed()), simulation=data))
     with pytest.raises(FederationError, match="another folder"):
-        simulated.roster.enrol(grid)
+        simulated.enrol()
     grid.answers[1] = person(10)
-    simulated.roster.enrol(grid)
+    simulated.enrol()
     with pytest.raises(FederationError, match="another folder"):
-        asked(simulated, grid)
+        asked(simulated)
 
 
 def test_nodes_that_never_come() -> None:
     with pytest.raises(FederationError, match="1 of 3 nodes connected within 0 s"):
-        server().roster.wait(ScriptedGrid({1: person(10)}), 3, timeout=0.0)
+        Server(ScriptedGrid({1: person(10)})).talk.wait(3, timeout=0.0)
 
 
 def test_what_is_sent_once_is_sent_once_and_again_to_who_lost_it() -> None:
@@ -533,13 +582,13 @@ def test_what_is_sent_once_is_sent_once_and_again_to_who_lost_it() -> None:
         return Message(pack(answer), reply_to=message)
 
     grid = ScriptedGrid({1: person(10, then=forgetful), 2: person(20)})
-    nodes = server()
-    nodes.roster.enrol(grid)
+    nodes = Server(grid)
+    nodes.enrol()
     nodes.once = {"d": wrap(b"content")}
     carried = []
     for _ in range(3):
         grid.sent.clear()
-        assert sorted(asked(nodes, grid)) == [1, 2]
+        assert sorted(asked(nodes)) == [1, 2]
         carried.append([FROZEN + "d" in unpack(message.content).arrays for message in grid.sent])
     # The third message of the later rounds is the second try of the node that has lost it.
     assert carried == [[True, True], [False, False, True], [False, False, True]]
@@ -548,12 +597,12 @@ def test_what_is_sent_once_is_sent_once_and_again_to_who_lost_it() -> None:
 
 def test_a_node_that_lacks_it_even_then_is_forgotten_and_enrolled_anew() -> None:
     grid = ScriptedGrid({1: person(10, then=lambda m: Message(pack({MISSING: "d"}), reply_to=m)), 2: person(20)})
-    nodes = server()
-    nodes.roster.enrol(grid)
-    assert asked(nodes, grid) == [2]
+    nodes = Server(grid)
+    nodes.enrol()
+    assert asked(nodes) == [2]
     assert nodes.counts == {"frozen_missing": 1}
     assert nodes.directory.nodes == [2]
-    nodes.roster.enrol(grid)
+    nodes.enrol()
     assert nodes.directory.nodes == [2, 1]
 
 
@@ -564,9 +613,9 @@ def test_a_reply_to_nothing_that_was_asked_is_not_yielded() -> None:
             return [*replies, *replies]
 
     grid = Replaying({1: person(10), 2: person(20)})
-    nodes = server()
-    nodes.roster.enrol(grid)
-    assert asked(nodes, grid) == [1, 2], "a replayed reply is used once"
+    nodes = Server(grid)
+    nodes.enrol()
+    assert asked(nodes) == [1, 2], "a replayed reply is used once"
 
 
 def test_the_client_app_refuses_a_setup_that_it_does_not_understand() -> None:

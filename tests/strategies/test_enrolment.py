@@ -11,7 +11,9 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from commands.local_grid import LocalGrid
 from exchanges import records
 from federation import enrolment, roster
-from federation.nodes import Nodes
+from federation.directory import Directory
+from federation.losses import Losses
+from federation.post import Post
 from fedrec.config.compose import compose
 from fedrec.wire.code import code_digest
 from server_app.run import make_setup
@@ -48,14 +50,15 @@ def test_an_answer_longer_than_any_is_refused_unread(
         place = int(context.node_config["partition-id"])
         return Message(answer(KEYS + 100 * place, b"no array" * 300 * place), reply_to=message)
 
-    nodes = Nodes(setup, records.wrap(b"the list") if list_to_send else None)
+    losses = Losses()
+    joining = roster.Roster(setup, Post(losses, 2), Directory(), records.wrap(b"the list") if list_to_send else None)
     for _ in range(2):
-        nodes.roster.enrol(LocalGrid(client, 2))  # type: ignore[arg-type]
+        joining.enrol(LocalGrid(client, 2))  # type: ignore[arg-type]
     assert asked == 2, "it is not asked again while it is there"
     assert read == [len(Array(KEYS).data)]
-    assert nodes.counts == {"oversized": 1}
-    assert nodes.losses.wasted["oversized"] > 2_000
-    assert nodes.directory.keys.tolist() == KEYS.tolist()
+    assert losses.counts == {"oversized": 1}
+    assert losses.wasted["oversized"] > 2_000
+    assert joining.directory.keys.tolist() == KEYS.tolist()
 
 
 def test_there_is_room_for_as_many_users_as_a_node_may_have() -> None:

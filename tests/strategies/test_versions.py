@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from numpy.typing import NDArray
 
 from exchanges.records import wrap
 from federation.cohorts.base import Roots
 from federation.cohorts.fixed import FixedCohort, FixedConfig
 from federation.directory import Directory
+from federation.exchange import Ledger
 from federation.meter import Meter
 from federation.versions import FrozenBytes, Merged, Merges, expected_bytes, lacking
+from fedrec.core.errors import StoreError
 from fedrec.core.rng import counter_bits
+
+
+def down(meter: Meter, phase: int, users: NDArray[np.int64], model: int, frozen: FrozenBytes) -> dict[str, int]:
+    """Users train; what they move."""
+    meter.begin_round()
+    meter.downloaded(Ledger.TRAINING, phase, users, np.full(len(users), model))
+    meter.froze(Ledger.TRAINING, phase, users, frozen)
+    return meter.moved
 
 
 def merged(number: int, size: int = 10) -> Merged:
@@ -70,19 +82,27 @@ def test_a_checkpoint_restores_the_log() -> None:
         assert [each.packet.data for each in again.log] == [each.packet.data for each in made.log]
 
 
+def test_a_log_of_another_protocol_is_refused_with_its_mend() -> None:
+    made = log(2)
+    plain, packets = made.state()
+    old = {name: torch.tensor(list(b"FRPK\1\0" + bytes(30)), dtype=torch.uint8) for name in packets}
+    with pytest.raises(StoreError, match=r"another version of the protocol.* start a new run"):
+        Merges.restored(plain, old)
+
+
 def test_the_meter_by_hand() -> None:
     meter = Meter(["warmup", "peft"])
     meter.grow(4, enrolment=1)
     all_of, frozen = np.arange(4), [FrozenBytes(35, version, 10) for version in range(9)]
-    assert meter.downloaded(1, all_of[:2], 7, frozen[0])["one_time"] == 70
-    assert meter.downloaded(1, all_of[1:3], 7, frozen[2]) == {"up": 0, "down": 14, "one_time": 35, "merges": 20}
+    assert down(meter, 1, all_of[:2], 7, frozen[0])["one_time"] == 70
+    assert down(meter, 1, all_of[1:3], 7, frozen[2]) == {"up": 0, "down": 14, "one_time": 35, "merges": 20}
     # The first user missed eight merges, the second and the third six: all are cheaper off with the table.
-    assert meter.downloaded(1, all_of[:3], 7, frozen[8])["merges"] == 3 * 35
-    assert meter.downloaded(1, all_of, 7, frozen[8]) == {"up": 0, "down": 28, "one_time": 35, "merges": 0}
+    assert down(meter, 1, all_of[:3], 7, frozen[8])["merges"] == 3 * 35
+    assert down(meter, 1, all_of, 7, frozen[8]) == {"up": 0, "down": 28, "one_time": 35, "merges": 0}
     # A ranking has a ledger of its own: it finds nobody has been sent anything, then that all are one merge behind.
-    meter.evaluated(1, all_of, 4, 7, frozen[7])
+    meter.froze(Ledger.EVALUATION, 1, all_of, frozen[7])
     assert meter.evaluation * 4 == 4 * 35
-    meter.evaluated(1, all_of, 4, 7, frozen[8])
+    meter.froze(Ledger.EVALUATION, 1, all_of, frozen[8])
     assert meter.evaluation * 4 == 4 * 35 + 4 * 10
     moved = meter.per_user()
     assert (moved["merges"] * 4, moved["one_time"] * 4) == (125, 4 * 35 + 4)
@@ -93,16 +113,16 @@ def test_the_meter_by_hand_where_the_first_packet_is_short() -> None:
     meter = Meter(["peft"])
     meter.grow(3, enrolment=0)
     first, second, third = np.arange(3)[:, None]
-    assert meter.downloaded(0, first, 0, FrozenBytes(35, 0, 10, 12)) == {
+    assert down(meter, 0, first, 0, FrozenBytes(35, 0, 10, 12)) == {
         "up": 0,
         "down": 0,
         "one_time": 12,
         "merges": 0,
     }
-    assert meter.downloaded(0, second, 0, FrozenBytes(35, 2, 10, 12))["merges"] == 20
-    moved = meter.downloaded(0, third, 0, FrozenBytes(35, 3, 10, 12))
+    assert down(meter, 0, second, 0, FrozenBytes(35, 2, 10, 12))["merges"] == 20
+    moved = down(meter, 0, third, 0, FrozenBytes(35, 3, 10, 12))
     assert (moved["one_time"], moved["merges"]) == (12, 23), "35 in all: the table as it is now is shorter"
-    assert meter.downloaded(0, first, 0, FrozenBytes(35, 3, 10, 12))["merges"] == 30
+    assert down(meter, 0, first, 0, FrozenBytes(35, 3, 10, 12))["merges"] == 30
 
 
 @pytest.mark.parametrize(
@@ -122,6 +142,6 @@ def test_the_expectation_is_the_mean_of_many_users(fraction: float, every: int, 
     meter.grow(users, 0)
     for round in range(1, rounds + 1):
         chosen = directory.cohort(FixedCohort(FixedConfig("fixed")), round, fraction, Roots(0, 0))
-        meter.downloaded(0, chosen, 0, FrozenBytes(whole, (round - 1) // every, size, first))
+        down(meter, 0, chosen, 0, FrozenBytes(whole, (round - 1) // every, size, first))
     expected = expected_bytes(FrozenBytes(whole, merge=size, lossy=first), rounds, every, fraction)
     assert meter.per_user()["merges"] == pytest.approx(expected, rel=0.03)

@@ -1,0 +1,116 @@
+"""The server's side of an exchange: whom it asks, what each is sent, and how an answer is taken."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from enum import Enum
+
+import numpy as np
+from flwr.app import Array
+from numpy.typing import NDArray
+
+from exchanges.declaration import Declaration, Participant
+from exchanges.records import Content, Field
+from federation.directory import Directory, Share
+from federation.versions import NOTHING_FROZEN, Frozen
+from fedrec.core.errors import RoundError
+
+
+class Ledger(Enum):
+    """What the bytes of an exchange count as."""
+
+    JOINING = "joining"
+    TRAINING = "training"
+    EVALUATION = "evaluation"
+
+
+class Exchange(ABC):
+    """One exchange, to be carried by the conversation; it may be begun again if too few took part.
+
+    Attributes:
+        declared: What both sides know of it.
+        ledger: What its bytes count as.
+        what: Its name for the log, and what a user knows it by.
+        phase: The phase of the plan to which it belongs.
+        round: The round to which it belongs.
+        frozen: What its participants must hold; who lacks something is sent it in the same message.
+        max_failures: Share of the asked nodes that may be of no use.
+        shares: Who is asked now, by node.
+        taken: Nodes whose answers were taken.
+    """
+
+    ledger = Ledger.TRAINING
+
+    def __init__(
+        self,
+        declared: Declaration,
+        what: str,
+        phase: int,
+        round: int,
+        frozen: Frozen = NOTHING_FROZEN,
+        max_failures: float = 1.0,
+    ) -> None:
+        """See the attributes."""
+        self.declared = declared
+        self.what = what
+        self.phase = phase
+        self.round = round
+        self.frozen = frozen
+        self.max_failures = max_failures
+        self.shares: dict[int, Share] = {}
+        self.taken: list[int] = []
+        self._directory = Directory()
+
+    def begin(self, directory: Directory) -> None:
+        """Choose whom to ask, of those who are here; what an earlier try brought is forgotten."""
+        self._directory = directory
+        self.shares = self.participants(directory)
+        self.taken = []
+
+    def participant(self, node: int) -> Participant:
+        """The users who are asked on a node, as the declaration knows them."""
+        return Participant(self._directory.keys[self.shares[node].users])
+
+    @property
+    def users(self) -> NDArray[np.int64]:
+        """All who are asked, by their numbers in the directory."""
+        return np.concatenate([np.zeros(0, np.int64), *(share.users for share in self.shares.values())])
+
+    def each_down(self) -> dict[str, NDArray[np.int64]]:
+        """What the devices of `users` download of each declared packet, int64 [users]."""
+        everybody = Participant(self._directory.keys[self.users])
+        return {name: self.declared.each_down(name, everybody) for name in self.declared.down(everybody)}
+
+    def participants(self, directory: Directory) -> dict[int, Share]:
+        """Whom to ask, by node: all who are here, unless an exchange says otherwise."""
+        return directory.shares(directory.here)
+
+    def fields(self) -> Mapping[str, Field]:
+        """What a message says beside what it brings."""
+        return {"phase": self.phase, "round": self.round}
+
+    def packets(self, node: int) -> Mapping[str, bytes | Array]:
+        """The declared packets for a node."""
+        return {}
+
+    def arrays(self, node: int) -> Mapping[str, NDArray[np.generic]]:
+        """What else goes to a node: of the layout alone, and counted for no device."""
+        return {}
+
+    @abstractmethod
+    def take(self, node: int, answer: Content) -> None:
+        """Take a node's answer, whole or not at all. Raises PacketError if it is of no use."""
+
+    def enough(self) -> bool:
+        """Whether the other answers need not be waited for."""
+        return False
+
+    def require_enough(self, counts: Mapping[str, int]) -> None:
+        """Raise RoundError if too few took part; `counts` says what went wrong in this round."""
+        failed = len(self.shares) - len(self.taken)
+        if failed > self.max_failures * len(self.shares):
+            raise RoundError(
+                f"{self.what}: {failed} of {len(self.shares)} nodes failed ({dict(counts)}), more than "
+                f"federation.max_failures={self.max_failures} allows; see the log above for why"
+            )
