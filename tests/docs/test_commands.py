@@ -8,6 +8,7 @@ configuration is checked. A command that no line below knows fails the test.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import re
@@ -18,6 +19,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest.mock import patch
 
 import pytest
 from flwr.common.config import parse_config_args
@@ -25,9 +27,9 @@ from typer.testing import CliRunner
 
 from client_app.answers import app as app_module
 from client_app.homes.site import site_of
-from commands.cli import app
+from commands import cli
 from fedrec.config.compose import compose
-from fedrec.config.describe import to_dict
+from fedrec.config.schema import RunConfig
 
 if TYPE_CHECKING:
     from tests.docs.conftest import Place
@@ -54,9 +56,9 @@ AT_MOST: Mapping[str, float] = {
     "strategy.rounds": 2,
     "strategy.warmup_rounds": 1,
 }
-"""Larger values of a configuration become these; a key that a configuration does not have is left alone."""
-INSTEAD = {"reduction.hidden": "[16]", "encoder.model": "{model}"}
-"""Values that are replaced where they are the default's or an experiment's: a small network, a model that is here."""
+"""Larger values of a configuration become these, once it has been found valid as it is printed."""
+HUB = "sentence-transformers/sentence-t5-base"
+"""A model that would be fetched from the hub; one that is here takes its place."""
 
 
 class Command(NamedTuple):
@@ -100,22 +102,20 @@ def words_of(text: str, place: Place) -> list[str]:
     return done.stdout.decode().split("\0")[:-1]
 
 
-def small(overrides: list[str], place: Place) -> list[str]:
-    """The same overrides with what makes a run long made small."""
-    config = to_dict(compose(overrides, base=place.path))
-    changed = {}
+def bounded(config: RunConfig, model: str) -> RunConfig:
+    """A configuration with what makes a run long made small."""
+    parts: dict[str, dict[str, Any]] = {}
     for key, most in AT_MOST.items():
-        value: Any = config
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if isinstance(value, int | float) and not isinstance(value, bool) and value > most:
-            changed[key] = f"{key}={most}"
-    given = {text.partition("=")[0] for text in overrides}
-    for key, value in INSTEAD.items():
-        group, name = key.split(".")
-        if key not in given and name in config[group]:
-            changed[key] = f"{key}={value.format(model=place.stand_ins['/absolute/folder/of/a/model'])}"
-    return [*(text for text in overrides if text.partition("=")[0] not in changed), *changed.values()]
+        part, name = key.split(".")
+        value = getattr(getattr(config, part), name, None)
+        if isinstance(value, int | float) and value > most:
+            parts.setdefault(part, {})[name] = type(value)(most)
+    if hasattr(config.reduction, "hidden"):
+        parts.setdefault("reduction", {})["hidden"] = (16,)
+    if getattr(config.encoder, "model", None) == HUB:
+        parts.setdefault("encoder", {})["model"] = model
+    made = {part: dataclasses.replace(getattr(config, part), **values) for part, values in parts.items()}
+    return dataclasses.replace(config, **made)
 
 
 # ---- what is done with a command -------------------------------------------------------------------------------------
@@ -125,14 +125,10 @@ def carry_out(text: str, place: Place) -> None:
     """A command of `fedrec`, in this process; a simulation runs as `train`, which gives the same result."""
     program, verb, *rest = words_of(text, place)
     assert program == "fedrec"
-    verb = {"simulate": "train"}.get(verb, verb)
-    leading = {"baseline": 1, "split": 2}.get(verb, 0)
-    overrides = [word for word in rest[leading:] if "=" in word and not word.startswith("-")]
-    options = [word for word in rest if word not in overrides]
-    if verb in ("train", "baseline", "describe") and "--help" not in options:
-        overrides = small(overrides, place)
+    model = place.stand_ins["/absolute/folder/of/a/model"]
     app_module._node.cache_clear()
-    done = CliRunner().invoke(app, [verb, *options, *overrides])
+    with patch.object(cli, "compose", lambda overrides, base: bounded(compose(overrides, base=base), model)):
+        done = CliRunner().invoke(cli.app, [{"simulate": "train"}.get(verb, verb), *rest])
     assert done.exit_code == 0, done.output
     assert "Traceback" not in done.output
 
