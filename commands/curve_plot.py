@@ -31,7 +31,7 @@ def draw(found: Comparison, path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise FedrecError("a plot needs matplotlib, which is not installed: pip install 'fedrec[plots]'") from error
+        raise FedrecError("a plot needs matplotlib, which is not installed: pip install matplotlib") from error
     if path.suffix.lower() != ".png":
         raise FedrecError(f"--plot {path}: expected the name of a .png file")
     looks = dict(
