@@ -10,7 +10,7 @@ A test class derives from a contract and says which member it is about:
             return ScaleEmbedding(ScaleConfig("scale", strength=1.0), n_items=40, dim=8)
 
 There are `embedding.EmbeddingContract`, `backbone.BackboneContract`, `optim.RecipeContract`, `codec.CodecContract` and
-`privacy.PrivacyContract`. They need `pytest` and `hypothesis` (`pip install 'fedrec[test]'`); nothing else of fedrec
+`privacy.PrivacyContract`. They need `pytest` and `hypothesis` (the extra `test`); nothing else of fedrec
 imports this package.
 """
 
