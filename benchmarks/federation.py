@@ -29,8 +29,8 @@ from fedrec.core.shared_folder import leave_token
 from fedrec.core.tensors import content_digest
 from fedrec.data.store import open_store
 from fedrec.wire.protocol import SimulatedData, pack_eligible
-from server_app.run import make_setup
 from server_app.run_folder import METRICS, SUMMARY
+from server_app.setup import make_setup
 
 
 class _Watch:
@@ -139,7 +139,7 @@ def simulation(
             (folder / "clocks").mkdir()
             for role, module, name in (
                 ("client", "client_app.answers.node", "Node.train"),
-                ("server", "server_app.run", "_Recorder.on_round"),
+                ("server", "server_app.watching", "Recorder.on_round"),
             ):
                 with (app / f"{role}_app" / "app.py").open("a", encoding="utf-8") as file:
                     clocks = str(folder / "clocks")

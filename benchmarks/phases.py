@@ -50,8 +50,8 @@ ROUND: Sequence[Target] = (
     ("aggregate", "fedrec.stages.sums", "Sum.mean"),
     ("aggregate", "fedrec.optim.paper", "PaperRecipe.server_update"),
     ("evaluate", "client_app.answers.node", "Node.evaluate"),
-    ("write", "server_app.run", "_Recorder.on_round"),
-    ("write", "server_app.run", "_Recorder.on_checkpoint"),
+    ("write", "server_app.watching", "Recorder.on_round"),
+    ("write", "server_app.watching", "Recorder.on_checkpoint"),
 )
 """Parts of a round on both sides; what is left of its wall time is waiting, for the runtime or for the other side."""
 

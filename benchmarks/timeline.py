@@ -20,7 +20,7 @@ SERVER = (
     ("base table", "server_app.run", "base_table"),
     ("baselines", "server_app.run", "simulated_baselines"),
     ("enrolled", "federation.roster", "Roster.wait"),
-    ("first round", "server_app.run", "_Recorder.on_round"),
+    ("first round", "server_app.watching", "Recorder.on_round"),
 )
 CLIENT = (("first message", "client_app.homes.users", "LocalUsers.__init__"),)
 """Stage, module and dotted name: the stage is reached when the function returns."""

@@ -14,7 +14,7 @@ from fedrec.data.prepare import load, load_items
 from fedrec.datasets.base import DatasetConfig
 from fedrec.wire.item_list import item_list_packet, pack_item_list
 from server_app.account import planned, settled
-from server_app.run import make_setup
+from server_app.setup import make_setup
 
 _DIGEST = "0" * 32
 """In the place of a digest of data that is not read; all are of this length."""

@@ -116,7 +116,7 @@ def of_site(state_dir: Path) -> Recommendable:
         try:
             about, packet = read_model(path)
             setup = Setup.from_json(about.setup)
-            site = Site(Path("/"), state_dir.resolve())  # its data is prepared: the file is not read
+            site = Site(state_dir.resolve() / "nothing", state_dir.resolve())  # its data is prepared: no file is read
             node = Node(setup, site)
             received = node.receive(about.phase, about.round, packet, about.frozen)
             _ = node.sampler

@@ -26,8 +26,8 @@ from fedrec.core.disk import reading
 from fedrec.core.errors import FederationError
 from fedrec.core.strict_json import parsed_object
 from fedrec.evaluation.curves import METRICS
+from server_app.manifest import new_run_id
 from server_app.resuming import prepare
-from server_app.run import new_run_id
 from server_app.run_folder import SUMMARY, RunFolder
 
 LOG = "flower.log"

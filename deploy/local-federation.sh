@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A whole federation on this machine, from nothing: a SuperLink on the loopback address that knows its SuperNodes by
-# their keys, a front with TLS that lets SuperNodes in and nobody else (deploy/nginx.conf), and SuperNodes that each have
-# an interactions file, a state-dir and a key of their own. For trying things out, and tests.
+# their keys, a front with TLS that lets SuperNodes in and nobody else (deploy/nginx.conf; left out, with a word, where
+# there is no nginx), and SuperNodes that each have an interactions file, a state-dir and a key of their own. For trying
+# things out, and tests.
 #
 #   deploy/local-federation.sh start DIR [NODES]        make what is missing in DIR, start what is not running
 #   deploy/local-federation.sh up DIR [NODES]           the same in the foreground; Ctrl-C stops everything
@@ -38,7 +39,6 @@ quoted() { "$python" -c 'import json, sys; print(json.dumps(sys.argv[1], ensure_
 need() {
     for program in "$@"; do
         command -v "$program" >/dev/null && continue
-        [[ $program == nginx ]] && fail "the program 'nginx' is not on the PATH; on Debian: apt-get install nginx-light"
         fail "the program '$program' is not on the PATH (activate fedrec's environment)"
     done
 }
@@ -131,11 +131,12 @@ front_alive() { [[ -f $dir/front/pid ]] && tr '\0' ' ' <"/proc/$(cat "$dir/front
 front() { # with TLS, on all addresses of this machine's loopback interface: lets SuperNodes in, and nobody else
     local folder=$dir/front
     mkdir -p "$folder"
+    # Relative paths, from here on: nginx would take a blank, a quote or a dollar in the folder's own path for its syntax.
     sed -e "s|listen 9092|listen 127.0.0.1:$port|" -e "s|127.0.0.1:9093|127.0.0.1:$inner|" \
-        -e "s|/etc/fedrec|$dir|" -e "s|/run/fedrec-front|$folder|" "$here/deploy/nginx.conf" >"$folder/nginx.conf"
+        -e "s|/etc/fedrec/|../|" -e "s|/run/fedrec-front/||" "$here/deploy/nginx.conf" >"$folder/nginx.conf"
     front_alive && return
     say "starting the front on 127.0.0.1:$port"
-    (cd "$folder" && exec setsid nginx -c "$folder/nginx.conf" -e stderr -g "daemon off; $(as_root)") \
+    (cd "$folder" && exec setsid nginx -p "$folder/" -c "$folder/nginx.conf" -e stderr -g "daemon off; $(as_root)") \
         >>"$folder/log" 2>&1 </dev/null &
     echo $! >"$folder/pid"
     wait_for 30 "the front" curl --silent --fail --max-time 5 --cacert "$dir/ca.crt" "https://127.0.0.1:$port/health"
@@ -189,13 +190,18 @@ supernode() { # NUMBER: after a kill the SuperLink refuses a key for up to a min
 # ---- commands --------------------------------------------------------------------------------------------------------
 
 start() {
-    need openssl ssh-keygen setsid curl nginx flower-superlink flower-supernode flwr fedrec
+    need openssl ssh-keygen setsid curl flower-superlink flower-supernode flwr fedrec
     mkdir -p "$dir"
     chmod 700 "$dir"
     certificates
     sites
+    if ! command -v nginx >/dev/null; then
+        say "there is no nginx here (on Debian: apt-get install nginx-light): without a front the SuperNodes come to the" \
+            "SuperLink's own port, on the loopback address, where any account of this machine may do with it what you may"
+        inner=$port
+    fi
     superlink
-    front
+    [[ $inner == "$port" ]] || front
     local starting=()
     for ((n = 0; n < nodes; n++)); do
         register "$n"
@@ -240,7 +246,7 @@ PYTHON
 }
 
 command=${1:-}
-[[ $command && ${2:-} ]] || { sed -n '2,19s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2; }
+[[ $command && ${2:-} ]] || { sed -n '2,20s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2; }
 mkdir -p "$2"
 dir=$(cd "$2" && pwd)
 shift 2

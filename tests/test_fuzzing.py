@@ -47,7 +47,7 @@ from fedrec.data.store import open_store
 from fedrec.wire.item_list import ItemList, item_list_packet, pack_item_list, unpack_item_list
 from fedrec.wire.packet import Kind, PacketFormat
 from fedrec.wire.protocol import Setup, frozen_format, pack_eligible
-from server_app.run import make_setup
+from server_app.setup import make_setup
 
 
 def fuzzed(cases: int) -> Callable[[Any], Any]:

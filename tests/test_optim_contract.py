@@ -25,7 +25,7 @@ from fedrec.optim.losses import LOSSES, bce, bpr, recency, softmax
 from fedrec.optim.paper import PaperRecipe
 from fedrec.optim.server import ServerOptimiser, server_step
 from fedrec.testing.optim import RecipeContract, model, scores
-from server_app.run import make_setup
+from server_app.setup import make_setup
 
 ADVICE = Advice(loss="bce", lr=0.003)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +25,11 @@ from fedrec.core.strict_json import finite
 from fedrec.data.store import write_store
 from fedrec.evaluation.curves import write_curve
 from fedrec.wire.protocol import SimulatedData
-from server_app.run import Progress, Watcher, log, manifest, new_run_id
+from server_app.manifest import manifest, new_run_id
 from server_app.run_folder import CONFIG, MANIFEST, SUMMARY, RunFolder
+from server_app.watching import Progress, Watcher
+
+log = logging.getLogger("fedrec")
 
 Kind = Literal["central", "local", "content", "popularity", "random"]
 

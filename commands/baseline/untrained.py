@@ -12,7 +12,8 @@ from fedrec.data.split import HeldOut
 from fedrec.evaluation.curves import curve_metric
 from peft_embeddings.base_table import text_vectors
 from server_app.baselines import simulated_baselines
-from server_app.run import Progress, Watcher, text_encoder
+from server_app.setup import text_encoder
+from server_app.watching import Progress, Watcher
 
 MEMBERS: Mapping[str, Sequence[str]] = {
     "random": ["random"],

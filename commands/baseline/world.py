@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -35,7 +36,10 @@ from fedrec.wire.protocol import Setup, pack_eligible
 from peft_embeddings.base import ItemEmbedding
 from peft_embeddings.base_table import BaseTable
 from peft_embeddings.model import Model
-from server_app.run import Progress, Watcher, base_table, log, make_setup
+from server_app.setup import base_table, make_setup
+from server_app.watching import Progress, Watcher
+
+log = logging.getLogger("fedrec")
 
 _NO_LIMITS = Limits(weight_cap=1, max_update_norm=float("inf"))
 

@@ -10,7 +10,7 @@ import torch
 
 from client_app.homes.users import Cohort
 from client_app.training.cohort import CohortEngine
-from client_app.training.engine import Engine, GlobalModel, Limits
+from client_app.training.engine import Engine, GlobalModel
 from client_app.training.oracle import OracleEngine
 from client_app.training.windows import windows
 from fedrec.config.describe import load_member
@@ -18,7 +18,8 @@ from fedrec.core import registry
 from fedrec.core.rng import generator
 from fedrec.data.negatives import NegativeSampler
 from fedrec.optim.base import Window
-from fedrec.privacy.none import NoPrivacy, NoPrivacyConfig
+from fedrec.stages.chain import plain_stages
+from fedrec.stages.limits import Limits
 from peft_embeddings.model import Model
 
 LENGTHS = [7, 1, 19, 30, 2, 5]
@@ -79,8 +80,8 @@ def test_both_engines_train_on_windows_with_negatives_unknown_to_the_whole_histo
     config = load_member("optim", "fast", window=5, window_placement=placement, negatives=50)
     recipe = registry.optims.get("fast")(config, made.advice)
     kinds: list[type[Engine]] = [OracleEngine, CohortEngine]
-    none = NoPrivacy(NoPrivacyConfig("none"))
-    slow, fast = (kind(recipe, NegativeSampler(np.arange(40)), none, Limits(100, 1e9)) for kind in kinds)
+    stages = plain_stages(Limits(100, 1e9))
+    slow, fast = (kind(recipe, NegativeSampler(np.arange(40)), stages) for kind in kinds)
     cohort = cohort_of(LENGTHS)
     private = {name: tensor.double() for name, tensor in made.init_private(1, cohort.keys).items()}
     one, other = (engine.train(received, cohort, private, seed=5) for engine in (slow, fast))

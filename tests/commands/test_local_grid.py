@@ -9,7 +9,6 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from commands.local_grid import LocalGrid
-from federation.exchange import exchange
 
 app = ClientApp()
 
@@ -30,9 +29,15 @@ def train(message: Message, context: Context) -> Message:
     return Message(message.content, reply_to=message)
 
 
+def answered(grid: LocalGrid, messages: list[Message]) -> list[tuple[Message, Message]]:
+    """Each message with the reply to it."""
+    sent = dict(zip(grid.push_messages(messages), messages, strict=True))
+    return [(sent[reply.metadata.reply_to_message_id], reply) for reply in grid.pull_messages(list(sent))]
+
+
 def ask(grid: LocalGrid, nodes: list[int], kind: str = "query.count") -> dict[int, Message]:
     messages = [Message(RecordDict({"config": ConfigRecord({"to": node})}), node, kind) for node in nodes]
-    return {sent.metadata.dst_node_id: reply for sent, reply in exchange(grid, messages, 5.0)}
+    return {sent.metadata.dst_node_id: reply for sent, reply in answered(grid, messages)}
 
 
 def config(reply: Message) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class TestValues:
         assert compose([" seed=3 "], base=BASE).seed == 3
 
 
-KS = "expected a list of (an integer >= 1 and <= 1000000), at least 1 long"
+KS = "expected a list of (an integer >= 1 and <= 2147483647), at least 1 long, at most 100 long"
 
 CASES = [
     ("embedding.rnk=8", "there is no key embedding.rnk; did you mean embedding.rank?"),

@@ -34,7 +34,7 @@ from fedrec.core.rng import counter_uniform
 from fedrec.core.tensors import TensorSpec
 from fedrec.wire.packet import Kind, PacketFormat
 from fedrec.wire.protocol import Setup
-from server_app.run import make_setup
+from server_app.setup import make_setup
 from strategies.full import FullStrategy
 
 Federate = Callable[..., Any]

@@ -26,7 +26,8 @@ from fedrec.config.compose import compose
 from fedrec.config.paths import settle
 from fedrec.core.errors import ConfigError, PacketError
 from peft_embeddings.model import BASE
-from server_app.run import make_setup, run
+from server_app.run import run
+from server_app.setup import make_setup
 
 SITES, USERS, ITEMS = 2, 24, 30
 GRAPH = "backbone=fedpergnn"

@@ -25,8 +25,8 @@ from federation.versions import FrozenBytes, Merged, Merges
 from fedrec.core.errors import StoreError
 from fedrec.evaluation.curves import METRICS
 from server_app import checkpoints
-from server_app.run import _Recorder
 from server_app.run_folder import RunFolder
+from server_app.watching import Recorder
 
 
 @pytest.fixture
@@ -317,7 +317,7 @@ def test_nothing_is_deleted_before_the_new_checkpoint_is_on_the_disk(
         told.append(f"delete {self.name}")
         unlink(self, missing_ok)
 
-    recorder = _Recorder(folder, cast(Any, None), checkpoints_kept=1)
+    recorder = Recorder(folder, cast(Any, None), checkpoints_kept=1)
     recorder.on_checkpoint(checkpoint(1))
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", synced)

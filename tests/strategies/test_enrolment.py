@@ -16,7 +16,7 @@ from federation.losses import Losses
 from federation.post import Post
 from fedrec.config.compose import compose
 from fedrec.wire.code import code_digest
-from server_app.run import make_setup
+from server_app.setup import make_setup
 
 KEYS = np.arange(20, dtype=np.uint64)
 

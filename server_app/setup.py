@@ -1,0 +1,86 @@
+"""What a run starts from: the base table, and what every client is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+from fedrec.config.schema import RunConfig
+from fedrec.core import registry
+from fedrec.core.tensors import text_digest
+from fedrec.data.types import Dataset
+from fedrec.wire.protocol import (
+    PROTOCOL_VERSION,
+    PhaseSetup,
+    Setup,
+    SimulatedData,
+)
+from peft_embeddings.base_table import BaseTable, build_base_table, random_base_table
+from peft_embeddings.encoders.base import Progress, TextEncoder
+
+log = logging.getLogger("fedrec")
+
+
+def text_encoder(config: RunConfig) -> TextEncoder:
+    """The encoder of item texts that the configuration names."""
+    made: TextEncoder = registry.encoders.get(config.encoder.name)(config.encoder)
+    return made
+
+
+def base_table(config: RunConfig, dataset: Dataset, cache_dir: Path, progress: Progress) -> BaseTable:
+    """The pre-trained item table that the configuration asks for."""
+    start = config.base_table
+    if start.start == "random":
+        return random_base_table(len(dataset.catalogue), start.dim, start.norm, config.seed)
+    table = build_base_table(
+        dataset.catalogue,
+        text_encoder(config),
+        registry.reductions.get(config.reduction.name)(config.reduction),
+        start.dim,
+        start.norm,
+        config.seed,
+        cache_dir,
+        progress,
+    )
+    log.info("base table: %d x %d, %d items without text", *table.table.shape, table.items_without_text)
+    return table
+
+
+def make_setup(
+    config: RunConfig, n_items: int, catalogue: str, eligible: str, simulation: SimulatedData | None
+) -> Setup:
+    """What every client is told about a run.
+
+    Args:
+        config: The whole configuration.
+        n_items: Rows of the catalogue.
+        catalogue: The catalogue's digest.
+        eligible: The digest of the list of eligible items, as it is sent.
+        simulation: Where a simulated node finds its users' data.
+    """
+    strategy: Any = config.strategy
+    phases = registry.strategies.get(strategy.name).phases(config)
+    return Setup(
+        protocol=PROTOCOL_VERSION,
+        run_key=text_digest(str(config.run_id)),
+        seed=config.seed,
+        n_items=n_items,
+        dim=config.base_table.dim,
+        catalogue=catalogue,
+        eligible=eligible,
+        phases=tuple(PhaseSetup(phase.name, dataclasses.asdict(phase.embedding)) for phase in phases),
+        backbone=config.backbone.told(),
+        optim=config.optim.told(),
+        codec=dataclasses.asdict(config.codec),
+        privacy=dataclasses.asdict(config.privacy),
+        ks=config.evaluation.ks,
+        sampled_negatives=config.evaluation.sampled_negatives,
+        validation=config.evaluation.validation,
+        weight_cap=config.federation.weight_cap,
+        max_update_norm=config.federation.max_update_norm,
+        engine=config.engine,
+        pairs_at_once=config.pairs_at_once,
+        simulation=simulation,
+    )
