@@ -28,7 +28,7 @@ from client_app.answers.app import app as client_app
 from client_app.answers.node import Node
 from client_app.homes.home import Place
 from client_app.homes.site import Site
-from client_app.homes.site_data import prepared_data
+from client_app.homes.site_data import Told, prepared_data
 from client_app.stores import frozen
 from client_app.stores.frozen import FrozenStore
 from client_app.stores.last_model import LastModel, keep_model, kept_models, read_model
@@ -466,7 +466,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _prepared(folder: Path, state: Path) -> list[int]:
     items = ItemList(tuple(f"i{n}" for n in range(9)), ("",) * 9)
     site = Site(folder / "clicks.csv", state)
-    found = prepared_data(site, RUN, "c" * 32, 9, "s", lambda: items, Counter())
+    found = prepared_data(site, Told(RUN, "c" * 32, 9, "{}", "s"), lambda: items, Counter())
     return [int(item) for item in found.history(0)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -12,14 +13,18 @@ from flwr.clientapp import ClientApp
 from typing_extensions import override
 
 from client_app.answers import expansion
+from client_app.answers.granting import require_granted
 from client_app.answers.handling import SETUP, Answer, LackingError, answered, require_known, rounds_of
+from client_app.answers.joining import join
 from client_app.answers.keeping import keep_frozen, keep_merged
 from client_app.answers.node import Node
 from client_app.answers.table import OWN, Question, handler
 from client_app.homes.home import Place
 from client_app.homes.site import Site, is_site, site_of
+from client_app.homes.site_data import is_new, require_same_setup
 from exchanges import records
 from exchanges.records import Content
+from fedrec.core.errors import PacketError
 from fedrec.wire.code import code_digest
 from fedrec.wire.protocol import Setup
 
@@ -78,6 +83,33 @@ def _known_node(context: Context) -> Node:
     return _node(str(record["json"]), _place(context))
 
 
+def _require_granted(node: Node, kinds: Sequence[str]) -> None:
+    """Raise PolicyError if the site's policy does not grant one of the exchanges that a message carries."""
+    policy = node.policy
+    if policy is not None:
+        for kind in kinds:
+            require_granted(node, policy, kind.removeprefix("query."))
+
+
+def _require_told_once(context: Context, text: str) -> None:
+    """Raise PacketError (`malformed`) if a site was told another setup in this run of the runtime."""
+    record = context.state.get(SETUP)
+    if is_site(context.node_config) and isinstance(record, ConfigRecord) and record["json"] != text:
+        raise PacketError("malformed", "this site was told another setup when it joined: a run keeps to its setup")
+
+
+def _take_again(context: Context, text: str) -> None:
+    """Take the setup of a run in whose middle the runtime has forgotten it, as the server tells it again.
+
+    A site has joined that run, and compares it with what it was told then. Raises PacketError (`malformed`) if it is
+    another than the one that is known.
+    """
+    _require_told_once(context, text)
+    if SETUP not in context.state and is_site(context.node_config):
+        _setup(text)  # what is none is not kept
+    context.state[SETUP] = ConfigRecord({"json": text})
+
+
 def enroll(message: Message, context: Context) -> Message:
     """Take the run's setup; answer with the users' opaque keys and the digest of the code that runs here."""
 
@@ -86,11 +118,13 @@ def enroll(message: Message, context: Context) -> Message:
         text = content.text(SETUP)
         node = _node(text, _place(context))
         nodes.append(node)
-        context.state[SETUP] = ConfigRecord({"json": text})
+        _require_granted(node, [records.ENROLL])
+        _require_told_once(context, text)
         _keep_frozen(node, 0, content)
         resumes = rounds_of(content.text(records.RESUMED)) if records.RESUMED in content.fields else []
-        keys = node.join(resumes)
+        keys = join(node, resumes)
         expansion.tag_key(node)  # what it would refuse then is refused now
+        context.state[SETUP] = ConfigRecord({"json": text})
         return Answer({"code": code_digest()}, arrays={records.KEYS: keys})
 
     return answered(message, context, work)
@@ -104,9 +138,15 @@ def answer(message: Message, context: Context) -> Message:
         if all(kind in OWN for kind in kinds):  # what an exchange of another package brings, that one checks
             require_known(content)
         if SETUP in content.fields:
-            context.state[SETUP] = ConfigRecord({"json": content.text(SETUP)})
+            _take_again(context, content.text(SETUP))
         node = _known_node(context)
         nodes.append(node)
+        _require_granted(node, kinds)
+        if isinstance(node.place, Site):
+            if is_new(node.place, node.setup.run_key):
+                log.warning("this site has nothing of the run that goes on: it joins anew")
+                raise LackingError(records.NAMED)
+            require_same_setup(node.place, node.setup.run_key, node.setup.to_json())
         if any(array.startswith(records.FROZEN) for array in content.arrays):
             _keep_frozen(node, content.integer("phase"), content)
         _keep_merged(node, content)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from client_app.homes.budget import spend
 from client_app.homes.site import Site
 from exchanges import members, records
 from exchanges.declaration import Participant
@@ -31,6 +32,9 @@ def count_items(node: Node) -> bytes:
     if counting.epsilon is None and isinstance(node.place, Site):
         raise PacketError("malformed", "real users' items are not counted without noise: that is for simulations")
     cohort = node.users.training(np.arange(len(node.users)))
+    if isinstance(node.place, Site) and node.policy and counting.epsilon is not None:
+        rules = f"items counted with {counting}, {n_items} items, data {node.data_digest}"
+        spend(node.place.state_dir, node.policy, rules, counting.epsilon)
     seed = derive(node.secret, "item counts")
     total = report_sum(counting, n_items, seed, cohort.keys, cohort.offsets, cohort.items)
     form = members.Counting(n_items).up(Participant(cohort.keys))[records.COUNTS]

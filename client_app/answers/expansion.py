@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client_app.homes.budget import spend
+from client_app.homes.site import Site
 from client_app.training.engine import all_finite
 from exchanges import members, records
 from exchanges.declaration import Participant
@@ -48,6 +50,10 @@ def disclose(node: Node, phase: int, round: int) -> bytes:
     expansion, backbone, setup, key = _due(node, round), node.backbone, node.setup, tag_key(node)
     assert key is not None, "an exchange is due"
     run = "" if setup.simulation else setup.run_key  # simulated runs of one seed are the same whatever their names
+    if isinstance(node.place, Site) and node.policy and expansion.epsilon is not None:
+        spend(
+            node.place.state_dir, node.policy, f"vectors of run {setup.run_key} after round {round}", expansion.epsilon
+        )
     cohort, drawn = node.users.training(np.arange(len(node.users))), _drawn(node, expansion)
     private, _ = node.private(cohort.keys, before=round + 1)
     sane = all_finite(private, len(cohort))

@@ -8,19 +8,22 @@ In a simulation, where server and nodes are one person's, what is wrong with a m
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from flwr.app import Context, Message
 from numpy.typing import NDArray
 
+from client_app.answers.granting import limited
 from client_app.answers.node import Node
-from client_app.homes.site import is_site
+from client_app.homes.policy import policy_of
+from client_app.homes.sent import log_sent
+from client_app.homes.site import is_site, site_of
 from client_app.stores.frozen import MissingFrozenError
 from exchanges import records
 from exchanges.records import Content, Field, pack, unpack
-from fedrec.core.errors import ConfigError, FedrecError, PacketError, StoreError
+from fedrec.core.errors import ConfigError, FedrecError, PacketError, PolicyError, StoreError
 from fedrec.core.shared_folder import NotSharedError
 
 log = logging.getLogger("fedrec")
@@ -44,6 +47,8 @@ _FIELDS = (
 _ARRAYS = (records.MODEL, records.SLOTS, records.AROUND)
 _PREFIXES = (records.FROZEN, records.MERGED)
 _MOST_ROUND = 2**32 - 1
+_LOGGED = (records.PROBLEM, records.REASON, records.MISSING, records.LOSSES)
+"""Fields of an answer that are part of its line in the log of what left."""
 
 
 class Answer(NamedTuple):
@@ -54,11 +59,14 @@ class Answer(NamedTuple):
     arrays: Mapping[str, NDArray[np.generic]] = {}
 
 
+Work = Callable[[Content, list[Node]], Answer]
+
+
 class LackingError(Exception):
     """The node lacks what it names: the run's setup, or users whom the server thinks are here."""
 
 
-def answered(message: Message, context: Context, work: Callable[[Content, list[Node]], Answer]) -> Message:
+def answered(message: Message, context: Context, work: Work) -> Message:
     """The reply to a message.
 
     Args:
@@ -68,20 +76,61 @@ def answered(message: Message, context: Context, work: Callable[[Content, list[N
     """
     nodes: list[Node] = []
     try:
-        answer = work(unpack(message.content), nodes)
-    except MissingFrozenError as missing:
-        answer = Answer({records.MISSING: missing.digest})
-    except LackingError as lacking:
-        answer = Answer({records.MISSING: str(lacking)})
-    except NotSharedError as error:
-        answer = Answer({records.UNSHARED: str(error)})
+        answer = _done(message, context, work, nodes)
     except (FedrecError, OSError) as error:
         joins = message.metadata.message_type == records.ENROLL
         if not is_site(context.node_config) and not (joins and isinstance(error, ConfigError | StoreError)):
             raise
         log.error("this node cannot %s: %s", "take part" if joins else "do what it was asked for", error)
         answer = Answer({records.PROBLEM: _words(error), records.REASON: _reason(error)})
-    return Message(pack({**answer.fields, **_losses(nodes)}, answer.packets, answer.arrays), reply_to=message)
+    answer = answer._replace(fields={**answer.fields, **_losses(nodes)})
+    if is_site(context.node_config):
+        answer = _written_down(message, context, nodes, answer)
+    return Message(pack(answer.fields, answer.packets, answer.arrays), reply_to=message)
+
+
+def _done(message: Message, context: Context, work: Work, nodes: list[Node]) -> Answer:
+    """The work, within what a site's policy grants; or what the node lacks to do it."""
+    try:
+        if not is_site(context.node_config):
+            return work(unpack(message.content), nodes)
+        with limited(policy_of(site_of(context.node_config))):
+            return work(unpack(message.content), nodes)
+    except MissingFrozenError as missing:
+        return Answer({records.MISSING: missing.digest})
+    except LackingError as lacking:
+        return Answer({records.MISSING: str(lacking)})
+    except NotSharedError as error:
+        return Answer({records.UNSHARED: str(error)})
+
+
+def _written_down(message: Message, context: Context, nodes: Sequence[Node], answer: Answer) -> Answer:
+    """The answer, of which a line is in the log of what left; if it cannot be written, that is the answer.
+
+    There is no log where there is no state-dir: nothing can have left.
+    """
+    try:
+        state_dir = site_of(context.node_config).state_dir
+    except ConfigError:
+        return answer
+    if not state_dir.is_dir():
+        return answer
+    fields: Mapping[str, object] = message.content.config_records.get("fields") or {}
+    sizes = {name: len(packet) for name, packet in answer.packets.items()}
+    sizes |= {name: array.nbytes for name, array in answer.arrays.items()}
+    try:
+        log_sent(
+            state_dir,
+            run=nodes[0].setup.run_key if nodes else None,
+            exchange=message.metadata.message_type.removeprefix("query."),
+            **{name: value for name in ("phase", "round") if isinstance(value := fields.get(name), int)},
+            bytes=sizes,
+            **{name: str(value) for name, value in answer.fields.items() if name in _LOGGED},
+        )
+    except OSError as error:
+        log.error("what leaves cannot be written down, so nothing does: %s", error)
+        return Answer({records.PROBLEM: _words(error), records.REASON: "store"})
+    return answer
 
 
 def _words(error: Exception) -> str:
@@ -93,6 +142,8 @@ def _words(error: Exception) -> str:
 def _reason(error: Exception) -> str:
     if isinstance(error, PacketError):
         return "malformed"
+    if isinstance(error, PolicyError):
+        return "policy"
     return "misconfigured" if isinstance(error, ConfigError) else "store"
 
 

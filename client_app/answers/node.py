@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -14,14 +13,16 @@ import torch
 from numpy.typing import NDArray
 
 from client_app.answers.evaluation import RankingProtocol, rank_users
+from client_app.answers.granting import require_memory, require_users
 from client_app.answers.keeping import require_frozen
 from client_app.answers.recommending import best_items
 from client_app.homes.home import Home, KeptHome, KeptRun, Place, SimulatedHome, SiteHome
+from client_app.homes.policy import Policy, policy_of
 from client_app.homes.site import Site
-from client_app.homes.site_data import is_new, require_site
+from client_app.homes.site_data import mark_ended, require_site
 from client_app.homes.users import Cohort, LocalUsers
 from client_app.stores.frozen import FrozenStore, MissingFrozenError, resident, tidy
-from client_app.stores.losses import RUN_UNKNOWN, Losses
+from client_app.stores.losses import Losses
 from client_app.stores.store import PrivateStore
 from client_app.training.cohort import CohortEngine
 from client_app.training.engine import Engine, GlobalModel, all_finite
@@ -35,9 +36,10 @@ from fedrec.core.errors import ConfigError, PacketError, StoreError
 from fedrec.core.keys import keys_digest
 from fedrec.core.rng import derive
 from fedrec.core.shared_folder import require_shared
-from fedrec.core.tensors import Spec, Tensors
+from fedrec.core.tensors import Spec, Tensors, content_digest
 from fedrec.data.negatives import NegativeSampler
 from fedrec.data.split import HeldOut
+from fedrec.optim.base import Recipe
 from fedrec.wire.packet import PacketFormat
 from fedrec.wire.protocol import Setup, checkpoint_round, unpack_eligible
 from peft_embeddings.base import ItemEmbedding
@@ -121,6 +123,13 @@ class Node:
         return LocalUsers(interactions, chosen, self.secret, validation=self.setup.validation)
 
     @cached_property
+    def data_digest(self) -> str:
+        """Names the users and what they train on."""
+        cohort = self.users.training(np.arange(len(self.users)))
+        columns = {"keys": cohort.keys.astype(np.int64), "offsets": cohort.offsets, "items": cohort.items}
+        return content_digest({name: torch.from_numpy(column) for name, column in columns.items()})
+
+    @cached_property
     def named(self) -> str:
         """What the server has to name with every message if it knows the users who are here now."""
         return keys_digest(self.users.keys)
@@ -167,14 +176,25 @@ class Node:
         return _sampler(self.setup.eligible, self.setup.n_items, self.frozen_store)
 
     @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe of the run."""
+        config = member_config("optim", dict(self.setup.optim))
+        made: Recipe = registry.optims.get(config.name)(config, self.backbone.advice)
+        return made
+
+    @property
+    def policy(self) -> Policy | None:
+        """What this site grants, whatever is asked for; None in a simulation."""
+        return policy_of(self.place) if isinstance(self.place, Site) else None
+
+    @cached_property
     def engine(self) -> Engine:
         """The engine that the setup names."""
         setup = self.setup
-        optim = member_config("optim", dict(setup.optim))
         if setup.engine not in ENGINES:
             raise PacketError("malformed", f"engine {setup.engine!r} is not one of {sorted(ENGINES)}")
         return ENGINES[setup.engine](
-            registry.optims.get(optim.name)(optim, self.backbone.advice),
+            self.recipe,
             self.sampler,
             setup.stages,
             setup.pairs_at_once,
@@ -195,24 +215,6 @@ class Node:
             raise PacketError("malformed", f"phase {number} is none of the run's {len(self.setup.phases)}")
         return number
 
-    def join(self, resumes: Sequence[int]) -> NDArray[np.uint64]:
-        """Take part in the run: the users' opaque keys, uint64 [users]. What is damaged here is found now.
-
-        Args:
-            resumes: The rounds after which the run was resumed so far: what was trained since, and is not part of it,
-                is forgotten.
-        """
-        if isinstance(self.place, Site) and max(resumes, default=0) and is_new(self.place, self.setup.run_key):
-            log.warning(
-                "the run was resumed after round %d, and this site has nothing of it: its users begin anew",
-                max(resumes),
-            )
-            self.losses[RUN_UNKNOWN] += 1
-        if isinstance(self.place, Site) or resumes:
-            for store in (self.private_store, *([self.around_store] if self.backbone.around else [])):
-                store.resume(resumes)
-        return self.users.keys
-
     def receive(self, phase: int, round: int, packet: bytes, frozen: str) -> Received:
         """The model in a packet, over the frozen tensors of that digest. Raises MissingFrozenError if they lack."""
         received = self.model_format(phase).decode(packet, phase=phase, round=round)
@@ -228,8 +230,13 @@ class Node:
         """Train the users in `slots` on the model; the encoded sum of what they give."""
         phase, round, model, checkpoint_round = received
         cohort = self.users.training(slots)
+        if self.policy:
+            require_users("an update", len(slots), self.policy.min_users_in_update)
+            require_memory(self, self.policy, cohort, trains=True)
         private, found = self._starts(cohort.keys, before=round)
         trained = self.engine.train(model, cohort, private, derive(self.secret, "train", round))
+        if self.policy:
+            require_users("an update", trained.update.users, self.policy.min_users_in_update)
         kept = {name: tensor[trained.taken] for name, tensor in trained.private.items()}
         self.private_store.save(round, cohort.keys[trained.taken], kept, checkpoint_round)
         if self.setup.stages.tells:
@@ -250,6 +257,8 @@ class Node:
             raise PacketError("malformed", "this run holds nothing out for validation: users train on those items")
         model = received.model
         cohort, positives = self.users.held_out(self.users.evaluated, of)
+        if self.policy:
+            require_memory(self, self.policy, cohort, trains=False)
         private, found = self._starts(cohort.keys, before=after + 1)
         private = self.engine.solve(model, cohort, private, derive(self.secret, "solve", of, after))
         # A user whose own tensors have diverged is left out and counted; the others are ranked all the same.
@@ -259,6 +268,10 @@ class Node:
         private = {name: tensor[torch.from_numpy(sane)] for name, tensor in private.items()}
         setup = self.setup
         protocol = RankingProtocol(setup.ks, self.sampler, setup.sampled_negatives, derive(setup.seed, "sampled", of))
+        if self.policy:
+            require_users("a ranking", len(cohort), self.policy.min_users_in_ranking)
+        if isinstance(self.place, Site) and of == "test":
+            mark_ended(self.place, self.setup.run_key, after)
         sums = rank_users(model.cpu(), cohort, positives, private, protocol)
         counts = (len(cohort), int((~found).sum()), diverged)
         scalars = [*map(float, counts), *(sums.get(name, 0.0) for name in setup.metric_names())]

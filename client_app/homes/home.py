@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_app.homes.site import Site
-from client_app.homes.site_data import is_new, prepared_data
+from client_app.homes.site_data import Told, is_new, prepared_data
 from client_app.stores.frozen import FrozenStore, MissingFrozenError
 from client_app.stores.losses import Losses
 from client_app.stores.old_runs import forget_old_runs
@@ -183,15 +183,9 @@ class SiteHome:
         """As in `Home`."""
         setup = self.setup
         joins = is_new(self.site, setup.run_key)
-        interactions = prepared_data(
-            self.site,
-            setup.run_key,
-            setup.catalogue,
-            setup.n_items,
-            f"{derive(self.secret, 'name of the secret'):016x}",
-            lambda: item_list(frozen(), setup),
-            self.losses,
-        )
+        secret = f"{derive(self.secret, 'name of the secret'):016x}"
+        told = Told(setup.run_key, setup.catalogue, setup.n_items, setup.to_json(), secret)
+        interactions = prepared_data(self.site, told, lambda: item_list(frozen(), setup), self.losses)
         if joins:
             forget_old_runs(self.state_dir, setup.run_key, self.losses)
         return interactions, np.arange(interactions.users)

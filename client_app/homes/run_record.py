@@ -35,12 +35,25 @@ class RunRecord:
         store: Name of the folder of the prepared interactions.
         n_items: Rows of the catalogue for which they were prepared.
         secret: Names the secret of which the users' keys were made; who reads it cannot tell the secret.
+        setup: What the server told, as JSON; nothing that it tells later may contradict it.
+        ended: The round after which the run's test was answered; 0: it was not.
     """
 
     source: str
     store: str
     n_items: int
     secret: str
+    setup: str
+    ended: int
+
+
+def contradictions(record: RunRecord, setup: str) -> list[str]:
+    """The keys in which another setup differs from that which was told first, among those that both have.
+
+    A newer version of fedrec may have more of them: a run may be resumed with it.
+    """
+    before, now = json.loads(record.setup), json.loads(setup)
+    return sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
 
 
 def run_file(folder: Path, run_key: str, suffix: str) -> Path:

@@ -15,10 +15,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import astuple, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from client_app.homes.run_record import ELSEWHERE, RunRecord, read_record, record_file, write_record
+from client_app.homes.run_record import (
+    ELSEWHERE,
+    RunRecord,
+    contradictions,
+    read_record,
+    record_file,
+    write_record,
+)
 from client_app.homes.site import Site, file_problems, folder_problems
 from client_app.stores.losses import DATA_DAMAGED, SECRET_CHANGED, Losses
 from fedrec.core.errors import ConfigError, DataError, PacketError, StoreError
@@ -51,54 +59,81 @@ def require_site(site: Site, run_key: str) -> None:
         raise ConfigError(problems)
 
 
+def require_same_setup(site: Site, run_key: str, setup: str) -> None:
+    """Raise PacketError (`malformed`) if a setup contradicts what the site was told when it joined the run."""
+    record = read_record(record_file(site.state_dir, run_key))
+    if record is not None and (keys := contradictions(record, setup)):
+        raise PacketError(
+            "malformed",
+            f"the setup of run {run_key} is another than when this site joined it ({', '.join(keys)}): a run keeps to "
+            "its setup; for another one start another run",
+        )
+
+
+def mark_ended(site: Site, run_key: str, round: int) -> None:
+    """Remember that the run's test was answered after this round. Raises OSError."""
+    path = record_file(site.state_dir, run_key)
+    record = read_record(path)
+    if record is not None and record.ended != round:
+        write_record(path, replace(record, ended=round))
+
+
+def ended(site: Site, run_key: str) -> int:
+    """The round after which the run's test was answered; 0: it was not, or nothing is known of the run."""
+    record = read_record(record_file(site.state_dir, run_key))
+    return 0 if record is None else record.ended
+
+
 def is_new(site: Site, run_key: str) -> bool:
     """Whether the site has nothing of this run yet: nothing was prepared for it."""
     return not record_file(site.state_dir, run_key).exists()
 
 
-def prepared_data(
-    site: Site,
-    run_key: str,
-    catalogue: str,
-    n_items: int,
-    secret: str,
-    items: Callable[[], ItemList],
-    losses: Losses,
-) -> Interactions:
+class Told(NamedTuple):
+    """What was told of a run, and under which secret.
+
+    Attributes:
+        run_key: Names the run.
+        catalogue: The digest of the server's list of items.
+        n_items: How many these are.
+        setup: The whole setup, as JSON.
+        secret: Names the site's secret.
+    """
+
+    run_key: str
+    catalogue: str
+    n_items: int
+    setup: str
+    secret: str
+
+
+def prepared_data(site: Site, told: Told, items: Callable[[], ItemList], losses: Losses) -> Interactions:
     """The site's interactions for a run, in catalogue rows, as they were prepared: each byte is compared.
 
     What is damaged is prepared anew from the site's own file; that is logged and counted.
 
     Args:
         site: Where they are.
-        run_key: Names the run.
-        catalogue: The digest of the server's list of items.
-        n_items: How many these are.
-        secret: Names the site's secret.
+        told: The run.
         items: Gives the list; asked only if something has to be prepared.
         losses: Where it is counted if what was prepared is damaged, or the secret has changed.
 
     Raises:
         ConfigError: The file cannot be used.
-        PacketError: `malformed`: the data of this run was prepared for a catalogue of another size.
+        PacketError: `malformed`: the setup contradicts that which was told when the site joined.
     """
-    known = record_file(site.state_dir, run_key)
+    known, n_items = record_file(site.state_dir, told.run_key), told.n_items
     record = read_record(known)
     if record is not None:
-        if record.n_items != n_items:
-            raise PacketError(
-                "malformed",
-                f"the setup says that the catalogue has {n_items} items; when this site joined the run it had "
-                f"{record.n_items}",
-            )
-        if record.secret != secret:
+        require_same_setup(site, told.run_key, told.setup)
+        if record.secret != told.secret:
             log.error(
                 "the secret in %s is another than when this site joined the run: its users are known by other keys, "
                 "and start anew; put the old file back if you have it",
                 site.state_dir,
             )
             losses[SECRET_CHANGED] += 1
-            record = replace(record, secret=secret)
+            record = replace(record, secret=told.secret)
             write_record(known, record)
     damage: StoreError | None = None
     if known.exists():
@@ -117,7 +152,7 @@ def prepared_data(
         log.error("%s. This site's data is prepared anew from %s", damage, site.interactions)
         losses[DATA_DAMAGED] += 1
     try:
-        source = _source(site, catalogue)
+        source = _source(site, told.catalogue)
     except DataError as error:
         raise ConfigError([str(error)]) from error
     store = _prepared_before(site, source, n_items)
@@ -126,7 +161,8 @@ def prepared_data(
             store = write_store(_prepare(site, listed), site.state_dir, private=True, elsewhere=ELSEWHERE).name
         except (DataError, StoreError) as error:
             raise ConfigError([str(error)]) from error
-    write_record(known, RunRecord(source, store, n_items, secret))
+    ended = 0 if record is None else record.ended
+    write_record(known, RunRecord(source, store, n_items, told.secret, told.setup, ended))
     _prune(site, known.parent)
     try:
         return _open(site, store, n_items)
@@ -206,7 +242,7 @@ def _source(site: Site, catalogue: str) -> str:
     with reading(site.interactions, "file"):
         stats = [(str(path), path.stat()) for path in files_of(site.interactions)]
     files = [(path, stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in stats]
-    values = [_FORMAT, *map(str, astuple(site)), files, catalogue]
+    values = [_FORMAT, *map(str, astuple(replace(site, policy=None))), files, catalogue]
     return hashlib.blake2b(json.dumps(values).encode(), digest_size=16).hexdigest()
 
 

@@ -186,6 +186,15 @@ class PrivateStore:
             file.write(self._run, index.users[moved], index.rounds[moved], file.read(index, moved))
         file.delete(self._run, last)
 
+    def follows(self, resumes: Sequence[int]) -> bool:
+        """Whether the store has followed all these resumptions already: `resume` would do nothing."""
+
+        def work() -> bool:
+            with self._transaction(writing=False) as (file, _):
+                return file.resumed(self._run) >= len(resumes)
+
+        return self._sound(work)
+
     def resume(self, resumes: Sequence[int]) -> None:
         """Forget what was trained after the server's checkpoint in rounds that it has not kept.
 

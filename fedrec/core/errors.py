@@ -48,3 +48,7 @@ class BudgetError(FedrecError):
 
 class StoreError(FedrecError):
     """The users' store or a run folder cannot be read or written."""
+
+
+class PolicyError(FedrecError):
+    """A site's own policy does not allow what a server asks for."""

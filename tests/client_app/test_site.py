@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from client_app.homes.site import Site, is_site, site_of
-from client_app.homes.site_data import prepared_data, require_site
+from client_app.homes.site_data import Told, prepared_data, require_site
 from fedrec.core.errors import ConfigError, PacketError
 from fedrec.core.registry import CONF
 from fedrec.data import split
@@ -30,7 +30,7 @@ def site(folder: Path, text: str, name: str = "clicks.csv", **more: Any) -> Site
 
 def prepared(of: Site, run: str = RUN) -> dict[str, list[int]]:
     require_site(of, run)
-    data = prepared_data(of, run, "digest", 4, "secret", lambda: ITEMS, Counter())
+    data = prepared_data(of, Told(run, "digest", 4, "{}", "secret"), lambda: ITEMS, Counter())
     return {data.user_ids[user]: data.history(user).tolist() for user in range(data.users)}
 
 
@@ -100,7 +100,7 @@ def test_a_site_has_every_setting_of_a_table(tmp_path: Path, name: str, text: st
     config = more | {"interactions": str(own.interactions), "state-dir": str(own.state_dir)}
     assert site_of(config) == own
     listed = ItemList(('"a', "b"), ("A", "B"))
-    data = prepared_data(own, RUN, "digest", 2, "secret", lambda: listed, Counter())
+    data = prepared_data(own, Told(RUN, "digest", 2, "{}", "secret"), lambda: listed, Counter())
     assert data.history(0).tolist() == [0, 1]
 
 
@@ -228,7 +228,7 @@ def test_a_run_of_a_hostile_name_writes_nothing(tmp_path: Path) -> None:
 def test_a_histories_split_is_that_of_the_simulation(tmp_path: Path) -> None:
     own = site(tmp_path, "user_id,item_id,timestamp\n" + "".join(f"ann,{item},{n}\n" for n, item in enumerate("dbca")))
     require_site(own, RUN)
-    data = prepared_data(own, RUN, "digest", 4, "secret", lambda: ITEMS, Counter())
+    data = prepared_data(own, Told(RUN, "digest", 4, "{}", "secret"), lambda: ITEMS, Counter())
     assert split.histories(data, "train").items.tolist() == [3, 1]
     assert split.targets(data, "validation").tolist() == [2]
     assert split.targets(data, "test").tolist() == [0]

@@ -1,0 +1,55 @@
+"""What a site's users have spent of their privacy, in all runs: the epsilons of what was told of them, added up.
+
+Each report of a user's items, and each vector that it discloses, is differentially private by itself; what they tell
+together adds up. One that is the same as one before costs nothing anew. Kept in `spent.json` in the state-dir.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from pathlib import Path
+
+from client_app.homes.policy import Policy
+from fedrec.core.errors import PolicyError, StoreError
+from fedrec.core.owned import own_file
+from fedrec.core.whole_files import write_bytes
+
+
+def spend(state_dir: Path, policy: Policy, what: str, epsilon: float) -> None:
+    """Write down that something is about to be told; `what` names it, and the same is told once.
+
+    Raises:
+        PolicyError: Its epsilon is larger than the site grants, or the sum would be.
+        StoreError: What was spent cannot be read: nothing is told then.
+    """
+    if epsilon > policy.max_epsilon:
+        raise PolicyError(
+            f"epsilon={epsilon:g}: this site tells nothing of its users above max_epsilon={policy.max_epsilon:g}"
+        )
+    path = state_dir / "spent.json"
+    own_file(state_dir / "spent.lock")
+    with (state_dir / "spent.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        spent = _read(path)
+        if what in spent:
+            return
+        if (total := sum(spent.values()) + epsilon) > policy.epsilon_budget:
+            raise PolicyError(
+                f"of epsilon_budget={policy.epsilon_budget:g} this site's users have spent {sum(spent.values()):g}, "
+                f"and {what} would make it {total:g}"
+            )
+        write_bytes(path, json.dumps({**spent, what: epsilon}).encode(), private=True)
+
+
+def _read(path: Path) -> dict[str, float]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): float(value) for name, value in values.items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise StoreError(
+            f"{path}, in which is what this site's users have spent of their privacy, is damaged ({error}): put it "
+            "back from a copy; nothing more is told of them until then"
+        ) from error
