@@ -34,7 +34,7 @@ from server_app.run import run
 
 USERS, ITEMS = 12, 30
 SMALL = ["base_table.start=random", "base_table.dim=4", "embedding.rank=2", "strategy.rounds=4"]
-SMALL += ["strategy.warmup_rounds=2", "strategy.fraction=1.0", "evaluation.every=2", "simulation.nodes=1"]
+SMALL += ["strategy.warmup_rounds=2", "federation.fraction=1.0", "evaluation.every=2", "simulation.nodes=1"]
 GRAPH = ["backbone=fedpergnn", "backbone.layers=2", "backbone.expand_every=1"]
 Change = Callable[[Message], Message | None]
 
@@ -215,7 +215,7 @@ def test_at_the_edge_it_does(shop: Shop) -> None:
 
 def test_an_exchange_that_a_site_does_not_answer_is_refused_and_the_others_go_on(shop: Shop) -> None:
     shop.policy(f"exchanges = {[name for name in EXCHANGES if name != 'disclose']}")
-    found = shop.deploy(*GRAPH, "strategy.max_failures=0.5")
+    found = shop.deploy(*GRAPH, "federation.max_failures=0.5")
     assert counted(found, "refused_by_site") == 3
     assert {record["users"] for record in found} == {USERS}
 
@@ -223,7 +223,7 @@ def test_an_exchange_that_a_site_does_not_answer_is_refused_and_the_others_go_on
 @pytest.mark.parametrize(("least", "sent"), [(USERS // 2, True), (USERS // 2 + 1, False)])
 def test_no_update_of_fewer_users_leaves(shop: Shop, least: int, sent: bool) -> None:
     shop.policy(f"min_users_in_update = {least}\n")
-    found = shop.deploy("strategy.max_failures=0.5", "evaluation.every=0")
+    found = shop.deploy("federation.max_failures=0.5", "evaluation.every=0")
     updates = [line for line in shop.sent() if "update" in line["bytes"]]
     assert bool(updates) == sent
     assert counted(found, "refused_by_site") == (0 if sent else len(found))
@@ -243,14 +243,14 @@ def test_an_update_in_which_too_few_have_remained_does_not_leave(shop: Shop, mon
     honest = app_module.Node.private
     monkeypatch.setattr(app_module.Node, "private", diverged)
     rounds = ["strategy.rounds=2", "strategy.warmup_rounds=1"]
-    found = shop.deploy("strategy.max_failures=0.5", "evaluation.every=0", *rounds)
+    found = shop.deploy("federation.max_failures=0.5", "evaluation.every=0", *rounds)
     assert counted(found, "refused_by_site") == 2
     assert not [line for line in shop.sent() if "update" in line["bytes"]]
 
 
 def test_no_ranking_of_fewer_users_leaves(shop: Shop) -> None:
     shop.policy(f"min_users_in_ranking = {USERS // 2 + 1}\n")
-    shop.deploy("strategy.max_failures=0.5")
+    shop.deploy("federation.max_failures=0.5")
     assert not [line for line in shop.sent() if any("metrics" in name for name in line["bytes"])]
     assert [line for line in shop.sent(1) if any("metrics" in name for name in line["bytes"])]
 
@@ -287,7 +287,7 @@ def test_work_that_takes_more_memory_or_time_than_granted_ends_by_name(
         work[:] = [act]
         caplog.clear()
         with caplog.at_level(logging.WARNING, "fedrec"), pytest.raises(FederationError):
-            shop.deploy("evaluation.every=0", "strategy.repeats=0", run_id=f"r{number}")
+            shop.deploy("evaluation.every=0", "federation.repeats=0", run_id=f"r{number}")
         assert said in caplog.text
     assert torch.ones(10**8).sum() > 0, "afterwards the process has what it had"
 
@@ -335,7 +335,7 @@ def test_items_are_not_counted_by_other_rules_in_each_of_many_messages(shop: Sho
 def test_by_other_rules_in_each_of_many_runs_neither(shop: Shop) -> None:
     """A new run may have other rules; what they tell together is bounded by the site."""
     shop.policy("epsilon_budget = 10.0\nmax_epsilon = 4.0\nmax_seconds = 60.0\n")
-    one = ["strategy.rounds=1", "strategy.warmup_rounds=0", "strategy.max_failures=0.5", "backbone=fedpergnn"]
+    one = ["strategy.rounds=1", "strategy.warmup_rounds=0", "federation.max_failures=0.5", "backbone=fedpergnn"]
     for number in range(4):
         rules = f"backbone.degree_items={10 + number}"
         found = shop.deploy(*one, rules, "evaluation.every=0", run_id=f"r{number}")
@@ -409,7 +409,7 @@ def test_a_model_that_is_not_finite_does_not_take_the_place_of_the_last_good_one
         return changed(message, {}, {records.MODEL: np.frombuffer(packet, dtype=np.uint8)})
 
     with caplog.at_level(logging.ERROR, "fedrec"):
-        shop.deploy("strategy.max_failures=0.5", change=change)
+        shop.deploy("federation.max_failures=0.5", change=change)
     assert bent
     assert "the model of round 4 is not finite" in caplog.text
     found = recommend(None, str(shop.state), "u0", None, 3)
