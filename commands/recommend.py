@@ -66,6 +66,8 @@ def recommend(
     node = source.node
     who = _known_user(source, user) if user is not None else _newcomer(node, source.items, str(history))
     found = node.recommend(source.received, who, top)
+    if not found.rows:
+        raise RecommendError("there is nothing left to recommend: every item that may be is known to this user already")
     ids, titles = source.items
     return {
         "from": source.name,

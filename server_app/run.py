@@ -36,7 +36,7 @@ from server_app.baselines import simulated_baselines
 from server_app.manifest import manifest, new_run_id
 from server_app.resuming import Resumption, go_on, manifest_of_resumed, prepare
 from server_app.run_folder import CONFIG, MANIFEST, SETUP, SUMMARY, RunFolder
-from server_app.setup import base_table, make_setup, text_encoder
+from server_app.setup import base_table, make_setup, require_rankable, text_encoder
 from server_app.warnings import warnings_of
 from server_app.watching import Progress, Recorder, Silent, Watcher, at_ten, shown
 
@@ -77,6 +77,7 @@ def _run(
     simulated = config.runtime == "simulation"
     dataset = (load if simulated else load_items)(cast(DatasetConfig, config.dataset), progress)
     if simulated:
+        require_rankable(dataset)
         watcher.data(dataset.report, dataset.name)
     config = settled(config, dataset.interactions.users)
     if resumption is None:

@@ -7,8 +7,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fedrec.config.schema import RunConfig
 from fedrec.core import registry
+from fedrec.core.errors import DataError
 from fedrec.core.tensors import text_digest
 from fedrec.data.types import Dataset
 from fedrec.wire.protocol import (
@@ -21,6 +24,9 @@ from peft_embeddings.base_table import BaseTable, build_base_table, random_base_
 from peft_embeddings.encoders.base import Progress, TextEncoder
 
 log = logging.getLogger("fedrec")
+
+_RANKED = 3
+"""Interactions of a user who is ranked: one for validation, one for the test, and something to train on."""
 
 
 def text_encoder(config: RunConfig) -> TextEncoder:
@@ -46,6 +52,17 @@ def base_table(config: RunConfig, dataset: Dataset, cache_dir: Path, progress: P
     )
     log.info("base table: %d x %d, %d items without text", *table.table.shape, table.items_without_text)
     return table
+
+
+def require_rankable(dataset: Dataset) -> None:
+    """Raise DataError if no user could ever be ranked: the run would train to its end and then have no result."""
+    longest = int(np.diff(dataset.interactions.offsets).max(initial=0))
+    if longest < _RANKED:
+        raise DataError(
+            f"dataset={dataset.name}: no user has {_RANKED} interactions or more after preparation (the most are "
+            f"{longest}), so nobody could be ranked: give data with longer histories, or filter less "
+            "(dataset.min_rating, dataset.k_core)"
+        )
 
 
 def make_setup(

@@ -21,6 +21,7 @@ from client_app.answers.recommending import best_items
 from commands.cli import app
 from commands.local_grid import LocalGrid
 from commands.recommend import of_run, of_site, recommend, show_recommendation
+from commands.recommendable import RecommendError
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
 from fedrec.core.registry import backbones
@@ -147,6 +148,12 @@ def test_somebody_new_is_solved_from_a_history(a_run: Path) -> None:
     assert recommend(str(a_run), None, None, history.replace(",", "\n"), 60) == found, "one below the other"
     other = ",".join(source.items.ids[row] for row in users.whole(1).items)
     assert ids(recommend(str(a_run), None, None, other, 60)) != ids(found)
+
+
+def test_who_knows_everything_is_told_that_nothing_is_left(a_run: Path) -> None:
+    every = ",".join(json.loads((a_run / "items.json").read_text(encoding="utf-8"))["ids"])
+    with pytest.raises(RecommendError, match="nothing left to recommend"):
+        recommend(str(a_run), None, None, every, 3)
 
 
 def test_a_site_recommends_from_its_state_dir_alone(a_site: Path) -> None:
