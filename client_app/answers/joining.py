@@ -45,7 +45,10 @@ def join(node: Node, resumes: Sequence[int]) -> NDArray[np.uint64]:
 def _require_not_ended(node: Node, site: Site, resumes: Sequence[int]) -> None:
     """Raise PolicyError if a run that has ended is said to be resumed: its users' tensors would be deleted."""
     last, policy = ended(site, node.setup.run_key), node.policy
-    if last and policy and not policy.resume_ended and not node.private_store.follows(resumes):
+    if not last or not policy or policy.resume_ended:
+        return
+    # A server that has lost only the last ranking goes on from the last round: that deletes nothing.
+    if min(node.private_store.to_follow(resumes), default=last) < last:
         raise PolicyError(
             f"this run has ended here, with the test after round {last}: it is not resumed after round {resumes[-1]}, "
             "for that would delete what its users trained since; if the server lost its end, say resume_ended = true "

@@ -186,12 +186,12 @@ class PrivateStore:
             file.write(self._run, index.users[moved], index.rounds[moved], file.read(index, moved))
         file.delete(self._run, last)
 
-    def follows(self, resumes: Sequence[int]) -> bool:
-        """Whether the store has followed all these resumptions already: `resume` would do nothing."""
+    def to_follow(self, resumes: Sequence[int]) -> Sequence[int]:
+        """Of these resumptions those that the store has not followed yet."""
 
-        def work() -> bool:
+        def work() -> Sequence[int]:
             with self._transaction(writing=False) as (file, _):
-                return file.resumed(self._run) >= len(resumes)
+                return resumes[file.resumed(self._run) :]
 
         return self._sound(work)
 

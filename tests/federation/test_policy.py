@@ -367,7 +367,7 @@ def test_a_run_that_has_ended_is_not_erased_by_a_resumption(shop: Shop) -> None:
     shop.deploy()
     before = shop.trained()
     assert before == USERS // 2
-    for resumed in ("0", "0 0 0", "2", "4"):
+    for resumed in ("0", "0 0 0", "2", "0 4"):
         fields = shop.ask("query.enroll", pack({"setup": json.dumps(shop.setup()), records.RESUMED: resumed}))
         assert fields[records.REASON] == "policy"
         assert "this run has ended here, with the test after round 4" in fields[records.PROBLEM]
@@ -376,6 +376,17 @@ def test_a_run_that_has_ended_is_not_erased_by_a_resumption(shop: Shop) -> None:
     shop.policy("resume_ended = true\n")
     assert "code" in shop.ask("query.enroll", pack({"setup": json.dumps(shop.setup()), records.RESUMED: "0"}))
     assert shop.trained() == 0, "its owner may let it be"
+
+
+def test_a_server_that_lost_no_more_than_the_last_ranking_goes_on(shop: Shop) -> None:
+    shop.deploy()
+    before = shop.trained()
+    assert "code" in shop.ask("query.enroll", pack({"setup": json.dumps(shop.setup()), records.RESUMED: "4"}))
+    assert shop.trained() == before
+    for resumed in ("4 0", "4 2"):
+        fields = shop.ask("query.enroll", pack({"setup": json.dumps(shop.setup()), records.RESUMED: resumed}))
+        assert fields[records.REASON] == "policy"
+    assert shop.trained() == before
 
 
 def test_645_bytes_do_not_get_8_gib(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
