@@ -100,7 +100,7 @@ def _strategy(
     config = compose(overrides, base=None)
     listed = pack_eligible(eligible, items)
     place = SimulatedData(str(data["store"]), str(folder), leave_token(folder))
-    setup = make_setup(config, items, "benchmark", content_digest(listed), place)
+    setup = make_setup(config, items, "", content_digest(listed), place)
     base = torch.randn(items, setup.dim, generator=generator(0, "benchmark")) / setup.dim**0.5
     watch = _Watch()
     made = registry.strategies.get(config.strategy.name)(config, setup, base, listed, watch)

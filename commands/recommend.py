@@ -115,9 +115,11 @@ def of_site(state_dir: Path) -> Recommendable:
         raise RecommendError(f"--state-dir {state_dir}: there is no such folder; give the state-dir of the SuperNode")
     problems: list[str] = []
     for path in kept_models(state_dir):
+        eligible = None
         try:
             about, packet = read_model(path)
             setup = Setup.from_json(about.setup)
+            eligible = setup.eligible
             site = Site(state_dir.resolve() / "nothing", state_dir.resolve())  # its data is prepared: no file is read
             node = Node(setup, site)
             received = node.receive(about.phase, about.round, packet, about.frozen)
@@ -130,11 +132,18 @@ def of_site(state_dir: Path) -> Recommendable:
             problems.append(f"{path.name}: {error}")
             log.warning("a model is passed over: %s", problems[-1])
         except MissingFrozenError as error:
-            problems.append(f"{path.name}: the frozen tensors {error} are missing or damaged")
+            problems.append(f"{path.name}: {_frozen(error.digest, eligible)} is missing or damaged")
             log.warning("a model is passed over: %s", problems[-1])
     if problems:
         raise StoreError(f"no model in {state_dir} can be used: {'; '.join(problems)}. The next round brings another")
     raise RecommendError(f"{state_dir} holds no model yet: this site has not been sent one; wait for a round of a run")
+
+
+def _frozen(digest: str, eligible: str | None) -> str:
+    """What a node lacks, in words."""
+    if digest == eligible:
+        return "the list of items that may be recommended"
+    return f"what is frozen under the model ({digest})"
 
 
 def _known_user(source: Recommendable, user: str) -> Cohort:

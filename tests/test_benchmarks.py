@@ -73,7 +73,7 @@ def test_a_benchmark_runs_and_writes_a_valid_result(name: str, tmp_path: Path, c
     check(result, name)
     filled = page.fill(page.PAGES[0].read_text(), {name: result})
     assert "Not measured yet" in filled
-    assert f"benchmarks.{name} " not in filled.split("<!-- speed:where -->")[1]
+    assert f"benchmarks.{name} " not in filled.split("<!-- speed:where:begin -->")[1]
     if name == "engine":
         for entry in result["figures"]["same_numbers"]:
             assert entry["vmap"] < 1e-9

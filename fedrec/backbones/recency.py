@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Gt, MinLen
+from annotated_types import Gt, Le, MaxLen, MinLen
 from pydantic import Strict
 from torch import Tensor
 from typing_extensions import override
@@ -19,6 +19,7 @@ from typing_extensions import override
 from fedrec.backbones.base import Advice, ScoreContext
 from fedrec.backbones.decay import decaying_means, half_lives
 from fedrec.backbones.sequence import SequenceBackbone, SequenceConfig
+from fedrec.core.bounds import LONGEST_HALF_LIFE, MOST_LAYERS
 from fedrec.core.registry import backbones
 from fedrec.core.tensors import Spec, Tensors, TensorSpec
 
@@ -33,7 +34,9 @@ class RecencyConfig(SequenceConfig):
     """
 
     name: Literal["recency"]
-    half_lives: Annotated[tuple[Annotated[float, Gt(0)], ...], Strict(False), MinLen(1)]
+    half_lives: Annotated[
+        tuple[Annotated[float, Gt(0), Le(LONGEST_HALF_LIFE)], ...], Strict(False), MinLen(1), MaxLen(MOST_LAYERS)
+    ]
     maps: bool
 
 

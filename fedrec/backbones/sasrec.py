@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
 from torch.nn.functional import gelu
 from typing_extensions import override
@@ -24,6 +24,7 @@ from fedrec.backbones.decay import by_distance, decaying_means, distances, half_
 from fedrec.backbones.mlp import dropout
 from fedrec.backbones.sequence import SequenceBackbone, SequenceConfig
 from fedrec.config.schema import RunConfig
+from fedrec.core.bounds import LONGEST_HALF_LIFE, MOST_LAYERS, MOST_WIDTH
 from fedrec.core.registry import backbones
 from fedrec.core.tensors import Spec, Tensors, TensorSpec
 
@@ -43,11 +44,11 @@ class SASRecConfig(SequenceConfig):
     """
 
     name: Literal["sasrec"]
-    blocks: Annotated[int, Ge(1)]
-    heads: Annotated[int, Ge(1)]
-    widening: Annotated[int, Ge(1)]
+    blocks: Annotated[int, Ge(1), Le(MOST_LAYERS)]
+    heads: Annotated[int, Ge(1), Le(MOST_WIDTH)]
+    widening: Annotated[int, Ge(1), Le(MOST_WIDTH)]
     dropout: Annotated[float, Ge(0), Lt(1)]
-    half_life: Annotated[float, Gt(0)]
+    half_life: Annotated[float, Gt(0), Le(LONGEST_HALF_LIFE)]
 
 
 @backbones.register("sasrec")

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
@@ -21,6 +21,7 @@ from typing_extensions import override
 from fedrec.backbones.base import Backbone, ItemSequence, ScoreContext
 from fedrec.backbones.dot import dot
 from fedrec.config.schema import RunConfig
+from fedrec.core.bounds import MOST_HISTORY
 from fedrec.core.registry import MemberConfig
 from fedrec.core.tensors import Spec, Tensors
 
@@ -34,7 +35,7 @@ class SequenceConfig(MemberConfig):
         item_bias: Whether the last number of an item's vector is a bias of its score.
     """
 
-    length: Annotated[int, Ge(1)]
+    length: Annotated[int, Ge(1), Le(MOST_HISTORY)]
     item_bias: bool
 
 

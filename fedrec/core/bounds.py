@@ -32,6 +32,9 @@ MOST_STEPS = 10_000
 MOST_ROUNDS = 999_999
 """Rounds of a run: the names of checkpoints have six digits."""
 
+MOST_HISTORY = 65_536
+"""Items of a history that a backbone reads in order; attention holds the square of them."""
+
 MOST_LAYERS = 64
 MOST_CUT_OFFS = 100
 MOST_WEIGHT = 1_000_000

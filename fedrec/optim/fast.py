@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from typing_extensions import override
 
-from fedrec.core.bounds import LARGEST_RATE, LONGEST_HALF_LIFE, MOST_NEGATIVES, MOST_STEPS
+from fedrec.core.bounds import LARGEST_RATE, LONGEST_HALF_LIFE, MOST_ITEMS, MOST_NEGATIVES, MOST_STEPS
 from fedrec.core.registry import MemberConfig, optims
 from fedrec.core.tensors import Tensors
 from fedrec.optim.base import Adam, LocalStep, Recipe, Sgd, Window
@@ -66,7 +66,7 @@ class FastConfig(MemberConfig):
     solve_lr: Annotated[float, Gt(0), Le(LARGEST_RATE)]
     server: ServerOptimiser
     # With defaults, and not told while they change nothing: a run of old has neither.
-    window: Annotated[int, Ge(1)] | None = None
+    window: Annotated[int, Ge(1), Le(MOST_ITEMS)] | None = None
     window_placement: Literal["random", "latest"] = "random"
 
     @override

@@ -172,7 +172,10 @@ def test_a_round_whose_reports_failed_is_repeated_like_any_other(federate: Feder
         return (wrong if asked[context.node_id] == 1 else honest)(message, context)
 
     outcome = federate(*EXACT, *SHORT, nodes=3, client=client)
-    assert [record["dropped_replies"] for record in outcome.metrics] == [{"wrong_counts": 2, "round_repeated": 1}, {}]
+    assert [record["dropped_replies"] for record in outcome.metrics] == [
+        {"wrong_counts": 2, "count_items_repeated": 1},
+        {},
+    ]
     assert outcome.checkpoint()[DEGREE].tolist() == np.maximum(training_counts(outcome), 1).tolist()
 
 

@@ -236,7 +236,7 @@ def test_a_trained_model_outlives_a_ranking_that_fails(
         raise FederationError("no user could be ranked")
 
     with monkeypatch.context() as patch:
-        patch.setattr(FederatedStrategy, "_evaluated", fail)
+        patch.setattr(FederatedStrategy, "_ranked", fail)
         with pytest.raises(FederationError, match="no user could be ranked"):
             carry(tmp_path, *overrides)
     lines = (tmp_path / "r/metrics.jsonl").read_text().splitlines()
