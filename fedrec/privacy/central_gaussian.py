@@ -21,10 +21,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt
 from typing_extensions import override
 
 from fedrec.config.schema import RunConfig
+from fedrec.core.bounds import LARGEST_NORM, LARGEST_RATE, MOST_ITEMS
 from fedrec.core.registry import MemberConfig, backbones, privacies
 from fedrec.privacy.base import PrivacyMechanism
 from fedrec.stages.base import Release, Round
@@ -47,11 +48,11 @@ class CentralGaussianConfig(MemberConfig):
     """
 
     name: Literal["central_gaussian"]
-    epsilon: Annotated[float, Gt(0)] | None
+    epsilon: Annotated[float, Gt(0), Le(LARGEST_RATE)] | None
     delta: Annotated[float, Gt(0), Lt(1)]
-    clip: Annotated[float, Gt(0)]
-    noise_multiplier: Annotated[float, Gt(0)] | None
-    population: Annotated[int, Ge(1)] | None
+    clip: Annotated[float, Gt(0), Le(LARGEST_NORM)]
+    noise_multiplier: Annotated[float, Gt(0), Le(LARGEST_RATE)] | None
+    population: Annotated[int, Ge(1), Le(MOST_ITEMS)] | None
 
 
 @privacies.register("central_gaussian")
