@@ -148,7 +148,7 @@ class CentralConfig:
 
     epochs: Annotated[int, Ge(1), Le(1_000_000)]
     batch: Annotated[int, Ge(1), Le(10_000_000)]
-    lr: Annotated[float, Gt(0), Le(1e30)]  # one that is much too large diverges, which has an error of its own
+    lr: Annotated[float, Gt(0), Le(1e29)]  # one that is much too large diverges, which has an error of its own
     decay: Annotated[float, Ge(0), Le(1e6)]
     negatives: Annotated[int, Ge(1), Le(100_000)] | Literal["recipe"]
     patience: Annotated[int, Ge(0), Le(1_000_000)]

@@ -28,7 +28,7 @@ def test_there_and_back_through_json_and_yaml() -> None:
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    norm=st.floats(0, allow_infinity=False),
+    norm=st.floats(0, 1e6),
     ks=st.lists(st.integers(1, 10**9), min_size=1, unique=True),
     run_id=st.none() | st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9._-]*", fullmatch=True),
 )
@@ -55,10 +55,11 @@ def test_a_stored_configuration_is_checked_as_strictly() -> None:
         "embedding.rank: expected an integer >= 1, got the text '4'",
         "backbone: expected the keys of a member, `name` among them, got the mapping {}",
         "optim.lr: has no default and needs a value: give optim.lr=... (a number > 0 and <= 1)",
-        "dataset.root: expected a path or null, got the integer 3",
+        "dataset.root: expected a path or null, got the integer 3; to mean a text, quote it inside the override: "
+        "\"dataset.root='3'\"",
         "codec=stand_on: there is no such codec; did you mean stand_in?",
         "simulation: the section is missing",
-        "seed: has no default and needs a value: give seed=... (an integer >= 0)",
+        "seed: has no default and needs a value: give seed=... (an integer >= 0 and <= 18446744073709551615)",
     ]
 
 
