@@ -25,8 +25,12 @@ class Pace:
 
     def allowance(self, node: int, kind: str, patience: float) -> float:
         """Seconds that the node is waited for, where one of which nothing is known has `patience`."""
-        need = self._needs.get((node, kind), 0.0)
+        need = self._needs.get((node, kind), self._longest(node))
         return patience if self.too_slow(node, kind, patience) else max(patience, min(MOST * patience, _MARGIN * need))
+
+    def _longest(self, node: int) -> float:
+        """What it has needed for any kind: a first message of another kind goes to the same machine."""
+        return max((seconds for (known, _), seconds in self._needs.items() if known == node), default=0.0)
 
     def too_slow(self, node: int, kind: str, patience: float) -> bool:
         """Whether it has lately needed longer than anybody is waited for."""

@@ -129,10 +129,11 @@ class Roster:
         known += self._post.rests.said()
         silent = connected - set(joined) - set(self._refused) - self._post.rests.resting
         known += [f"node {node} has not said who lives there" for node in sorted(silent)]
+        counted = f" ({dict(self._losses.counts)})" if self._losses.counts else ""
         more = [f"and {len(known) - _SHOWN} more"] if len(known) > _SHOWN else []
         return (
-            f"{len(joined) or 'none'} of {len(connected)} nodes has joined with users, federation.min_nodes={least} "
-            f"are needed, and no more came in {timeout:.0f} s ({dict(self._losses.counts)}): "
+            f"{len(joined)} of the {len(connected)} connected nodes have joined with users, "
+            f"federation.min_nodes={least} are needed, and no more came in {timeout:.0f} s{counted}: "
             + ("; ".join([*known[:_SHOWN], *more]) or "start the missing SuperNodes, or lower federation.min_nodes")
         )
 

@@ -163,9 +163,15 @@ def answer(message: Message, context: Context) -> Message:
 
 
 def _kinds(message: Message, content: Content) -> list[str]:
-    """The exchanges that a message carries, in order. A ranking comes before the training that would change it."""
+    """The exchanges that a message carries, in order. A ranking comes before the training that would change it.
+
+    Raises PacketError (`malformed`) for too many, or one twice.
+    """
     if records.CARRIES in content.fields:
-        return content.text(records.CARRIES).split()[:_MOST_KINDS]
+        kinds = content.text(records.CARRIES).split()
+        if not kinds or len(kinds) > _MOST_KINDS or len(set(kinds)) < len(kinds):
+            raise PacketError("malformed", f"a message carries 1 to {_MOST_KINDS} exchanges, each once: {kinds[:5]}")
+        return kinds
     return [message.metadata.message_type]
 
 

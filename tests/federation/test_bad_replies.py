@@ -205,5 +205,5 @@ def test_a_node_that_runs_other_code_is_refused(federate: Federate) -> None:
     def all_other(message: Message, context: Context) -> Any:
         return Message(pack({"code": "0"}, arrays={records.KEYS: np.arange(3, dtype=np.uint64)}), reply_to=message)
 
-    with pytest.raises(FederationError, match=r"none of 2 nodes has joined .*other_code"):
+    with pytest.raises(FederationError, match=r"0 of the 2 connected nodes have joined .*other_code"):
         federate(nodes=2, client=all_other)

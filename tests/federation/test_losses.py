@@ -258,7 +258,7 @@ def test_fewer_users_than_needed_end_the_run_with_a_reason(go: Go) -> None:
 
 
 def test_fewer_nodes_than_needed_end_the_run_with_a_reason(go: Go) -> None:
-    with pytest.raises(FederationError, match=r"4 of 4 nodes has joined with users, federation.min_nodes=5 are needed"):
+    with pytest.raises(FederationError, match=r"4 of the 4 connected .* federation.min_nodes=5 are needed"):
         go(World({}), "federation.min_nodes=5")
 
 
@@ -394,7 +394,8 @@ def test_a_run_that_fails_for_want_of_nodes_says_which_rest_and_until_when(
     started = time.monotonic()
     with pytest.raises(
         FederationError,
-        match=r"3 of 4 nodes has joined with users, federation.min_nodes=4 are needed, and no more came in 1 s .*"
+        match=r"3 of the 4 connected nodes have joined with users, "
+        r"federation.min_nodes=4 are needed, and no more came in 1 s .*"
         r"node 3 rests for \d+ s more: it has left \d+ messages in a row unanswered",
     ):
         go(Lost(1, 3, silent=99), "federation.min_nodes=4", "federation.silent_rounds=1", "federation.node_timeout=1.0")

@@ -378,6 +378,14 @@ def test_a_run_that_has_ended_is_not_erased_by_a_resumption(shop: Shop) -> None:
     assert shop.trained() == 0, "its owner may let it be"
 
 
+@pytest.mark.parametrize("carries", ["", "train train", " ".join(f"query.k{number}" for number in range(17))])
+def test_a_message_carries_a_few_exchanges_each_once(shop: Shop, carries: str) -> None:
+    shop.deploy()
+    fields = shop.ask("train", pack({"phase": 1, "round": 1, records.CARRIES: carries}))
+    assert fields[records.REASON] == "malformed"
+    assert "exchanges, each once" in fields[records.PROBLEM]
+
+
 def test_a_server_that_lost_no_more_than_the_last_ranking_goes_on(shop: Shop) -> None:
     shop.deploy()
     before = shop.trained()
