@@ -1,4 +1,4 @@
-"""The exchanges that there are: joining, training, ranking, counting items, and what users tell each other."""
+"""The exchanges that there are: joining, training, ranking, and counting items."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from exchanges import records
 from exchanges.declaration import Declaration, Participant
 from fedrec.core.tensors import Spec
 from fedrec.wire.packet import PacketFormat
-from fedrec.wire.protocol import Setup, around_format, counts_format, disclosed_format
+from fedrec.wire.protocol import Setup, counts_format
 
 KEY_BYTES = 8
 
@@ -100,40 +100,3 @@ class Counting(Declaration):
     @override
     def up(self, by: Participant) -> Mapping[str, PacketFormat]:
         return {records.COUNTS: counts_format(self._n_items)}
-
-
-class Disclosing(Declaration):
-    """Users let others have a noised vector and tags of their items: nothing down, those up."""
-
-    kind = records.DISCLOSE
-
-    def __init__(self, dim: int, items: int) -> None:
-        """Of vectors of `dim` numbers, and of so many tags."""
-        self._dim = dim
-        self._items = items
-
-    @override
-    def down(self, to: Participant) -> Mapping[str, PacketFormat]:
-        return {}
-
-    @override
-    def up(self, by: Participant) -> Mapping[str, PacketFormat]:
-        return {records.DISCLOSED: disclosed_format(self._dim, self._items, by.users)}
-
-
-class Surrounding(Declaration):
-    """Users are told what those with the same items have disclosed: a vector for each down, nothing up."""
-
-    kind = records.SURROUND
-
-    def __init__(self, dim: int) -> None:
-        """Of vectors of `dim` numbers."""
-        self._dim = dim
-
-    @override
-    def down(self, to: Participant) -> Mapping[str, PacketFormat]:
-        return {records.AROUND: around_format(self._dim, to.users)}
-
-    @override
-    def up(self, by: Participant) -> Mapping[str, PacketFormat]:
-        return {}

@@ -14,8 +14,6 @@ from fedrec.wire.packet import to_array
 
 ENROLL = "query.enroll"
 COUNT = "query.count_items"
-DISCLOSE = "query.disclose"
-SURROUND = "query.surround"
 TRAIN = "train"
 EVALUATE = "evaluate"
 
@@ -26,8 +24,6 @@ METRICS = "metrics."
 """Prefix of the array that carries the sums of metrics of a split; its name follows."""
 KEYS = "keys"
 COUNTS = "counts"
-DISCLOSED = "disclosed"
-AROUND = "around"
 FROZEN = "frozen."
 """Prefix of the array that carries frozen tensors; their digest follows."""
 

@@ -16,13 +16,12 @@ from typing import Any, ClassVar
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from exchanges import members, records
+from exchanges import records
 from exchanges.declaration import Regular
 from federation.checkpoint import Checkpoint
 from federation.contract import Deployed, Observer, StrategyConfig
 from federation.conversation import Conversation
 from federation.directory import Directory
-from federation.expansion import Disclosing
 from federation.item_counts import Counting
 from federation.meter import Meter
 from federation.ranking import TEST, VALIDATION, Ranking
@@ -105,14 +104,9 @@ class FederatedStrategy(ABC):
     def regular(cls, config: RunConfig, setup: Setup) -> Sequence[Regular]:
         """What users move in exchanges beside training and ranking; `fedrec describe` and the totals have it.
 
-        By default what users of the backbone tell each other. A strategy with exchanges of its own adds them here, and
-        carries them in `within`.
+        By default there are none. A strategy with exchanges of its own names them here, and carries them in `within`.
         """
-        expansion = registry.backbones.get(config.backbone.name)(config.backbone, setup.dim).expansion
-        if expansion is None:
-            return []
-        declared = (members.Disclosing(setup.dim, expansion.items), members.Surrounding(setup.dim))
-        return [Regular(each, expansion.every) for each in declared]
+        return []
 
     def resume(self, checkpoint: Checkpoint | None, kept: Sequence[int], resumes: Sequence[int]) -> None:
         """Go on from a checkpoint, or from the beginning if there is none; to be called before `start`.
@@ -222,15 +216,8 @@ class FederatedStrategy(ABC):
             talk.carry(asked)
             self.model.freeze_counts(asked.estimate())
 
-    def within(self, talk: Conversation, round: int) -> None:
-        """Carry what else belongs to a round, after the server's step; by default what users tell each other."""
-        expansion = self.model.model.backbone.expansion
-        if expansion is None or not expansion.due(round, self.config.rounds):
-            return
-        disclosing = Disclosing(self.setup, expansion, self.state.phase, round)
-        talk.carry(disclosing)
-        if (surrounding := disclosing.answers(self._kept(round))) is not None:
-            talk.carry(surrounding)
+    def within(self, talk: Conversation, round: int) -> None:  # noqa: B027 (a hook, not a duty)
+        """Carry what else belongs to a round, after the server's step; by default there is nothing."""
 
     def _ranking(self, after: int, sent: int, splits: Sequence[str]) -> Ranking:
         return Ranking(self.setup, self.model, after, sent, self._kept(sent), splits, self.rules.max_failures)

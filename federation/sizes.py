@@ -200,8 +200,7 @@ def _phase(phase: Phase, backbone: Backbone, setup: Setup) -> PhaseSizes:
     training = members.Training(setup, model.trainable)
     down = training.down(_DEVICE)[records.MODEL]
     frozen = setup.start_format(model.frozen, BASE)
-    own = {**backbone.private, **backbone.around}
-    private = {f"private.{name}": entry for name, entry in own.items()}
+    private = {f"private.{name}": entry for name, entry in backbone.private.items()}
     rows = [
         *_sent(down, EACH_ROUND),
         *_sent(frozen, ONCE),

@@ -101,10 +101,6 @@ FORMS = {
     Kind.MERGED: PacketFormat(Kind.MERGED, SPEC, _codec("float16", scale="row"), 0),
     Kind.METRICS: PacketFormat(Kind.METRICS, {}, _codec("float32"), 13),
     Kind.COUNTS: PacketFormat(Kind.COUNTS, {"counts": TensorSpec((40,), "int32")}, _codec("float32"), 1),
-    Kind.DISCLOSED: PacketFormat(
-        Kind.DISCLOSED, {"v": TensorSpec((3, 4)), "t": TensorSpec((3, 5), "int64")}, _codec("float32"), 0
-    ),
-    Kind.AROUND: PacketFormat(Kind.AROUND, {"v": TensorSpec((3, 4))}, _codec("float32"), 1),
 }
 
 
@@ -150,7 +146,7 @@ ITEMS = 12
 CHOICES = [
     [],
     ["optim=fast", "codec=int8", "privacy=pseudo_items"],
-    ["backbone=fedpergnn", "backbone.expand_every=1", "backbone.layers=2"],
+    ["backbone=fedpergnn", "backbone.layers=2"],
     ["backbone=pfedrec", "embedding=rqvae", "embedding.codes=4"],
     ["backbone=fedncf", "embedding=hash_senet", "codec=float16"],
 ]
@@ -258,13 +254,10 @@ class Shop:
         self.folder, self.state = folder, folder / "state"
         lines = [f"u{user},i{(user * 5 + time) % ITEMS},{time}" for user in range(6) for time in range(5)]
         (folder / "clicks.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(lines) + "\n")
-        (folder / "key").write_text("ab" * 32)
-        (folder / "key").chmod(0o600)
         listed = pack_item_list([f"i{n}" for n in range(ITEMS)], [""] * ITEMS)
         eligible = pack_eligible(np.arange(ITEMS), ITEMS)
         self.setup = _setup(
             "backbone=fedpergnn",
-            "backbone.expand_every=1",
             "backbone.layers=2",
             "strategy.warmup_rounds=1",
             "embedding.rank=2",
@@ -277,7 +270,6 @@ class Shop:
             node_config={
                 "interactions": str(folder / "clicks.csv"),
                 "state-dir": str(self.state),
-                "shared-key": str(folder / "key"),
             },
             state=RecordDict(),
             run_config={},
@@ -303,7 +295,6 @@ class Shop:
             "train": pack(ranked, packets, slots),
             "evaluate": pack(ranked, packets),
             "query.count_items": pack({"phase": 0, "round": 0}),
-            "query.disclose": pack({"phase": 1, "round": 1}),
         }
 
     def ask(self, kind: str, content: RecordDict) -> Message:
@@ -322,7 +313,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Shop:
     return made
 
 
-KINDS = ["train", "evaluate", "query.enroll", "query.count_items", "query.disclose"]
+KINDS = ["train", "evaluate", "query.enroll", "query.count_items"]
 VALUES = st.sampled_from(
     [
         0,
@@ -375,9 +366,7 @@ ARRAYS = st.sampled_from(
 
 
 @fuzzed(350)
-@given(
-    data=st.data(), kind=st.sampled_from(["train", "evaluate", "query.enroll", "query.count_items", "query.disclose"])
-)
+@given(data=st.data(), kind=st.sampled_from(KINDS))
 def test_a_bent_message_to_a_site_is_answered_or_refused_by_name(shop: Shop, data: st.DataObject, kind: str) -> None:
     good = unpack(shop.messages[kind])
     fields: dict[str, Any] = dict(good.fields)

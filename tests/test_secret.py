@@ -12,7 +12,7 @@ import pytest
 
 from fedrec.core.errors import StoreError
 from fedrec.core.keys import opaque_keys
-from fedrec.core.secret import own_secret, shared_key
+from fedrec.core.secret import own_secret
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,19 +60,3 @@ def test_a_folder_that_cannot_be_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot be read or made"):
         own_secret(tmp_path / "file" / "below")
-
-
-def test_a_shared_key_is_what_others_have_and_never_made(tmp_path: Path) -> None:
-    path = tmp_path / "key"
-    with pytest.raises(StoreError, match=r"key cannot be read .*copy the file there that the other sites have"):
-        shared_key(path)
-    assert not path.exists()
-    path.write_text("0f" * 32 + "\n")
-    path.chmod(0o644)
-    with pytest.raises(StoreError, match=r"may be read by others \(mode 644\)"):
-        shared_key(path)
-    path.chmod(0o600)
-    assert shared_key(path) == b"\x0f" * 32
-    path.write_text("0f" * 31)
-    with pytest.raises(StoreError, match=r"should hold 64 hexadecimal digits, it holds 62 .*openssl rand -hex 32"):
-        shared_key(path)

@@ -12,7 +12,6 @@ from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from typing_extensions import override
 
-from client_app.answers import expansion
 from client_app.answers.granting import require_granted
 from client_app.answers.handling import SETUP, Answer, LackingError, answered, require_known, rounds_of
 from client_app.answers.joining import join
@@ -123,7 +122,6 @@ def enroll(message: Message, context: Context) -> Message:
         _keep_frozen(node, 0, content)
         resumes = rounds_of(content.text(records.RESUMED)) if records.RESUMED in content.fields else []
         keys = join(node, resumes)
-        expansion.tag_key(node)  # what it would refuse then is refused now
         context.state[SETUP] = ConfigRecord({"json": text})
         return Answer({"code": code_digest()}, arrays={records.KEYS: keys})
 

@@ -77,7 +77,7 @@ def demand(node: Node, cohort: Cohort, *, trains: bool) -> int:
     rows = max(1.0, share * users) if recipe.shared_negatives else at_once
     drawn = rows * recipe.negatives
     model = max(_bytes(model.trainable) + _bytes(model.frozen) for model in node.models)
-    own = _bytes(node.backbone.private) + _bytes(node.backbone.around) + _bytes(node.backbone.shared)
+    own = _bytes(node.backbone.private) + _bytes(node.backbone.shared)
     vectors = 4 * setup.dim * (at_once + drawn) * 4
     sampled = setup.sampled_negatives * max(node.backbone.numbers_per_score, setup.dim) * 8
     return int(6 * model + 3 * users * own + times * drawn * 8 + vectors + sampled)

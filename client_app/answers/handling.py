@@ -44,7 +44,7 @@ _FIELDS = (
     records.AFTER,
     records.CARRIES,
 )
-_ARRAYS = (records.MODEL, records.SLOTS, records.AROUND)
+_ARRAYS = (records.MODEL, records.SLOTS)
 _PREFIXES = (records.FROZEN, records.MERGED)
 _MOST_ROUND = 2**32 - 1
 _LOGGED = (records.PROBLEM, records.REASON, records.MISSING, records.LOSSES)

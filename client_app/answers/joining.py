@@ -37,8 +37,7 @@ def join(node: Node, resumes: Sequence[int]) -> NDArray[np.uint64]:
             node.losses[RUN_UNKNOWN] += 1
         _require_not_ended(node, site, resumes)
     if site is not None or resumes:
-        for store in (node.private_store, *([node.around_store] if node.backbone.around else [])):
-            store.resume(resumes)
+        node.private_store.resume(resumes)
     return node.users.keys
 
 

@@ -36,7 +36,7 @@ from fedrec.core.errors import ConfigError, PacketError, StoreError
 from fedrec.core.keys import keys_digest
 from fedrec.core.rng import derive
 from fedrec.core.shared_folder import require_shared
-from fedrec.core.tensors import Spec, Tensors, content_digest
+from fedrec.core.tensors import Tensors, content_digest
 from fedrec.data.negatives import NegativeSampler
 from fedrec.data.split import HeldOut
 from fedrec.optim.base import Recipe
@@ -111,11 +111,6 @@ class Node:
         """The secret root: of users' keys, negatives and noise."""
         return self._home.secret
 
-    @property
-    def shared_key(self) -> bytes:
-        """The key of the tags of items, which the server does not have."""
-        return self._home.shared_key
-
     @cached_property
     def users(self) -> LocalUsers:
         """The node's users."""
@@ -142,16 +137,15 @@ class Node:
     @cached_property
     def private_store(self) -> PrivateStore:
         """The users' private tensors."""
-        return self._store(self.setup.run_key, self.backbone.private)
-
-    @cached_property
-    def around_store(self) -> PrivateStore:
-        """What the users keep of others: apart, for it comes to users who never trained, too."""
-        return self._store(f"{self.setup.run_key} around", self.backbone.around)
-
-    def _store(self, key: str, spec: Spec) -> PrivateStore:
         home = self._home
-        return PrivateStore(home.state_dir, key, spec, synced=home.synced, reading=home.reading, losses=self.losses)
+        return PrivateStore(
+            home.state_dir,
+            self.setup.run_key,
+            self.backbone.private,
+            synced=home.synced,
+            reading=home.reading,
+            losses=self.losses,
+        )
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -305,13 +299,11 @@ class Node:
         return private, trained
 
     def private(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
-        """The users' private tensors, and what they keep of others, from rounds earlier than `before`; who has any."""
+        """The users' private tensors from rounds earlier than `before`; who has any."""
         private, found = self.private_store.load(keys, before)
         new = self.backbone.init_private(self.setup.seed, keys[~found])
         for name, tensor in private.items():
             tensor[torch.from_numpy(~found)] = new[name]
-        if self.backbone.around:
-            private |= self.around_store.load(keys, before)[0]
         return private, found
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from client_app.answers import counting, expansion
+from client_app.answers import counting
 from client_app.answers.handling import round_of, slots_of
 from client_app.answers.keeping import keep_last_model
 from client_app.answers.node import Node, Received
@@ -81,23 +81,10 @@ def count_items(asked: Question) -> Mapping[str, bytes]:
     return {records.COUNTS: counting.count_items(asked.node)}
 
 
-def disclose(asked: Question) -> Mapping[str, bytes]:
-    """What the users let others have of themselves: noised vectors, and tags of their items."""
-    return {records.DISCLOSED: expansion.disclose(asked.node, asked.phase, asked.round)}
-
-
-def surround(asked: Question) -> Mapping[str, bytes]:
-    """Keep what the users are told of those around them; there is nothing to answer."""
-    expansion.surround(asked.node, asked.phase, asked.round, asked.content.packet(records.AROUND))
-    return {}
-
-
 HANDLERS: dict[str, Handler] = {
     records.TRAIN: train,
     records.EVALUATE: evaluate,
     records.COUNT: count_items,
-    records.DISCLOSE: disclose,
-    records.SURROUND: surround,
 }
 
 

@@ -1,7 +1,7 @@
 """What a site's users have spent of their privacy, in all runs: the epsilons of what was told of them, added up.
 
-Each report of a user's items, and each vector that it discloses, is differentially private by itself; what they tell
-together adds up. One that is the same as one before costs nothing anew. Kept in `spent.json` in the state-dir.
+Each report of a user's items is differentially private by itself; what they tell together adds up. One that is the
+same as one before costs nothing anew. Kept in `spent.json` in the state-dir.
 """
 
 from __future__ import annotations

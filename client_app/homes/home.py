@@ -16,10 +16,9 @@ from client_app.homes.site_data import Told, is_new, prepared_data
 from client_app.stores.frozen import FrozenStore, MissingFrozenError
 from client_app.stores.losses import Losses
 from client_app.stores.old_runs import forget_old_runs
-from fedrec.core.errors import ConfigError
 from fedrec.core.keys import simulation_secret
 from fedrec.core.rng import derive
-from fedrec.core.secret import own_secret, shared_key
+from fedrec.core.secret import own_secret
 from fedrec.data.store import open_verified_store
 from fedrec.data.types import Interactions
 from fedrec.wire.item_list import ItemList, unpack_item_list
@@ -65,13 +64,6 @@ class Home(Protocol):
     def secret(self) -> int:
         """The secret root: of users' keys, negatives and noise."""
 
-    @property
-    def shared_key(self) -> bytes:
-        """The key of the tags of items (`fedrec.wire.expansion`): all nodes have it, and the server has not.
-
-        Raises ConfigError or StoreError if this node has none.
-        """
-
     def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
         """Interactions, and who of their users lives here; `frozen` is asked only if the data is not prepared yet.
 
@@ -98,11 +90,6 @@ class SimulatedHome:
     def secret(self) -> int:
         """As in `Home`."""
         return simulation_secret(self.setup.seed)
-
-    @property
-    def shared_key(self) -> bytes:
-        """As in `Home`."""
-        return derive(self.secret, "shared key").to_bytes(8, "little")
 
     def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
         """As in `Home`."""
@@ -135,11 +122,6 @@ class KeptHome:
         """As in `Home`."""
         return simulation_secret(self.setup.seed)
 
-    @property
-    def shared_key(self) -> bytes:
-        """As in `Home`: nobody tells others anything here."""
-        raise ConfigError(["a run that is kept exchanges nothing between its users"])
-
     def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
         """As in `Home`."""
         interactions = self.run.interactions()
@@ -165,19 +147,6 @@ class SiteHome:
     def secret(self) -> int:
         """As in `Home`."""
         return own_secret(self.site.state_dir)
-
-    @cached_property
-    def shared_key(self) -> bytes:
-        """As in `Home`."""
-        if self.site.shared_key is None:
-            raise ConfigError(
-                [
-                    "shared-key: is missing; in this run users exchange vectors with those who have the same items, "
-                    "and the sites need a key for that which the server does not have: openssl rand -hex 32 > key, "
-                    "chmod 600 key, copy it to every site, and give each shared-key='/absolute/path/of/key'"
-                ]
-            )
-        return shared_key(self.site.shared_key)
 
     def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
         """As in `Home`."""

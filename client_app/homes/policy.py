@@ -20,7 +20,7 @@ from client_app.homes.site import Site
 from fedrec.core.bounds import MOST_CUT_OFFS, MOST_LAYERS, MOST_NEGATIVES, MOST_STEPS
 from fedrec.core.errors import ConfigError
 
-EXCHANGES = ("enroll", "count_items", "disclose", "surround", "train", "evaluate")
+EXCHANGES = ("enroll", "count_items", "train", "evaluate")
 _WRITABLE = 0o022
 
 
@@ -38,7 +38,7 @@ class Policy:
         max_cut_offs: Most cut-offs of a ranking.
         max_memory_mb: Memory that the work of a message may take, in MiB.
         max_seconds: Time that it may take.
-        max_epsilon: Largest epsilon of one report or vector.
+        max_epsilon: Largest epsilon of one report.
         epsilon_budget: Largest sum of the epsilons of all that differ, over all runs (`spent.json` in the state-dir).
         runs: Keys of the runs in which the site takes part; none: in any.
         exchanges: What it answers.

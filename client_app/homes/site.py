@@ -37,8 +37,6 @@ class Site:
         escape: Before a character that is to be taken as it is; empty: none.
         columns: The names of the columns of a file without a header line, with commas between them; empty: it has
             one.
-        shared_key: Absolute path of a key that all sites share and the server does not have, for runs in which users
-            exchange what `fedrec.wire.expansion` describes; None: this site takes part in none.
         policy: Absolute path of the site's policy (`client_app.homes.policy`); None: `policy.toml` in the state-dir.
     """
 
@@ -54,7 +52,6 @@ class Site:
     quote: str = AUTO
     escape: str = ""
     columns: str = ""
-    shared_key: Path | None = None
     policy: Path | None = None
 
     @property
@@ -102,8 +99,8 @@ def site_of(node_config: Mapping[str, object]) -> Site:
             problems.append(f"{key}={value!r}: expected a text, as in {key}='...'")
         else:
             values[_KEYS[key]] = value
-    for key in ("interactions", "state-dir", "shared-key", "policy"):
-        if key not in node_config and key not in ("shared-key", "policy"):
+    for key in ("interactions", "state-dir", "policy"):
+        if key not in node_config and key != "policy":
             problems.append(f"{key}: is missing; start the SuperNode with {_EXAMPLE}")
         elif isinstance(path := values.get(_KEYS[key]), str):
             values[_KEYS[key]] = Path(path)

@@ -228,14 +228,11 @@ class PrivateStore:
 
     def _forget_others(self, kept: Collection[str], newest: int) -> int:
         with self._transaction(writing=True) as (file, _):
-            # A run may have two stores here: "<key>" and "<key> around".
-            of = {key: key.partition(" ")[0] for key in file.runs()}
-            others = [run for run in dict.fromkeys(of.values()) if run != self._run]
-            old = set(others[newest:]).difference(kept)
-            for key in of:
-                if of[key] in old:
-                    forget_witness(self._path.parent, key)
-                    file.forget(key)
+            others = [run for run in file.runs() if run != self._run]
+            old = [run for run in others[newest:] if run not in kept]
+            for run in old:
+                forget_witness(self._path.parent, run)
+                file.forget(run)
         return len(old)
 
     def rollback(self, round: int) -> None:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fedrec.core.registry import MemberConfig
 from fedrec.core.tensors import Spec, Tensors
-from fedrec.wire.expansion import Expansion
 from fedrec.wire.item_counts import ItemCounting
 
 Uniform = Callable[[str, int], Tensor]
@@ -88,9 +87,7 @@ class Backbone(ABC):
     """A member of the family `backbone`, for item vectors of `dim` numbers.
 
     `shared` tensors are averaged over users and cross the network; `private` ones never leave the user's device;
-    `frozen` ones are made by the server from public counts and sent once. What `disclosed` makes of private tensors
-    leaves the device by choice alone, clipped and noised; `around` is what a device makes of what others disclosed: it
-    stays there as private tensors do, and is not trained.
+    `frozen` ones are made by the server from public counts and sent once.
     """
 
     config_class: ClassVar[type[MemberConfig]]
@@ -146,16 +143,6 @@ class Backbone(ABC):
         """How the users' items are counted before the first round; None: they are not."""
         return None
 
-    @property
-    def expansion(self) -> Expansion | None:
-        """How users exchange what they disclose between the rounds; None: nothing is ever disclosed."""
-        return None
-
-    @property
-    def around(self) -> Spec:
-        """Specification of what a user keeps of those around it: zero before the first exchange, never trained."""
-        return {}
-
     def frozen(self, n_items: int) -> Spec:
         """Specification of what is sent once and never trained."""
         return {}
@@ -175,26 +162,12 @@ class Backbone(ABC):
         With `common_start` they are a function of the seed, the same for every key.
         """
 
-    def disclosed(self, private: Tensors, sizes: Tensor) -> Tensor:
-        """The vectors [users, dim] of users with `sizes` [users] items, before they are clipped and noised."""
-        raise NotImplementedError(f"backbone {self.config.name!r} discloses nothing")
-
-    def surrounded(self, told: Tensor, sizes: Tensor, taken: Tensor) -> Tensors:
-        """The tensors `around` from what the server told each user.
-
-        Args:
-            told: [users, dim], as `fedrec.wire.expansion.around` has it.
-            sizes: [users], a user's items.
-            taken: [users], with how many of them, drawn at random, it took part.
-        """
-        raise NotImplementedError(f"backbone {self.config.name!r} is told nothing of others")
-
     def user(self, shared: Tensors, private: Tensors, frozen: Tensors, history: History) -> Tensors:
         """What `score` gets as `private`: worked out once per user and step, with `reads_history` only.
 
         Args:
             shared: Shared tensors, with a leading user dimension (each user's own copies) or with none.
-            private: The user's private tensors, and `around` if it keeps any.
+            private: The user's private tensors.
             frozen: Frozen tensors, the same for all users.
             history: The user's own.
         """

@@ -60,11 +60,6 @@ def _of_a_deployment(config: RunConfig) -> list[str]:
             f"backbone={config.backbone.name}: its items are counted without noise, and with runtime=deployment they "
             "are real users'; give an epsilon"
         )
-    if (expansion := backbone.expansion) is not None and expansion.epsilon is None:
-        problems.append(
-            f"backbone={config.backbone.name}: its users exchange vectors without noise, and with runtime=deployment "
-            "they are real ones; give an epsilon"
-        )
     if dataset.items == "rated":
         problems.append("dataset.items=rated: with runtime=deployment nobody knows which items are rated; give listed")
     if dataset.k_core:

@@ -55,7 +55,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 def from_dict(values: Mapping[str, Any]) -> RunConfig:
     """The configuration that `to_dict` made the data of, checked as strictly. Raises ConfigError with all problems."""
     validator = Validator()
-    config = validator.run_config(_with_federation(values))
+    config = validator.run_config(_without_expansion(_with_federation(values)))
     if config is not None:
         config = anchor(config, None, validator)
         if not validator.problems:
@@ -74,6 +74,22 @@ def _with_federation(values: Mapping[str, Any]) -> Mapping[str, Any]:
     moved = {key: value for key, value in strategy.items() if key in keys}
     rest = {key: value for key, value in strategy.items() if key not in keys}
     return {**values, "strategy": rest, "federation": moved}
+
+
+def _without_expansion(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Data that was written when `fedpergnn` had a graph expansion, if it was off; raises ConfigError if it was on."""
+    backbone = values.get("backbone")
+    if not isinstance(backbone, Mapping) or "expand_every" not in backbone:
+        return values
+    if backbone["expand_every"] != 0:
+        raise ConfigError(
+            [
+                f"backbone.expand_every={backbone['expand_every']}: fedpergnn has no graph expansion any more; read "
+                "this run with the fedrec that made it, or start one without it"
+            ]
+        )
+    rest = {key: value for key, value in backbone.items() if not key.startswith("expand_")}
+    return {**values, "backbone": rest}
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -1,4 +1,4 @@
-"""Secrets in files that only their owner may read: the root of a site or server, made once, and a shared key."""
+"""A secret in a file that only its owner may read: the root of a site or server, made once."""
 
 from __future__ import annotations
 
@@ -23,35 +23,16 @@ def own_secret(folder: Path) -> int:
     try:
         if not path.exists():
             _make(path)
-        mode, text = _stored(path)
+        mode, text = path.stat().st_mode, path.read_text(encoding="ascii", errors="replace").strip()
     except OSError as error:
         elsewhere = "give a folder on a disk that only the owner of this process may write"
         raise StoreError(
             f"the secret {path} cannot be read or made ({reason(error)}): {mend(error, elsewhere)}"
         ) from error
-    again = "put the file back from a copy, or remove it, and its users start anew under other keys"
-    return int.from_bytes(_checked(path, mode, text, again), "little")
+    return int.from_bytes(_checked(path, mode, text), "little")
 
 
-def shared_key(path: Path) -> bytes:
-    """The 32 bytes of a key that was made elsewhere and put there, the same for all who share it.
-
-    Raises StoreError if it cannot be read, others may read it, or it is no key.
-    """
-    try:
-        mode, text = _stored(path)
-    except OSError as error:
-        raise StoreError(
-            f"the shared key {path} cannot be read ({reason(error)}): copy the file there that the other sites have"
-        ) from error
-    return _checked(path, mode, text, f"copy it from another site, or make one for all: openssl rand -hex {_BYTES}")
-
-
-def _stored(path: Path) -> tuple[int, str]:
-    return path.stat().st_mode, path.read_text(encoding="ascii", errors="replace").strip()
-
-
-def _checked(path: Path, mode: int, text: str, again: str) -> bytes:
+def _checked(path: Path, mode: int, text: str) -> bytes:
     """The bytes that a file of hexadecimal digits stands for. Raises StoreError, which says how to mend it."""
     if mode & _OTHERS:
         raise StoreError(f"the secret {path} may be read by others (mode {mode & 0o777:o}): chmod 600 {path}")
@@ -61,7 +42,8 @@ def _checked(path: Path, mode: int, text: str, again: str) -> bytes:
         value = b""
     if len(value) != _BYTES:
         raise StoreError(
-            f"the secret {path} should hold {2 * _BYTES} hexadecimal digits, it holds {len(text)} characters: {again}"
+            f"the secret {path} should hold {2 * _BYTES} hexadecimal digits, it holds {len(text)} characters: put the "
+            "file back from a copy, or remove it, and its users start anew under other keys"
         )
     return value
 

@@ -86,10 +86,10 @@ class CentralGaussian(PrivacyMechanism):
                     f"give federation.{key}={only} (experiment=central_gaussian has all of them)"
                 )
         backbone: Any = backbones.get(config.backbone.name)(config.backbone, config.base_table.dim)
-        if backbone.item_counting is not None or backbone.expansion is not None:
+        if backbone.item_counting is not None:
             found.append(
-                f"backbone={config.backbone.name}: its users report items or vectors apart from training, which is not "
-                "in the account of privacy=central_gaussian; take another backbone"
+                f"backbone={config.backbone.name}: its users report items apart from training, which is not in the "
+                "account of privacy=central_gaussian; take another backbone"
             )
         return found
 

@@ -41,8 +41,6 @@ class Kind(IntEnum):
     METRICS = 4
     COUNTS = 5
     MERGED = 6
-    DISCLOSED = 7
-    AROUND = 8
 
 
 class Packet(NamedTuple):

@@ -242,23 +242,6 @@ def counts_format(n_items: int) -> PacketFormat:
     )
 
 
-VECTORS, TAGS = "vectors", "tags"
-
-
-def disclosed_format(dim: int, items: int, users: int) -> PacketFormat:
-    """Client to server, in an exchange (`fedrec.wire.expansion`): each user's noised vector, and tags of its items."""
-    spec = {VECTORS: TensorSpec((users, dim)), TAGS: TensorSpec((users, items), "int64")}
-    return PacketFormat(Kind.DISCLOSED, spec, _plain_codec(), 0)
-
-
-AROUND = "around"
-
-
-def around_format(dim: int, users: int) -> PacketFormat:
-    """Server to client, in an exchange: what each user is told of those around it; `MODEL_SCALARS` go with it."""
-    return PacketFormat(Kind.AROUND, {AROUND: TensorSpec((users, dim))}, _plain_codec(), len(MODEL_SCALARS))
-
-
 def frozen_format(frozen: Spec) -> PacketFormat:
     """Server to client: what is frozen after a merge, and public lists; exact, whatever the run's codec."""
     return PacketFormat(Kind.FROZEN, frozen, _plain_codec(), 0)

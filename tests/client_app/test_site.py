@@ -64,7 +64,7 @@ def test_which_nodes_are_sites(tmp_path: Path) -> None:
         ({"interactions": "/a.xls", "state-dir": "s"}, ["cannot tell its form", "expected an absolute path"]),
         ({"state_dir": "/s"}, ["state_dir: there is no such key in a node's configuration; did you mean state-dir"]),
         ({"min-rating": "4", "user-column": ""}, ["min-rating='4': expected a number", "user-column=''"]),
-        ({"shared-key": "key"}, ["shared-key='key': expected an absolute path"]),
+        ({"policy": "here.toml"}, ["policy='here.toml': expected an absolute path"]),
     ],
 )
 def test_all_mistakes_of_a_configuration_are_said(config: dict[str, Any], said: list[str]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from commands.cli import app
-from commands.describe import describe
-from federation.sizes import EACH_ROUND, NEVER, ONCE, Sizes
+from commands.describe import describe, show_sizes
+from federation.sizes import EACH_ROUND, NEVER, ONCE, Exchange, Sizes
 from fedrec.config.compose import compose
 
 HEADER, DOWN, UP = 36, 8, 8 * 8
@@ -108,16 +111,17 @@ def test_merges_are_told_where_there_are_some() -> None:
     assert "merges" not in CliRunner().invoke(app, ["describe", "--items", "3952"], env={"COLUMNS": "100"}).stdout
 
 
-def test_an_exchange_is_told_where_there_is_one() -> None:
-    graph = ["backbone=fedpergnn", "backbone.layers=2"]
-    off, on = of(*graph), of(*graph, "backbone.expand_every=10")
-    up, down = HEADER + 4 * 32 + 8 * 50, HEADER + DOWN + 4 * 32
-    (exchange,) = on.exchanges
-    assert (exchange.every, exchange.up, exchange.down) == (10, up, down)
-    assert on.run.up - off.run.up == pytest.approx(9 * up), "after rounds 10, 20, ... 90 of 100"
-    assert on.per_1000_rounds.down - off.per_1000_rounds.down == pytest.approx(99 * down)
-    assert (off.exchanges, on.phases[-1].up) == ((), off.phases[-1].up)
-    command = ["describe", *graph, "--items", "3952"]
-    shown = CliRunner().invoke(app, [*command, "backbone.expand_every=10"], env={"COLUMNS": "200"}).stdout
-    assert f"moves {up:,} bytes up, and {down:,} bytes down" in " ".join(shown.split())
-    assert "noised" not in CliRunner().invoke(app, command, env={"COLUMNS": "200"}).stdout
+def test_an_exchange_beside_the_rounds_is_told_where_there_is_one() -> None:
+    plain = of()
+
+    def shown(found: Sizes) -> str:
+        console = Console(width=200, file=io.StringIO(), record=True)
+        show_sizes(found, console)
+        return " ".join(console.export_text().split())
+
+    alike = dataclasses.replace(plain, exchanges=(Exchange(10, 564, 172, 564, 564),))
+    assert "Every 10 rounds, but not after the last" in shown(alike)
+    assert "moves 564 bytes up, and 172 bytes down" in shown(alike)
+    differing = dataclasses.replace(plain, exchanges=(Exchange(1, 1234.5, 0, 8, 2000),))
+    assert "8 to 2,000 bytes up, 1,234.5 on average" in shown(differing)
+    assert "beside training" not in shown(plain)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 import shutil
 import stat
 from collections.abc import Sequence
@@ -24,11 +23,10 @@ from client_app.answers import app as app_module
 from client_app.answers.app import app as client_app
 from client_app.stores.pieces import close_file
 from commands.local_grid import LocalGrid
-from commands.recommend import recommend
 from exchanges.records import unpack
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
-from fedrec.core.errors import ConfigError, FederationError
+from fedrec.core.errors import FederationError
 from fedrec.core.keys import simulation_secret
 from fedrec.wire.item_list import item_list_packet, pack_item_list
 from server_app.run import run
@@ -360,62 +358,3 @@ def test_two_nodes_that_name_the_same_users_are_counted_and_the_newest_stays(sho
     assert trained[-1] == every[2] or trained[-2] == every[2]
     assert every[0] not in trained[-2:]
     assert np.unique(keys(twice)).size == USERS // 2
-
-
-EXPANDED = ("backbone=fedpergnn", "backbone.layers=2", "backbone.expand_every=2", "backbone.expand_sharers=2")
-
-
-def key_file(folder: Path, name: str = "key") -> str:
-    """A key as the guide makes one."""
-    path = folder / name
-    path.touch(mode=0o600)
-    path.write_text(os.urandom(32).hex() + "\n")
-    return str(path)
-
-
-def told(config: dict[str, Any]) -> torch.Tensor:
-    """What the users of a site keep of others [users, dim]."""
-    from client_app.stores.pieces import open_file
-
-    state = Path(config["state-dir"])
-    file = open_file(state / "users.sqlite", synced=True)
-    with file.transaction(writing=False):
-        (name,) = [path.stem for path in (state / "prepared").glob("*.json")]
-        index = file.index(f"{name} around")
-        rows = file.read(index, np.arange(len(index)))
-    close_file(state / "users.sqlite", synced=True)
-    return torch.from_numpy(rows.copy()).view(torch.float32)
-
-
-def test_sites_with_a_key_tell_each_other_and_those_with_another_key_do_not(shop: Shop) -> None:
-    shared, other = key_file(shop.folder), key_file(shop.folder, "other")
-    # Each site has one user, so that nobody is told anything by the users of its own site.
-    configs = []
-    for site in range(SITES):
-        path = shop.folder / f"one{site}.csv"
-        lines = "".join(f"u{site},{item},{time}\n" for time, item in enumerate(shop.items[:12]))
-        path.write_text("user_id,item_id,timestamp\n" + lines)
-        key = other if site == 3 else shared
-        configs.append({"interactions": str(path), "state-dir": str(shop.folder / f"s{site}"), "shared-key": key})
-    summary = shop.deploy("r", *EXPANDED, grid=shop.grid(configs))
-    assert summary["test"]["users"] == SITES
-    assert [bool(told(config).any()) for config in configs] == [True, True, True, False]
-    found = recommend(None, configs[0]["state-dir"], "u0", None, 3)
-    assert found["trained"], "a site recommends offline, and needs no key for it"
-
-
-def test_a_site_without_a_key_or_asked_for_vectors_without_noise_does_not_take_part(
-    shop: Shop, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with caplog.at_level(logging.WARNING, "fedrec"), pytest.raises(FederationError, match="'misconfigured': 4"):
-        shop.deploy("r", *EXPANDED, "federation.node_timeout=0.0")
-    assert caplog.text.count("shared-key: is missing; in this run users exchange vectors") >= SITES
-    keyed = [{**config, "shared-key": key_file(shop.folder)} for config in shop.configs[:1]]
-    overrides = (*EXPANDED, "backbone.expand_epsilon=null", "federation.node_timeout=0.0")
-    with pytest.raises(ConfigError, match="its users exchange vectors without noise"):
-        shop.deploy("q", *overrides)
-    monkeypatch.setattr("fedrec.config.compose.check", lambda config: [])  # a server that does not care
-    caplog.clear()
-    with caplog.at_level(logging.WARNING, "fedrec"), pytest.raises(FederationError, match="'misconfigured': 1"):
-        shop.deploy("q", *overrides, grid=shop.grid(keyed))
-    assert "exchange vectors without noise, which is for simulations alone" in caplog.text

@@ -215,22 +215,6 @@ def test_an_older_copy_of_the_store_is_counted(shop: Shop) -> None:
     assert found[4]["cold_users"] == 0, "the users go on with what they had two rounds before"
 
 
-def test_what_the_users_keep_of_others_is_watched_too(shop: Shop) -> None:
-    (shop.folder / "key").write_text("ab" * 32)
-    (shop.folder / "key").chmod(0o600)
-    for config in shop.configs:
-        config["shared-key"] = str(shop.folder / "key")
-    overrides = ["backbone=fedpergnn", "backbone.layers=2", "backbone.expand_every=1"]
-
-    def meddle(state: Path) -> None:
-        with sqlite3.connect(state / "users.sqlite") as file:
-            file.execute("DELETE FROM piece WHERE run = (SELECT number FROM run WHERE key LIKE '% around')")
-
-    found = shop.deploy("r", *overrides, meddle=meddle)
-    assert counted(found) == {"store_lost": 1}
-    assert found[2]["cold_users"] == 0, "the private tensors are there"
-
-
 def test_a_store_that_is_damaged_when_a_site_joins_is_counted_once(shop: Shop) -> None:
     shop.deploy("first")
     store = shop.state / "users.sqlite"

@@ -21,15 +21,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from client_app.answers.app import app as client_app
-from client_app.stores.store import PrivateStore
 from commands.local_grid import LocalGrid
 from federation.base import FederatedStrategy
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
 from fedrec.core.errors import ConfigError, DataError, FederationError, StoreError
-from fedrec.core.keys import opaque_keys, simulation_secret
 from fedrec.core.registry import CONF
-from fedrec.core.tensors import TensorSpec, text_digest
 from server_app import run as server_run
 from server_app.run import run
 
@@ -180,34 +177,6 @@ def test_counted_items_are_not_asked_for_again(carry: Carry, uninterrupted: Call
     summary = carry(tmp_path, resume=True)
     assert summary is not None
     assert_same(result(tmp_path, summary), uninterrupted(*overrides))
-
-
-EXPANDED = ("backbone=fedpergnn", "backbone.layers=2", "backbone.expand_every=1", "backbone.expand_sharers=2")
-
-
-@pytest.mark.parametrize("deliveries", [8, 11, 12, 13, 14])
-def test_what_users_were_told_of_others_goes_back_with_the_run(
-    carry: Carry, uninterrupted: Callable[..., Any], tmp_path: Path, deliveries: int
-) -> None:
-    """Killed before, within and after exchanges, which are newer than the checkpoint to which the run goes back."""
-    overrides = (*EXPANDED, *KEYS["lora"], "strategy.warmup_rounds=1", "federation.fraction=0.5")
-    assert carry(tmp_path, *overrides, deliveries=deliveries) is None
-    summary = carry(tmp_path, resume=True)
-    assert summary is not None
-    assert_same(result(tmp_path, summary), uninterrupted(*overrides))
-
-
-def test_a_device_forgets_what_it_was_told_after_the_checkpoint(carry: Carry, tmp_path: Path) -> None:
-    def told(before: int) -> torch.Tensor:
-        store = PrivateStore(tmp_path / "r/state", f"{text_digest('r')} around", {"around": TensorSpec((8,))})
-        return store.load(opaque_keys(simulation_secret(0), map(str, range(1, 17))), before)[0]["around"]
-
-    assert carry(tmp_path, *EXPANDED, *KEYS["lora"], "strategy.warmup_rounds=1", deliveries=13) is None
-    until_2 = told(before=3)
-    assert until_2.any()
-    assert not torch.equal(told(before=100), until_2), "the third exchange was over, and the checkpoint is of round 2"
-    assert carry(tmp_path, resume=True, deliveries=1) is None
-    assert torch.equal(told(before=100), until_2)
 
 
 @pytest.mark.parametrize("codec", ["float32", "int8"])
