@@ -29,11 +29,9 @@ from torch import Tensor
 
 from commands.local_grid import LocalGrid
 from exchanges.records import CONTENT, FROZEN, KEYS, MODEL, TRAIN, UPDATE, Content, unpack
-from fedrec.config.validate import member_config
-from fedrec.core import registry
 from fedrec.core.tensors import Tensors
 from fedrec.wire.protocol import Setup, frozen_format
-from peft_embeddings.model import BASE, Model
+from peft_embeddings.model import BASE, Model, models_of
 
 
 @dataclass
@@ -91,12 +89,7 @@ class CuriousGrid(LocalGrid):
         """The model of a phase, as the setup describes it."""
         setup = self._setup
         assert setup is not None, "a node is told the setup before anything else"
-        backbone = member_config("backbone", dict(setup.backbone))
-        embedding = member_config("embedding", dict(setup.phases[phase].embedding))
-        return Model(
-            registry.embeddings.get(embedding.name)(embedding, setup.n_items, setup.dim),
-            registry.backbones.get(backbone.name)(backbone, setup.dim),
-        )
+        return models_of(setup)[phase]
 
     def _remember_frozen(self, sent: Content) -> None:
         """Keep hash functions and codes; the base table is not needed, for moves do not depend on it."""

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,14 +34,25 @@ from server_app.run_folder import METRICS, SUMMARY
 from server_app.setup import make_setup
 
 
-class _Watch:
-    """The strategy's observer: keeps every round's record."""
+class _EnoughError(Exception):
+    """All rounds that are to be measured have been."""
 
-    def __init__(self) -> None:
+
+class _Watch:
+    """The strategy's observer: keeps every round's record, and ends the run after so many.
+
+    The last round of a run is followed by a ranking of all users, which is not what is measured here: one more is
+    configured, and never begins.
+    """
+
+    def __init__(self, rounds: int) -> None:
         self.records: list[dict[str, Any]] = []
+        self._rounds = rounds
 
     def on_round(self, record: dict[str, Any]) -> None:
         self.records.append(record)
+        if len(self.records) == self._rounds:
+            raise _EnoughError
 
     def on_checkpoint(self, checkpoint: Checkpoint) -> None:
         pass
@@ -61,7 +73,7 @@ def in_process(
     strategy, watch, folder = _strategy(data, embedding, users_per_round, rounds + warm_up, nodes)
     try:
         started = time.perf_counter()
-        with clocked(ROUND if phases else ()) as clock:
+        with clocked(ROUND if phases else ()) as clock, suppress(_EnoughError):
             strategy.start(LocalGrid(client_app, nodes))
         whole = time.perf_counter() - started
     finally:
@@ -95,17 +107,15 @@ def _strategy(
     strategy = ["strategy=full"] if embedding == "full" else [f"embedding={embedding}", "strategy.warmup_rounds=0"]
     fraction = min(1.0, users_per_round / interactions.users)
     folder = Path(tempfile.mkdtemp(prefix="fedrec-benchmark-"))
-    overrides = [*strategy, f"strategy.rounds={rounds}", f"federation.fraction={fraction!r}"]
+    overrides = [*strategy, f"strategy.rounds={rounds + 1}", f"federation.fraction={fraction!r}"]
     overrides += [f"simulation.nodes={nodes}", "evaluation.every=0", "checkpoint_every=0", "run_id=benchmark"]
     config = compose(overrides, base=None)
     listed = pack_eligible(eligible, items)
     place = SimulatedData(str(data["store"]), str(folder), leave_token(folder))
     setup = make_setup(config, items, "", content_digest(listed), place)
     base = torch.randn(items, setup.dim, generator=generator(0, "benchmark")) / setup.dim**0.5
-    watch = _Watch()
+    watch = _Watch(rounds)
     made = registry.strategies.get(config.strategy.name)(config, setup, base, listed, watch)
-    # The last round would be followed by a ranking of all users, which is not what is measured here.
-    made._ranked = lambda talk, round, record: {}  # type: ignore[method-assign]
     return cast(FederatedStrategy, made), watch, folder
 
 

@@ -1,4 +1,4 @@
-"""A clock for the parts of a round: wraps functions of the running code, and gives every second to the innermost.
+"""A clock for the parts of a round: wraps public functions of the running code; a second counts for the innermost one.
 
 It imports nothing of the benchmarks, so that a copy of this file can travel inside a Flower app and be installed in the
 processes of the simulation (`install`); each of them then writes what it has counted to a file of its own.
@@ -25,12 +25,15 @@ ENGINE: Sequence[Target] = (
     ("draw", "fedrec.data.negatives", "UnknownItems.draw"),
     ("arrange", "client_app.training.segments", "Segments.of"),
     ("arrange", "client_app.training.segments", "Segments.fill"),
-    ("copy", "client_app.training.local_training", "LocalTraining._copy"),
+    ("copy", "client_app.training.copies", "RowCopies.__init__"),
     ("copy", "client_app.training.copies", "RowCopies.read"),
-    ("forward", "client_app.training.local_training", "LocalTraining._losses"),
+    ("forward", "peft_embeddings.model", "Model.embed"),
+    ("forward", "peft_embeddings.model", "Model.fixed_rows"),
+    ("forward", "fedrec.backbones.fedmf", "FedMF.score"),
+    ("forward", "fedrec.optim.paper", "PaperRecipe.loss"),
     ("backward", "torch.autograd", "grad"),
     ("optimiser", "client_app.training.copies", "RowCopies.step"),
-    ("optimiser", "client_app.training.local_training", "LocalTraining._move"),
+    ("optimiser", "fedrec.optim.local", "LocalState.step"),
     ("fold", "fedrec.stages.chain", "Stages.add"),
 )
 """Parts of the engine's work on one cohort. A name that the code no longer has is reported as not found."""

@@ -84,8 +84,7 @@ def load(
     """The task on prepared data, with a random base table and every trained tensor away from zero."""
     items = int(data["items"])
     made_backbone = registry.backbones.get(backbone)(load_member("backbone", backbone), DIM)
-    made = registry.embeddings.get(embedding)(load_member("embedding", embedding), items, DIM)
-    model = Model(made, made_backbone)
+    model = Model.of(load_member("embedding", embedding), made_backbone, items)
     rng = generator(0, "benchmark")
     base = torch.randn(items, DIM, generator=rng) / DIM**0.5
     trainable, frozen = model.init(base, made_backbone.init_shared(rng), rng)

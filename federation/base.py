@@ -77,9 +77,8 @@ class FederatedStrategy(ABC):
         self._run = config
         self._observer = observer
         self._cohorts = registry.cohorts.get(config.cohort.name)(config.cohort)
-        backbone = registry.backbones.get(config.backbone.name)(config.backbone, setup.dim)
-        self._recipe = registry.optims.get(config.optim.name)(config.optim, backbone.advice)
-        self.model = ServerModel(setup, self.plan, backbone, base, eligible)
+        self._recipe = registry.optims.get(config.optim.name)(config.optim, setup.backbone_of_run.advice)
+        self.model = ServerModel(setup, self.plan, base, eligible)
         self.ended: dict[str, Any] = {}
         """Once the last round has ended: its metrics by split, and the replies of it that were of no use."""
         self._secret = deployed.secret if deployed else simulation_secret(setup.seed)

@@ -12,14 +12,11 @@ from torch import Tensor
 from exchanges import records
 from federation.reports import report_start
 from federation.versions import Frozen, FrozenBytes, Merged, Merges
-from fedrec.backbones.base import Backbone
-from fedrec.core import registry
 from fedrec.core.registry import MemberConfig
 from fedrec.core.rng import derive, generator
 from fedrec.core.tensors import Tensors, content_digest, spec_of
 from fedrec.wire.protocol import Setup, frozen_format, version_name
-from peft_embeddings.base import ItemEmbedding
-from peft_embeddings.model import BASE, Model
+from peft_embeddings.model import BASE, Model, models_of
 
 _ITEMS_AT_ONCE = 65_536
 
@@ -77,22 +74,20 @@ class ServerModel:
         eligible: The public list of items that may be recommended, wrapped.
     """
 
-    def __init__(
-        self, setup: Setup, plan: Sequence[Phase], backbone: Backbone, base: Tensor, eligible: Tensors
-    ) -> None:
+    def __init__(self, setup: Setup, plan: Sequence[Phase], base: Tensor, eligible: Tensors) -> None:
         """The model before the first round of the plan, over the base table [items, dim].
 
         `eligible` is the public list of items that may be recommended, as it is sent.
         """
         self.eligible = records.wrap(frozen_format(spec_of(eligible)).encode(0, 0, eligible))
         self._sent: tuple[tuple[int, int], ServerState | None, Array | None] = ((0, 0), None, None)
-        self.models = [Model(_embedding(phase, setup), backbone) for phase in plan]
+        self.models = models_of(setup)
         self.once: dict[str, Array] = {}
         self.counts: Tensor | None = None
         self.reports: dict[str, dict[str, float]] = {}
         self._setup = setup
         self._plan = plan
-        self.state = self._entered(0, base, backbone.init_shared(generator(setup.seed, "shared")))
+        self.state = self._entered(0, base, setup.backbone_of_run.init_shared(generator(setup.seed, "shared")))
 
     def restore(self, state: ServerState, counts: Tensor | None, reports: Mapping[str, Mapping[str, float]]) -> None:
         """Stand where a checkpoint says: its state, users per item, and reports of the phases so far."""
@@ -217,8 +212,3 @@ class ServerModel:
             return FrozenBytes(0)
         start, merge = self._setup.start_format(frozen, BASE).size(), self._setup.merged_format(self.model.correction)
         return FrozenBytes(frozen_format(frozen).size(), self.state.merges.count, merge.size(), start)
-
-
-def _embedding(phase: Phase, setup: Setup) -> ItemEmbedding:
-    made: ItemEmbedding = registry.embeddings.get(phase.embedding.name)(phase.embedding, setup.n_items, setup.dim)
-    return made

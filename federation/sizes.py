@@ -15,13 +15,12 @@ from exchanges import members, records
 from exchanges.declaration import Participant, Regular
 from federation.server_model import Phase
 from federation.versions import FrozenBytes, expected_bytes
-from fedrec.backbones.base import Backbone
 from fedrec.config.schema import RunConfig
 from fedrec.core import registry
 from fedrec.core.tensors import Spec, TensorSpec
 from fedrec.wire.packet import PacketFormat
 from fedrec.wire.protocol import Setup, eligible_spec, frozen_format
-from peft_embeddings.model import BASE, Model
+from peft_embeddings.model import BASE, Model, models_of
 
 EACH_ROUND, ONCE, NEVER = "each round", "once", "never"
 _DEVICE = Participant()
@@ -154,7 +153,6 @@ class Sizes:
 def sizes(config: RunConfig, setup: Setup, item_list: int | None = None) -> Sizes:
     """The sizes of a run whose clients are told `setup`; `item_list` as in `Sizes`."""
     strategy: Any = config.strategy
-    backbone: Backbone = registry.backbones.get(config.backbone.name)(config.backbone, setup.dim)
     enrolment = members.Enrolment(setup)
     joining = {
         "setup": enrolment.down_bytes(_DEVICE),
@@ -163,10 +161,10 @@ def sizes(config: RunConfig, setup: Setup, item_list: int | None = None) -> Size
     }
     if config.runtime == "deployment" and item_list is not None:
         joining["item list"] = item_list
-    if backbone.item_counting is not None:
+    if setup.backbone_of_run.item_counting is not None:
         joining["report of items"] = members.Counting(setup.n_items).up_bytes(_DEVICE)
     plan: Sequence[Phase] = registry.strategies.get(strategy.name).phases(config)
-    phases = tuple(_phase(phase, backbone, setup) for phase in plan)
+    phases = tuple(_phase(phase, model, setup) for phase, model in zip(plan, models_of(setup), strict=True))
     once, rounds = sum(joining.values()), sum(phase.rounds for phase in phases)
     exchanges = _exchanges(registry.strategies.get(strategy.name).regular(config, setup))
     return Sizes(
@@ -194,17 +192,15 @@ def _exchanges(regular: Sequence[Regular]) -> tuple[Exchange, ...]:
     return tuple(found)
 
 
-def _phase(phase: Phase, backbone: Backbone, setup: Setup) -> PhaseSizes:
-    made = registry.embeddings.get(phase.embedding.name)(phase.embedding, setup.n_items, setup.dim)
-    model = Model(made, backbone)
+def _phase(phase: Phase, model: Model, setup: Setup) -> PhaseSizes:
     training = members.Training(setup, model.trainable)
     down = training.down(_DEVICE)[records.MODEL]
     frozen = setup.start_format(model.frozen, BASE)
-    private = {f"private.{name}": entry for name, entry in backbone.private.items()}
+    private = {f"private.{name}": entry for name, entry in model.backbone.private.items()}
     rows = [
         *_sent(down, EACH_ROUND),
         *_sent(frozen, ONCE),
-        *(_stays(name, entry, SERVER) for name, entry in made.kept.items()),
+        *(_stays(name, entry, SERVER) for name, entry in model.embedding.kept.items()),
         *(_stays(name, entry, OWN) for name, entry in private.items()),
     ]
     return PhaseSizes(

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor
 
 from fedrec.backbones.base import Backbone, History, ScoreContext
+from fedrec.config.validate import member_config
+from fedrec.core import registry
+from fedrec.core.registry import MemberConfig
 from fedrec.core.tensors import Spec, TableSpec, Tensors
+from fedrec.wire.protocol import Setup
 from peft_embeddings.base import ItemEmbedding
 
 BASE = "base"
@@ -58,6 +62,12 @@ class Model:
 
     embedding: ItemEmbedding
     backbone: Backbone
+
+    @staticmethod
+    def of(embedding: MemberConfig, backbone: Backbone, n_items: int) -> Model:
+        """The model of an embedding's configuration, for a catalogue of so many items."""
+        made: ItemEmbedding = registry.embeddings.get(embedding.name)(embedding, n_items, backbone.dim)
+        return Model(made, backbone)
 
     @property
     def trainable(self) -> Spec:
@@ -188,3 +198,12 @@ class Model:
             fixed = FixedRows(fixed.tables, None if fixed.base is None else fixed.base.double())
             parts.append(self.embed(rows, dense, frozen, fixed).float())
         return torch.cat(parts)
+
+
+def models_of(setup: Setup) -> tuple[Model, ...]:
+    """The model of each phase of a run: what the server trains, a client is sent, and `fedrec describe` counts.
+
+    Raises ConfigError if the setup, which may have come over the network, describes none.
+    """
+    embeddings = [member_config("embedding", dict(phase.embedding)) for phase in setup.phases]
+    return tuple(Model.of(embedding, setup.backbone_of_run, setup.n_items) for embedding in embeddings)

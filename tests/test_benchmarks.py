@@ -117,6 +117,15 @@ def test_the_clock_gives_every_second_to_the_innermost_and_leaves_the_code_as_it
     assert negatives.NegativeSampler.unknown is before
 
 
+def test_benchmarks_read_no_private_name_of_the_product() -> None:
+    found = {
+        f"{path.name}: {name}"
+        for path in (ROOT / "benchmarks").rglob("*.py")
+        for name in re.findall(r"(?<!\bself)(?<!\bcls)\._(?!asdict|replace|_)\w+", path.read_text(encoding="utf-8"))
+    }
+    assert not found
+
+
 def test_the_page_says_what_the_results_say() -> None:
     assert page.main(["--check"]) == 0
 

@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,8 +42,7 @@ from fedrec.data.split import HeldOut
 from fedrec.optim.base import Recipe
 from fedrec.wire.packet import PacketFormat
 from fedrec.wire.protocol import Setup, checkpoint_round, unpack_eligible
-from peft_embeddings.base import ItemEmbedding
-from peft_embeddings.model import Model
+from peft_embeddings.model import Model, models_of
 
 log = logging.getLogger("fedrec")
 
@@ -147,22 +146,15 @@ class Node:
             losses=self.losses,
         )
 
-    @cached_property
+    @property
     def backbone(self) -> Backbone:
         """The backbone of the run."""
-        config = member_config("backbone", dict(self.setup.backbone))
-        made: Backbone = registry.backbones.get(config.name)(config, self.setup.dim)
-        return made
-
-    def _embedding(self, values: dict[str, Any]) -> ItemEmbedding:
-        config = member_config("embedding", values)
-        made: ItemEmbedding = registry.embeddings.get(config.name)(config, self.setup.n_items, self.setup.dim)
-        return made
+        return self.setup.backbone_of_run
 
     @cached_property
     def models(self) -> tuple[Model, ...]:
         """The model of each phase."""
-        return tuple(Model(self._embedding(dict(phase.embedding)), self.backbone) for phase in self.setup.phases)
+        return models_of(self.setup)
 
     @cached_property
     def sampler(self) -> NegativeSampler:

@@ -15,7 +15,6 @@ from client_app.answers.evaluation import RankingProtocol, rank_users
 from client_app.homes.users import Cohort, LocalUsers
 from client_app.training.cohort import CohortEngine
 from client_app.training.engine import GlobalModel, all_finite
-from fedrec.backbones.base import Backbone
 from fedrec.config.schema import RunConfig
 from fedrec.core import registry
 from fedrec.core.errors import FedrecError
@@ -33,9 +32,8 @@ from fedrec.optim.base import Recipe
 from fedrec.stages.chain import plain_stages
 from fedrec.stages.limits import Limits
 from fedrec.wire.protocol import Setup, pack_eligible
-from peft_embeddings.base import ItemEmbedding
 from peft_embeddings.base_table import BaseTable
-from peft_embeddings.model import Model
+from peft_embeddings.model import Model, models_of
 from server_app.setup import base_table, make_setup
 from server_app.watching import Progress, Watcher
 
@@ -94,10 +92,7 @@ class World:
     @cached_property
     def model(self) -> Model:
         """The model of the run's last phase."""
-        config = registry.strategies.get(self.config.strategy.name).phases(self.config)[-1].embedding
-        embedding: ItemEmbedding = registry.embeddings.get(config.name)(config, self.setup.n_items, self.setup.dim)
-        backbone: Backbone = registry.backbones.get(self.config.backbone.name)(self.config.backbone, self.setup.dim)
-        return Model(embedding, backbone)
+        return models_of(self.setup)[-1]
 
     @cached_property
     def recipe(self) -> Recipe:

@@ -20,6 +20,7 @@ from annotated_types import Ge, Gt, Le, MaxLen, MinLen, Predicate
 from numpy.typing import NDArray
 from pydantic import Field
 
+from fedrec.backbones.base import Backbone
 from fedrec.codecs.base import Codec
 from fedrec.core import registry
 from fedrec.core.bounds import (
@@ -153,6 +154,15 @@ class Setup:
         plain = [f"{name}@{k}" for k in self.ks for name in ("hr", "ndcg", "recall")] + ["mrr"]
         prefixes = ["", f"sampled{self.sampled_negatives}/"] if self.sampled_negatives else [""]
         return tuple(prefix + name for prefix in prefixes for name in plain)
+
+    @cached_property
+    def backbone_of_run(self) -> Backbone:
+        """Scores items for users; one object for all phases."""
+        from fedrec.config.validate import member_config
+
+        config = member_config("backbone", dict(self.backbone))
+        backbone: Backbone = registry.backbones.get(config.name)(config, self.dim)
+        return backbone
 
     @cached_property
     def codec_of_run(self) -> Codec:
