@@ -71,8 +71,9 @@ class CuriousGrid(LocalGrid):
         self._frozen: dict[str, Tensors] = {}
         self._setup: Setup | None = None
 
-    def _answer(self, message: Message) -> Message:
-        reply = super()._answer(message)
+    def answer(self, message: Message) -> Message:
+        """A client's reply, which is looked at on its way."""
+        reply = super().answer(message)
         number = self._numbers.get(message.metadata.dst_node_id)
         if reply.has_content():
             sent, answer = unpack(message.content), unpack(reply.content)

@@ -78,7 +78,7 @@ def record(data: Path, folder: Path) -> dict[str, int]:
     site = {"interactions": str(folder / "mine.csv"), "state-dir": str(folder / "state")}
 
     class Recording(LocalGrid):
-        def _answer(self, message: Any) -> Any:
+        def answer(self, message: Any) -> Any:
             content = unpack(message.content)
             if message.metadata.message_type == "query.enroll":
                 self.setup = content.fields["setup"]
@@ -89,7 +89,7 @@ def record(data: Path, folder: Path) -> dict[str, int]:
                 np.savez(kept / "message.npz", **arrays)
                 about = {"type": "train", "fields": dict(content.fields), "setup": self.setup, "node_config": site}
                 (kept / "message.json").write_text(json.dumps(about))
-            return super()._answer(message)
+            return super().answer(message)
 
     overrides = ["runtime=deployment", "dataset=table", f"dataset.item_table={source}/items.csv", "simulation.nodes=1"]
     overrides += ["base_table.start=random", "strategy.rounds=2", "strategy.warmup_rounds=1", "evaluation.every=0"]

@@ -66,10 +66,11 @@ class LocalGrid(Grid):
             # The runtime names a message when it is pushed; nothing public sets the name.
             message.metadata.__dict__["_message_id"] = f"local-{self._pushed}"
             ids.append(message.metadata.message_id)
-            self._replies[message.metadata.message_id] = self._answer(message)
+            self._replies[message.metadata.message_id] = self.answer(message)
         return ids
 
-    def _answer(self, message: Message) -> Message:
+    def answer(self, message: Message) -> Message:
+        """A client's reply. To be overridden where messages or replies are to be seen, changed or lost."""
         try:
             return self._app(message, self._contexts[message.metadata.dst_node_id])
         except Exception as error:

@@ -68,13 +68,13 @@ class RecordingGrid(LocalGrid):
         self.sent: list[Message] = []
         self.received: list[Message] = []
 
-    def _answer(self, message: Message) -> Message:
+    def answer(self, message: Message) -> Message:
         self.sent.append(message)
         self.received.append(self.respond(message))
         return self.received[-1]
 
     def respond(self, message: Message) -> Message:
-        return super()._answer(message)
+        return super().answer(message)
 
 
 class Shop:

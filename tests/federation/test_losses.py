@@ -164,12 +164,12 @@ def test_a_round_of_too_few_is_repeated_with_those_who_are_there_then(go: Go, tm
 
         failed = 0
 
-        def _answer(self, message: Message) -> Message:
+        def answer(self, message: Message) -> Message:
             round = unpack(message.content).fields.get("round")
             if round == 3 and message.metadata.message_type == "train" and self.failed < 3:
                 self.failed += 1
                 return Message(Error(2, "no network"), reply_to=message)
-            return super()._answer(message)
+            return super().answer(message)
 
     calm, records = go(World({}))
     (tmp_path / "runs").rename(tmp_path / "calm")
@@ -187,11 +187,11 @@ class CannotRank(World):
         super().__init__({})
         self.left = 3 * fails
 
-    def _answer(self, message: Message) -> Message:
+    def answer(self, message: Message) -> Message:
         if "splits" in unpack(message.content).fields and self.place(message.metadata.dst_node_id) and self.left:
             self.left -= 1
             return Message(Error(2, "no network"), reply_to=message)
-        return super()._answer(message)
+        return super().answer(message)
 
 
 @pytest.mark.parametrize("every", [0, 4])
@@ -457,12 +457,12 @@ def test_a_node_that_says_in_every_round_that_it_lacks_something_is_not_sent_it_
     class Forgetful(World):
         """A node that never keeps the base table, but trains once it has been sent it again."""
 
-        def _answer(self, message: Message) -> Message:
+        def answer(self, message: Message) -> Message:
             content = unpack(message.content)
             name = str(content.fields.get("frozen", ""))
             if self.place(message.metadata.dst_node_id) == 1 and name and FROZEN + name not in content.arrays:
                 return Message(pack({MISSING: name}), reply_to=message)
-            return super()._answer(message)
+            return super().answer(message)
 
     _, records = go(Forgetful({}), "strategy.rounds=20")
     assert sum("resent" in record["wasted_bytes"] for record in records) == 3
@@ -477,8 +477,8 @@ def test_text_beside_an_answer_is_refused_and_counted_as_arrays_are(go: Go, kind
     text = "x" * 1_000_000
 
     class Talkative(World):
-        def _answer(self, message: Message) -> Message:
-            reply = super()._answer(message)
+        def answer(self, message: Message) -> Message:
+            reply = super().answer(message)
             due = unpack(message.content).fields.get("round") in (4, 8)
             if self.place(message.metadata.dst_node_id) != 1 or message.metadata.message_type != kind or not due:
                 return reply

@@ -74,13 +74,13 @@ class Shop:
         left |= {3: meddle} if meddle else {}
 
         class Meddled(LocalGrid):
-            def _answer(self, message: Message) -> Message:
+            def answer(self, message: Message) -> Message:
                 outer.forget()
                 first = message.metadata.dst_node_id == min(self.get_node_ids())
                 fields = message.content.config_records["fields"]
                 if first and fields.get("round") in left:
                     left.pop(fields["round"])(outer.state)
-                return super()._answer(message)
+                return super().answer(message)
 
         texts = [
             "runtime=deployment",

@@ -67,13 +67,13 @@ class Shop:
         """The records of a run; `change` may give another message for the first site in the place of one."""
 
         class Hostile(LocalGrid):
-            def _answer(self, message: Message) -> Message:
+            def answer(self, message: Message) -> Message:
                 app_module._node.cache_clear()
                 first = message.metadata.dst_node_id == min(self.get_node_ids())
                 told = change(message) if change and first else None
                 if told is not None:
                     told.metadata.__dict__["_message_id"] = message.metadata.message_id
-                return super()._answer(told or message)
+                return super().answer(told or message)
 
         texts = ["runtime=deployment", "dataset=table", f"dataset.item_table={self.folder}/items.csv", *SMALL]
         texts += [f"runs_dir={self.folder}/runs", f"cache_dir={self.folder}/cache", f"run_id={run_id}", *more]
