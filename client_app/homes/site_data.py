@@ -19,7 +19,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from client_app.homes.run_record import (
+from client_app.homes.site import Site, file_problems, folder_problems
+from client_app.stores.losses import DATA_DAMAGED, SECRET_CHANGED, Losses
+from client_app.stores.run_record import (
     ELSEWHERE,
     RunRecord,
     contradictions,
@@ -27,8 +29,6 @@ from client_app.homes.run_record import (
     record_file,
     write_record,
 )
-from client_app.homes.site import Site, file_problems, folder_problems
-from client_app.stores.losses import DATA_DAMAGED, SECRET_CHANGED, Losses
 from fedrec.core.errors import ConfigError, DataError, PacketError, StoreError
 from fedrec.data.store import open_verified_store, write_store
 from fedrec.data.types import Interactions

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from client_app.homes.run_record import ELSEWHERE, run_file
+from client_app.stores.run_record import ELSEWHERE, run_file
 from fedrec.core.disk import writing
 from fedrec.core.strict_json import json_line, parsed_object
 from fedrec.core.whole_files import write_bytes

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from client_app.answers.repeated import repeated
+from client_app.training.repeated import repeated
 from client_app.training.segments import Segments
 from fedrec.optim.base import LocalOptimiser
 from fedrec.optim.local import LocalState

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client_app.answers.repeated import repeated
+from client_app.training.repeated import repeated
 
 
 @given(
