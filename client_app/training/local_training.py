@@ -78,7 +78,6 @@ class LocalTraining:
         self._alike = alike
         device = next(iter(model.trainable.values())).device
         self.private = {name: tensor.to(device, copy=True) for name, tensor in private.items()}
-        self._trained = {name: self.private[name] for name in model.model.backbone.private}
         self.whole: Tensors = {}
         self._recipe = recipe
         self._unknown = unknown
@@ -144,7 +143,7 @@ class LocalTraining:
             moving += [values for of_place in rows.values() for values in of_place.values()]
             moving += self.whole.values()
         if step.private:
-            moving += self._trained.values()
+            moving += self.private.values()
         for tensor in moving:
             tensor.requires_grad_(True)
         losses = self._losses(number, step.half_life, places, rows)
@@ -160,7 +159,7 @@ class LocalTraining:
                     copies.step(step.optimiser, {place: of_place[name] for place, of_place in of_rows.items()})
                 self._move("shared", self.whole, step.optimiser, gradients)
             if step.private:
-                self._move("private", self._trained, step.optimiser, gradients)
+                self._move("private", self.private, step.optimiser, gradients)
 
     def _move(self, group: str, tensors: Tensors, optimiser: LocalOptimiser, gradients: Iterator[Tensor]) -> None:
         for (name, tensor), gradient in zip(tensors.items(), gradients, strict=False):

@@ -72,8 +72,7 @@ class OracleEngine(Engine):
         steps = moving(steps, model.model.backbone)
         if not steps:
             return 0.0
-        of_user = [own[name] for name in model.model.backbone.private]
-        groups = {"private": of_user, "shared": list(trainable.values())}
+        groups = {"private": list(own.values()), "shared": list(trainable.values())}
         parts = {part for step in steps for part in groups if getattr(step, part)}
         tensors = [tensor.requires_grad_() for part in sorted(parts) for tensor in groups[part]]
         optimisers: dict[LocalOptimiser, torch.optim.Optimizer] = {}
