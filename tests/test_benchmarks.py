@@ -81,6 +81,13 @@ def test_a_benchmark_runs_and_writes_a_valid_result(name: str, tmp_path: Path, c
         assert all(not entry["not_found"] for entry in result["figures"]["parts"])
 
 
+def test_a_checkout_is_timed_against_another(tmp_path: Path, cache: Path) -> None:
+    result = run("against", tmp_path, cache, str(ROOT))
+    check(result, "against")
+    assert list(result["figures"]) == ["engine full", "engine lora", "round full", "round lora"]
+    assert all(entry["ratio"]["repeats"] == 1 for entry in result["figures"].values())
+
+
 @pytest.mark.runtime
 def test_the_message_of_a_device_is_measured(tmp_path: Path) -> None:
     importlib.import_module("benchmarks.light_client").main(["--out", str(tmp_path / "light_client.json")])
