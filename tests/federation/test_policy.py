@@ -365,7 +365,7 @@ def test_a_setup_of_code_that_had_another_exchange_is_refused(shop: Shop) -> Non
     fields = shop.ask("query.enroll", pack({"setup": older}))
     assert "there is no key backbone.expand_every" in fields[records.PROBLEM]
     fields = shop.ask("query.disclose", pack({"setup": json.dumps(told), "phase": 1, "round": 1}))
-    assert "no exchange is called 'query.disclose' here" in fields[records.PROBLEM]
+    assert "this site answers no disclose" in fields[records.PROBLEM]
 
 
 def test_a_run_that_has_ended_is_not_erased_by_a_resumption(shop: Shop) -> None:
