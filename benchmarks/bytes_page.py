@@ -91,6 +91,27 @@ def tables(industrial: int) -> str:
     return text
 
 
+def sparse_uplink() -> str:
+    """The update packet of each embedding as lists of rows, for a window and negatives that say how many may change."""
+    text = (
+        "\n| items | codec | embedding | `dense` | `sparse`, at most | `sparse`, nothing changed |\n"
+        "|---:|---|---|---:|---:|---:|\n"
+    )
+    read = ["optim=fast", "optim.window=51", "optim.negatives=500"]
+    for items in (3_706, 100_000):
+        for codec in ("float32", "int8"):
+            for embedding in embeddings.names():
+                strategy = "strategy=full" if embedding == "full" else "strategy=fedpeft"
+                chosen = [strategy, f"embedding={embedding}", f"codec={codec}", *read]
+                dense, sparse = (
+                    describe(compose([*chosen, f"federation.uplink={uplink}"], base=ROOT), items).phases[-1]
+                    for uplink in ("dense", "sparse")
+                )
+                cells = [f"{items:,}", f"`{codec}`", f"`{embedding}`", f"{dense.up:,}", f"{sparse.up:,}"]
+                text += f"| {' | '.join([*cells, f'{sparse.least_up:,}'])} |\n"
+    return text + "\n"
+
+
 def _line(method: Method, items: int) -> tuple[str, int, str]:
     """Backbone and bytes up, to sort by, and the line itself."""
     found = describe(method.config, items)
@@ -102,7 +123,7 @@ def _line(method: Method, items: int) -> tuple[str, int, str]:
 
 def main(arguments: Sequence[str]) -> int:
     data = Path(os.environ.get("FEDREC_DATA") or ROOT.parent / "shared" / "data").absolute()
-    blocks = {"bytes": f"\n{tables(industrial_items(data))}"}
+    blocks = {"bytes": f"\n{tables(industrial_items(data))}", "sparse": sparse_uplink()}
     return documents.write(PAGE, blocks, command="python -m benchmarks.bytes_page", check="--check" in arguments)
 
 

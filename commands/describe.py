@@ -46,6 +46,15 @@ def show_sizes(found: Sizes, console: Console) -> None:
         console.print(_tensors(phase))
     console.print(_bytes(found))
     for phase in found.phases:
+        if phase.least_up < phase.up:
+            known = (
+                "all of its rows" if phase.changed is None else f"{phase.changed:,} rows, by its window and negatives"
+            )
+            console.print(
+                f"{phase.name}: a device lists the rows of tables that its user has changed. The bytes up, and those "
+                f"of the totals, are the most that it may send, for {known}; it sends fewer where fewer rows change, "
+                f"and {phase.least_up:,} where none do."
+            )
         if phase.merge_every:
             console.print(
                 f"{phase.name}: a merge into the base table every {phase.merge_every:,} rounds. A user downloads "

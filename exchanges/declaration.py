@@ -39,7 +39,7 @@ class Declaration(ABC):
 
     Attributes:
         kind: Its name, by which a client finds what to do.
-        alike: Whether the devices of all users move packets of the same sizes.
+        alike: Whether the same is declared for the devices of all users.
     """
 
     kind: ClassVar[str]
@@ -58,7 +58,7 @@ class Declaration(ABC):
         return sum(form.size() for form in self.down(to).values())
 
     def up_bytes(self, by: Participant) -> int:
-        """Their length: an answer has exactly that, and little more beside it."""
+        """Their length, or the most that it can be: an answer has no more than that, and little beside it."""
         return sum(form.size() for form in self.up(by).values())
 
     def each_up(self, by: Participant) -> NDArray[np.int64]:

@@ -63,6 +63,11 @@ class Training(Declaration):
     def up(self, by: Participant) -> Mapping[str, PacketFormat]:
         return {records.UPDATE: self._setup.update_format(self._trainable, by.users)}
 
+    @override
+    def range_up(self) -> tuple[int, int]:
+        form = self._setup.update_format(self._trainable, 1)
+        return form.least(), form.size()
+
 
 class Ranking(Declaration):
     """All users rank their held-out items: the model down, sums of metrics up, a packet for each split."""

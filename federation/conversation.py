@@ -186,8 +186,7 @@ class Conversation:
                 self.losses.refuse(node, error, answer)
                 continue
             exchange.taken.append(node)
-            moved = exchange.declared.each_up(exchange.participant(node))
-            self._meter.uploaded(exchange.ledger, exchange.phase, exchange.shares[node].users, moved)
+            self._meter.uploaded(exchange.ledger, exchange.phase, exchange.uploaded(node))
 
     def _charge_down(self, together: Sequence[Exchange]) -> None:
         """What the users' devices download, each packet once, whatever number of exchanges needs it."""
@@ -196,7 +195,7 @@ class Conversation:
             users = exchange.users
             for name, each in exchange.each_down().items() if len(users) else ():
                 new = ~np.isin(users, charged.get(name, []))
-                self._meter.downloaded(exchange.ledger, exchange.phase, users[new], each[new])
+                self._meter.downloaded(exchange.ledger, exchange.phase, int(each[new].sum()))
                 charged[name] = np.union1d(charged.get(name, np.zeros(0, np.int64)), users)
             if exchange.frozen.bytes is not None:
                 self._meter.froze(exchange.ledger, exchange.phase, users, exchange.frozen.bytes)

@@ -82,6 +82,13 @@ class Exchange(ABC):
         everybody = Participant(self._directory.keys[self.users])
         return {name: self.declared.each_down(name, everybody) for name in self.declared.down(everybody)}
 
+    def uploaded(self, node: int) -> int:
+        """What the devices of a node's users would have uploaded, all together, for its answer, which was taken.
+
+        As declared; to be overridden where that is a bound.
+        """
+        return int(self.declared.each_up(self.participant(node)).sum())
+
     def participants(self, directory: Directory) -> dict[int, Share]:
         """Whom to ask, by node: all who are here, unless an exchange says otherwise."""
         return directory.shares(directory.here)

@@ -5,8 +5,9 @@ the first time in a phase, downloads what is sent once. Evaluation has a ledger 
 never, does not change what training is said to cost. Every user here is asked to rank, also one with nothing held out:
 its device cannot tell before it has been asked.
 
-The sizes are those that an exchange declares (`exchanges.declaration`); which exchanges there are, and what they are
-for, is nothing to the meter.
+The sizes are those that an exchange declares (`exchanges.declaration`), or of the packets themselves where that is a
+bound; which exchanges there are, and what they are for, is nothing to the meter. It keeps sums over users: where the
+devices of a node's users would not all send the same, the server is told no more.
 
 A user whose base table has been merged into since it was last sent anything of it downloads what was merged, or all
 that is frozen where that is shorter.
@@ -29,16 +30,16 @@ _MOVED = ("up", "down", "one_time", "merges")
 
 
 class Meter:
-    """Bytes per user (by its number in the directory), phase and direction."""
+    """Bytes of all users together, by phase and direction; and what is frozen that each one was sent last."""
 
     def __init__(self, phases: list[str]) -> None:
         self._phases = phases
         self._users = 0
         self._moved = dict.fromkeys(_MOVED, 0)
-        self._up = [np.zeros(0, dtype=np.int64) for _ in phases]
-        self._down = [np.zeros(0, dtype=np.int64) for _ in phases]
-        self._one_time: _Counts = np.zeros(0, dtype=np.int64)
-        self._merges: _Counts = np.zeros(0, dtype=np.int64)
+        self._up = [0 for _ in phases]
+        self._down = [0 for _ in phases]
+        self._one_time = 0
+        self._merges = 0
         self._evaluation = 0
         # The version of what is frozen that a user was sent last in a phase, as it trained and as it was ranked.
         self._trained_in: _Counts = np.zeros((len(phases), 0), dtype=np.int64)
@@ -49,10 +50,7 @@ class Meter:
         new = users - self._users
         if new <= 0:
             return
-        self._up = [np.pad(counts, (0, new)) for counts in self._up]
-        self._down = [np.pad(counts, (0, new)) for counts in self._down]
-        self._one_time = np.pad(self._one_time, (0, new), constant_values=enrolment)
-        self._merges = np.pad(self._merges, (0, new))
+        self._one_time += new * enrolment
         self._trained_in = np.pad(self._trained_in, ((0, 0), (0, new)), constant_values=_NEVER)
         self._evaluated_in = np.pad(self._evaluated_in, ((0, 0), (0, new)), constant_values=_NEVER)
         self._users = users
@@ -66,25 +64,25 @@ class Meter:
         """What training has moved since the round began, of all users together."""
         return dict(self._moved)
 
-    def downloaded(self, ledger: Ledger, phase: int, users: NDArray[np.int64], each: NDArray[np.int64]) -> None:
-        """`users` download packets of `each` bytes (int64 [users])."""
+    def downloaded(self, ledger: Ledger, phase: int, bytes: int) -> None:
+        """Users' devices download so many bytes of packets, together."""
         if ledger is Ledger.TRAINING:
-            self._down[phase][users] += each
-            self._moved["down"] += int(each.sum())
+            self._down[phase] += bytes
+            self._moved["down"] += bytes
         elif ledger is Ledger.EVALUATION:
-            self._evaluation += int(each.sum())
+            self._evaluation += bytes
         else:
-            self._one_time[users] += each
+            self._one_time += bytes
 
-    def uploaded(self, ledger: Ledger, phase: int, users: NDArray[np.int64], each: NDArray[np.int64]) -> None:
-        """`users` upload packets of `each` bytes (int64 [users])."""
+    def uploaded(self, ledger: Ledger, phase: int, bytes: int) -> None:
+        """Users' devices upload so many bytes of packets, together."""
         if ledger is Ledger.TRAINING:
-            self._up[phase][users] += each
-            self._moved["up"] += int(each.sum())
+            self._up[phase] += bytes
+            self._moved["up"] += bytes
         elif ledger is Ledger.EVALUATION:
-            self._evaluation += int(each.sum())
+            self._evaluation += bytes
         else:
-            self._one_time[users] += each
+            self._one_time += bytes
 
     def froze(self, ledger: Ledger, phase: int, users: NDArray[np.int64], frozen: FrozenBytes) -> None:
         """`users` download what they lack of `frozen`: each ledger counts it the first time that it needs it."""
@@ -93,8 +91,8 @@ class Meter:
             self._evaluation += int(once.sum() + merges.sum())
             return
         once, merges = _lacking(self._trained_in[phase], users, frozen)
-        self._one_time[users] += once
-        self._merges[users] += merges
+        self._one_time += int(once.sum())
+        self._merges += int(merges.sum())
         self._moved["one_time"] += int(once.sum())
         self._moved["merges"] += int(merges.sum())
 
@@ -110,12 +108,12 @@ class Meter:
         """
         users = max(1, self._users)
         by_phase = {
-            name: {"up": float(up.sum()) / users, "down": float(down.sum()) / users}
+            name: {"up": up / users, "down": down / users}
             for name, up, down in zip(self._phases, self._up, self._down, strict=True)
         }
         up = sum(phase["up"] for phase in by_phase.values())
         down = sum(phase["down"] for phase in by_phase.values())
-        one_time, merges = float(self._one_time.sum()) / users, float(self._merges.sum()) / users
+        one_time, merges = self._one_time / users, self._merges / users
         return {
             "up": up,
             "down": down,
@@ -129,20 +127,20 @@ class Meter:
     def state(self) -> dict[str, NDArray[Any]]:
         """Everything counted, as arrays, for a checkpoint."""
         return {
-            "up": np.stack(self._up),
-            "down": np.stack(self._down),
-            "one_time": self._one_time,
-            "merges": self._merges,
+            "up": np.array(self._up, dtype=np.int64),
+            "down": np.array(self._down, dtype=np.int64),
+            "one_time": np.array([self._one_time], dtype=np.int64),
+            "merges": np.array([self._merges], dtype=np.int64),
             "trained_in": self._trained_in,
             "evaluation": np.array([self._evaluation], dtype=np.int64),
             "evaluated_in": self._evaluated_in,
         }
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Count on from what `state` gave."""
-        self._users = len(state["one_time"])
-        self._up, self._down = [counts.copy() for counts in state["up"]], [counts.copy() for counts in state["down"]]
-        self._one_time, self._merges = state["one_time"].copy(), state["merges"].copy()
+        """Count on from what `state` gave; checkpoints of old have a number for each user, where there are sums now."""
+        self._users = state["trained_in"].shape[1]
+        self._up, self._down = ([int(counts.sum()) for counts in state[way]] for way in ("up", "down"))
+        self._one_time, self._merges = int(state["one_time"].sum()), int(state["merges"].sum())
         self._trained_in, self._evaluated_in = state["trained_in"].copy(), state["evaluated_in"].copy()
         self._evaluation = int(state["evaluation"][0])
 

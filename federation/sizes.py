@@ -1,7 +1,7 @@
 """What a run moves and who holds it, worked out from its configuration and the number of items alone.
 
 Nothing is trained and no data is read: a packet's size is known beforehand, so these are, to the byte, what the meter
-of a real run counts.
+of a real run counts; but for updates that list the rows which a user changed, of which there is a bound.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from typing import Any
 from exchanges import members, records
 from exchanges.declaration import Participant, Regular
 from federation.server_model import Phase
+from federation.uplink import most_changed
 from federation.versions import FrozenBytes, expected_bytes
 from fedrec.config.schema import RunConfig
 from fedrec.core import registry
 from fedrec.core.tensors import Spec, TensorSpec
+from fedrec.optim.base import Recipe
+from fedrec.stages.base import Stage
 from fedrec.wire.packet import PacketFormat
 from fedrec.wire.protocol import Setup, eligible_spec, frozen_format
 from peft_embeddings.model import BASE, Model, models_of
@@ -58,7 +61,10 @@ class PhaseSizes:
         rounds: How many it has.
         embedding: What is trained in it.
         tensors: Everything that is trained, frozen or kept in it.
-        up: Bytes of the update packet, for each round in which a user is chosen.
+        up: Bytes of the update packet, for each round in which a user is chosen; the most of them, where a device lists
+            the rows that its user changed.
+        least_up: The fewest: of a user who changed nothing.
+        changed: The most rows of its tables that a user changes, with which `up` reckons; None: all of them.
         down: Bytes of the model packet.
         once: Bytes of the frozen packet, the first time that a user is chosen in the phase; 0 if nothing is frozen.
         whole: Bytes of the frozen packet after a merge, when it is exact whatever the codec; 0 if nothing is frozen.
@@ -72,6 +78,8 @@ class PhaseSizes:
     embedding: str
     tensors: tuple[Row, ...]
     up: int
+    least_up: int
+    changed: int | None
     down: int
     once: int
     whole: int
@@ -102,7 +110,8 @@ class Exchange:
 class Totals:
     """Bytes of a user who is chosen in the mean share of so many rounds, and in some round of every phase.
 
-    `up` and `down` have what it exchanges with others between the rounds, where it does.
+    `up` and `down` have what it exchanges with others between the rounds, where it does. Where a device lists the rows
+    that its user changed, `up` is a bound.
     `merges` is what it downloads of merges in expectation: what it missed depends on when it is chosen. A user who is
     chosen in every round downloads each of them, and moves exactly that.
     """
@@ -164,7 +173,10 @@ def sizes(config: RunConfig, setup: Setup, item_list: int | None = None) -> Size
     if setup.backbone_of_run.item_counting is not None:
         joining["report of items"] = members.Counting(setup.n_items).up_bytes(_DEVICE)
     plan: Sequence[Phase] = registry.strategies.get(strategy.name).phases(config)
-    phases = tuple(_phase(phase, model, setup) for phase, model in zip(plan, models_of(setup), strict=True))
+    recipe: Recipe = registry.optims.get(config.optim.name)(config.optim, setup.backbone_of_run.advice)
+    privacy: Stage = registry.privacies.get(config.privacy.name)(config.privacy)
+    each = zip(plan, models_of(setup), strict=True)
+    phases = tuple(_phase(phase, model, setup, recipe, privacy) for phase, model in each)
     once, rounds = sum(joining.values()), sum(phase.rounds for phase in phases)
     exchanges = _exchanges(registry.strategies.get(strategy.name).regular(config, setup))
     return Sizes(
@@ -192,10 +204,14 @@ def _exchanges(regular: Sequence[Regular]) -> tuple[Exchange, ...]:
     return tuple(found)
 
 
-def _phase(phase: Phase, model: Model, setup: Setup) -> PhaseSizes:
+def _phase(phase: Phase, model: Model, setup: Setup, recipe: Recipe, privacy: Stage) -> PhaseSizes:
     training = members.Training(setup, model.trainable)
     down = training.down(_DEVICE)[records.MODEL]
     frozen = setup.start_format(model.frozen, BASE)
+    least, most = training.range_up()
+    changed = None
+    if (sparse := setup.stages.sparse) is not None and (changed := most_changed(model, recipe, privacy)) is not None:
+        most = training.up(_DEVICE)[records.UPDATE].head + sparse.size_of_rows(model.trainable, changed)
     private = {f"private.{name}": entry for name, entry in model.backbone.private.items()}
     rows = [
         *_sent(down, EACH_ROUND),
@@ -208,7 +224,9 @@ def _phase(phase: Phase, model: Model, setup: Setup) -> PhaseSizes:
         rounds=phase.rounds,
         embedding=phase.embedding.name,
         tensors=tuple(rows),
-        up=training.up_bytes(_DEVICE),
+        up=most,
+        least_up=least,
+        changed=None if changed is None else sum(changed.values()),
         down=training.down_bytes(_DEVICE),
         once=frozen.size() if model.frozen else 0,
         whole=frozen_format(model.frozen).size() if model.frozen else 0,

@@ -22,8 +22,8 @@ from federation.exchange import Exchange
 from federation.mends import USERS, said
 from federation.server_model import ServerModel
 from fedrec.config.schema import FederationConfig
-from fedrec.core.errors import FederationError, RoundError
-from fedrec.wire.protocol import Setup
+from fedrec.core.errors import FederationError, PacketError, RoundError
+from fedrec.wire.protocol import UPDATE_SCALARS, Setup
 from fedrec.wire.updates import DROPPED
 
 log = logging.getLogger("fedrec")
@@ -66,6 +66,7 @@ class Training(Exchange):
         self._sampling, self._roots = sampling, Roots(setup.seed, secret)
         self._packet, self._fields = model.packet(round, kept), model.fields(round)
         self._target = 0
+        self._uploaded: dict[int, int] = {}
         self.fold = self._empty_fold(0)
 
     def _empty_fold(self, users: int) -> UpdateFold:
@@ -78,7 +79,7 @@ class Training(Exchange):
         wanted = rules.fraction * (1 + rules.over_sampling)
         users = directory.cohort(self._sampling, self.round, wanted, self._roots)
         self._target = self._sampling.awaited(len(directory.here), len(users), rules.fraction)
-        self.fold = self._empty_fold(len(users))
+        self.fold, self._uploaded = self._empty_fold(len(users)), {}
         return directory.shares(users)
 
     @override
@@ -95,12 +96,34 @@ class Training(Exchange):
 
     @override
     def take(self, node: int, answer: Content) -> None:
-        users = len(self.shares[node].users)
+        users, data = len(self.shares[node].users), answer.packet(records.UPDATE)
         form = self.declared.up(self.participant(node))[records.UPDATE]
-        packet = form.decode(answer.packet(records.UPDATE), phase=self.phase, round=self.round)
-        if not self.fold.add(packet, users):
+        packet = form.decode(data, phase=self.phase, round=self.round)
+        scalars, more = packet.scalars[: len(UPDATE_SCALARS)], packet.scalars[len(UPDATE_SCALARS) :]
+        uploaded = len(data) if users == 1 else super().uploaded(node)
+        if more:
+            uploaded = self._of_own_devices(users, *more)
+        if not self.fold.add(packet._replace(scalars=scalars), users):
             self._counts["wrong_loss"] += 1
             log.warning("node %d claims a loss that no training has: it is left out of the mean", node)
+        self._uploaded[node] = uploaded
+
+    def _of_own_devices(self, users: int, tensors: float) -> int:
+        """The length of the packets of this many users' own devices, whose tensors have together so many bytes.
+
+        Raises PacketError (`wrong_bytes`) if they cannot have.
+        """
+        form = self._setup.update_format(self._trainable, 1)
+        least, most = users * (form.least() - form.head), users * (form.size() - form.head)
+        if not (least <= tensors <= most and tensors == int(tensors)):  # neither NaN nor infinity passes the first
+            raise PacketError(
+                "wrong_bytes", f"{users} devices would send {least} to {most} bytes of tensors, not {tensors!r}"
+            )
+        return int(tensors) + users * form.head
+
+    @override
+    def uploaded(self, node: int) -> int:
+        return self._uploaded[node]
 
     @property
     def _answered(self) -> int:

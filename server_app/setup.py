@@ -100,4 +100,5 @@ def make_setup(
         engine=config.engine,
         pairs_at_once=config.pairs_at_once,
         simulation=simulation,
+        uplink=config.federation.uplink,
     )

@@ -37,6 +37,7 @@ from client_app.stores.store import PrivateStore
 from exchanges import records
 from exchanges.records import pack, unpack
 from fedrec.codecs.base_table import BaseTableCodec
+from fedrec.codecs.sparse import SparseCodec
 from fedrec.config.compose import compose
 from fedrec.config.describe import load_member
 from fedrec.core import registry
@@ -94,7 +95,8 @@ def _codec(name: str, **values: Any) -> Any:
 
 
 SPEC: Spec = {"a": TableSpec((5, 4)), "b": TensorSpec((3,)), "codes": TensorSpec((7, 2), "uint8")}
-FORMS = {
+FORMS: dict[Kind | str, PacketFormat] = {
+    "sparse": PacketFormat(Kind.UPDATE, SPEC, SparseCodec(_codec("int8")), 9),
     Kind.MODEL: PacketFormat(Kind.MODEL, SPEC, _codec("float32"), 1),
     Kind.UPDATE: PacketFormat(Kind.UPDATE, SPEC, _codec("int8", scale="row"), 8),
     Kind.FROZEN: PacketFormat(Kind.FROZEN, SPEC, BaseTableCodec("a", _codec("int8"), _codec("float32")), 0),
@@ -112,12 +114,14 @@ def _tensors(spec: Spec) -> Tensors:
     return made
 
 
-@pytest.mark.parametrize("kind", list(Kind), ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", ["sparse", *Kind], ids=str)
 @fuzzed(120)
 @given(bend=bends())
-def test_a_bent_packet_is_refused_or_is_the_one_that_was_sent(kind: Kind, bend: Callable[[bytes], bytes]) -> None:
-    form = FORMS[kind]
-    data = form.encode(1, 9, _tensors(form.spec), [float(n) for n in range(form.scalars)])
+def test_a_bent_packet_is_refused_or_is_the_one_that_was_sent(kind: Kind | str, bend: Callable[[bytes], bytes]) -> None:
+    form, tensors = FORMS[kind], _tensors(FORMS[kind].spec)
+    if kind == "sparse":
+        tensors["a"][1:4] = 0
+    data = form.encode(1, 9, tensors, [float(n) for n in range(form.scalars)])
     sent = form.decode(data)
     try:
         came = form.decode(bend(data), phase=1, round=9)
@@ -148,7 +152,7 @@ CHOICES = [
     ["optim=fast", "codec=int8", "privacy=pseudo_items"],
     ["backbone=fedpergnn", "backbone.layers=2"],
     ["backbone=pfedrec", "embedding=rqvae", "embedding.codes=4"],
-    ["backbone=fedncf", "embedding=hash_senet", "codec=float16"],
+    ["backbone=fedncf", "embedding=hash_senet", "codec=float16", "federation.uplink=sparse"],
 ]
 
 

@@ -85,7 +85,30 @@ def test_there_and_back() -> None:
     assert reading().to_json() == SETUP.to_json()
 
 
+def test_the_plain_uplink_is_not_told() -> None:
+    """What a client is told counts as bytes, and a run of old said nothing of it."""
+    sparse = dataclasses.replace(SETUP, uplink="sparse")
+    assert "uplink" not in VALUES
+    assert json.loads(sparse.to_json()) == {**VALUES, "uplink": "sparse"}
+    assert Setup.from_json(sparse.to_json()) == sparse
+
+
+def test_what_a_sum_of_lists_says_beside_it() -> None:
+    spec, told = {"t": TableSpec((100, 4))}, len(UPDATE_SCALARS)
+    sparse = dataclasses.replace(SETUP, uplink="sparse")
+    assert [setup.update_format(spec, users).scalars for setup in (SETUP, sparse) for users in (1, 2)] == [
+        told,
+        told,
+        told,
+        told + 1,
+    ]
+    one, many = sparse.update_format(spec, 1), sparse.update_format(spec, 2)
+    assert one.least() < one.size() == SETUP.update_format(spec, 1).size() + 4
+    assert many.least() == many.size() == SETUP.update_format(spec, 2).size() + 8
+
+
 WRONG: dict[str, dict[str, Any]] = {
+    "an uplink that there is not": {"uplink": "narrow"},
     "text for a number": {"seed": "7"},
     "a number for a text": {"run_key": 7},
     "a yes for a number": {"n_items": True},

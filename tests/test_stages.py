@@ -11,14 +11,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from scipy.stats import kstest
 from torch import Tensor
 
 from federation.aggregation import UpdateFold
 from fedrec.codecs.base import Codec
 from fedrec.config.describe import load_member
-from fedrec.core.errors import FederationError, PacketError
+from fedrec.core.errors import ConfigError, FederationError, PacketError
 from fedrec.core.registry import codecs
 from fedrec.core.rng import generator
 from fedrec.core.tensors import Spec, TableSpec, Tensors, TensorSpec, zeros
@@ -113,13 +112,6 @@ class Dense(Stage):
         return given.changed(whole={name: 2 * tensor + 0.01 for name, tensor in given.whole.items()})
 
 
-class Halved(Stage):
-    """Sends half of the bytes, of users with an even key."""
-
-    def packet_bytes(self, given: Contributions, before: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.where(given.keys % 2 == 0, before // 2, before)
-
-
 def sums(stages: Stages, given: Contributions) -> Tensors:
     update = stages.empty(zeros(SPEC), len(given))
     stages.add(copy.deepcopy(given), update, DRAWS)
@@ -204,8 +196,8 @@ def test_a_dropped_user_is_no_part_of_the_sum_even_if_its_factor_is_none() -> No
         given.whole["dense"][2] = torch.nan
         given.whole["dense"][3] = torch.inf
         update = stages.empty(zeros(SPEC), 4)
-        added = stages.add(copy.deepcopy(given), update, DRAWS)
-        assert added.kept.tolist() == [True, True, False, False]
+        kept = stages.add(copy.deepcopy(given), update, DRAWS)
+        assert kept.tolist() == [True, True, False, False]
         assert update.dropped == {"non_finite": 2, "too_large": 0, "no_negatives": 0}
         for name, tensor in sums(stages, part(given, [0, 1])).items():
             torch.testing.assert_close(update.total[name], tensor)
@@ -234,15 +226,33 @@ def test_rows_that_are_added_are_added_in_either_form() -> None:
         assert torch.equal(second.touched("table").rows, torch.nonzero(first[0].any(1)).flatten())
 
 
-def test_bytes_are_what_the_stages_say_user_by_user() -> None:
-    stages = Stages([Halved()], codec_of("int8"), Limits(50, 1e6))
-    update = stages.empty(zeros(SPEC), 3)
-    whole = codec_of("int8").size(SPEC)
-    assert stages.add(users(3), update, DRAWS).packet_bytes.tolist() == [whole // 2, whole, whole // 2]
+@pytest.mark.parametrize("sparse", [False, True])
+@pytest.mark.parametrize("codec", CODECS)
+def test_the_bytes_of_a_sum_are_those_of_the_packets_of_its_users(codec: str, sparse: bool) -> None:
+    """Also of those who are left out, whose own devices would send zeros."""
+    stages, given = Stages([], codec_of(codec), Limits(50, 1e6), sparse=sparse), users(4)
+    given.whole["dense"][2] = torch.nan
+    for together in (given, next(iter(part(given, [1]).one_by_one()))):
+        update = stages.empty(zeros(SPEC), len(together))
+        stages.add(copy.deepcopy(together), update, DRAWS)
+        packets = []
+        for user in given.keys.tolist() if len(together) > 1 else [1]:
+            alone = stages.empty(zeros(SPEC), 1)
+            stages.add(part(given, [user]), alone, DRAWS)
+            spec, chosen = stages.sum_format(SPEC, 1)
+            packets.append(chosen.encode(alone.total, spec, None))
+            assert alone.packet_bytes == len(packets[-1])
+        assert update.packet_bytes == sum(len(packet) for packet in packets)
+    assert (update.packet_bytes < codec_of(codec).size(SPEC)) is sparse
+
+
+def test_a_sum_that_is_noised_does_not_come_as_lists_of_rows() -> None:
+    with pytest.raises(ConfigError, match=r"federation\.uplink=sparse"):
+        Stages([Clip(1.0, 1.0)], codec_of("float32"), Limits(1, 1.0), sparse=True)
 
 
 def test_events_are_those_of_the_stages_that_keep_a_promise() -> None:
-    stages = Stages([Clip(2.0, 3.0), Halved()], codec_of("float32"), Limits(50, 1e6))
+    stages = Stages([Clip(2.0, 3.0), Dense()], codec_of("float32"), Limits(50, 1e6))
     assert stages.events(1) == [Release("gaussian", 1.5)]
     assert stages.max_norm == 2.0
 

@@ -228,8 +228,11 @@ class Node:
         if self.setup.stages.tells:
             trained.update.cold = int((~found & trained.taken).sum())
         fmt = members.Training(self.setup, model.model.trainable).up(Participant(cohort.keys))[records.UPDATE]
+        told = trained.update.scalars()
+        if fmt.scalars > len(told):  # of a sum in the place of packets whose lengths nobody sees
+            told = (*told, float(trained.update.packet_bytes))
         # What each user gives was rounded before it was added up: here nothing is but to what it is already.
-        return fmt.encode(phase, round, trained.update.total, trained.update.scalars(), seed=None)
+        return fmt.encode(phase, round, trained.update.total, told, seed=None)
 
     def evaluate(self, received: Received, after: int, of: HeldOut) -> bytes:
         """Rank the held-out items of a split for all users who have one; the encoded sums of the metrics.

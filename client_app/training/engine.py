@@ -54,13 +54,11 @@ class Trained(NamedTuple):
         update: Their sum.
         private: Their private tensors [users, ...] afterwards.
         taken: bool [users], who is in the sum.
-        packet_bytes: int64 [users], bytes of the tensors in the packet of each user's own device.
     """
 
     update: NodeUpdate
     private: Tensors
     taken: NDArray[np.bool_]
-    packet_bytes: NDArray[np.int64]
 
 
 def all_finite(private: Tensors, users: int) -> Tensor:
@@ -81,32 +79,32 @@ class Collected:
 
     def __init__(self, stages: Stages, model: GlobalModel, private: Tensors, users: int, draws: Draws) -> None:
         """Nobody yet, of `users` users with these private tensors [users, ...]."""
-        self._stages, self._draws = stages, draws
+        self._stages, self._draws, self._spec = stages, draws, model.model.trainable
         self._update = stages.empty(model.trainable, users)
         self._private = {name: tensor.clone() for name, tensor in private.items()}
         self._taken = np.zeros(users, dtype=np.bool_)
-        self._bytes = np.full(users, stages.codec.size(model.model.trainable), dtype=np.int64)
 
     def take(self, users: NDArray[np.int64], given: Contributions, private: Tensors) -> None:
         """Put what `users` give through the stages; the private tensors [len(users), ...] are kept of who is taken."""
         sane = all_finite(private, len(users)).to(given.loss.device)
         given = dataclasses.replace(given, loss=torch.where(sane, given.loss, math.nan))
         with torch.no_grad():
-            added = self._stages.add(given, self._update, self._draws)
-        self._bytes[users] = added.packet_bytes
-        chosen = users[added.kept.cpu().numpy()]
+            kept = self._stages.add(given, self._update, self._draws)
+        chosen = users[kept.cpu().numpy()]
         self._taken[chosen] = True
         for name, tensor in private.items():
-            self._private[name][chosen] = tensor[added.kept].to(self._private[name].device)
+            self._private[name][chosen] = tensor[kept].to(self._private[name].device)
 
     def trained(self) -> Trained:
         """The result; users who were never handed over had no negatives."""
         update = self._update
-        update.dropped["no_negatives"] = len(self._taken) - update.users - sum(update.dropped.values())
+        nothing = len(self._taken) - update.users - sum(update.dropped.values())
+        update.dropped["no_negatives"] = nothing
+        update.packet_bytes += nothing * self._stages.sum_format(self._spec, 1)[1].least(self._spec)
         if not self._stages.tells:
             update.say_no_more()
         update.total = {name: tensor.cpu() for name, tensor in update.total.items()}
-        return Trained(update, self._private, self._taken, self._bytes)
+        return Trained(update, self._private, self._taken)
 
 
 class Engine(ABC):

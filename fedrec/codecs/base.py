@@ -27,7 +27,11 @@ class Codec(ABC):
 
     @abstractmethod
     def size(self, spec: Spec) -> int:
-        """Exact number of bytes that `encode` makes of any tensors of this specification."""
+        """Exact number of bytes that `encode` makes of any tensors of this specification; the most, with a `least`."""
+
+    def least(self, spec: Spec) -> int:
+        """The fewest: `size`, but for a codec whose bytes become fewer with what is in the tensors."""
+        return self.size(spec)
 
     @abstractmethod
     def encode(self, tensors: Tensors, spec: Spec, seed: int | None) -> bytes:
@@ -39,4 +43,4 @@ class Codec(ABC):
 
     @abstractmethod
     def decode(self, data: memoryview, spec: Spec) -> Tensors:
-        """The tensors, as owned writable memory; `data` has exactly `size(spec)` bytes."""
+        """The tensors, as owned writable memory; `data` has exactly `size(spec)` bytes, or `least` to `size`."""

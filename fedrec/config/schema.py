@@ -108,6 +108,8 @@ class FederationConfig:
         silent_rounds: Messages in a row that a node leaves unanswered before it rests: it is then left out, and asked
             again after 1, 2, 4, ... 32 times as long as was waited for it, at most after an hour, or as soon as a late
             answer shows that it can be in time.
+        uplink: What a user's device sends of a table that it trained: all rows (`dense`), or the rows that changed
+            where that is shorter (`sparse`): the same update to the bit, in fewer bytes where few rows change.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
@@ -123,6 +125,7 @@ class FederationConfig:
     node_timeout: Annotated[float, Ge(0), Le(10_000_000)]
     round_timeout: Annotated[float, Gt(0), Le(10_000_000)] | None
     silent_rounds: Annotated[int, Ge(1), Le(MOST_ROUNDS)]
+    uplink: Literal["dense", "sparse"] = "dense"  # a run of old does not say
 
     def patience(self, *, simulated: bool) -> float:
         """Seconds after which a round goes on."""

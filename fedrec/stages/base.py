@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fedrec.stages.contributions import Contributions
 from fedrec.stages.draws import Draws
 from fedrec.stages.sums import Sum
@@ -77,13 +74,6 @@ class Stage:
     def on_devices(self, given: Contributions, draws: Draws) -> Contributions:
         """What these users give instead. It may depend on each user alone, never on who is beside it."""
         return given
-
-    def packet_bytes(self, given: Contributions, before: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Bytes [U] of the tensors in the packet that each user's own device would send, `before` without this stage.
-
-        Never more than `before`, which is what is announced before the run.
-        """
-        return before
 
     def on_sum(self, total: Sum, about: Round) -> Sum:
         """What the server goes on with instead of the sum; also of a round in which nobody took part."""

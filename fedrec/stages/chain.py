@@ -5,16 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import cached_property
-from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from fedrec.codecs.base import Codec
 from fedrec.codecs.float32 import Float32Codec, Float32Config
 from fedrec.codecs.rounding import RoundingCodec
+from fedrec.codecs.sparse import SparseCodec
 from fedrec.core.errors import ConfigError, FederationError
 from fedrec.core.tensors import Spec, Tensors
 from fedrec.stages.addition import MOST_USERS, Addition, GridAddition, PlainAddition
@@ -28,12 +26,11 @@ from fedrec.wire.updates import NodeUpdate
 
 _ORDER: Sequence[Reads] = ("nothing", "norms", "rows", "dense")
 
-
-class Added(NamedTuple):
-    """What became of users: bool [U], who was taken; int64 [U], bytes of the tensors in each one's own packet."""
-
-    kept: Tensor
-    packet_bytes: NDArray[np.int64]
+NOT_SPARSE = (
+    "federation.uplink=sparse: the chosen privacy noises the sum of updates, and a list of the rows that a user has "
+    "changed, or its length, would tell beside it what the noise is to hide; give federation.uplink=dense"
+)
+"""Why a sum that is noised does not come as lists of rows."""
 
 
 class Stages:
@@ -44,9 +41,10 @@ class Stages:
             or `nothing`. A stage never sees a norm that rounding changes afterwards.
         limits: The public rules among them.
         codec: Of users' updates.
+        sparse: Lists the rows that an update changes, in that codec; None: an update has all rows of its tables.
     """
 
-    def __init__(self, members: Sequence[Stage], codec: Codec, limits: Limits) -> None:
+    def __init__(self, members: Sequence[Stage], codec: Codec, limits: Limits, *, sparse: bool = False) -> None:
         """The stages of a run.
 
         Args:
@@ -54,9 +52,11 @@ class Stages:
             codec: A `RoundingCodec` rounds each user's update as the user's own packet would; exact ones change
                 nothing.
             limits: Who is taken, and what each counts.
+            sparse: Whether a device sends the rows that its user has changed, where that is shorter than all of them.
 
         Raises:
             ConfigError: The codec is neither: an update would be rounded on a device of its own, and not beside others.
+                Or a stage noises a sum that would come as lists of rows.
         """
         if not codec.exact and not isinstance(codec, RoundingCodec):
             raise ConfigError(
@@ -72,8 +72,11 @@ class Stages:
         self.stages: Sequence[Stage] = [*first, *([rounding] if rounding else []), limits, *last]
         self.limits = limits
         self.codec = codec
+        self.sparse = SparseCodec(codec) if sparse else None
         self.addition: Addition = PlainAddition()
         if any(stage.noises_sum for stage in members):
+            if sparse:
+                raise ConfigError([NOT_SPARSE])
             self.addition = GridAddition(self.max_norm, rounding)
 
     @cached_property
@@ -115,16 +118,19 @@ class Stages:
         """The update of nobody yet, of `users` who were asked, for tensors in the shapes of `like`."""
         return NodeUpdate(total=self.addition.zeros(like, users))
 
-    def add(self, given: Contributions, update: NodeUpdate, draws: Draws) -> Added:
-        """Put users through all stages and add them to the update; those who are left out are counted there."""
-        kept, sizes = [], []
+    def add(self, given: Contributions, update: NodeUpdate, draws: Draws) -> Tensor:
+        """Put users through all stages and add them to the update; those who are left out are counted there.
+
+        Returns bool [U], who was taken.
+        """
+        kept = []
         for part in given.one_by_one() if self.reads == "dense" and given.rows else (given,):
             done = self.on_devices(part, draws)
-            sizes.append(self.packet_bytes(done))
+            update.packet_bytes += self.packet_bytes(done)
             self.addition.add(done, update.total)
             update.count(done)
             kept.append(done.kept)
-        return Added(torch.cat(kept), np.concatenate(sizes))
+        return torch.cat(kept)
 
     def on_devices(self, given: Contributions, draws: Draws) -> Contributions:
         """What leaves the devices, before it is added up."""
@@ -134,19 +140,22 @@ class Stages:
             given = stage.on_devices(given, draws)
         return given
 
-    def packet_bytes(self, given: Contributions) -> NDArray[np.int64]:
-        """int64 [U], bytes of the tensors in the packet of each user's own device."""
-        bytes = np.full(len(given), self.codec.size(given.spec), dtype=np.int64)
-        for stage in self.stages:
-            bytes = stage.packet_bytes(given, bytes)
-        return bytes
+    def packet_bytes(self, given: Contributions) -> int:
+        """Bytes of the tensors in the packets of these users' own devices, together."""
+        if self.sparse is None:
+            return len(given) * self.codec.size(given.spec)
+        changed = {name: given.changed_rows(name) for name in given.tables}
+        of_each = [{name: int(rows[user]) for name, rows in changed.items()} for user in range(len(given))]
+        return sum(self.sparse.size_of_rows(given.spec, rows) for rows in of_each)
 
     def sum_format(self, spec: Spec, users: int) -> tuple[Spec, Codec]:
         """Specification and codec of the packet that carries the sum of `users` users' updates.
 
         The sum of one is what the user's own device sends. A sum of several updates is no longer of a lossy codec's
-        numbers, nor an exact one of any float32's.
+        numbers, nor an exact one of any float32's, and it changes more rows than a list is worth.
         """
+        if users <= 1 and self.sparse is not None:
+            return spec, self.sparse
         if users > 1 and self.exact:
             whole = {name: dataclasses.replace(entry, dtype="int64") for name, entry in spec.items()}
             return whole, self.codec.of_sum(users)

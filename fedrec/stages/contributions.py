@@ -167,6 +167,16 @@ class Contributions:
         """Names of the tables that travel."""
         return [name for name, entry in self.spec.items() if isinstance(entry, TableSpec)]
 
+    def changed_rows(self, name: str) -> NDArray[np.int64]:
+        """int64 [U], how many rows of a table each user's own packet changes: none of a user who is not kept."""
+        counts = torch.zeros(len(self), dtype=torch.int64, device=self.loss.device)
+        if name in self.rows:
+            for block in self.rows[name]:  # of a row that stands in several places one is not zero
+                counts.index_add_(0, block.owner, (block.values != 0).any(2).sum(1))
+        else:
+            counts += (self.whole[name] != 0).any(2).sum(1)
+        return torch.where(self.kept, counts, 0).cpu().numpy()
+
     def touched(self, name: str) -> Touched:
         """The rows of a table that are not zero."""
         if name not in self.rows:

@@ -68,9 +68,18 @@ class PacketFormat(NamedTuple):
         # A codec without settings is named as before there were any, and packets that were kept stay readable.
         return spec_digest(self.spec, name, *([json.dumps(settings, sort_keys=True)] if settings else []))
 
+    @property
+    def head(self) -> int:
+        """Bytes of a packet without its tensors: header and scalars."""
+        return _START + 8 * self.scalars
+
     def size(self) -> int:
-        """Exact length in bytes of every packet of this format."""
-        return _START + 8 * self.scalars + self.codec.size(self.spec)
+        """Exact length in bytes of every packet of this format; the most, where the codec's bytes vary."""
+        return self.head + self.codec.size(self.spec)
+
+    def least(self) -> int:
+        """The fewest bytes of a packet of this format: `size`, but where the codec's bytes vary."""
+        return self.head + self.codec.least(self.spec)
 
     def encode(
         self, phase: int, round: int, tensors: Tensors, scalars: Sequence[float] = (), seed: int | None = 0
@@ -124,7 +133,7 @@ class PacketFormat(NamedTuple):
         if len(view) > self.size():
             raise PacketError("oversized", f"{len(view)} bytes came, a {self.kind.name} packet has {self.size()}")
         body = view[_START:]
-        if len(body) != 8 * scalars + length or length != self.codec.size(self.spec):
+        if len(body) != 8 * scalars + length or len(view) < self.least():
             raise PacketError("malformed", f"the packet has {len(view)} bytes, {self.size()} were expected: truncated")
         if (_checksum(view[: _HEADER.size], body),) != _CHECKSUM.unpack_from(view, _HEADER.size):
             raise PacketError("malformed", "the packet's checksum does not fit its content: damaged on the way")

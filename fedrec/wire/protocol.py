@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -55,7 +55,8 @@ the versions of private tensors that it would need then."""
 
 UPDATE_SCALARS = ("weight", "users", "examples", "loss", "cold_users", *DROPPED)
 """With an update go sums over the node's users: weight, users in the sum, examples, weighted loss, users who trained
-for the first time, and users left out by reason."""
+for the first time, and users left out by reason. Where devices list the rows that they changed, one more goes with the
+sum of several: the bytes of the tensors in the packets that they would have sent, together."""
 
 
 METRICS_COUNTS = ("users", "cold_users", "diverged_users")
@@ -116,10 +117,14 @@ class Setup:
     engine: Short
     pairs_at_once: Annotated[int, Ge(1), Le(MOST_ITEMS)]
     simulation: SimulatedData | None
+    uplink: Literal["dense", "sparse"] = "dense"
 
     def to_json(self) -> str:
-        """One line of JSON with sorted keys."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        """One line of JSON with sorted keys; of the uplink it says nothing while that is the plain one."""
+        told = dataclasses.asdict(self)
+        if self.uplink == "dense":
+            del told["uplink"]
+        return json.dumps(told, sort_keys=True, separators=(",", ":"))
 
     def device_json(self) -> str:
         """What a real device would be told: where a simulated node finds its data is no part of it."""
@@ -180,7 +185,8 @@ class Setup:
 
         config = member_config("privacy", dict(self.privacy))
         limits = Limits(self.weight_cap, self.max_update_norm)
-        return Stages([registry.privacies.get(config.name)(config)], self.codec_of_run, limits)
+        members = [registry.privacies.get(config.name)(config)]
+        return Stages(members, self.codec_of_run, limits, sparse=self.uplink == "sparse")
 
     def model_format(self, trainable: Spec) -> PacketFormat:
         """Server to client, every round."""
@@ -189,10 +195,12 @@ class Setup:
     def update_format(self, trainable: Spec, users: int) -> PacketFormat:
         """Client to server, every round, from a node that was asked to train `users` users: the sum over them.
 
-        The sum over one user is what its own device would send.
+        The sum over one user is what its own device would send. With `UPDATE_SCALARS` go the bytes that the users' own
+        devices would have sent, where these differ and nobody sees them.
         """
         spec, codec = self.stages.sum_format(trainable, users)
-        return PacketFormat(Kind.UPDATE, spec, codec, len(UPDATE_SCALARS))
+        unseen = self.uplink == "sparse" and users > 1
+        return PacketFormat(Kind.UPDATE, spec, codec, len(UPDATE_SCALARS) + unseen)
 
     def start_format(self, frozen: Spec, base: str) -> PacketFormat:
         """Server to client, once a phase, until something is merged into the table of the name `base`.

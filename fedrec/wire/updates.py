@@ -23,6 +23,7 @@ class NodeUpdate:
         loss: Their losses, weighted.
         cold: Those of them who trained for the first time.
         dropped: Users who were left out, by reason (`DROPPED`): a bad user does not cost the others.
+        packet_bytes: Bytes of the tensors in the packets that the devices of all of them would send, each its own.
     """
 
     total: Tensors
@@ -32,6 +33,7 @@ class NodeUpdate:
     loss: float = 0.0
     cold: int = 0
     dropped: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DROPPED, 0))
+    packet_bytes: int = 0
 
     def scalars(self) -> tuple[float, ...]:
         """In the order of `fedrec.wire.protocol.UPDATE_SCALARS`."""

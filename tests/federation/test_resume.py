@@ -179,6 +179,16 @@ def test_counted_items_are_not_asked_for_again(carry: Carry, uninterrupted: Call
     assert_same(result(tmp_path, summary), uninterrupted(*overrides))
 
 
+def test_the_bytes_of_lists_of_rows_are_counted_on(
+    carry: Carry, uninterrupted: Callable[..., Any], tmp_path: Path
+) -> None:
+    overrides = ("strategy=full", "codec=int8", "optim=fast", "federation.uplink=sparse")
+    assert carry(tmp_path, *overrides, deliveries=8) is None
+    summary = carry(tmp_path, resume=True)
+    assert summary is not None
+    assert_same(result(tmp_path, summary), uninterrupted(*overrides))
+
+
 @pytest.mark.parametrize("codec", ["float32", "int8"])
 def test_merges_go_on_where_they_were(
     carry: Carry, uninterrupted: Callable[..., Any], tmp_path: Path, codec: str

@@ -49,11 +49,11 @@ def state() -> ServerState:
 def meter() -> Meter:
     made = Meter(["warmup", "peft"])
     made.grow(3, 10)
-    made.downloaded(Ledger.TRAINING, 1, np.array([0, 2]), np.array([100, 100]))
+    made.downloaded(Ledger.TRAINING, 1, 200)
     made.froze(Ledger.TRAINING, 1, np.array([0, 2]), FrozenBytes(7))
-    made.uploaded(Ledger.TRAINING, 1, np.array([2]), np.array([50]))
+    made.uploaded(Ledger.TRAINING, 1, 50)
     made.froze(Ledger.EVALUATION, 1, np.arange(3), FrozenBytes(7))
-    made.uploaded(Ledger.EVALUATION, 1, np.arange(3), np.array([8, 8, 8]))
+    made.uploaded(Ledger.EVALUATION, 1, 24)
     return made
 
 

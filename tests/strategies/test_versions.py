@@ -21,7 +21,7 @@ from fedrec.core.rng import counter_bits
 def down(meter: Meter, phase: int, users: NDArray[np.int64], model: int, frozen: FrozenBytes) -> dict[str, int]:
     """Users train; what they move."""
     meter.begin_round()
-    meter.downloaded(Ledger.TRAINING, phase, users, np.full(len(users), model))
+    meter.downloaded(Ledger.TRAINING, phase, len(users) * model)
     meter.froze(Ledger.TRAINING, phase, users, frozen)
     return meter.moved
 
