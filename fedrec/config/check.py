@@ -37,8 +37,7 @@ def check(config: RunConfig) -> list[str]:
         )
     if config.runtime == "deployment":
         problems += _of_a_deployment(config)
-    privacy = privacies.get(config.privacy.name)(config.privacy)
-    if config.federation.uplink == "sparse" and privacy.noises_sum:
+    if config.federation.uplink == "sparse" and privacies.get(config.privacy.name)(config.privacy).noises_sum:
         problems.append(NOT_SPARSE)
     for field in dataclasses.fields(config):
         if field.name in FAMILIES:
