@@ -18,6 +18,7 @@ from client_app.stores.frozen import MissingFrozenError
 from client_app.training.engine import GlobalModel
 from commands.recommendable import Recommendable, RecommendError, require_private_tensors
 from federation.checkpoint import Checkpoint
+from federation.server_model import ServerState
 from fedrec.config.paths import home
 from fedrec.config.resume import config_in
 from fedrec.core.disk import reading
@@ -72,9 +73,12 @@ def of_run(folder: Path) -> Recommendable:
             f"the list of the items that may be recommended, {error} in {state / 'frozen'}, is missing, damaged or "
             f"not to be read: {_RESTORE}"
         ) from error
-    received = Received(checkpoint.state.phase, checkpoint.round, _model(node, checkpoint, folder), kept[0])
+    models = {
+        number: Received(state.phase, checkpoint.round, number, _model(node, checkpoint.round, state, folder), kept[0])
+        for number, state in _states(node, checkpoint, folder).items()
+    }
     passed_over = [round for round in checkpoints.rounds() if round > checkpoint.round]
-    return Recommendable(str(folder), node, received, items, passed_over, checkpoint.users)
+    return Recommendable(str(folder), node, models, items, passed_over, checkpoint.users)
 
 
 def _names(folder: Path) -> list[str]:
@@ -106,10 +110,25 @@ def _items(folder: Path, n_items: int) -> ItemList:
     return ItemList(tuple(listed["ids"]), tuple(listed["titles"]))
 
 
-def _model(node: Node, checkpoint: Checkpoint, folder: Path) -> GlobalModel:
-    """The model of a checkpoint. Raises StoreError if it is not one of this run's."""
-    state = checkpoint.state
+def _states(node: Node, checkpoint: Checkpoint, folder: Path) -> dict[int, ServerState]:
+    """Where each group's model stood, by the group's place. Raises StoreError if they are not those of this run."""
     with reading(f"the checkpoint of round {checkpoint.round} in {folder}", _RESTORE):
+        groups = _named(node)
+        if set(groups) != set(checkpoint.states):
+            raise ValueError(f"its groups {sorted(checkpoint.states)} are not those that {SETUP} names")
+    return {groups.index(name): state for name, state in checkpoint.states.items()}
+
+
+def _named(node: Node) -> tuple[str, ...]:
+    try:
+        return node.setup.groups
+    except FedrecError as error:  # a grouping that the setup names, and nobody has
+        raise ValueError(str(error)) from error
+
+
+def _model(node: Node, round: int, state: ServerState, folder: Path) -> GlobalModel:
+    """The model of a checkpoint. Raises StoreError if it is not one of this run's."""
+    with reading(f"the checkpoint of round {round} in {folder}", _RESTORE):
         try:
             model = node.models[state.phase]
         except FedrecError as error:  # members and values that the setup names, and nobody has

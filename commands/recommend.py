@@ -19,7 +19,7 @@ from client_app.homes.home import item_list
 from client_app.homes.site import Site
 from client_app.homes.users import Cohort
 from client_app.stores.frozen import MissingFrozenError
-from client_app.stores.last_model import kept_models, read_model
+from client_app.stores.last_model import kept_models, read_model, run_of
 from commands.kept_run import of_run
 from commands.named_items import named_items
 from commands.recommendable import Recommendable, RecommendError, require_private_tensors
@@ -64,14 +64,16 @@ def recommend(
     torch.set_num_threads(1)
     source = of_run(Path(run)) if run is not None else of_site(Path(str(state_dir)))
     node = source.node
-    who = _known_user(source, user) if user is not None else _newcomer(node, source.items, str(history))
-    found = node.recommend(source.received, who, top)
+    who, group = _known_user(source, user) if user is not None else _newcomer(node, source.items, str(history))
+    received = source.model_of(group)
+    found = node.recommend(received, who, top)
     if not found.rows:
         raise RecommendError("there is nothing left to recommend: every item that may be is known to this user already")
     ids, titles = source.items
     return {
         "from": source.name,
-        "round": source.received.round,
+        "round": received.round,
+        **({"group": name} if (name := node.setup.groups[group]) else {}),
         "passed_over": list(source.passed_over),
         "user": user,
         "history": len(who.items),
@@ -94,7 +96,8 @@ def show_recommendation(found: Mapping[str, Any], console: Console) -> None:
     console.print(table)
     trained = "" if found["trained"] else "; the user has never trained, and is served from its items alone"
     newer = "; newer ones are damaged" if found["passed_over"] else ""
-    console.print(f"from the model of round {found['round']}{newer}{trained}", highlight=False, markup=False)
+    group = f" of the group {found['group']}" if "group" in found else ""
+    console.print(f"from the model{group} of round {found['round']}{newer}{trained}", highlight=False, markup=False)
 
 
 def _plain(text: str) -> Any:
@@ -114,29 +117,41 @@ def of_site(state_dir: Path) -> Recommendable:
     if not there:
         raise RecommendError(f"--state-dir {state_dir}: there is no such folder; give the state-dir of the SuperNode")
     problems: list[str] = []
+    found: Recommendable | None = None
     for path in kept_models(state_dir):
+        if found is not None and run_of(path) != found.node.setup.run_key:
+            continue
         eligible = None
         try:
             about, packet = read_model(path)
             setup = Setup.from_json(about.setup)
             eligible = setup.eligible
-            site = Site(state_dir.resolve() / "nothing", state_dir.resolve())  # its data is prepared: no file is read
-            node = Node(setup, site)
-            received = node.receive(about.phase, about.round, packet, about.frozen)
-            _ = node.sampler
-            items = item_list(node.frozen_store, setup)
-            _ = node.users  # what was prepared is compared with its digest
-            require_private_tensors(state_dir, "the next round makes another, in which its users start anew")
-            return Recommendable(str(state_dir), node, received, items)
+            node = found.node if found is not None else _site_node(setup, state_dir, about.group)
+            group = setup.groups.index(about.group)
+            received = node.receive(about.phase, about.round, group, packet, about.frozen)
+            if found is None:
+                _ = node.sampler
+                items = item_list(node.frozen_store, setup)
+                _ = node.users  # what was prepared is compared with its digest
+                require_private_tensors(state_dir, "the next round makes another, in which its users start anew")
+                found = Recommendable(str(state_dir), node, {}, items)
+            found = found._replace(models={**found.models, group: received})
         except (OSError, ValueError, FedrecError) as error:
             problems.append(f"{path.name}: {error}")
             log.warning("a model is passed over: %s", problems[-1])
         except MissingFrozenError as error:
             problems.append(f"{path.name}: {_frozen(error.digest, eligible)} is missing or damaged")
             log.warning("a model is passed over: %s", problems[-1])
+    if found is not None:
+        return found
     if problems:
         raise StoreError(f"no model in {state_dir} can be used: {'; '.join(problems)}. The next round brings another")
     raise RecommendError(f"{state_dir} holds no model yet: this site has not been sent one; wait for a round of a run")
+
+
+def _site_node(setup: Setup, state_dir: Path, group: str) -> Node:
+    """The site's node of a run, one of whose groups it is of. Its data is prepared: no interactions are read."""
+    return Node(setup, Site(state_dir.resolve() / "nothing", state_dir.resolve(), group=group))
 
 
 def _frozen(digest: str, eligible: str | None) -> str:
@@ -146,7 +161,8 @@ def _frozen(digest: str, eligible: str | None) -> str:
     return f"what is frozen under the model ({digest})"
 
 
-def _known_user(source: Recommendable, user: str) -> Cohort:
+def _known_user(source: Recommendable, user: str) -> tuple[Cohort, int]:
+    """A user of the data, and the place of its group."""
     node = source.node
     slot = node.users.slot_of(user)
     if slot is None:
@@ -157,14 +173,14 @@ def _known_user(source: Recommendable, user: str) -> Cohort:
     who = node.users.whole(slot)
     if source.keys is not None and who.keys[0] not in source.keys:
         raise StoreError(
-            f"{source.name}: the checkpoint of round {source.received.round} does not know user {user}: setup.json or "
+            f"{source.name}: the checkpoint of round {source.round} does not know user {user}: setup.json or "
             "the checkpoint are not those of this run; restore the run folder from a copy"
         )
-    return who
+    return who, int(node.groups[slot])
 
 
-def _newcomer(node: Node, items: ItemList, history: str) -> Cohort:
-    """Somebody who is not in the data, and never will be: nothing of it is kept."""
+def _newcomer(node: Node, items: ItemList, history: str) -> tuple[Cohort, int]:
+    """Somebody who is not in the data, and never will be: nothing of it is kept; and the place of its group."""
     named, unknown = named_items(history, items.ids)
     if unknown:
         told = [f"--history {item}: there is no such item{_near(item, items)}" for item in unknown]
@@ -172,7 +188,8 @@ def _newcomer(node: Node, items: ItemList, history: str) -> Cohort:
     if not named:
         raise RecommendError("--history: expected the ids of items with a comma between them, it is empty")
     rows = np.array(named, dtype=np.int64)
-    return Cohort(opaque_keys(node.secret, ["\0somebody new"]), np.array([0, len(rows)]), rows)
+    who = Cohort(opaque_keys(node.secret, ["\0somebody new"]), np.array([0, len(rows)]), rows)
+    return who, int(node.assigned(who)[0])
 
 
 def _near(item: str, items: ItemList) -> str:

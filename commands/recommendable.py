@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ class Recommendable(NamedTuple):
     Attributes:
         name: The folder, as it was given.
         node: The node on which its users live.
-        received: The last sound model.
+        models: The last sound model of each group, by the group's place among the run's.
         items: Ids and titles, by row of the model.
         passed_over: Rounds of newer models that are damaged.
         keys: uint64 [users], the keys of all users of the run; None where only those are known who live here.
@@ -33,10 +33,23 @@ class Recommendable(NamedTuple):
 
     name: str
     node: Node
-    received: Received
+    models: Mapping[int, Received]
     items: ItemList
     passed_over: Sequence[int] = ()
     keys: NDArray[np.uint64] | None = None
+
+    @property
+    def round(self) -> int:
+        """The round of the newest model."""
+        return max(received.round for received in self.models.values())
+
+    def model_of(self, group: int) -> Received:
+        """The model of a group, by its place. Raises RecommendError if there is none here."""
+        if group not in self.models:
+            names = self.node.setup.groups
+            held = ", ".join(names[number] for number in self.models)
+            raise RecommendError(f"the user belongs to the group {names[group]}, and here are only models of {held}")
+        return self.models[group]
 
 
 def require_private_tensors(state_dir: Path, restore: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from statistics import fmean, pstdev
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +24,8 @@ def show_summary(summary: Mapping[str, Any], console: Console) -> None:
     """Print a run's `summary.json`: a table of metrics, a table of bytes, and where everything is."""
     for prefix, title in _protocols(summary["test"]):
         console.print(_metrics_table(summary, prefix, title))
+    if groups := summary.get("groups"):
+        console.print(_groups_table({name: ranked["test"] for name, ranked in groups.items()}))
     console.print(_bytes_table(summary["bytes_per_user"]))
     cold = int(summary["test"].get("cold_users", 0))
     users = int(summary["test"]["users"])
@@ -65,6 +68,21 @@ def _metrics_table(summary: Mapping[str, Any], prefix: str, title: str, own: str
     for name, metrics in summary["baselines"].items():
         table.add_row(_BASELINES.get(name, name), *(figure(metrics[column]) for column in names), style="dim")
     table.add_row(own, *(figure(summary["test"][column]) for column in names), style="bold")
+    return table
+
+
+def _groups_table(groups: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Each group's metrics; then the mean over groups, whatever their size, the lowest, and the standard deviation."""
+    first = next(iter(groups.values()))
+    names = [name for name in ("hr@10", "ndcg@10", "mrr") if name in first]
+    table = Table(title="Test, by group", title_justify="left")
+    for column in ("", "users", *(name.upper() for name in names)):
+        table.add_column(column, justify="right" if column else "left")
+    for name, metrics in groups.items():
+        table.add_row(name, f"{metrics['users']:,}", *(figure(metrics[column]) for column in names))
+    for name, over in (("mean of the groups", fmean), ("worst", min), ("standard deviation", pstdev)):
+        values = (over([metrics[column] for metrics in groups.values()]) for column in names)
+        table.add_row(name, "", *map(figure, values), style="bold")
     return table
 
 

@@ -15,23 +15,41 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from exchanges.records import ungrouped
 from fedrec.wire.packet import PacketFormat
 
 
 @dataclass(frozen=True)
 class Participant:
-    """Who takes part in an exchange: users on one node.
+    """Who takes part in an exchange: users on one node. What is declared may depend on all of it: both sides know it.
 
     Attributes:
-        keys: uint64 [users], the users' opaque keys. What is declared may depend on them: they are known to both sides.
+        keys: uint64 [users], the users' opaque keys.
+        groups: int64 [users], the group of each by its place among the run's; None: all are of the first.
+        grade: What the node has said of its device when it joined; empty: nothing.
     """
 
     keys: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(1, dtype=np.uint64))
+    groups: NDArray[np.int64] | None = None
+    grade: str = ""
 
     @property
     def users(self) -> int:
         """How many."""
         return len(self.keys)
+
+    @property
+    def by_group(self) -> dict[int, int]:
+        """How many of them are of each group that any is of, in the order of the groups."""
+        if self.groups is None:
+            return {0: self.users} if self.users else {}
+        numbers, counts = np.unique(self.groups, return_counts=True)
+        return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+
+    def alone(self, place: int) -> Participant:
+        """One of the users, as a device of its own of the same grade."""
+        one = slice(place, place + 1)
+        return Participant(self.keys[one], None if self.groups is None else self.groups[one], self.grade)
 
 
 class Declaration(ABC):
@@ -64,18 +82,21 @@ class Declaration(ABC):
     def each_up(self, by: Participant) -> NDArray[np.int64]:
         """int64 [users]: what each of the users would upload as a device of its own."""
         if self.alike:
-            one = Participant(by.keys[:1])
-            return np.full(by.users, self.up_bytes(one), dtype=np.int64)
-        alone = (Participant(by.keys[place : place + 1]) for place in range(by.users))
-        return np.array([self.up_bytes(one) for one in alone], dtype=np.int64)
+            return np.full(by.users, self.up_bytes(by.alone(0)) if by.users else 0, dtype=np.int64)
+        return np.array([self.up_bytes(by.alone(place)) for place in range(by.users)], dtype=np.int64)
 
-    def each_down(self, name: str, to: Participant) -> NDArray[np.int64]:
-        """int64 [users]: what each of them would download of the packet `name` as a device of its own."""
-        if self.alike:
-            one = Participant(to.keys[:1])
-            return np.full(to.users, self.down(one)[name].size(), dtype=np.int64)
-        alone = (Participant(to.keys[place : place + 1]) for place in range(to.users))
-        return np.array([self.down(one)[name].size() for one in alone], dtype=np.int64)
+    def each_down(self, to: Participant) -> dict[str, NDArray[np.int64]]:
+        """int64 [users], what each of them would download of each packet as a device of its own.
+
+        The packets are by name, those of all groups under the one name.
+        """
+        places = range(min(1, to.users)) if self.alike else range(to.users)
+        alone = [
+            {ungrouped(name): form.size() for name, form in self.down(to.alone(place)).items()} for place in places
+        ]
+        names = dict.fromkeys(name for sizes in alone for name in sizes)
+        each = {name: np.array([sizes.get(name, 0) for sizes in alone], dtype=np.int64) for name in names}
+        return {name: np.broadcast_to(sizes, to.users) for name, sizes in each.items()}
 
     def range_up(self) -> tuple[int, int]:
         """The fewest and the most bytes that a user's device uploads. To be overridden by one that is not `alike`."""

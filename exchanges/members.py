@@ -8,11 +8,12 @@ from typing_extensions import override
 
 from exchanges import records
 from exchanges.declaration import Declaration, Participant
+from exchanges.records import grouped
 from fedrec.core.tensors import Spec
 from fedrec.wire.packet import PacketFormat
 from fedrec.wire.protocol import Setup, counts_format
 
-KEY_BYTES = 8
+KEY_BYTES, GROUP_BYTES = 8, 2
 
 
 class Enrolment(Declaration):
@@ -27,6 +28,7 @@ class Enrolment(Declaration):
         """Of a run whose clients are told `setup`; `item_list` is the length of the packet of items, or 0 for none."""
         self._setup = len(setup.device_json().encode())
         self._item_list = item_list
+        self._grouped = len(setup.groups) > 1
 
     @override
     def down(self, to: Participant) -> Mapping[str, PacketFormat]:
@@ -42,11 +44,17 @@ class Enrolment(Declaration):
 
     @override
     def up_bytes(self, by: Participant) -> int:
-        return KEY_BYTES * by.users
+        return (KEY_BYTES + GROUP_BYTES * self._grouped) * by.users
+
+
+def models_down(setup: Setup, trainable: Spec, to: Participant) -> dict[str, PacketFormat]:
+    """The models of the participant's groups."""
+    form = setup.model_format(trainable)
+    return {grouped(records.MODEL, setup.groups[group]): form for group in to.by_group}
 
 
 class Training(Declaration):
-    """The chosen users train: the model down, the sum of their updates up."""
+    """The chosen users train: their groups' models down, for each group the sum of their updates up."""
 
     kind = records.TRAIN
 
@@ -57,11 +65,14 @@ class Training(Declaration):
 
     @override
     def down(self, to: Participant) -> Mapping[str, PacketFormat]:
-        return {records.MODEL: self._setup.model_format(self._trainable)}
+        return models_down(self._setup, self._trainable, to)
 
     @override
     def up(self, by: Participant) -> Mapping[str, PacketFormat]:
-        return {records.UPDATE: self._setup.update_format(self._trainable, by.users)}
+        return {
+            grouped(records.UPDATE, self._setup.groups[group]): self._setup.update_format(self._trainable, users)
+            for group, users in by.by_group.items()
+        }
 
     @override
     def range_up(self) -> tuple[int, int]:
@@ -70,7 +81,7 @@ class Training(Declaration):
 
 
 class Ranking(Declaration):
-    """All users rank their held-out items: the model down, sums of metrics up, a packet for each split."""
+    """All users rank their held-out items: their groups' models down, for each group and split sums of metrics up."""
 
     kind = records.EVALUATE
 
@@ -82,11 +93,15 @@ class Ranking(Declaration):
 
     @override
     def down(self, to: Participant) -> Mapping[str, PacketFormat]:
-        return {records.MODEL: self._setup.model_format(self._trainable)}
+        return models_down(self._setup, self._trainable, to)
 
     @override
     def up(self, by: Participant) -> Mapping[str, PacketFormat]:
-        return {records.METRICS + split: self._setup.metrics_format() for split in self.splits}
+        return {
+            grouped(records.METRICS + split, self._setup.groups[group]): self._setup.metrics_format()
+            for group in by.by_group
+            for split in self.splits
+        }
 
 
 class Counting(Declaration):

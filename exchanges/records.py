@@ -23,6 +23,12 @@ UPDATE = "update"
 METRICS = "metrics."
 """Prefix of the array that carries the sums of metrics of a split; its name follows."""
 KEYS = "keys"
+GROUPS = "groups"
+"""Array beside them in a run with groups: the place of each user's group among the run's."""
+GRADE = "grade"
+"""Field beside them: what the node says of its device."""
+GRADES = "[a-z0-9_-]{0,32}"
+"""A grade, as a regular expression."""
 COUNTS = "counts"
 FROZEN = "frozen."
 """Prefix of the array that carries frozen tensors; their digest follows."""
@@ -32,6 +38,9 @@ MERGED = "merged."
 
 VERSIONS = "versions"
 """Field of a message with such arrays: names of versions, oldest first, each made of the one before it."""
+
+HOLDS = "frozen"
+"""Field of a message that brings a model: the name of what is frozen under it."""
 
 CONTENT = "content"
 """Field beside `frozen`: the digest of what that name stands for on the server, with which it must come if it comes."""
@@ -89,6 +98,18 @@ _ARRAYS = "arrays"
 _FIELDS = "fields"
 
 Field = int | float | str
+
+_OF_GROUP = "@"
+
+
+def grouped(name: str, group: str) -> str:
+    """The name under which a message carries what belongs to a group; the plain one where there are no groups."""
+    return f"{name}{_OF_GROUP}{group}" if group else name
+
+
+def ungrouped(name: str) -> str:
+    """The inverse of `grouped`, without the group."""
+    return name.partition(_OF_GROUP)[0]
 
 
 class Content(NamedTuple):

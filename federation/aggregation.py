@@ -8,6 +8,7 @@ size of the cohort), chosen so that a sum of admissible replies cannot overflow.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
@@ -58,8 +59,8 @@ class UpdateFold:
         self._scalars = dict.fromkeys(UPDATE_SCALARS, 0)
         self._weight_of_losses = 0
 
-    def add(self, packet: Packet, asked: int) -> bool:
-        """Fold one node's reply, whole, or raise and leave everything as it was; whether its loss is believed.
+    def check(self, packet: Packet, asked: int) -> None:
+        """Raise PacketError if one node's reply is of no use.
 
         Args:
             packet: The decoded update (names, shapes and types were checked against the specification).
@@ -69,8 +70,6 @@ class UpdateFold:
             PacketError: `non_finite` (NaN or infinity anywhere), `wrong_users` (counts that are no whole numbers, or of
                 more users than asked), `wrong_examples` (more than a catalogue has items for each user),
                 `wrong_weight` (more than the cap allows its users), `too_large` (norm above the limit).
-
-        A loss beyond `LARGEST_LOSS` says nothing of the update, which counts; the loss does not.
         """
         scalars = dict(zip(UPDATE_SCALARS, packet.scalars, strict=True))
         weight, users = scalars["weight"], scalars["users"]
@@ -93,6 +92,16 @@ class UpdateFold:
             raise PacketError(
                 "too_large", f"norm {norm:.3g} at weight {weight}; the limit a weight is {self._max_norm}"
             )
+
+    def add(self, packet: Packet, asked: int) -> bool:
+        """Fold one node's reply, whole, or raise and leave everything as it was; whether its loss is believed.
+
+        Arguments and errors are those of `check`. A loss beyond `LARGEST_LOSS` says nothing of the update, which
+        counts; the loss does not.
+        """
+        self.check(packet, asked)
+        scalars = dict(zip(UPDATE_SCALARS, packet.scalars, strict=True))
+        weight = scalars["weight"]
         for name, tensor in packet.tensors.items():
             self._sums[name] += tensor if tensor.dtype == torch.int64 else self._in_units(tensor)
         if believed := abs(scalars["loss"]) <= weight * LARGEST_LOSS:
@@ -108,14 +117,19 @@ class UpdateFold:
             return in_units(tensor, self._scale)
         return (tensor.double() * self._scale).round().to(torch.int64)
 
-    def summary(self) -> dict[str, float | int | None]:
-        """Users, examples, mean loss, users new to training, and users that their nodes left out, by reason.
+    @property
+    def weight_of_losses(self) -> float:
+        """The weight of the replies whose losses are believed."""
+        return self._weight_of_losses / 2**20
 
-        The mean loss of nobody is None.
-        """
-        counts = {name: int(self.scalar(name)) for name in UPDATE_SCALARS if name not in ("weight", "loss")}
-        weight = self._weight_of_losses / 2**20
-        return {**counts, "loss": self.scalar("loss") / weight if weight else None}
+    def summary(self) -> dict[str, float | int | None]:
+        """Of this fold alone, as `summary` has it."""
+        return summary([self])
+
+    @property
+    def loss(self) -> float | None:
+        """The mean loss; of nobody None."""
+        return _mean_loss([self])
 
     def scalar(self, name: str) -> float:
         """The sum of one of the update's scalars over all replies; of losses, over those that are believed."""
@@ -124,6 +138,21 @@ class UpdateFold:
     def sum(self) -> Sum:
         """The sum of the users' weighted updates, over the sum of their weights."""
         return Sum(self._spec, self._sums, self._scale, self.scalar("weight"))
+
+
+def summary(folds: Sequence[UpdateFold]) -> dict[str, float | int | None]:
+    """Of one or more folds: users, examples, mean loss, users new to training, and users left out, by reason.
+
+    The mean loss of nobody is None.
+    """
+    names = [name for name in UPDATE_SCALARS if name not in ("weight", "loss")]
+    counts = {name: int(sum(fold.scalar(name) for fold in folds)) for name in names}
+    return {**counts, "loss": _mean_loss(folds)}
+
+
+def _mean_loss(folds: Sequence[UpdateFold]) -> float | None:
+    weight = sum(fold.weight_of_losses for fold in folds)
+    return sum(fold.scalar("loss") for fold in folds) / weight if weight else None
 
 
 def check_sums(scalars: tuple[float, ...], residents: int) -> tuple[float, ...]:

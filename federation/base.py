@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -19,9 +19,10 @@ from torch import Tensor
 from exchanges import records
 from exchanges.declaration import Regular
 from federation.checkpoint import Checkpoint
-from federation.contract import Deployed, Observer, StrategyConfig
+from federation.contract import Deployed, Given, Observer, StrategyConfig
 from federation.conversation import Conversation
 from federation.directory import Directory
+from federation.group_models import GroupModels
 from federation.item_counts import Counting
 from federation.meter import Meter
 from federation.ranking import TEST, VALIDATION, Ranking
@@ -38,7 +39,7 @@ from fedrec.stages.draws import Draws
 from fedrec.wire.item_list import item_list_packet
 from fedrec.wire.protocol import Setup
 
-__all__ = ["Deployed", "FederatedStrategy", "Observer", "Phase", "ServerState", "StrategyConfig"]
+__all__ = ["Deployed", "FederatedStrategy", "Given", "Observer", "Phase", "ServerState", "StrategyConfig"]
 
 _CONNECTING = 60.0
 """Seconds in which the nodes of a simulation are there."""
@@ -78,7 +79,7 @@ class FederatedStrategy(ABC):
         self._observer = observer
         self._cohorts = registry.cohorts.get(config.cohort.name)(config.cohort)
         self._recipe = registry.optims.get(config.optim.name)(config.optim, setup.backbone_of_run.advice)
-        self.model = ServerModel(setup, self.plan, base, eligible)
+        self.models = GroupModels(setup.groups, lambda: ServerModel(setup, self.plan, base, eligible))
         self.ended: dict[str, Any] = {}
         """Once the last round has ended: its metrics by split, and the replies of it that were of no use."""
         self._secret = deployed.secret if deployed else simulation_secret(setup.seed)
@@ -119,9 +120,9 @@ class FederatedStrategy(ABC):
         if checkpoint is not None:
             self._after = checkpoint.round
             self._checkpoints.extend(kept)
-            self.directory.restore(checkpoint.users)
+            self.directory.restore(checkpoint.users, checkpoint.groups)
             self.meter.restore(checkpoint.meter)
-            self.model.restore(checkpoint.state, checkpoint.counts, checkpoint.reports)
+            self.models.restore(checkpoint.states, checkpoint.counts, checkpoint.reports)
             self._unranked = None if checkpoint.record is None else dict(checkpoint.record)
 
     # The loop ------------------------------------------------------------------------------------------------------
@@ -137,10 +138,10 @@ class FederatedStrategy(ABC):
                 riding = None if waiting is None else self._ranking(round - 1, round, [VALIDATION])
                 record = self._round(talk, round, riding)
                 if waiting is not None and riding is not None:
-                    self._tell(talk, waiting, riding.means())
+                    self._tell(talk, waiting, riding)
                     waiting = None
                 if not self._due(round, self._run.evaluation.every * self.setup.validation):
-                    self._tell(talk, record, {})
+                    self._tell(talk, record, None)
                 elif self._rides(round):
                     waiting = record
                 else:
@@ -154,7 +155,7 @@ class FederatedStrategy(ABC):
                 self._observer.on_round(waiting)
 
     def _conversation(self, grid: Grid) -> Conversation:
-        directory, meter, eligible = self.directory, self.meter, self.model.eligible
+        directory, meter, eligible = self.directory, self.meter, self.models.eligible
         talk = Conversation(grid, self.setup, self.rules, directory, meter, eligible, self._item_list, self._resumes)
         if (self._after < self.config.rounds or self._unranked) and self.setup.simulation is not None:
             talk.wait(self._run.simulation.nodes, _CONNECTING)
@@ -174,21 +175,21 @@ class FederatedStrategy(ABC):
         self.meter.begin_round()
         talk.gather()
         self._count_items(talk)
-        self.model.advance(round)
+        self.models.advance(round)
         # A deployment that was resumed draws anew: the same users again would be another sampling.
         secret = derive(self._secret, "cohort", len(self._resumes) * self._deployed)
         kept, counts = self._kept(round), talk.losses.counts
-        training = Training(self.setup, self.model, self.rules, self._cohorts, secret, round, kept, counts)
+        training = Training(self.setup, self.models, self.rules, self._cohorts, secret, round, kept, counts)
         talk.carry(*([riding] if riding else []), training)
         self._step(training, round)
-        self.model.merge(round)
+        self.models.merge(round)
         self.within(talk, round)
         return {
             "round": round,
             "rounds": self.config.rounds,
-            "phase": self.model.phase_name,
+            "phase": self.models.phase_name,
             **training.record(),
-            "merges": self.state.merges.count,
+            "merges": self.models.merges,
             **talk.losses.record(),
             "bytes": self.meter.moved,
             "bytes_per_user": self.meter.per_user(),
@@ -196,32 +197,48 @@ class FederatedStrategy(ABC):
         }
 
     def _step(self, training: Training, round: int) -> None:
-        """The server's step on the mean of the users' updates, if anybody's counts."""
+        """The server's step on what the users of each group gave."""
         if releases := self.setup.stages.events(round):
             self._observer.on_release(round, releases)
         draws = Draws(derive(self._secret, "privacy", round), fresh=self._deployed)
         about = Round(round, self.rules.fraction, draws)
-        if (mean := self.setup.stages.on_sum(training.fold.sum(), about).mean()) is not None:
-            moved, optimiser = self._recipe.server_update(self.state.trainable, mean, self.state.optimiser)
-            self.model.state = replace(self.state, trainable=moved, optimiser=optimiser)
+        given = {
+            group: Given(round, self.setup.stages.on_sum(fold.sum(), about).mean(), fold.loss, fold.scalar("weight"))
+            for group, fold in training.folds.items()
+        }
+        self.models.states = self.next(self.models.states, given)
+
+    def next(self, states: Mapping[str, ServerState], given: Mapping[str, Given]) -> Mapping[str, ServerState]:
+        """Where the groups' models stand after a round, given where they stood and what their users gave.
+
+        By default each group's model takes the recipe's step by itself, if any of its users counts. A strategy that
+        lets groups learn from one another does so here; it changes nothing but `trainable` and `optimiser`.
+        """
+        return {group: self._stepped(state, given[group].mean) for group, state in states.items()}
+
+    def _stepped(self, state: ServerState, mean: Tensors | None) -> ServerState:
+        if mean is None:
+            return state
+        moved, optimiser = self._recipe.server_update(state.trainable, mean, state.optimiser)
+        return replace(state, trainable=moved, optimiser=optimiser)
 
     def _count_items(self, talk: Conversation) -> None:
         """Once, if the backbone wants it: how many users have each item, as they report it with noise."""
-        counting = self.model.model.backbone.item_counting
-        if counting is not None and self.model.counts is None:
+        counting = self.models.model.backbone.item_counting
+        if counting is not None and self.models.counts is None:
             # What is frozen will follow from the counts.
-            frozen = Frozen({self.setup.eligible: self.model.eligible}, Merges())
+            frozen = Frozen({self.setup.eligible: self.models.eligible}, Merges())
             asked = Counting(self.setup.n_items, counting, frozen, self.rules.max_failures)
             talk.carry(asked)
-            self.model.freeze_counts(asked.estimate())
+            self.models.freeze_counts(asked.estimate())
 
     def within(self, talk: Conversation, round: int) -> None:  # noqa: B027 (a hook, not a duty)
         """Carry what else belongs to a round, after the server's step; by default there is nothing."""
 
     def _ranking(self, after: int, sent: int, splits: Sequence[str]) -> Ranking:
-        return Ranking(self.setup, self.model, after, sent, self._kept(sent), splits, self.rules.max_failures)
+        return Ranking(self.setup, self.models, after, sent, self._kept(sent), splits, self.rules.max_failures)
 
-    def _ranked(self, talk: Conversation, round: int, record: dict[str, Any]) -> dict[str, dict[str, float]]:
+    def _ranked(self, talk: Conversation, round: int, record: dict[str, Any]) -> Ranking:
         """The ranking after `round` in messages of its own, the test with the last; what it cost goes into `record`."""
         started = time.monotonic()
         splits = [VALIDATION] * self.setup.validation + [TEST] * (round == self.config.rounds)
@@ -229,7 +246,7 @@ class FederatedStrategy(ABC):
         talk.carry(ranking)
         record |= talk.losses.record()
         record["seconds"] += time.monotonic() - started
-        return ranking.means()
+        return ranking
 
     def _rides(self, round: int) -> bool:
         """Whether the ranking after `round` can ride on the next round's messages.
@@ -238,23 +255,20 @@ class FederatedStrategy(ABC):
         which nothing is still to come.
         """
         early = bool(self.rules.over_sampling)  # that round may end before everybody has answered
-        return not (early or self.model.enters(round + 1) or self._due(round, self._run.checkpoint_every))
+        return not (early or self.models.enters(round + 1) or self._due(round, self._run.checkpoint_every))
 
-    def _tell(self, talk: Conversation, record: dict[str, Any], ranked: dict[str, dict[str, float]]) -> None:
+    def _tell(self, talk: Conversation, record: dict[str, Any], ranking: Ranking | None) -> None:
         """Tell the observer of a round, with its ranking if one was due."""
-        if ranked:
+        if ranking is not None:
+            ranked = ranking.means()
+            groups = {"groups": ranking.by_group()} if len(self.models) > 1 else {}
             record["bytes_per_user"]["evaluation"] = self.meter.evaluation
             if VALIDATION in ranked:
-                record["validation"] = ranked[VALIDATION]
-            self.ended = {**ranked, **talk.losses.record()} if TEST in ranked else {}
+                record |= {VALIDATION: ranked[VALIDATION], **groups}
+            self.ended = {**ranked, **groups, **talk.losses.record()} if TEST in ranked else {}
         self._observer.on_round(record)
 
     # Details ---------------------------------------------------------------------------------------------------------
-
-    @property
-    def state(self) -> ServerState:
-        """The global model, as it stands."""
-        return self.model.state
 
     def _kept(self, round: int) -> int:
         # Without checkpoints there is nothing to go back to, and no older private tensors need be kept.
@@ -265,7 +279,9 @@ class FederatedStrategy(ABC):
 
     def _checkpoint(self, round: int, record: dict[str, Any] | None = None) -> None:
         """Have the run written down as it is after `round`; `record`: that of the round, if it is yet to be ranked."""
-        users, meter, model = self.directory.keys.copy(), self.meter.state(), self.model
-        made = Checkpoint(round, self.state, meter, users, model.counts, model.reports, record)
+        users, groups, models = self.directory.keys.copy(), self.directory.groups.copy(), self.models
+        made = Checkpoint(
+            round, models.states, self.meter.state(), users, groups, models.counts, models.reports, record
+        )
         self._observer.on_checkpoint(made)
         self._checkpoints.append(round)

@@ -15,11 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from exchanges.records import grouped
 from federation.server_model import ServerState
-from federation.versions import Merges
+from federation.versions import OF_ANOTHER_PROTOCOL, Merges
+from fedrec.core.errors import StoreError
 from fedrec.core.tensors import Tensors
 
 _STATE = ("trainable", "frozen", "kept", "optimiser")
+_MERGED = "merged"
 
 
 @dataclass(frozen=True)
@@ -28,31 +31,35 @@ class Checkpoint:
 
     Attributes:
         round: The round after which it is.
-        state: The global model and the server optimiser.
+        states: The global model and the server optimiser of each group.
         meter: Everything counted so far, as `Meter.state` gives it.
         users: uint64 [users], the keys of all users seen so far, in the order of their numbers.
+        groups: int64 [users], the place of each one's group among the run's.
         counts: Users per item [items] as the backbone had them counted; None if it had not.
-        reports: What the embedding of each phase so far said of its start.
+        reports: What the embedding of each phase so far said of its start, by group.
         record: After the last round, what is known of it before its ranking; None after every other round. This
             checkpoint is made before the ranking, so that a model that is trained to the end outlives whatever comes
             after it: a run that goes on from here has nothing left to do but to rank.
     """
 
     round: int
-    state: ServerState
+    states: Mapping[str, ServerState]
     meter: Mapping[str, NDArray[Any]]
     users: NDArray[np.uint64]
+    groups: NDArray[np.int64]
     counts: Tensor | None = None
-    reports: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    reports: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     record: Mapping[str, Any] | None = None
 
     def tensors(self) -> Tensors:
         """Everything that is numbers by the thousand, by names that say what it belongs to."""
-        found = {f"{part}.{name}": tensor for part in _STATE for name, tensor in getattr(self.state, part).items()} | {
-            f"meter.{name}": torch.from_numpy(counts) for name, counts in self.meter.items()
-        }
-        found |= {f"merged.{name}": packet for name, packet in self.state.merges.state()[1].items()}
+        found = {f"meter.{name}": torch.from_numpy(counts) for name, counts in self.meter.items()}
+        for group, state in self.states.items():
+            parts = {part: getattr(state, part) for part in _STATE} | {_MERGED: state.merges.state()[1]}
+            for part, tensors in parts.items():
+                found |= {f"{grouped(part, group)}.{name}": tensor for name, tensor in tensors.items()}
         found["meter.users"] = torch.from_numpy(self.users.view(np.int64))
+        found["meter.groups"] = torch.from_numpy(self.groups)
         if self.counts is not None:
             found["counts"] = self.counts
         return {name: tensor.contiguous() for name, tensor in found.items()}
@@ -61,37 +68,48 @@ class Checkpoint:
         """The rest, as plain data for JSON."""
         return {
             "round": self.round,
-            "phase": self.state.phase,
-            "frozen_digest": self.state.frozen_digest,
-            **self.state.merges.state()[0],
-            "reports": {phase: dict(facts) for phase, facts in self.reports.items()},
+            "groups": {
+                group: {
+                    "phase": state.phase,
+                    "frozen_digest": state.frozen_digest,
+                    **state.merges.state()[0],
+                    "reports": {phase: dict(facts) for phase, facts in self.reports.get(group, {}).items()},
+                }
+                for group, state in self.states.items()
+            },
             "record": None if self.record is None else dict(self.record),
         }
 
     @staticmethod
     def restored(tensors: Tensors, facts: Mapping[str, Any]) -> Checkpoint:
-        """The inverse of `tensors` and `facts`. Raises KeyError if something is not among them."""
+        """The inverse of `tensors` and `facts`.
+
+        Raises KeyError if something is not among them, StoreError if a fedrec of another protocol has written them.
+        """
+        if "phase" in facts:  # the one model of a run, before there were groups
+            raise StoreError(OF_ANOTHER_PROTOCOL)
 
         def part(name: str) -> Tensors:
             start = f"{name}."
             return {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
 
         meter = {name: tensor.numpy() for name, tensor in part("meter").items()}
-        state = ServerState(
-            phase=facts["phase"],
-            frozen_digest=facts["frozen_digest"],
-            trainable=part("trainable"),
-            frozen=part("frozen"),
-            kept=part("kept"),
-            optimiser=part("optimiser"),
-            merges=Merges.restored(facts, part("merged")),
-        )
+        states = {
+            group: ServerState(
+                phase=about["phase"],
+                frozen_digest=about["frozen_digest"],
+                merges=Merges.restored(about, part(grouped(_MERGED, group))),
+                **{name: part(grouped(name, group)) for name in _STATE},
+            )
+            for group, about in facts["groups"].items()
+        }
         return Checkpoint(
             round=facts["round"],
-            state=state,
+            states=states,
             users=meter.pop("users").view(np.uint64),
+            groups=meter.pop("groups"),
             meter=meter,
             counts=tensors.get("counts"),
-            reports=facts["reports"],
+            reports={group: about["reports"] for group, about in facts["groups"].items()},
             record=facts.get("record"),
         )

@@ -38,6 +38,22 @@ class Deployed(NamedTuple):
     item_list: Tensors
 
 
+class Given(NamedTuple):
+    """What a group's users gave in a round, as the server goes on with it.
+
+    Attributes:
+        round: The round.
+        mean: The mean of their updates, after the stages' part on the sum; None if nobody's counts.
+        loss: Their mean loss before the first local step; None if it is not told, or of nobody.
+        weight: What their updates count together.
+    """
+
+    round: int
+    mean: Tensors | None
+    loss: float | None
+    weight: float
+
+
 class Observer(Protocol):
     """Is told what happens; writes it down or shows it."""
 

@@ -8,21 +8,21 @@ for. Its parts: `post` (messages and deadlines), `roster` (who is here), `losses
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from flwr.app import Array, Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from exchanges.records import CARRIES, FROZEN, NAMED, SLACK, Field, joined, pack, shown, size, unpack, weight
+from exchanges.records import CARRIES, FROZEN, NAMED, SLACK, Field, grouped, joined, pack, shown, size, unpack, weight
 from federation.directory import Directory
 from federation.exchange import Exchange
 from federation.losses import Losses
 from federation.meter import Meter
 from federation.post import Post
 from federation.roster import Roster
-from federation.versions import Frozen, Merges, lacking
+from federation.versions import NOTHING_FROZEN, Frozen, lacking
 from fedrec.config.schema import FederationConfig
 from fedrec.core.errors import PacketError, RoundError
 from fedrec.wire.protocol import Setup
@@ -126,7 +126,7 @@ class Conversation:
                 self.losses.counts[problem.name] += 1
                 log.warning("node %d could not do its work: %s", node, problem.text)
             elif (missing := self.roster.missing(answer)) is None:
-                self._holds[self.roster.named[node]].update(_frozen(sent_to[node]).once)
+                self._holds[self.roster.named[node]].update(_once(sent_to[node], node))
                 self.roster.resends.useful(node)
                 self._take(node, answer, sent_to[node])
             elif missing in (NAMED, self._setup.catalogue):
@@ -143,7 +143,7 @@ class Conversation:
                 log.warning("node %d is left out for a while: %s", node, why)
             else:
                 told.add(node)
-                self._send_again(node, sent, _frozen(sent_to[node]), missing)
+                self._send_again(node, sent, _once(sent_to[node], node), missing)
         self.roster.let_rest()
         for exchange in reversed(together):
             exchange.require_enough(self.losses.counts)
@@ -154,7 +154,7 @@ class Conversation:
         packets: dict[str, bytes | Array] = {}
         arrays: dict[str, NDArray[np.generic]] = {}
         for exchange in exchanges:
-            fields |= exchange.fields()
+            fields |= exchange.fields(node)
             packets |= exchange.packets(node)
             arrays |= exchange.arrays(node)
         if len(exchanges) > 1:
@@ -162,16 +162,19 @@ class Conversation:
         if self._setup.simulation is None:
             fields[NAMED] = self.roster.named[node]
         # What its users' node holds: one that went away and comes back with them has most likely kept its disk.
-        held = self._holds.setdefault(self.roster.named[node], set())
-        frozen = _frozen(exchanges)
-        missing, versions = lacking(frozen.once, frozen.merges, held)
-        content = pack({**fields, **versions}, {**packets, **missing}, arrays)
+        held = set(self._holds.setdefault(self.roster.named[node], set()))
+        for group, frozen in _needs(exchanges, node).items():
+            missing, versions = lacking(frozen.once, frozen.merges, held)
+            packets |= missing
+            fields |= {grouped(name, group): value for name, value in versions.items()}
+            held |= frozen.once.keys()
+        content = pack(fields, packets, arrays)
         return Message(content, node, exchanges[-1].declared.kind)
 
-    def _send_again(self, node: int, sent: Message, frozen: Frozen, missing: str) -> None:
+    def _send_again(self, node: int, sent: Message, once: Mapping[str, Array], missing: str) -> None:
         """The node lacks something: send it the setup and everything frozen, and ask once more."""
         self._holds[self.roster.named[node]].clear()
-        extra = pack({"setup": self._setup.to_json()}, {FROZEN + name: packet for name, packet in frozen.once.items()})
+        extra = pack({"setup": self._setup.to_json()}, {FROZEN + name: packet for name, packet in once.items()})
         again = Message(joined(sent.content, extra), node, sent.metadata.message_type)
         self.losses.wasted["resent"] += weight(again)
         log.info("node %d lacks %s and is sent it again", node, shown(missing))
@@ -197,15 +200,25 @@ class Conversation:
                 new = ~np.isin(users, charged.get(name, []))
                 self._meter.downloaded(exchange.ledger, exchange.phase, int(each[new].sum()))
                 charged[name] = np.union1d(charged.get(name, np.zeros(0, np.int64)), users)
-            if exchange.frozen.bytes is not None:
-                self._meter.froze(exchange.ledger, exchange.phase, users, exchange.frozen.bytes)
+            for group, frozen in exchange.frozen.items():
+                if frozen.bytes is not None:
+                    self._meter.froze(exchange.ledger, exchange.phase, exchange.users_of(group), frozen.bytes)
 
 
 _REPEATED = {"train": "round_repeated", "evaluate": "ranking_repeated"}
 
 
-def _frozen(exchanges: Sequence[Exchange]) -> Frozen:
-    """What somebody must hold who takes part in all of these."""
-    once = {name: packet for exchange in exchanges for name, packet in exchange.frozen.once.items()}
-    merges = next((each.frozen.merges for each in exchanges if each.frozen.merges.log), Merges())
-    return Frozen(once, merges)
+def _needs(exchanges: Sequence[Exchange], node: int) -> dict[str, Frozen]:
+    """What a node must hold, by group, to take part in all of these."""
+    needs: dict[str, Frozen] = {}
+    for exchange in exchanges:
+        for group, frozen in exchange.needs(node).items():
+            before = needs.get(group, NOTHING_FROZEN)
+            merges = before.merges if before.merges.log else frozen.merges
+            needs[group] = Frozen({**before.once, **frozen.once}, merges)
+    return needs
+
+
+def _once(exchanges: Sequence[Exchange], node: int) -> dict[str, Array]:
+    """All of it, as it is sent once."""
+    return {name: packet for frozen in _needs(exchanges, node).values() for name, packet in frozen.once.items()}

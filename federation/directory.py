@@ -29,22 +29,37 @@ class Directory:
         self._keys: NDArray[np.uint64] = np.zeros(0, dtype=np.uint64)
         self._place: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
         self._slot: NDArray[np.int32] = np.zeros(0, dtype=np.int32)
+        self._group: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self._grades: dict[int, str] = {}
         self._places: dict[int, int] = {}
         self._users_of: dict[int, int] = {}
 
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def restore(self, keys: NDArray[np.uint64]) -> None:
-        """Know these users (uint64 [users]) by the numbers that they had; all are away until a node names them."""
+    def restore(self, keys: NDArray[np.uint64], groups: NDArray[np.int64]) -> None:
+        """Know these users (uint64 [users]), and their groups (int64 [users]), by the numbers that they had.
+
+        All are away until a node names them.
+        """
         self._numbers = {key: number for number, key in enumerate(keys.tolist())}
         self._make_room(len(keys))
         self._keys[: len(keys)] = keys
+        self._group[: len(keys)] = groups
 
     @property
     def keys(self) -> NDArray[np.uint64]:
         """uint64 [users], by number."""
         return self._keys[: len(self)]
+
+    @property
+    def groups(self) -> NDArray[np.int64]:
+        """int64 [users], the place of each user's group among the run's, by number."""
+        return self._group[: len(self)]
+
+    def grade(self, node: int) -> str:
+        """What a node that is here has said of its device."""
+        return self._grades.get(node, "")
 
     @property
     def nodes(self) -> list[int]:
@@ -60,26 +75,37 @@ class Directory:
         """Number of users who live on a node that is here."""
         return self._users_of[node]
 
-    def join(self, node: int, keys: NDArray[np.uint64]) -> list[int]:
-        """A node tells the keys of its users; users who were away have come back, perhaps on another node.
+    def join(
+        self, node: int, keys: NDArray[np.uint64], groups: NDArray[np.int64] | None = None, grade: str = ""
+    ) -> list[int]:
+        """A node tells its users' keys and groups (None: all of the first); users who were away have come back.
 
         Other nodes that named one of them leave, and are returned: most likely each is this one under a former id, and
         if not, two live nodes hold copies of one state-dir, and only one of them can be asked for these users.
 
-        Raises FederationError if a key occurs twice.
+        Raises FederationError if a key occurs twice, or a user is of another group than before.
         """
+        groups = np.zeros(len(keys), dtype=np.int64) if groups is None else groups
         if len(np.unique(keys)) != len(keys):
             raise FederationError(f"node {node} names a user twice: every user of a node needs an id of its own")
-        self.leave(node)
         named = keys.tolist()
-        known = np.array([self._numbers[key] for key in named if key in self._numbers], dtype=np.int64)
-        taken = set(self._place[known].tolist()) - {_AWAY}
+        known = np.array([self._numbers.get(key, _AWAY) for key in named], dtype=np.int64)
+        back = known != _AWAY
+        if moved := int((self._group[known[back]] != groups[back]).sum()):
+            raise FederationError(
+                f"node {node} names other groups for {moved} of its users than they were of before: a user stays in "
+                "its group for the whole run"
+            )
+        self.leave(node)
+        taken = set(self._place[known[back]].tolist()) - {_AWAY}
         replaced = [other for other in self._users_of if self._places[other] in taken]
         for other in replaced:
             self.leave(other)
         numbers = np.array([self._numbers.setdefault(key, len(self._numbers)) for key in named], dtype=np.int64)
         self._make_room(len(self._numbers))
         self._keys[numbers] = keys
+        self._group[numbers] = groups
+        self._grades[node] = grade
         self._place[numbers] = self._places.setdefault(node, len(self._places))
         self._slot[numbers] = np.arange(len(keys))
         self._users_of[node] = len(keys)
@@ -91,9 +117,11 @@ class Directory:
             self._keys = np.pad(self._keys, (0, more))
             self._place = np.pad(self._place, (0, more), constant_values=_AWAY)
             self._slot = np.pad(self._slot, (0, more))
+            self._group = np.pad(self._group, (0, more))
 
     def leave(self, node: int) -> None:
         """A node is gone; its users stay known, and away until some node names them again."""
+        self._grades.pop(node, None)
         if self._users_of.pop(node, None) is not None:
             self._place[self._place == self._places[node]] = _AWAY
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any, NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
 
-from exchanges.members import KEY_BYTES
-from exchanges.records import KEYS, REASON, SLACK, Content, shown
+from exchanges.members import GROUP_BYTES, KEY_BYTES
+from exchanges.records import GRADE, GRADES, GROUPS, KEYS, REASON, SLACK, Content, shown
 from federation import said
 from fedrec.core.errors import PacketError
 from fedrec.wire.code import code_digest
@@ -15,16 +18,30 @@ LASTING = ("misconfigured", "other_code", "oversized", "refused_by_site")
 """Reasons that asking again does not mend: such a node is asked again when it has been away."""
 
 _MOST_USERS = 2**24
-"""Users of a node. Their keys are one array of a message, and have 128 MiB."""
+"""Users of a node. Their keys and groups are two arrays of a message, and have 160 MiB."""
 
-LONGEST = KEY_BYTES * _MOST_USERS + SLACK
+LONGEST = (KEY_BYTES + GROUP_BYTES) * _MOST_USERS + SLACK
 """Bytes of the longest answer: of a node with as many users as a node may have."""
 
 _WHY = {"malformed": "enrol_failed", "policy": "refused_by_site"}
 
 
-def user_keys(content: Content) -> NDArray[np.uint64]:
-    """The keys of the node's users, uint64 [users].
+class Joined(NamedTuple):
+    """What a node has told of itself.
+
+    Attributes:
+        keys: uint64 [users], its users' keys.
+        groups: int64 [users], the place of each one's group among the run's.
+        grade: What it says of its device; empty: nothing.
+    """
+
+    keys: NDArray[np.uint64]
+    groups: NDArray[np.int64]
+    grade: str = ""
+
+
+def joined(content: Content, n_groups: int) -> Joined:
+    """The node's users, in a run with so many groups.
 
     Raises:
         PacketError: `misconfigured`, `refused_by_site` or `enrol_failed` (the node says why it cannot take part),
@@ -44,4 +61,20 @@ def user_keys(content: Content) -> NDArray[np.uint64]:
         raise PacketError("malformed", f"user keys are a list of uint64, not {keys.dtype} {keys.shape}")
     if keys.size > _MOST_USERS:
         raise PacketError("oversized", f"{keys.size} users; a node has at most {_MOST_USERS}")
-    return keys.astype(np.uint64)
+    grade = content.text(GRADE) if GRADE in content.fields else ""
+    if not re.fullmatch(GRADES, grade):
+        raise PacketError("malformed", f"a device's grade is a short name, not {shown(grade)!r}")
+    return Joined(keys.astype(np.uint64), _groups(content, keys.size, n_groups), grade)
+
+
+def _groups(content: Content, users: int, n_groups: int) -> NDArray[np.int64]:
+    if n_groups == 1:
+        return np.zeros(users, dtype=np.int64)
+    groups: NDArray[Any] = content.array(GROUPS)
+    if groups.dtype != np.uint16 or groups.shape != (users,) or (groups >= n_groups).any():
+        raise PacketError(
+            "malformed",
+            f"groups are a list of uint16 below {n_groups}, one for each of {users} users, not {groups.dtype} "
+            f"{groups.shape}",
+        )
+    return groups.astype(np.int64)

@@ -15,6 +15,10 @@ from exchanges.records import Content, Field
 from federation.directory import Directory, Share
 from federation.versions import NOTHING_FROZEN, Frozen
 from fedrec.core.errors import RoundError
+from fedrec.groupings.base import EVERYBODY
+
+NO_GROUPS: Mapping[str, Frozen] = {EVERYBODY: NOTHING_FROZEN}
+"""Nothing need be held."""
 
 
 class Ledger(Enum):
@@ -34,7 +38,7 @@ class Exchange(ABC):
         what: Its name for the log, and what a user knows it by.
         phase: The phase of the plan to which it belongs.
         round: The round to which it belongs.
-        frozen: What its participants must hold; who lacks something is sent it in the same message.
+        frozen: What its participants must hold, by group; who lacks something is sent it in the same message.
         max_failures: Share of the asked nodes that may be of no use.
         shares: Who is asked now, by node.
         taken: Nodes whose answers were taken.
@@ -48,7 +52,7 @@ class Exchange(ABC):
         what: str,
         phase: int,
         round: int,
-        frozen: Frozen = NOTHING_FROZEN,
+        frozen: Mapping[str, Frozen] = NO_GROUPS,
         max_failures: float = 1.0,
     ) -> None:
         """See the attributes."""
@@ -70,7 +74,8 @@ class Exchange(ABC):
 
     def participant(self, node: int) -> Participant:
         """The users who are asked on a node, as the declaration knows them."""
-        return Participant(self._directory.keys[self.shares[node].users])
+        directory, users = self._directory, self.shares[node].users
+        return Participant(directory.keys[users], directory.groups[users], directory.grade(node))
 
     @property
     def users(self) -> NDArray[np.int64]:
@@ -79,8 +84,19 @@ class Exchange(ABC):
 
     def each_down(self) -> dict[str, NDArray[np.int64]]:
         """What the devices of `users` download of each declared packet, int64 [users]."""
-        everybody = Participant(self._directory.keys[self.users])
-        return {name: self.declared.each_down(name, everybody) for name in self.declared.down(everybody)}
+        if self.declared.alike:
+            users = self.users
+            return self.declared.each_down(Participant(self._directory.keys[users], self._directory.groups[users]))
+        parts = [self.declared.each_down(self.participant(node)) for node in self.shares]
+        return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+
+    def needs(self, node: int) -> Mapping[str, Frozen]:
+        """What a participant must hold, by group."""
+        return self.frozen
+
+    def users_of(self, group: str) -> NDArray[np.int64]:
+        """Those of `users` who must hold what is frozen for a group."""
+        return self.users
 
     def uploaded(self, node: int) -> int:
         """What the devices of a node's users would have uploaded, all together, for its answer, which was taken.
@@ -93,8 +109,8 @@ class Exchange(ABC):
         """Whom to ask, by node: all who are here, unless an exchange says otherwise."""
         return directory.shares(directory.here)
 
-    def fields(self) -> Mapping[str, Field]:
-        """What a message says beside what it brings."""
+    def fields(self, node: int) -> Mapping[str, Field]:
+        """What the message to a node says beside what it brings."""
         return {"phase": self.phase, "round": self.round}
 
     def packets(self, node: int) -> Mapping[str, bytes | Array]:

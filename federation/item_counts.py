@@ -14,6 +14,7 @@ from federation.directory import Directory, Share
 from federation.exchange import Exchange, Ledger
 from federation.versions import Frozen
 from fedrec.core.errors import FederationError, PacketError
+from fedrec.groupings.base import EVERYBODY
 from fedrec.wire.item_counts import ItemCounting, estimate
 from fedrec.wire.protocol import COUNTS
 
@@ -29,7 +30,7 @@ class Counting(Exchange):
 
     def __init__(self, n_items: int, counting: ItemCounting, frozen: Frozen, max_failures: float) -> None:
         """Of a catalogue of `n_items`, by these rules; `frozen` is what a node needs to answer."""
-        super().__init__(members.Counting(n_items), "counting items", 0, 0, frozen, max_failures)
+        super().__init__(members.Counting(n_items), "counting items", 0, 0, {EVERYBODY: frozen}, max_failures)
         self._counting = counting
         self._total: NDArray[np.int64] = np.zeros(n_items, dtype=np.int64)
 

@@ -1,28 +1,28 @@
 """A ranking of all users after a round: what nodes are asked, the sums that they answer with, and the means over users.
 
-It travels in messages of its own, or rides on those of the next round's training, which bring the very same model.
+It travels in messages of its own, or rides on those of the next round's training, which bring the very same models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from flwr.app import Array
 from typing_extensions import override
 
 from exchanges import members, records
-from exchanges.records import Content, Field
+from exchanges.records import Content, Field, grouped
 from federation.aggregation import check_sums
 from federation.directory import Directory, Share
-from federation.exchange import Exchange, Ledger
-from federation.server_model import ServerModel
+from federation.exchange import Ledger
+from federation.group_models import GroupModels
+from federation.model_exchange import ModelExchange
 from fedrec.core.errors import FederationError
 from fedrec.wire.protocol import METRICS_COUNTS, Setup
 
 VALIDATION, TEST = "validation", "test"
 
 
-class Ranking(Exchange):
+class Ranking(ModelExchange):
     """One ranking, of one or more splits."""
 
     ledger = Ledger.EVALUATION
@@ -30,71 +30,79 @@ class Ranking(Exchange):
     def __init__(
         self,
         setup: Setup,
-        model: ServerModel,
+        models: GroupModels,
         after: int,
         sent: int,
         kept: int,
         splits: Sequence[str],
         max_failures: float,
     ) -> None:
-        """A ranking with the model as it is now, after the round `after`.
+        """A ranking with the models as they are now, after the round `after`.
 
         Args:
             setup: What every client was told.
-            model: The model.
+            models: The models.
             after: The round after which users are ranked.
             sent: The round whose messages it travels in: the next one, if it rides on that.
             kept: The earliest round to which the server may go back.
             splits: The splits.
             max_failures: Share of the nodes that may fail.
         """
-        declared = members.Ranking(setup, model.model.trainable, splits)
-        what = f"ranking after round {after}"
-        super().__init__(declared, what, model.state.phase, after, model.holdings, max_failures)
-        self._packet, self._fields = model.packet(sent, kept), model.fields(sent)
+        declared = members.Ranking(setup, models.trainable, splits)
+        super().__init__(declared, f"ranking after round {after}", models, after, max_failures, sent, kept)
+        self._splits = tuple(splits)
         self._names = setup.metric_names()
         self._format = setup.metrics_format()
-        self._sums: dict[str, list[tuple[float, ...]]] = {split: [] for split in splits}
+        self._sums: dict[tuple[str, str], list[tuple[float, ...]]] = {}
 
     @override
     def participants(self, directory: Directory) -> dict[int, Share]:
-        self._sums = {split: [] for split in self._sums}
+        self._sums = {(group, split): [] for group in self._groups for split in self._splits}
         return super().participants(directory)
 
     @override
-    def fields(self) -> Mapping[str, Field]:
-        return {**self._fields, records.SPLITS: " ".join(self._sums), records.AFTER: self.round}
-
-    @override
-    def packets(self, node: int) -> Mapping[str, bytes | Array]:
-        return {records.MODEL: self._packet}
+    def fields(self, node: int) -> Mapping[str, Field]:
+        return {**super().fields(node), records.SPLITS: " ".join(self._splits), records.AFTER: self.round}
 
     @override
     def take(self, node: int, answer: Content) -> None:
-        """Take a node's sums, all splits or none."""
-        taken = []
-        for split in self._sums:
-            packet = answer.packet(records.METRICS + split)
-            scalars = self._format.decode(packet, phase=self.phase, round=self.round).scalars
-            taken.append(check_sums(scalars, len(self.shares[node].users)))
-        for sums, scalars in zip(self._sums.values(), taken, strict=True):
-            sums.append(scalars)
+        """Take a node's sums, of all groups and splits or none."""
+        taken = {}
+        for group, users in self.asked_of(node).items():
+            for split in self._splits:
+                packet = answer.packet(grouped(records.METRICS + split, group))
+                scalars = self._format.decode(packet, phase=self.phase, round=self.round).scalars
+                taken[group, split] = check_sums(scalars, users)
+        for key, scalars in taken.items():
+            self._sums[key].append(scalars)
 
     def means(self) -> dict[str, dict[str, float]]:
         """For each split the means over the users who were ranked, and how many these were, when all answers are in.
 
         Raises FederationError if nobody could be ranked.
         """
-        return {split: self._mean(sums) for split, sums in self._sums.items()}
-
-    def _mean(self, sums: Sequence[tuple[float, ...]]) -> dict[str, float]:
-        # Sorted before they are added, so that the sum does not depend on which reply came first.
-        added = [sum(column) for column in zip(*sorted(sums), strict=True)]
-        if not added or not added[0]:
+        found = {split: self._mean([key for key in self._sums if key[1] == split]) for split in self._splits}
+        if nobody := [split for split, means in found.items() if means is None]:
             raise FederationError(
-                f"no user could be ranked after round {self.round}: none has three interactions or more, or the model "
-                "has diverged (then lower optim.lr)"
+                f"no user could be ranked after round {self.round} ({', '.join(nobody)}): none has three interactions "
+                "or more, or the model has diverged (then lower optim.lr)"
             )
+        return {split: means for split, means in found.items() if means is not None}
+
+    def by_group(self) -> dict[str, dict[str, dict[str, float]]]:
+        """The same for each group of which anybody was ranked: group -> split -> means."""
+        found: dict[str, dict[str, dict[str, float]]] = {}
+        for group, split in self._sums:
+            if (means := self._mean([(group, split)])) is not None:
+                found.setdefault(group, {})[split] = means
+        return found
+
+    def _mean(self, keys: Sequence[tuple[str, str]]) -> dict[str, float] | None:
+        # Sorted before they are added, so that the sum does not depend on which reply came first.
+        sums = sorted(scalars for key in keys for scalars in self._sums[key])
+        added = [sum(column) for column in zip(*sums, strict=True)]
+        if not added or not added[0]:
+            return None
         counts, totals = added[: len(METRICS_COUNTS)], added[len(METRICS_COUNTS) :]
         means = {name: total / added[0] for name, total in zip(self._names, totals, strict=True)}
         return means | dict(zip(METRICS_COUNTS, map(int, counts), strict=True))

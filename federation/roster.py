@@ -6,10 +6,8 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 
-import numpy as np
 from flwr.app import Array, Message
 from flwr.serverapp import Grid
-from numpy.typing import NDArray
 
 from exchanges.declaration import Participant
 from exchanges.members import Enrolment
@@ -27,7 +25,7 @@ from exchanges.records import (
 )
 from federation import said
 from federation.directory import Directory
-from federation.enrolment import LASTING, LONGEST, user_keys
+from federation.enrolment import LASTING, LONGEST, Joined, joined
 from federation.losses import Losses
 from federation.post import Post
 from federation.resends import Resends
@@ -84,6 +82,7 @@ class Roster:
         self._setup = setup.to_json()
         self._simulated = setup.simulation is not None
         self._catalogue = setup.catalogue
+        self._n_groups = len(setup.groups)
         self._item_list = item_list
         declared, device = Enrolment(setup, size(item_list) if item_list else 0), Participant()
         self.enrolment_bytes = declared.down_bytes(device) + declared.up_bytes(device)
@@ -155,7 +154,7 @@ class Roster:
             if node not in connected:
                 self.forget(node)
         self.let_rest()
-        came: dict[int, NDArray[np.uint64]] = {}
+        came: dict[int, Joined] = {}
         late, self._post.late = self._post.late, []
         for sent, answer in late:
             # A late answer that asks for the list of items is of no use: the node will be invited again.
@@ -208,28 +207,28 @@ class Roster:
         # Who asks for the list sends no array: an answer with one is not read here.
         return not any(answer.content.array_records.values()) and self.missing(answer) == self._catalogue
 
-    def _take(self, node: int, answer: Message, came: dict[int, NDArray[np.uint64]]) -> None:
-        """The keys of the node's users go into `came`, if it has joined with any."""
+    def _take(self, node: int, answer: Message, came: dict[int, Joined]) -> None:
+        """What the node has told of itself goes into `came`, if it has joined with users."""
         try:
             content = unpack(answer.content)
             self.require_shared(content)
             self._note_losses(node, content)
-            keys = user_keys(content)
+            told = joined(content, self._n_groups)
         except PacketError as error:
             self._losses.refuse(node, error, answer)
             if error.reason in LASTING:
                 self._refused[node] = f"{error.reason} ({error})"
             return
-        if keys.size:
-            came[node] = keys
+        if told.keys.size:
+            came[node] = told
         else:  # it need not be asked in every round
             self._refused[node] = "nobody lives there"
 
-    def _join(self, came: Mapping[int, NDArray[np.uint64]]) -> None:
+    def _join(self, came: Mapping[int, Joined]) -> None:
         """Nodes join in the order of their users' keys: a node's id is drawn anew in every run."""
-        for node in sorted(came, key=lambda node: int(came[node].min())):
+        for node in sorted(came, key=lambda node: int(came[node].keys.min())):
             try:
-                replaced = self.directory.join(node, came[node])
+                replaced = self.directory.join(node, *came[node])
             except FederationError as error:
                 self._losses.counts["double_users"] += 1
                 log.warning("node %d is left out: %s", node, error)
@@ -240,7 +239,7 @@ class Roster:
                 # Until it has been away: else the two would replace each other in every round.
                 self._refused[other] = f"node {node} names the same users and has come in its place"
                 log.warning("node %d names users of node %d: it has come in its place", node, other)
-            self.named[node] = keys_digest(came[node])
+            self.named[node] = keys_digest(came[node].keys)
 
     def missing(self, answer: Message) -> str | None:
         """What the node says it lacks, if that is its answer."""

@@ -194,10 +194,9 @@ class ServerModel:
             self._sent = (round, kept), self.state, packet
         return packet
 
-    def fields(self, round: int) -> dict[str, records.Field]:
-        """What a message of `round` says about the model that it carries."""
-        fields: dict[str, records.Field] = {"phase": self.state.phase, "round": round}
-        return fields | {"frozen": self.state.frozen_digest, records.CONTENT: self._content}
+    def fields(self) -> dict[str, records.Field]:
+        """What a message says about the model that it carries, beside phase and round."""
+        return {records.HOLDS: self.state.frozen_digest, records.CONTENT: self._content}
 
     @property
     def holdings(self) -> Frozen:

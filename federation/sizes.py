@@ -206,12 +206,13 @@ def _exchanges(regular: Sequence[Regular]) -> tuple[Exchange, ...]:
 
 def _phase(phase: Phase, model: Model, setup: Setup, recipe: Recipe, privacy: Stage) -> PhaseSizes:
     training = members.Training(setup, model.trainable)
-    down = training.down(_DEVICE)[records.MODEL]
+    (down,) = training.down(_DEVICE).values()
+    (up,) = training.up(_DEVICE).values()
     frozen = setup.start_format(model.frozen, BASE)
     least, most = training.range_up()
     changed = None
     if (sparse := setup.stages.sparse) is not None and (changed := most_changed(model, recipe, privacy)) is not None:
-        most = training.up(_DEVICE)[records.UPDATE].head + sparse.size_of_rows(model.trainable, changed)
+        most = up.head + sparse.size_of_rows(model.trainable, changed)
     private = {f"private.{name}": entry for name, entry in model.backbone.private.items()}
     rows = [
         *_sent(down, EACH_ROUND),

@@ -9,37 +9,37 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from flwr.app import Array
 from numpy.typing import NDArray
 from typing_extensions import override
 
 from exchanges import members, records
-from exchanges.records import Content, Field
-from federation.aggregation import UpdateFold
+from exchanges.records import Content, grouped
+from federation.aggregation import UpdateFold, summary
 from federation.cohorts.base import CohortSampling, Roots
 from federation.directory import Directory, Share
-from federation.exchange import Exchange
+from federation.group_models import GroupModels
 from federation.mends import USERS, said
-from federation.server_model import ServerModel
+from federation.model_exchange import ModelExchange
 from fedrec.config.schema import FederationConfig
 from fedrec.core.errors import FederationError, PacketError, RoundError
+from fedrec.wire.packet import Packet
 from fedrec.wire.protocol import UPDATE_SCALARS, Setup
 from fedrec.wire.updates import DROPPED
 
 log = logging.getLogger("fedrec")
 
 
-class Training(Exchange):
+class Training(ModelExchange):
     """The training of one round.
 
     Attributes:
-        fold: The updates that count.
+        folds: The updates that count, by group.
     """
 
     def __init__(
         self,
         setup: Setup,
-        model: ServerModel,
+        models: GroupModels,
         rules: FederationConfig,
         sampling: CohortSampling,
         secret: int,
@@ -47,11 +47,11 @@ class Training(Exchange):
         kept: int,
         counts: Counter[str],
     ) -> None:
-        """Of the model as it is now.
+        """Of the models as they are now.
 
         Args:
             setup: What every client was told.
-            model: The model that is trained.
+            models: The models that are trained.
             rules: How many are asked, and what counts.
             sampling: How the users are chosen.
             secret: From the server's secret root, for the choice.
@@ -59,15 +59,14 @@ class Training(Exchange):
             kept: The earliest round to which the server may go back.
             counts: Where a loss is counted that is not believed.
         """
-        self._trainable = model.model.trainable
+        self._trainable = models.trainable
         declared = members.Training(setup, self._trainable)
-        super().__init__(declared, f"round {round}", model.state.phase, round, model.holdings, rules.max_failures)
+        super().__init__(declared, f"round {round}", models, round, rules.max_failures, round, kept)
         self._setup, self._rules, self._counts = setup, rules, counts
         self._sampling, self._roots = sampling, Roots(setup.seed, secret)
-        self._packet, self._fields = model.packet(round, kept), model.fields(round)
         self._target = 0
         self._uploaded: dict[int, int] = {}
-        self.fold = self._empty_fold(0)
+        self.folds = {group: self._empty_fold(0) for group in models}
 
     def _empty_fold(self, users: int) -> UpdateFold:
         stages = self._setup.stages
@@ -79,16 +78,10 @@ class Training(Exchange):
         wanted = rules.fraction * (1 + rules.over_sampling)
         users = directory.cohort(self._sampling, self.round, wanted, self._roots)
         self._target = self._sampling.awaited(len(directory.here), len(users), rules.fraction)
-        self.fold, self._uploaded = self._empty_fold(len(users)), {}
+        asked = np.bincount(directory.groups[users], minlength=len(self.folds))
+        self.folds = {group: self._empty_fold(int(n)) for group, n in zip(self.folds, asked, strict=True)}
+        self._uploaded = {}
         return directory.shares(users)
-
-    @override
-    def fields(self) -> Mapping[str, Field]:
-        return self._fields
-
-    @override
-    def packets(self, node: int) -> Mapping[str, bytes | Array]:
-        return {records.MODEL: self._packet}
 
     @override
     def arrays(self, node: int) -> Mapping[str, NDArray[np.generic]]:
@@ -96,17 +89,26 @@ class Training(Exchange):
 
     @override
     def take(self, node: int, answer: Content) -> None:
-        users, data = len(self.shares[node].users), answer.packet(records.UPDATE)
-        form = self.declared.up(self.participant(node))[records.UPDATE]
-        packet = form.decode(data, phase=self.phase, round=self.round)
-        scalars, more = packet.scalars[: len(UPDATE_SCALARS)], packet.scalars[len(UPDATE_SCALARS) :]
-        uploaded = len(data) if users == 1 else super().uploaded(node)
-        if more:
-            uploaded = self._of_own_devices(users, *more)
-        if not self.fold.add(packet._replace(scalars=scalars), users):
-            self._counts["wrong_loss"] += 1
-            log.warning("node %d claims a loss that no training has: it is left out of the mean", node)
+        forms, asked = self.declared.up(self.participant(node)), self.asked_of(node)
+        packets, uploaded = dict[str, Packet](), 0
+        for group, users in asked.items():
+            name = grouped(records.UPDATE, group)
+            data = answer.packet(name)
+            packet = forms[name].decode(data, phase=self.phase, round=self.round)
+            scalars, more = packet.scalars[: len(UPDATE_SCALARS)], packet.scalars[len(UPDATE_SCALARS) :]
+            packets[group] = packet._replace(scalars=scalars)
+            uploaded += self._of_own_devices(users, *more) if more else self._of_one(users, data)
+        for group in packets if len(packets) > 1 else ():  # whole or not at all
+            self.folds[group].check(packets[group], asked[group])
+        for group, packet in packets.items():
+            if not self.folds[group].add(packet, asked[group]):
+                self._counts["wrong_loss"] += 1
+                log.warning("node %d claims a loss that no training has: it is left out of the mean", node)
         self._uploaded[node] = uploaded
+
+    def _of_one(self, users: int, packet: bytes) -> int:
+        """The length of the packets of this many users' own devices, which are as long as declared, or came itself."""
+        return len(packet) if users == 1 else users * self._setup.update_format(self._trainable, 1).size()
 
     def _of_own_devices(self, users: int, tensors: float) -> int:
         """The length of the packets of this many users' own devices, whose tensors have together so many bytes.
@@ -144,7 +146,7 @@ class Training(Exchange):
         """
         if self._answered < self._target:
             super().require_enough(counts)
-        counted = int(self.fold.scalar("users"))
+        counted = int(self._counted("users"))
         if counted < (least := min(self._rules.min_users, len(self.users))):  # a cohort may be drawn of nobody
             dropped = said(self._dropped(), USERS)
             text = (
@@ -156,11 +158,14 @@ class Training(Exchange):
 
     def _dropped(self) -> dict[str, int]:
         """Users whom their nodes left out, by reason."""
-        return {name: count for name in DROPPED if (count := int(self.fold.scalar(name)))}
+        return {name: count for name in DROPPED if (count := int(self._counted(name)))}
+
+    def _counted(self, name: str) -> float:
+        return sum(fold.scalar(name) for fold in self.folds.values())
 
     def record(self) -> dict[str, Any]:
         """What the round's line of the metrics says of it."""
-        values = self.fold.summary()
+        values = summary(list(self.folds.values()))
         releases = [dataclasses.asdict(event) for event in self._setup.stages.events(self.round)]
         account = {"releases": releases} if releases else {}
         if not self._setup.stages.tells:

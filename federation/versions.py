@@ -27,6 +27,11 @@ NOTHING = ""
 
 _NEGLIGIBLE = 1e-12
 
+OF_ANOTHER_PROTOCOL = (
+    "the checkpoint is one of another version of the protocol, which devices would refuse: go on with the fedrec that "
+    "began the run (its version is in manifest.json), or start a new run"
+)
+
 
 class Merged(NamedTuple):
     """One merge: the packet of the correction, and the names of the versions before and after it.
@@ -87,10 +92,7 @@ class Merges:
         """The inverse of `state`. Raises StoreError if a fedrec of another protocol has written it."""
         names = list(plain["versions"])
         if any(of_another_version(packet.numpy()[:6].tobytes()) for packet in packets.values()):
-            raise StoreError(
-                "the checkpoint holds packets of another version of the protocol, which devices would refuse: go on "
-                "with the fedrec that began the run (its version is in manifest.json), or start a new run"
-            )
+            raise StoreError(OF_ANOTHER_PROTOCOL)
         log = [
             Merged(before, after, records.wrap(packets[after].numpy().tobytes())) for before, after in pairwise(names)
         ]

@@ -139,8 +139,14 @@ def _run(
         "baselines": baselines,
         "dropped_replies": strategy.ended["dropped_replies"],
         "warnings": warnings_of(folder.path / METRICS),
-        "merges": strategy.state.merges.count,
-        "embedding": {phase: facts for phase, facts in strategy.model.reports.items() if facts},
+        "merges": strategy.models.merges,
+        "embedding": {
+            f"{group} {phase}".strip(): facts
+            for group, reports in strategy.models.reports.items()
+            for phase, facts in reports.items()
+            if facts
+        },
+        **({"groups": strategy.ended["groups"]} if "groups" in strategy.ended else {}),
         "bytes_per_user": strategy.meter.per_user(),
         **({"privacy": ledger.report()} if ledger else {}),
     }

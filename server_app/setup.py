@@ -92,6 +92,7 @@ def make_setup(
         optim=config.optim.told(),
         codec=dataclasses.asdict(config.codec),
         privacy=dataclasses.asdict(config.privacy),
+        grouping=config.grouping.told(),
         ks=config.evaluation.ks,
         sampled_negatives=config.evaluation.sampled_negatives,
         validation=config.evaluation.validation,

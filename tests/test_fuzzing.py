@@ -447,7 +447,7 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     own_secret(made)
     frozen_store, held = FrozenStore(made), {"t": torch.arange(6.0)}
     frozen_store.put(held, content_digest(held))
-    keep_model(made, RUN, LastModel("{}", 1, 7, "f" * 32), b"a packet")
+    keep_model(made, RUN, LastModel("{}", 1, 7, "", "f" * 32), b"a packet")
     store = PrivateStore(made, RUN, PRIVATE)
     for round in (1, 2):
         store.save(round, KEYS, {"user": torch.full((20, 4), float(round))}, 0)

@@ -61,6 +61,7 @@ SETUP = Setup(
     },
     codec={"name": "float32"},
     privacy={"name": "none"},
+    grouping={"name": "one"},
     ks=(5, 10),
     sampled_negatives=0,
     validation=True,

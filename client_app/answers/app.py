@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 
+import numpy as np
 from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 from typing_extensions import override
@@ -22,7 +23,7 @@ from client_app.homes.home import Place
 from client_app.homes.site import Site, is_site, site_of
 from client_app.homes.site_data import is_new, require_same_setup
 from exchanges import records
-from exchanges.records import Content
+from exchanges.records import Content, grouped
 from fedrec.core.errors import PacketError
 from fedrec.wire.code import code_digest
 from fedrec.wire.protocol import Setup
@@ -123,7 +124,9 @@ def enroll(message: Message, context: Context) -> Message:
         resumes = rounds_of(content.text(records.RESUMED)) if records.RESUMED in content.fields else []
         keys = join(node, resumes)
         context.state[SETUP] = ConfigRecord({"json": text})
-        return Answer({"code": code_digest()}, arrays={records.KEYS: keys})
+        grade = {records.GRADE: node.place.grade} if isinstance(node.place, Site) and node.place.grade else {}
+        groups = {records.GROUPS: node.groups.astype(np.uint16)} if len(node.setup.groups) > 1 else {}
+        return Answer({"code": code_digest(), **grade}, arrays={records.KEYS: keys, **groups})
 
     return answered(message, context, work)
 
@@ -177,16 +180,29 @@ def _keep_frozen(node: Node, phase: int, content: Content) -> None:
     for array in content.arrays:
         if array.startswith(records.FROZEN):
             name = array.removeprefix(records.FROZEN)
-            keep_frozen(node, phase, name, content.packet(array), _content(content, name))
+            group = _group_of(node, content, name)
+            keep_frozen(node, phase, group, name, content.packet(array), _content(content, group, name))
 
 
-def _content(content: Content, name: str) -> str:
+def _group_of(node: Node, content: Content, name: str) -> str:
+    """The group whose frozen tensors come under a name; the first where the message names it for none."""
+    for group in node.setup.groups:
+        versions = str(content.fields.get(grouped(records.VERSIONS, group), "")).split()
+        if name in (content.fields.get(grouped(records.HOLDS, group)), *versions):
+            return group
+    return node.setup.groups[0]
+
+
+def _content(content: Content, group: str, name: str) -> str:
     """The digest of what came frozen under a name: the name itself, but for a base that has been merged into."""
-    return content.text(records.CONTENT) if name == content.fields.get("frozen") else name
+    holds = content.fields.get(grouped(records.HOLDS, group))
+    return content.text(grouped(records.CONTENT, group)) if name == holds else name
 
 
 def _keep_merged(node: Node, content: Content) -> None:
-    """Bring the base table up to date with what was merged into it, one merge after the other."""
-    if records.VERSIONS in content.fields:
-        for before, after in pairwise(content.text(records.VERSIONS).split()):
-            keep_merged(node, content.integer("phase"), before, after, content.packet(records.MERGED + after))
+    """Bring the base tables up to date with what was merged into them, one merge after the other."""
+    for group in node.setup.groups:
+        if (field := grouped(records.VERSIONS, group)) in content.fields:
+            for before, after in pairwise(content.text(field).split()):
+                packet = content.packet(records.MERGED + after)
+                keep_merged(node, content.integer("phase"), group, before, after, packet)

@@ -22,7 +22,7 @@ from client_app.homes.sent import log_sent
 from client_app.homes.site import is_site, site_of
 from client_app.stores.frozen import MissingFrozenError
 from exchanges import records
-from exchanges.records import Content, Field, pack, unpack
+from exchanges.records import Content, Field, pack, ungrouped, unpack
 from fedrec.core.errors import ConfigError, FedrecError, PacketError, PolicyError, StoreError
 from fedrec.core.shared_folder import NotSharedError
 
@@ -35,16 +35,15 @@ _FIELDS = (
     SETUP,
     "phase",
     "round",
-    "frozen",
-    records.CONTENT,
-    records.VERSIONS,
     records.NAMED,
     records.RESUMED,
     records.SPLITS,
     records.AFTER,
     records.CARRIES,
 )
-_ARRAYS = (records.MODEL, records.SLOTS)
+_ARRAYS = (records.SLOTS,)
+_OF_GROUPS = (records.MODEL, records.HOLDS, records.CONTENT, records.VERSIONS)
+"""Fields and arrays that there are for each group, under its name."""
 _PREFIXES = (records.FROZEN, records.MERGED)
 _MOST_ROUND = 2**32 - 1
 _LOGGED = (records.PROBLEM, records.REASON, records.MISSING, records.LOSSES)
@@ -183,7 +182,11 @@ def rounds_of(text: str) -> list[int]:
 
 def require_known(content: Content) -> None:
     """Raise PacketError (`malformed`) if the content has a field or an array that no message has."""
-    unknown = [name for name in content.fields if name not in _FIELDS]
-    unknown += [name for name in content.arrays if name not in _ARRAYS and not name.startswith(_PREFIXES)]
+    unknown = [name for name in content.fields if name not in _FIELDS and ungrouped(name) not in _OF_GROUPS]
+    unknown += [
+        name
+        for name in content.arrays
+        if name not in _ARRAYS and ungrouped(name) not in _OF_GROUPS and not name.startswith(_PREFIXES)
+    ]
     if unknown:
         raise PacketError("malformed", f"the message has {sorted(unknown)[:5]}, which no message has")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from client_app.homes.site import Site
 from client_app.stores.frozen import Since
 from client_app.stores.last_model import LastModel, keep_model
+from exchanges.records import grouped
 from fedrec.core.errors import PacketError
 from fedrec.core.tensors import Tensors, content_digest, matches
 from fedrec.wire.item_list import item_list_format
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("fedrec")
 
 
-def keep_frozen(node: Node, phase: int, name: str, packet: bytes, content: str) -> None:
-    """Check that frozen tensors which came with a message of a phase have that content, and keep them."""
+def keep_frozen(node: Node, phase: int, group: str, name: str, packet: bytes, content: str) -> None:
+    """Check that frozen tensors which came with a message of a phase, for a group, have that content; keep them."""
     setup = node.setup
     if name == setup.catalogue:
         form = item_list_format(len(packet))
@@ -35,12 +36,12 @@ def keep_frozen(node: Node, phase: int, name: str, packet: bytes, content: str) 
     of_the_run = name not in (setup.catalogue, setup.eligible)
     if of_the_run and (problem := node.model(phase).embedding.frozen_problem(received.tensors)):
         raise PacketError("malformed", f"frozen tensors of phase {phase} with {problem}")
-    since = Since(setup.run_key, received.round) if of_the_run else None
+    since = Since(grouped(setup.run_key, group), received.round) if of_the_run else None
     node.frozen_store.put(received.tensors, name, content, since)
 
 
-def keep_merged(node: Node, phase: int, before: str, after: str, packet: bytes) -> None:
-    """Make the version `after` of the base table from `before` and the packet of what was merged, and keep it.
+def keep_merged(node: Node, phase: int, group: str, before: str, after: str, packet: bytes) -> None:
+    """Make the version `after` of a group's base table from `before` and the packet of what was merged, and keep it.
 
     Nothing is done if it is here already, or if `before` is not: then what is missing will be asked for. Raises
     PacketError (`malformed`) if merging the packet does not make a version of that name.
@@ -56,7 +57,8 @@ def keep_merged(node: Node, phase: int, before: str, after: str, packet: bytes) 
     require_frozen(model, held, before)
     merged = node.setup.merged_format(model.correction).decode(packet, phase=phase)
     frozen = held | {BASE: model.merged(merged.tensors, held)}
-    node.frozen_store.put(frozen, after, content_digest(frozen), Since(node.setup.run_key, merged.round))
+    since = Since(grouped(node.setup.run_key, group), merged.round)
+    node.frozen_store.put(frozen, after, content_digest(frozen), since)
 
 
 def require_frozen(model: Model, held: Tensors, name: str) -> None:
@@ -76,5 +78,6 @@ def keep_last_model(node: Node, received: Received, packet: bytes, frozen: str) 
     if not all(bool(tensor.isfinite().all()) for tensor in received.model.trainable.values()):
         log.error("the model of round %d is not finite: the last one that is stays to recommend with", received.round)
         return
-    about = LastModel(node.setup.to_json(), received.phase, received.round, frozen)
+    group = node.setup.groups[received.group]
+    about = LastModel(node.setup.to_json(), received.phase, received.round, group, frozen)
     keep_model(node.place.state_dir, node.setup.run_key, about, packet)

@@ -27,7 +27,7 @@ from client_app.stores.store import PrivateStore
 from client_app.training.cohort import CohortEngine
 from client_app.training.engine import Engine, GlobalModel, all_finite
 from client_app.training.oracle import OracleEngine
-from exchanges import members, records
+from exchanges import records
 from exchanges.declaration import Participant
 from fedrec.backbones.base import Backbone
 from fedrec.config.validate import member_config
@@ -39,6 +39,7 @@ from fedrec.core.shared_folder import require_shared
 from fedrec.core.tensors import Tensors, content_digest
 from fedrec.data.negatives import NegativeSampler
 from fedrec.data.split import HeldOut
+from fedrec.groupings.base import Users
 from fedrec.optim.base import Recipe
 from fedrec.wire.packet import PacketFormat
 from fedrec.wire.protocol import Setup, checkpoint_round, unpack_eligible
@@ -55,12 +56,14 @@ class Received(NamedTuple):
     Attributes:
         phase: The phase to which it belongs.
         round: The round in which it was sent.
+        group: The group whose model it is, by its place among the run's.
         model: The model.
         checkpoint_round: The earliest round to which the server may go back.
     """
 
     phase: int
     round: int
+    group: int
     model: GlobalModel
     checkpoint_round: int
 
@@ -115,6 +118,23 @@ class Node:
         """The node's users."""
         interactions, chosen = self._home.users(lambda: self.frozen_store)
         return LocalUsers(interactions, chosen, self.secret, validation=self.setup.validation)
+
+    @cached_property
+    def groups(self) -> NDArray[np.int64]:
+        """The group of each of the users, int64 [users], by its place among the run's."""
+        if len(self.setup.groups) == 1:
+            return np.zeros(len(self.users), dtype=np.int64)
+        return self.assigned(self.users.training(np.arange(len(self.users))))
+
+    def assigned(self, cohort: Cohort) -> NDArray[np.int64]:
+        """The group of each of these users, int64 [users]."""
+        word = self.place.group if isinstance(self.place, Site) else ""
+        return self.setup.grouping_of_run.assign(Users(cohort.keys, cohort.offsets, cohort.items, word))
+
+    def participant(self, slots: NDArray[np.int64]) -> Participant:
+        """The users in `slots`, as both sides know them."""
+        grade = self.place.grade if isinstance(self.place, Site) else ""
+        return Participant(self.users.keys[slots], self.groups[slots], grade)
 
     @cached_property
     def data_digest(self) -> str:
@@ -189,7 +209,7 @@ class Node:
 
     def model_format(self, phase: int) -> PacketFormat:
         """Format of the model packets of a phase. Raises PacketError (`malformed`) if the run has no such phase."""
-        return members.Training(self.setup, self.model(phase).trainable).down(Participant())[records.MODEL]
+        return self.setup.model_format(self.model(phase).trainable)
 
     def model(self, phase: int) -> Model:
         """The model of a phase. Raises PacketError (`malformed`) if the run has no such phase."""
@@ -201,20 +221,23 @@ class Node:
             raise PacketError("malformed", f"phase {number} is none of the run's {len(self.setup.phases)}")
         return number
 
-    def receive(self, phase: int, round: int, packet: bytes, frozen: str) -> Received:
-        """The model in a packet, over the frozen tensors of that digest. Raises MissingFrozenError if they lack."""
+    def receive(self, phase: int, round: int, group: int, packet: bytes, frozen: str) -> Received:
+        """The model of a group in a packet, over the frozen tensors of that digest.
+
+        Raises MissingFrozenError if they lack.
+        """
         received = self.model_format(phase).decode(packet, phase=phase, round=round)
         device = _device()
         held = resident(self.frozen_store, frozen, device) if frozen else {}
         require_frozen(self.model(phase), held, frozen)
         trainable = {name: tensor.to(device) for name, tensor in received.tensors.items()}
         back_to = checkpoint_round(received)
-        tidy(self.frozen_store, self.setup.run_key, frozen, back_to)
-        return Received(phase, round, GlobalModel(self.models[phase], trainable, held), back_to)
+        tidy(self.frozen_store, records.grouped(self.setup.run_key, self.setup.groups[group]), frozen, back_to)
+        return Received(phase, round, group, GlobalModel(self.models[phase], trainable, held), back_to)
 
     def train(self, received: Received, slots: NDArray[np.int64]) -> bytes:
-        """Train the users in `slots` on the model; the encoded sum of what they give."""
-        phase, round, model, checkpoint_round = received
+        """Train the users in `slots`, all of the model's group; the encoded sum of what they give."""
+        phase, round, _, model, checkpoint_round = received
         cohort = self.users.training(slots)
         if self.policy:
             require_users("an update", len(slots), self.policy.min_users_in_update)
@@ -227,7 +250,7 @@ class Node:
         self.private_store.save(round, cohort.keys[trained.taken], kept, checkpoint_round)
         if self.setup.stages.tells:
             trained.update.cold = int((~found & trained.taken).sum())
-        fmt = members.Training(self.setup, model.model.trainable).up(Participant(cohort.keys))[records.UPDATE]
+        fmt = self.setup.update_format(model.model.trainable, len(cohort))
         told = trained.update.scalars()
         if fmt.scalars > len(told):  # of a sum in the place of packets whose lengths nobody sees
             told = (*told, float(trained.update.packet_bytes))
@@ -235,7 +258,7 @@ class Node:
         return fmt.encode(phase, round, trained.update.total, told, seed=None)
 
     def evaluate(self, received: Received, after: int, of: HeldOut) -> bytes:
-        """Rank the held-out items of a split for all users who have one; the encoded sums of the metrics.
+        """Rank the held-out items of a split for all users of the model's group; the encoded sums of the metrics.
 
         Args:
             received: The model after the round `after`; it may have been sent to be trained in the round that follows.
@@ -245,7 +268,8 @@ class Node:
         if of == "validation" and not self.setup.validation:
             raise PacketError("malformed", "this run holds nothing out for validation: users train on those items")
         model = received.model
-        cohort, positives = self.users.held_out(self.users.evaluated, of)
+        evaluated = self.users.evaluated
+        cohort, positives = self.users.held_out(evaluated[self.groups[evaluated] == received.group], of)
         if self.policy:
             require_memory(self, self.policy, cohort, trains=False)
         private, found = self._starts(cohort.keys, before=after + 1)
@@ -264,8 +288,7 @@ class Node:
         sums = rank_users(model.cpu(), cohort, positives, private, protocol)
         counts = (len(cohort), int((~found).sum()), diverged)
         scalars = [*map(float, counts), *(sums.get(name, 0.0) for name in setup.metric_names())]
-        form = members.Ranking(setup, {}, [of]).up(Participant(cohort.keys))[records.METRICS + of]
-        return form.encode(received.phase, after, {}, scalars)
+        return setup.metrics_format().encode(received.phase, after, {}, scalars)
 
     def recommend(self, received: Received, user: Cohort, top: int) -> Recommended:
         """The best items for one user, whose private tensors are first solved on everything that it knows.

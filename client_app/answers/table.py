@@ -8,15 +8,16 @@ by an entry point in the group `fedrec.exchange` whose name is the kind.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from client_app.answers import counting
 from client_app.answers.handling import round_of, slots_of
 from client_app.answers.keeping import keep_last_model
 from client_app.answers.node import Node, Received
 from exchanges import records
-from exchanges.records import Content
+from exchanges.records import Content, grouped
 from fedrec.core.errors import PacketError
 from fedrec.data.split import HeldOut
 
@@ -34,6 +35,7 @@ class Question:
 
     node: Node
     content: Content
+    _received: dict[int, Received] = field(default_factory=dict)
 
     @property
     def phase(self) -> int:
@@ -45,35 +47,52 @@ class Question:
         """The round in which it was sent."""
         return round_of(self.content)
 
-    @cached_property
-    def received(self) -> Received:
-        """The model that came with it, decoded once, and kept by a site."""
-        packet, frozen = self.content.packet(records.MODEL), self.content.text("frozen")
-        received = self.node.receive(self.phase, self.round, packet, frozen)
-        keep_last_model(self.node, received, packet, frozen)
-        return received
+    def received(self, group: int) -> Received:
+        """The model of a group that came with it, decoded once, and kept by a site."""
+        if group not in self._received:
+            name = self.node.setup.groups[group]
+            packet, frozen = (
+                self.content.packet(grouped(records.MODEL, name)),
+                self.content.text(grouped(records.HOLDS, name)),
+            )
+            received = self.node.receive(self.phase, self.round, group, packet, frozen)
+            keep_last_model(self.node, received, packet, frozen)
+            self._received[group] = received
+        return self._received[group]
 
 
 Handler = Callable[[Question], Mapping[str, bytes]]
 
 
 def train(asked: Question) -> Mapping[str, bytes]:
-    """Train the chosen users; the node's update."""
-    slots = slots_of(asked.content, len(asked.node.users))
-    return {records.UPDATE: asked.node.train(asked.received, slots)}
+    """Train the chosen users; the node's update for each of their groups."""
+    node = asked.node
+    slots = slots_of(asked.content, len(node.users))
+    return {
+        grouped(records.UPDATE, node.setup.groups[group]): node.train(
+            asked.received(group), slots[node.groups[slots] == group]
+        )
+        for group in np.unique(node.groups[slots]).tolist()
+    }
 
 
 def evaluate(asked: Question) -> Mapping[str, bytes]:
-    """Rank the held-out items of all users here; sums of metrics for each split that the message asks for."""
-    received, after = asked.received, asked.content.integer(records.AFTER)
+    """Rank the held-out items of all users here; for their groups, sums of metrics of each split that is asked for."""
+    node, after = asked.node, asked.content.integer(records.AFTER)
     splits = asked.content.text(records.SPLITS).split()
     if unknown := [split for split in splits if split not in _HELD_OUT]:
         raise PacketError("malformed", f"the splits are among {sorted(_HELD_OUT)}, not {unknown[:5]}")
     if not splits or len(set(splits)) < len(splits):
         raise PacketError("malformed", f"a ranking is of one split or of two, not of {splits[:5]}")
-    if after not in (received.round - 1, received.round) or after < 0:
-        raise PacketError("malformed", f"a model sent in round {received.round} is not that after round {after}")
-    return {records.METRICS + split: asked.node.evaluate(received, after, _HELD_OUT[split]) for split in splits}
+    if after not in (asked.round - 1, asked.round) or after < 0:
+        raise PacketError("malformed", f"a model sent in round {asked.round} is not that after round {after}")
+    return {
+        grouped(records.METRICS + split, node.setup.groups[group]): node.evaluate(
+            asked.received(group), after, _HELD_OUT[split]
+        )
+        for group in np.unique(node.groups).tolist()
+        for split in splits
+    }
 
 
 def count_items(asked: Question) -> Mapping[str, bytes]:

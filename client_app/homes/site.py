@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from exchanges.records import GRADES
 from fedrec.core.errors import ConfigError
 from fedrec.core.owned import own_folder
 from fedrec.core.registry import nearest
@@ -38,6 +40,8 @@ class Site:
         columns: The names of the columns of a file without a header line, with commas between them; empty: it has
             one.
         policy: Absolute path of the site's policy (`client_app.homes.policy`); None: `policy.toml` in the state-dir.
+        group: The group of its users, in a run with `grouping=site`; empty: it names none.
+        grade: What it says of its devices, for runs that send less to lesser ones; empty: nothing.
     """
 
     interactions: Path
@@ -53,6 +57,8 @@ class Site:
     escape: str = ""
     columns: str = ""
     policy: Path | None = None
+    group: str = ""
+    grade: str = ""
 
     @property
     def form(self) -> TextForm:
@@ -112,6 +118,8 @@ def site_of(node_config: Mapping[str, object]) -> Site:
         problems.append("min-rating: needs the column of the ratings; give rating-column='...' too")
     said = {name: value for name, value in values.items() if name in _FORM}
     problems += Site(Path(), Path(), **said).form.problems()  # type: ignore[arg-type]
+    if not re.fullmatch(GRADES, str(values.get("grade", ""))):
+        problems.append(f"grade={values['grade']!r}: expected a short name of small letters, digits, '_' and '-'")
     if problems:
         raise ConfigError(problems)
     return Site(**values)  # type: ignore[arg-type]

@@ -29,30 +29,34 @@ class LastModel:
         setup: The run's setup, as JSON.
         phase: The phase to which the model belongs.
         round: The round in which it was sent.
+        group: The group whose model it is; empty where there are none.
         frozen: Names what is frozen under it; empty if nothing is.
     """
 
     setup: str
     phase: int
     round: int
+    group: str
     frozen: str
 
 
 def keep_model(state_dir: Path, run_key: str, about: LastModel, packet: bytes) -> None:
-    """Keep a model in the place of the one that this run sent before; those of the newest runs stay.
+    """Keep a model in the place of the one that this run sent before for the group; those of the newest runs stay.
 
     Raises StoreError if the disk refuses it.
     """
     folder = state_dir / "models"
-    path = run_file(folder, run_key, ".model")
+    path = run_file(folder, run_key, f".{about.group}.model" if about.group else ".model")
     values = asdict(about)
     head = json_line({**values, _CHECK: _digest(values, packet)}).encode() + b"\n"
     with writing(f"the model of this run in the state-dir {state_dir}", ELSEWHERE):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_bytes(path, head, packet, private=True)
     with suppress(OSError):  # another process may tidy up too
-        for old in _newest_first(folder)[RUNS_KEPT:]:
-            old.unlink()
+        newest = list(dict.fromkeys(map(run_of, _newest_first(folder))))[:RUNS_KEPT]
+        for old in folder.glob("*.model"):
+            if run_of(old) not in newest:
+                old.unlink()
 
 
 def kept_models(state_dir: Path) -> list[Path]:
@@ -61,12 +65,17 @@ def kept_models(state_dir: Path) -> list[Path]:
     return _newest_first(folder) if folder.is_dir() else []
 
 
+def run_of(path: Path) -> str:
+    """The key of the run whose model a file is."""
+    return path.name.partition(".")[0]
+
+
 def read_model(path: Path) -> tuple[LastModel, bytes]:
     """A model that was kept. Raises ValueError if the file is not what was written, OSError if it cannot be read."""
     head, _, packet = path.read_bytes().partition(b"\n")
     values = parsed_object(head)
     check = values.pop(_CHECK, None)
-    expected = {"setup": str, "phase": int, "round": int, "frozen": str}
+    expected = {"setup": str, "phase": int, "round": int, "group": str, "frozen": str}
     if {name: type(value) for name, value in values.items()} != expected:
         raise ValueError("its first line does not say of which run and round it is")
     if check != _digest(values, packet):

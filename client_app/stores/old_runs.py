@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from client_app.stores.frozen import FrozenStore
-from client_app.stores.last_model import RUNS_KEPT, frozen_of_models, kept_models
+from client_app.stores.last_model import RUNS_KEPT, frozen_of_models, kept_models, run_of
 from client_app.stores.losses import Losses
 from client_app.stores.store import PrivateStore
 from fedrec.core.errors import StoreError
@@ -36,7 +36,7 @@ def forget_old_runs(state_dir: Path, joined: str, losses: Losses) -> None:
         if (state_dir / "users.sqlite").exists():
             # No tensor is read or written here, so the specification of none is needed.
             runs = PrivateStore(state_dir, joined, {}, losses=losses).forget_others(
-                {path.stem for path in kept_models(state_dir)}, RUNS_KEPT
+                {run_of(path) for path in kept_models(state_dir)}, RUNS_KEPT
             )
     except (OSError, StoreError) as error:
         log.warning("what older runs have left in %s could not be deleted: %s", state_dir, error)

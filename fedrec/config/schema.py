@@ -24,6 +24,8 @@ from fedrec.core.registry import MemberConfig
 _STRICT: Mapping[str, Any] = {"extra": "forbid", "strict": True}
 _FIXED = MemberConfig("fixed")
 """The cohorts of all runs from before there was a choice."""
+_ONE = MemberConfig("one")
+"""Their groups."""
 
 
 @dataclass(frozen=True)
@@ -218,3 +220,4 @@ class RunConfig:
     cache_dir: Annotated[Path, Strict(False)] | None
     runtime: Literal["simulation", "deployment"] = "simulation"
     cohort: MemberConfig = _FIXED
+    grouping: MemberConfig = _ONE

@@ -35,6 +35,9 @@ MOST_ROUNDS = 999_999
 MOST_HISTORY = 65_536
 """Items of a history that a backbone reads in order; attention holds the square of them."""
 
+MOST_GROUPS = 256
+"""Groups of users with a model each."""
+
 MOST_LAYERS = 64
 MOST_CUT_OFFS = 100
 MOST_WEIGHT = 1_000_000

@@ -109,6 +109,7 @@ reductions = Family("reduction", "peft_embeddings.reductions")
 codecs = Family("codec", "fedrec.codecs")
 privacies = Family("privacy", "fedrec.privacy")
 cohorts = Family("cohort", "federation.cohorts")
+groupings = Family("grouping", "fedrec.groupings")
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
@@ -123,5 +124,6 @@ FAMILIES: Mapping[str, Family] = {
         codecs,
         privacies,
         cohorts,
+        groupings,
     )
 }

@@ -78,6 +78,11 @@ class CentralGaussian(PrivacyMechanism):
                 f"cohort={config.cohort.name}: privacy=central_gaussian is accounted for users who are drawn by "
                 "themselves, in secret; take cohort=poisson"
             )
+        if config.grouping.name != "one":
+            found.append(
+                f"grouping={config.grouping.name}: privacy=central_gaussian divides by the expected number of users of "
+                "a whole cohort, and says nothing of groups; take grouping=one"
+            )
         # What happens to a round must not depend on who was drawn for it, or on who is quick.
         for key, only in (("over_sampling", 0.0), ("repeats", 0), ("max_failures", 1.0), ("min_users", 0)):
             if (value := getattr(rules, key)) != only:

@@ -35,12 +35,13 @@ from fedrec.core.bounds import (
 )
 from fedrec.core.errors import PacketError
 from fedrec.core.tensors import Spec, Tensors, TensorSpec, matches
+from fedrec.groupings.base import Grouping
 from fedrec.stages.chain import Stages
 from fedrec.stages.limits import Limits
 from fedrec.wire.packet import Kind, Packet, PacketFormat
 from fedrec.wire.updates import DROPPED
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 _CHECKED: Mapping[str, Any] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 _LONGEST_SETUP = 2**20
@@ -109,6 +110,7 @@ class Setup:
     optim: Mapping[str, Any]
     codec: Mapping[str, Any]
     privacy: Mapping[str, Any]
+    grouping: Mapping[str, Any]
     ks: CutOffs
     sampled_negatives: Annotated[int, Ge(0), Le(MOST_NEGATIVES)]
     validation: bool
@@ -168,6 +170,20 @@ class Setup:
         config = member_config("backbone", dict(self.backbone))
         backbone: Backbone = registry.backbones.get(config.name)(config, self.dim)
         return backbone
+
+    @cached_property
+    def grouping_of_run(self) -> Grouping:
+        """Which groups there are, and which of them a user belongs to."""
+        from fedrec.config.validate import member_config
+
+        config = member_config("grouping", dict(self.grouping))
+        grouping: Grouping = registry.groupings.get(config.name)(config, self.seed)
+        return grouping
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The names of the groups."""
+        return self.grouping_of_run.names
 
     @cached_property
     def codec_of_run(self) -> Codec:

@@ -61,7 +61,7 @@ def test_private_tensors_of_the_runs_that_trained_last_stay(tmp_path: Path) -> N
 def test_those_of_the_joined_run_and_of_kept_models_stay(tmp_path: Path) -> None:
     for run in range(5):
         train(tmp_path, run)
-    keep_model(tmp_path, key(1), LastModel("{}", 0, 1, ""), b"")
+    keep_model(tmp_path, key(1), LastModel("{}", 0, 1, "", ""), b"")
     forget_old_runs(tmp_path, key(0), Counter())
     assert remembered(tmp_path, 5) == [0, 1, 3, 4]
 
@@ -85,8 +85,8 @@ def test_what_a_kept_model_needs_stays_frozen(tmp_path: Path) -> None:
         own.put(tensors, names[-1])
     version = "f" * 64
     own.put({"base": torch.ones(3)}, version, content_digest({"base": torch.ones(3)}))
-    keep_model(tmp_path, key(1), LastModel(f'{{"catalogue": "{names[0]}"}}', 0, 1, names[1]), b"packet" * 10)
-    keep_model(tmp_path, key(2), LastModel("{}", 0, 1, version), names[2].encode())  # a packet names nothing
+    keep_model(tmp_path, key(1), LastModel(f'{{"catalogue": "{names[0]}"}}', 0, 1, "", names[1]), b"packet" * 10)
+    keep_model(tmp_path, key(2), LastModel("{}", 0, 1, "", version), names[2].encode())  # a packet names nothing
     for path in (tmp_path / "frozen").iterdir():
         os.utime(path, (1e9, 1e9))
     forget_old_runs(tmp_path, key(3), Counter())

@@ -95,7 +95,7 @@ def test_the_best_items_are_those_of_the_ranking(folder: Path, backbone: str, em
     """The held-out item's place among the recommended ones is its rank when the same model is measured."""
     also = ["strategy=full"] if embedding == "full" else ["embedding.rank=2"]
     source = of_run(simulated(folder, f"{backbone}-{embedding}", f"backbone={backbone}", *also))
-    node, model = source.node, source.received.model
+    node, model = source.node, source.models[0].model
     cohort, positives = node.users.held_out(node.users.evaluated[:8], "test")
     private, _ = node.private(cohort.keys, before=4)
     private = node.engine.solve(model, cohort, private, 5)
@@ -183,7 +183,7 @@ def test_a_damaged_last_model_is_said_and_an_older_one_taken(a_site: Path, tmp_p
     model = next((copy / "models").glob("*.model"))
     good = model.read_bytes()
     (copy / "models" / "0123456789abcdef.model").write_bytes(good[: len(good) // 2])
-    assert of_site(copy).received.round == 3
+    assert of_site(copy).round == 3
     model.write_bytes(good[:-7])
     failed = CliRunner().invoke(app, ["recommend", "--state-dir", str(copy), "--user", "u"])
     assert failed.exit_code == 1

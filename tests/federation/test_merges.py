@@ -35,7 +35,7 @@ ALL = ["checkpoint_every=1", "checkpoints_kept=99"]
 
 def where(outcome: Any, round: int = ROUNDS) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((outcome.folder / f"checkpoints/round-{round:06d}.json").read_text())
-    return found
+    return {**found, **found["groups"][""]}
 
 
 def setup_of(outcome: Any) -> Setup:

@@ -124,7 +124,7 @@ class SketchStrategy(FullStrategy):
 
     def within(self, talk: Conversation, round: int) -> None:
         if round % 2 == 0 and round < self.config.rounds:
-            asked = Sketching(self.state.phase, round)
+            asked = Sketching(self.models.phase, round)
             talk.carry(asked)
             type(self).totals.append(asked.total())
 
@@ -204,9 +204,9 @@ class TwoMoreStrategy(FullStrategy):
     sums: list[tuple[int, int]]
 
     def within(self, talk: Conversation, round: int) -> None:
-        offered = Adding(Offer(), self.state.phase, round)
+        offered = Adding(Offer(), self.models.phase, round)
         talk.carry(offered)
-        revealed = Adding(Reveal(), self.state.phase, round, offered)
+        revealed = Adding(Reveal(), self.models.phase, round, offered)
         talk.carry(revealed)
         type(self).sums.append((sum(offered.numbers.values()), sum(revealed.numbers.values())))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -59,9 +60,10 @@ def meter() -> Meter:
 
 def checkpoint(round: int) -> Checkpoint:
     users = np.array([3, 2**63 + 1, 0], dtype=np.uint64)
-    reports = {"warmup": {"mse": 0.1}}
+    groups, reports = np.array([0, 1, 0]), {"": {"warmup": {"mse": 0.1}}, "north": {}}
     record = {"round": round, "loss": 0.5}
-    return Checkpoint(round, state(), meter().state(), users, torch.arange(3.0).double(), reports, record)
+    states = {"": state(), "north": dataclasses.replace(state(), trainable={"b": torch.tensor(3.0)})}
+    return Checkpoint(round, states, meter().state(), users, groups, torch.arange(3.0).double(), reports, record)
 
 
 def everything(folder: RunFolder) -> set[str]:
@@ -194,14 +196,19 @@ def test_a_checkpoint_holds_the_model_the_optimiser_and_the_meter(folder: RunFol
     assert torch.equal(tensors["frozen.base"], expected.frozen["base"])
     assert torch.equal(tensors["optimiser.m"], torch.ones(2))
     counted = meter().state()
-    assert {name for name in tensors if name.startswith("meter.")} == {f"meter.{name}" for name in (*counted, "users")}
+    assert {name for name in tensors if name.startswith("meter.")} == {
+        f"meter.{name}" for name in (*counted, "users", "groups")
+    }
     for name, counts in counted.items():
         np.testing.assert_array_equal(tensors[f"meter.{name}"].numpy(), counts)
     where = json.loads((folder.path / "checkpoints/round-000100.json").read_text())
-    assert (where["round"], where["phase"], where["frozen_digest"]) == (100, 1, "c")
+    assert where["round"] == 100
+    here = where["groups"][""]
+    assert (here["phase"], here["frozen_digest"]) == (1, "c")
+    assert torch.equal(tensors["trainable@north.b"], torch.tensor(3.0))
     plain = {"merges": 5, "merged_round": 90, "versions": ["a", "b", "c"]}
     packets = {name.removeprefix("merged."): tensor for name, tensor in tensors.items() if name.startswith("merged.")}
-    restored = Merges.restored(where, packets)
+    restored = Merges.restored(here, packets)
     assert restored.state()[0] == plain
     assert [each.packet.numpy().tobytes() for each in restored.since({"a"})] == [b"from a", b"from b"]
 
@@ -220,8 +227,11 @@ def test_a_checkpoint_is_read_as_it_was_written(folder: RunFolder) -> None:
         assert torch.equal(found.tensors()[name], tensor), name
         assert found.tensors()[name].dtype == tensor.dtype, name
     np.testing.assert_array_equal(found.users, expected.users)
-    for part in ("trainable", "frozen", "kept", "optimiser"):
-        assert getattr(found.state, part).keys() == getattr(expected.state, part).keys()
+    np.testing.assert_array_equal(found.groups, expected.groups)
+    assert found.states.keys() == expected.states.keys()
+    for group, there in expected.states.items():
+        for part in ("trainable", "frozen", "kept", "optimiser"):
+            assert getattr(found.states[group], part).keys() == getattr(there, part).keys()
     counting, again = Meter(["warmup", "peft"]), meter()
     counting.restore(found.meter)
     assert counting.per_user() == again.per_user()

@@ -76,6 +76,7 @@ def setup_of(config: RunConfig) -> Setup:
         optim=dataclasses.asdict(config.optim),
         codec=dataclasses.asdict(config.codec),
         privacy=dataclasses.asdict(config.privacy),
+        grouping=config.grouping.told(),
         ks=config.evaluation.ks,
         sampled_negatives=0,
         validation=True,
@@ -168,10 +169,15 @@ def test_values_out_of_range_are_all_named_at_once(name: str) -> None:
     assert len(caught.value.problems) == 3
 
 
+def first_of(strategy: FederatedStrategy) -> str:
+    """Its first group."""
+    return next(iter(strategy.models))
+
+
 @pytest.mark.parametrize("name", MEMBERS)
 def test_a_strategy_starts_from_the_base_table(name: str) -> None:
     strategy, base = made(composed(f"strategy={name}"))
-    model, state = strategy.model.model, strategy.state
+    model, state = strategy.models.model, strategy.models[first_of(strategy)].state
     assert torch.equal(model.item_vectors(state.trainable, state.frozen, torch.arange(ITEMS)), base)
     assert all(matches(model.trainable[key], tensor) for key, tensor in state.trainable.items())
     assert state.trainable.keys() == model.trainable.keys()
@@ -182,24 +188,24 @@ def test_a_new_phase_starts_where_the_last_one_ended(name: str) -> None:
     strategy, _ = made(composed(f"strategy={name}"))
     items, first = torch.arange(ITEMS), 1
     for number, phase in enumerate(strategy.plan):
-        strategy.model.advance(first)
-        assert strategy.state.phase == number
-        state, model = strategy.state, strategy.model.model
+        strategy.models.advance(first)
+        assert strategy.models.phase == number
+        state, model = strategy.models[first_of(strategy)].state, strategy.models.model
         rng = generator(number, "moved")
         moved: Tensors = {k: t + torch.randn(t.shape, generator=rng) for k, t in state.trainable.items()}
-        strategy.model.state = dataclasses.replace(state, trainable=moved)
+        strategy.models[first_of(strategy)].state = dataclasses.replace(state, trainable=moved)
         reached = model.item_vectors(moved, state.frozen, items)
         for round in range(first + 1, first + phase.rounds):
-            strategy.model.advance(round)
-            assert strategy.state.phase == number, "within a phase nothing is changed"
+            strategy.models.advance(round)
+            assert strategy.models.phase == number, "within a phase nothing is changed"
         first += phase.rounds
         if number + 1 < len(strategy.plan):
-            strategy.model.advance(first)
-            after = strategy.state
-            now = strategy.model.model.item_vectors(after.trainable, after.frozen, items)
+            strategy.models.advance(first)
+            after = strategy.models[first_of(strategy)].state
+            now = strategy.models.model.item_vectors(after.trainable, after.frozen, items)
             assert torch.equal(now, reached), "the compressed part starts at exactly zero"
             assert after.optimiser == {}
-            assert set(strategy.model.once) == {after.frozen_digest} - {""}
+            assert set(strategy.models[first_of(strategy)].once) == {after.frozen_digest} - {""}
             assert after.frozen_digest == (content_digest(after.frozen) if after.frozen else "")
 
 
@@ -397,7 +403,7 @@ class Asked(Exchange):
     """All nodes are asked; `nodes` has those that answered."""
 
     def __init__(self, frozen: Frozen) -> None:
-        super().__init__(Anything(), "asking", 0, 1, frozen)
+        super().__init__(Anything(), "asking", 0, 1, {"": frozen})
         self.nodes: list[int] = []
 
     def take(self, node: int, answer: Content) -> None:

@@ -1,0 +1,58 @@
+"""The contract of a grouping: which groups there are, and which of them a user belongs to."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedrec.core.registry import MemberConfig
+
+EVERYBODY = ""
+"""The name of the one group of a run that has no others. Names and messages are then as if there were no groups."""
+
+
+class Users(NamedTuple):
+    """What a device knows when it says which group each of its users belongs to.
+
+    Attributes:
+        keys: uint64 [users], opaque keys.
+        offsets: int64 [users + 1]; the n-th user trains on `items[offsets[n]:offsets[n + 1]]`.
+        items: int64 [sum of lengths], catalogue rows, oldest first.
+        word: What the site says of all its users (`group` in the node configuration); empty: nothing.
+    """
+
+    keys: NDArray[np.uint64]
+    offsets: NDArray[np.int64]
+    items: NDArray[np.int64]
+    word: str = ""
+
+
+class Grouping(ABC):
+    """A member of the family `grouping`.
+
+    A user's group is worked out on its device, which tells the server when it joins, and stays the same for the whole
+    run. It depends on the user and on what its site says, never on the node or on who else lives there: any layout of
+    the users on nodes has the same groups.
+    """
+
+    config_class: ClassVar[type[MemberConfig]]
+
+    def __init__(self, config: Any, seed: int) -> None:
+        """With the run's public seed."""
+        self.config = config
+        self.seed = seed
+
+    @property
+    @abstractmethod
+    def names(self) -> tuple[str, ...]:
+        """The groups, each by a name of at most 32 small letters, digits, `_` and `-`; at least one."""
+
+    @abstractmethod
+    def assign(self, users: Users) -> NDArray[np.int64]:
+        """Of each user the place of its group among `names`, int64 [users].
+
+        Raises ConfigError if the site has not said what it has to.
+        """
