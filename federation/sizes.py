@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from exchanges import members, records
+from exchanges import members
 from exchanges.declaration import Participant, Regular
 from federation.server_model import Phase
 from federation.uplink import most_changed
