@@ -191,6 +191,29 @@ def split_command(
         console.print(Text(f"{dataset.interactions.users} users shared out to {sites} sites below {folder}"))
 
 
+@app.command("bundle")
+def bundle_command(as_json: AsJson = False) -> None:
+    """Print the SHA-256 of the app bundle that this installation is: what a site's policy lists in `apps`."""
+    with ending(as_json) as (console, end):
+        from commands.flower_app import bundle_digest
+
+        end.update(sha256=bundle_digest())
+        console.print(end["sha256"], soft_wrap=True, highlight=False)
+
+
+@app.command("supernode", context_settings={"ignore_unknown_options": True})
+def supernode_command(
+    arguments: Annotated[
+        list[str], typer.Argument(metavar="ARGUMENTS...", help="Those of flower-supernode.", show_default=False)
+    ],
+) -> None:
+    """Start Flower's SuperNode at a site, so that it runs only the apps that the site's policy allows."""
+    with ending(as_json=False):
+        from commands.supernode import supernode
+
+        supernode(arguments)
+
+
 @app.command("simulate", cls=OverridesCommand)
 def simulate_command(
     overrides: Overrides = None,

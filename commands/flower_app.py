@@ -5,9 +5,11 @@ A checkout and an installed wheel give the same directory, byte by byte, so that
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shlex
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,6 +42,18 @@ def assemble(into: Path) -> Path:
     for name in ("pyproject.toml", "LICENSE"):
         shutil.copyfile(_app_file(name), into / name)
     return into
+
+
+def bundle_digest() -> str:
+    """SHA-256, in hexadecimal, of the bundle that `flwr run` makes of this installation or checkout.
+
+    Flower writes files in the order of their names, with one date for all and not compressed, so that it is the same
+    wherever the code is.
+    """
+    from flwr.cli.build import build_fab_from_disk  # not needed by what else this file does
+
+    with tempfile.TemporaryDirectory() as folder:
+        return hashlib.sha256(build_fab_from_disk(assemble(Path(folder) / "fedrec"))).hexdigest()
 
 
 def _app_file(name: str) -> Path:

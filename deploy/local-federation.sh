@@ -175,9 +175,13 @@ supernode() { # NUMBER: after a kill the SuperLink refuses a key for up to a min
         "$(quoted "$site/interactions.csv")" "$(quoted "$site/state")" >"$site/node.toml"
     for _ in $(seq 12); do
         say "starting SuperNode $1"
-        launch "$site" flower-supernode --root-certificates "$dir/ca.crt" --auth-supernode-private-key "$site/key" \
+        launch "$site" fedrec supernode --root-certificates "$dir/ca.crt" --auth-supernode-private-key "$site/key" \
             --superlink "127.0.0.1:$port" --host 127.0.0.1 --port "$((port + 1 + $1))" \
             --node-config "$site/node.toml"
+        for _ in $(seq 60); do # until it has become Flower's, or has ended
+            sleep 1
+            alive "$site" && ! grep -qsz '/flower-supernode$' "/proc/$(cat "$site/pid")/cmdline" || break
+        done
         for _ in $(seq 8); do
             sleep 1
             alive "$site" || break

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from annotated_types import Ge, Gt, Le
@@ -22,6 +24,7 @@ from fedrec.core.errors import ConfigError
 
 EXCHANGES = ("enroll", "count_items", "train", "evaluate")
 _WRITABLE = 0o022
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Policy:
         epsilon_budget: Largest sum of the epsilons of all that differ, over all runs (`spent.json` in the state-dir).
         runs: Keys of the runs in which the site takes part; none: in any.
         exchanges: What it answers.
+        apps: SHA-256 of the app bundles whose code may run here, in lower-case hexadecimal; none: any. Where the
+            SuperNode was started by `fedrec supernode`, it is asked before a bundle is unpacked (`commands.launcher`).
         resume_ended: Whether a run whose test was answered may be resumed: what users trained after the round from
             which it goes on is then deleted.
     """
@@ -61,12 +66,18 @@ class Policy:
     epsilon_budget: Annotated[float, Gt(0), Le(1e9)] = 200.0
     runs: tuple[str, ...] = ()
     exchanges: tuple[str, ...] = EXCHANGES
+    apps: tuple[str, ...] = ()
     resume_ended: bool = False
+
+
+def policy_path(site: Site) -> Path:
+    """Where a site's policy is looked for."""
+    return site.policy or site.state_dir / "policy.toml"
 
 
 def policy_of(site: Site) -> Policy:
     """The policy of a site, read anew. Raises ConfigError if its file is not what it should be, or not the owner's."""
-    path = site.policy or site.state_dir / "policy.toml"
+    path = policy_path(site)
     try:
         with path.open("rb") as file:
             stat = os.fstat(file.fileno())
@@ -97,4 +108,8 @@ def _checked(path: str, values: dict[str, Any]) -> Policy:
         raise ConfigError([f"the policy {path}: {problem}" for problem in problems]) from error
     if unknown := [name for name in policy.exchanges if name not in EXCHANGES]:
         raise ConfigError([f"the policy {path}: exchanges are among {', '.join(EXCHANGES)}, not {unknown[:3]}"])
+    if wrong := [text for text in policy.apps if not _DIGEST.fullmatch(text)]:
+        raise ConfigError(
+            [f"the policy {path}: apps are SHA-256 digests as `fedrec bundle` prints them, not {wrong[0][:80]!r}"]
+        )
     return policy

@@ -163,7 +163,10 @@ def installation(text: str, place: Place) -> None:
     if not (install := re.search(r"pip install (.*?)(?:&&|$)", text, re.MULTILINE)):
         return
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    target = shlex.split(install[1])[-1]
+    *options, target = shlex.split(install[1])
+    if options[-1:] == ["-r"]:
+        assert (ROOT / target).is_file()
+        return
     found = re.fullmatch(r"\.(?:\[(\w+)\])?", target)
     assert found is not None, f"{target} is not this checkout"
     assert found[1] is None or found[1] in extras
@@ -187,15 +190,16 @@ _RUNTIME = "of real processes, under the mark `runtime`"
 COVERED: list[tuple[str, Callable[[str, Place], None], str]] = [
     (r"deployment.md: .*\n", script, "tests/runtime/test_guide.py runs these scripts, word by word"),
     (r"deployment.md: (mkdir |openssl |printf |chmod |flwr (ls|supernode) |tail |kill )", script, "so does it these"),
+    (r"\S+: fedrec supernode \.\.\. ", site, f"tests/runtime/test_deployment.py starts SuperNodes, {_RUNTIME}"),
     (r"\S+: fedrec \w+\b", carry_out, "here"),
     (r"\S+: flwr run \. ", configuration, f"tests/runtime/test_flwr_run.py and test_guide.py, {_RUNTIME}"),
     (r"README.md: (pkill |export FLWR)", script, f"tests/runtime/test_flwr_run.py, {_RUNTIME}"),
-    (r"\S+: flower-supernode \.\.\. ", site, f"tests/runtime/test_deployment.py starts SuperNodes, {_RUNTIME}"),
     (r"\S+: deploy/local-federation\.sh ", script, f"tests/runtime/test_deployment.py, {_RUNTIME}"),
     (r"\S+: (export |ray start )", script, f"tests/runtime/test_cluster.py starts a cluster, {_RUNTIME}"),
     (r"performance.md: .*\n", benchmark, "hours; tests/test_benchmarks.py runs each at a small size"),
     (r"\S+: python -m benchmarks\.", benchmark, "the same"),
     (r"\S+: (python3 -m venv|(\S*/)?pip install)", installation, "fetches packages: .ci/run carries it out"),
+    (r"\S+: uv ", script, "asks the package index; tests/test_constraints.py checks what comes of it"),
     (r"CONTRIBUTING.md: (pytest |ruff |mypy |lint-imports|\.ci/run)", script, ".ci/run carries them out"),
     (
         r"deployment.md: (sudo |docker )",

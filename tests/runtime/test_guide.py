@@ -59,6 +59,7 @@ def test_the_units_are_what_systemd_takes(unit: Path, tmp_path: Path) -> None:
     assert {"ExecStart", "Restart", "StateDirectory", "User", "WantedBy"} <= keys
     command = text[text.index("ExecStart=") : text.index("Restart=")]
     program, *options = re.findall(r"(?:ExecStart=|\s)(/(?:opt|usr)/\S+|--[\w-]+)", command)
+    program = program.replace("/fedrec", "/flower-supernode") if "/fedrec supernode" in command else program
     if program.endswith("nginx"):
         return  # tests/runtime/test_outsider.py starts it
     known = subprocess.run(
@@ -88,7 +89,9 @@ def test_the_compose_file_is_of_the_right_form() -> None:
     assert set(re.findall(r" (/etc/fedrec/[\w.]+);", conf)) <= set(inside)
     assert "listen 9092 ssl" in conf
     for name, service in services.items():
-        assert service.keys() <= {"build", "command", "environment", "ports", "volumes", "restart", "depends_on"}
+        keys = {"build", "command", "entrypoint", "environment", "ports", "volumes", "restart", "depends_on"}
+        assert service.keys() <= keys
+        assert service.get("entrypoint") == (None if name == "superlink" else ["fedrec", "supernode"])
         assert (ROOT / "deploy" / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
         image = "flwr/superlink:1.41.0" if name == "superlink" else "flwr/supernode:1.41.0"
         assert service["build"]["args"] == {"IMAGE": image}
