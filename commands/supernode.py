@@ -26,6 +26,7 @@ from client_app.homes.policy import policy_of, policy_path
 from client_app.homes.site import folder_problems, site_of
 from commands.launcher import SITE_FILE, seam
 from fedrec.core.errors import ConfigError, FederationError
+from fedrec.core.owned import own_file
 
 log = logging.getLogger("flwr")
 
@@ -88,6 +89,7 @@ def make_launchers(folder: Path, node_config: Mapping[str, object]) -> None:
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(mode=0o700)
+    own_file(folder / SITE_FILE)
     (folder / SITE_FILE).write_text(json.dumps(node_config), encoding="utf-8")
     for command in _COMMANDS:  # -P: nothing is imported from the working directory
         _write(folder / command, [sys.executable, "-P", "-m", "commands.launcher", str(folder), command])
@@ -114,6 +116,7 @@ def guarded_path(folder: Path) -> str:
     for name in names:
         if shutil.which(name, path=path) != str(folder / name):
             raise FederationError(
-                f"{folder / name} cannot be executed: put the state-dir on a disk that is not mounted with noexec"
+                f"{folder / name} cannot be executed: put the state-dir on a disk that is not mounted with noexec, "
+                f"in a folder without {os.pathsep!r} in its path"
             )
     return path

@@ -260,6 +260,9 @@ def test_nobody_else_looks_into_the_launchers_and_no_other_command_is_found(
     assert path[0] == str(site.folder)
     assert not {str(venv), "", "bin", str(Path(sys.executable).parent)} & set(path)
     assert {path.name for path in site.folder.iterdir()} >= {*TASK_TYPE_TO_COMMAND.values(), "flower-superexec"}
+    make_launchers(tmp_path / "a:b", {})
+    with pytest.raises(FederationError, match="without ':' in its path"):
+        guarded_path(tmp_path / "a:b")
     (site.folder / CLIENT_APP).chmod(0o600)
     with pytest.raises(FederationError, match="noexec"):
         guarded_path(site.folder)

@@ -17,6 +17,7 @@ from client_app.answers.app import app as client_app
 from client_app.homes.site import Site, folder_problems
 from client_app.stores.pieces import PieceFile
 from commands.local_grid import LocalGrid
+from commands.supernode import make_launchers
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
 from server_app.run import run
@@ -81,6 +82,14 @@ def test_nobody_else_reads_what_simulated_users_keep(tmp_path: Path) -> None:
     assert readable(folder) == []
     (data,) = (tmp_path / "cache/interactions").iterdir()
     assert mode(data) == 0o777, "the cache holds what the data set does, and is shared as the umask says"
+
+
+def test_nobody_else_reads_or_changes_what_starts_a_sites_tasks(tmp_path: Path) -> None:
+    make_launchers(tmp_path / "launch", {"state-dir": str(tmp_path)})
+    modes = {path.name: mode(path) for path in [tmp_path / "launch", *(tmp_path / "launch").iterdir()]}
+    assert modes.pop("site.json") == 0o600
+    assert {"launch", "flwr-clientapp", "flower-superexec"} <= modes.keys()
+    assert set(modes.values()) == {0o700}
 
 
 def test_a_journal_is_as_closed_as_its_store(tmp_path: Path) -> None:
