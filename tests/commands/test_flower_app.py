@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
 import tomllib
 import zipfile
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commands import flower_app
-from commands.flower_app import PACKAGES, assemble, run_config
+from commands.flower_app import PACKAGES, assemble, bundle_digest, run_config
 from fedrec.core.errors import FederationError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 AWKWARD = [
     "embedding=lora",
@@ -63,3 +67,19 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(flower_app, "_ROOT", tmp_path / "empty")
     with pytest.raises(FederationError, match=r"'fedrec' is not at .*empty.*install fedrec anew"):
         assemble(tmp_path / "app")
+
+
+def test_the_digest_is_that_of_the_bundle_wherever_and_whenever_it_is_made(tmp_path: Path) -> None:
+    apps = [assemble(tmp_path / place / "fedrec") for place in ("one", "two")]
+    for path in sorted(apps[1].rglob("*"), reverse=True):  # another clone: other times and modes, bytecode and leavings
+        os.utime(path, (1e9, 1e9))
+        path.chmod(0o700)
+    (apps[1] / "fedrec/__pycache__").mkdir()
+    (apps[1] / "fedrec/__pycache__/errors.cpython-311.pyc").write_bytes(b"\0")
+    (apps[1] / "notes.txt").write_text("mine")
+    made = [build_fab_from_disk(app) for app in (*apps, ROOT)]
+    assert {sha256(content).hexdigest() for content in made} == {bundle_digest()}
+    with zipfile.ZipFile(io.BytesIO(made[0])) as archive:
+        assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}, "no library's own way"
+    (apps[0] / "LICENSE").write_text("another")
+    assert sha256(build_fab_from_disk(apps[0])).hexdigest() != bundle_digest()

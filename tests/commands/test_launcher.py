@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 import os
 import stat
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +19,6 @@ from flwr.clientapp.client_app import LoadClientAppError
 from flwr.supercore.constant import TASK_TYPE_TO_COMMAND
 
 from commands import launcher, supernode
-from commands.flower_app import assemble, bundle_digest
 from commands.launcher import CLIENT_APP, Gate, seam
 from commands.supernode import guarded_path, make_launchers
 from fedrec.core.errors import ConfigError, FederationError, PolicyError
@@ -344,21 +341,3 @@ def test_the_command_refuses_what_would_go_past_the_launchers(tmp_path: Path) ->
     with pytest.raises(ConfigError, match="policy"):
         supernode.supernode(["--node-config", words])
     assert not (tmp_path / "state/launch").exists()
-
-
-def test_the_digest_is_that_of_the_bundle_wherever_and_whenever_it_is_made(tmp_path: Path) -> None:
-    from flwr.cli.build import build_fab_from_disk
-
-    apps = [assemble(tmp_path / place / "fedrec") for place in ("one", "two")]
-    for path in sorted(apps[1].rglob("*"), reverse=True):  # another clone: other times and modes, bytecode and leavings
-        os.utime(path, (1e9, 1e9))
-        path.chmod(0o700)
-    (apps[1] / "fedrec/__pycache__").mkdir()
-    (apps[1] / "fedrec/__pycache__/errors.cpython-311.pyc").write_bytes(b"\0")
-    (apps[1] / "notes.txt").write_text("mine")
-    made = [build_fab_from_disk(app) for app in (*apps, ROOT)]
-    assert {digest(content) for content in made} == {bundle_digest()}
-    with zipfile.ZipFile(io.BytesIO(made[0])) as archive:
-        assert {entry.compress_type for entry in archive.infolist()} == {zipfile.ZIP_STORED}, "no library's own way"
-    (apps[0] / "LICENSE").write_text("another")
-    assert digest(build_fab_from_disk(apps[0])) != bundle_digest()
