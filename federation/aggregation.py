@@ -8,14 +8,14 @@ size of the cohort), chosen so that a sum of admissible replies cannot overflow.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 from fedrec.core.errors import PacketError
-from fedrec.core.tensors import Spec
+from fedrec.core.tensors import Spec, Tensors
 from fedrec.stages.addition import in_units
 from fedrec.stages.sums import Sum
 from fedrec.wire.packet import Packet
@@ -37,7 +37,13 @@ class UpdateFold:
     """Folds the updates of one round."""
 
     def __init__(
-        self, spec: Spec, cohort: int, weight_cap: int, max_update_norm: float, units_per_one: float | None = None
+        self,
+        spec: Spec,
+        cohort: int,
+        weight_cap: int,
+        max_update_norm: float,
+        units_per_one: float | None = None,
+        row_limits: Mapping[str, float] | None = None,
     ) -> None:
         """Nothing yet.
 
@@ -48,10 +54,12 @@ class UpdateFold:
             max_update_norm: The largest norm of a user's update, before its weight.
             units_per_one: Of the public grid on which the nodes add up (`fedrec.stages.addition`); None: they do so in
                 floating point, and the sum gets a grid as fine as the cohort allows.
+            row_limits: Of tables, how far one user may move a row, times its weight.
         """
         self._spec = spec
         self._weight_cap = weight_cap
         self._max_norm = max_update_norm
+        self._row_limits = row_limits or {}
         largest = max(1.0, _SLACK * cohort * weight_cap * max_update_norm)
         self._exact = units_per_one is not None
         self._scale = units_per_one or 2.0 ** (61 - math.ceil(math.log2(largest)))
@@ -69,7 +77,8 @@ class UpdateFold:
         Raises:
             PacketError: `non_finite` (NaN or infinity anywhere), `wrong_users` (counts that are no whole numbers, or of
                 more users than asked), `wrong_examples` (more than a catalogue has items for each user),
-                `wrong_weight` (more than the cap allows its users), `too_large` (norm above the limit).
+                `wrong_weight` (more than the cap allows its users), `too_large` (norm above the limit), `row_too_large`
+                (a row of a table is moved farther than so many users can).
         """
         scalars = dict(zip(UPDATE_SCALARS, packet.scalars, strict=True))
         weight, users = scalars["weight"], scalars["users"]
@@ -86,30 +95,47 @@ class UpdateFold:
             raise PacketError("wrong_examples", f"{scalars['examples']:g} examples of {users:.0f} users are impossible")
         if not 0 <= weight <= self._weight_cap * users:
             raise PacketError("wrong_weight", f"weight {weight} of {users} users; the cap is {self._weight_cap} a user")
-        norm = math.sqrt(sum(float(tensor.double().square().sum()) for tensor in packet.tensors.values()))
-        norm /= self._scale if any(tensor.dtype == torch.int64 for tensor in packet.tensors.values()) else 1.0
-        if norm > weight * self._max_norm * _SLACK:
-            raise PacketError(
-                "too_large", f"norm {norm:.3g} at weight {weight}; the limit a weight is {self._max_norm}"
-            )
+        self._require_norms(packet.tensors, weight, users)
 
-    def add(self, packet: Packet, asked: int) -> bool:
+    def add(self, packet: Packet, asked: int, part: float = 1.0) -> bool:
         """Fold one node's reply, whole, or raise and leave everything as it was; whether its loss is believed.
 
-        Arguments and errors are those of `check`. A loss beyond `LARGEST_LOSS` says nothing of the update, which
-        counts; the loss does not.
+        `part` is what counts of the update, of its weight and of its losses; the other arguments and errors are those
+        of `check`. A loss beyond `LARGEST_LOSS` says nothing of the update, which counts; the loss does not.
         """
         self.check(packet, asked)
         scalars = dict(zip(UPDATE_SCALARS, packet.scalars, strict=True))
-        weight = scalars["weight"]
         for name, tensor in packet.tensors.items():
-            self._sums[name] += tensor if tensor.dtype == torch.int64 else self._in_units(tensor)
-        if believed := abs(scalars["loss"]) <= weight * LARGEST_LOSS:
-            self._weight_of_losses += round(Fraction(weight) * 2**20)
+            units = tensor if tensor.dtype == torch.int64 else self._in_units(tensor)
+            self._sums[name] += units if part == 1.0 else (units * part).round().to(torch.int64)
+        scalars["weight"], scalars["loss"] = scalars["weight"] * part, scalars["loss"] * part
+        if believed := abs(scalars["loss"]) <= scalars["weight"] * LARGEST_LOSS:
+            self._weight_of_losses += round(Fraction(scalars["weight"]) * 2**20)
         for name, value in scalars.items():
             if name != "loss" or believed:
                 self._scalars[name] += round(Fraction(value) * 2**20)
         return believed
+
+    def _require_norms(self, tensors: Tensors, weight: float, users: float) -> None:
+        """Raise PacketError if a node's sum is larger than its users' updates, each within the limits, can make it."""
+        unit = self._scale if any(tensor.dtype == torch.int64 for tensor in tensors.values()) else 1.0
+        squares = {
+            name: tensor.double().square().flatten(1).sum(1) if tensor.ndim > 1 else tensor.double().square()
+            for name, tensor in tensors.items()
+        }
+        norm = math.sqrt(sum(float(of_tensor.sum()) for of_tensor in squares.values())) / unit
+        if norm > weight * self._max_norm * _SLACK:
+            raise PacketError(
+                "too_large", f"norm {norm:.3g} at weight {weight}; the limit a weight is {self._max_norm}"
+            )
+        for name, limit in self._row_limits.items():
+            longest = math.sqrt(float(squares[name].max())) / unit
+            if longest > users * limit * _SLACK:
+                raise PacketError(
+                    "row_too_large",
+                    f"{users:.0f} users move row {int(squares[name].argmax())} of {name} by {longest:.3g} in all; the "
+                    f"limit a user is {limit:.3g} (federation.max_row_norm)",
+                )
 
     def _in_units(self, tensor: Tensor) -> Tensor:
         """A sum in floating point as a whole number of units; on a public grid, as the nodes put it there."""

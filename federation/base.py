@@ -236,7 +236,8 @@ class FederatedStrategy(ABC):
         """Carry what else belongs to a round, after the server's step; by default there is nothing."""
 
     def _ranking(self, after: int, sent: int, splits: Sequence[str]) -> Ranking:
-        return Ranking(self.setup, self.models, after, sent, self._kept(sent), splits, self.rules.max_failures)
+        share = self.rules.node_limits(simulated=self.setup.simulation is not None).share
+        return Ranking(self.setup, self.models, after, sent, self._kept(sent), splits, self.rules.max_failures, share)
 
     def _ranked(self, talk: Conversation, round: int, record: dict[str, Any]) -> Ranking:
         """The ranking after `round` in messages of its own, the test with the last; what it cost goes into `record`."""

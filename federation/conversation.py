@@ -73,7 +73,8 @@ class Conversation:
         self._patience = rules.patience(simulated=setup.simulation is not None)
         self._meter = meter
         self._post = Post(self.losses, rules.silent_rounds)
-        self.roster = Roster(setup, self._post, directory, item_list, resumes)
+        limits = rules.node_limits(simulated=setup.simulation is not None)
+        self.roster = Roster(setup, self._post, directory, item_list, resumes, limits)
         self._joining = self.roster.enrolment_bytes + size(eligible)
         self._holds: dict[str, set[str]] = {}
 

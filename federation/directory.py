@@ -75,6 +75,10 @@ class Directory:
         """Number of users who live on a node that is here."""
         return self._users_of[node]
 
+    def unknown(self, keys: NDArray[np.uint64]) -> int:
+        """How many of the keys no node has ever named."""
+        return sum(key not in self._numbers for key in keys.tolist())
+
     def join(
         self, node: int, keys: NDArray[np.uint64], groups: NDArray[np.int64] | None = None, grade: str = ""
     ) -> list[int]:

@@ -14,7 +14,14 @@ from federation import said
 from fedrec.core.errors import PacketError
 from fedrec.wire.code import code_digest
 
-LASTING = ("misconfigured", "other_code", "oversized", "refused_by_site")
+LASTING = (
+    "misconfigured",
+    "other_code",
+    "oversized",
+    "refused_by_site",
+    "too_many_users",
+    "too_many_new_users",
+)
 """Reasons that asking again does not mend: such a node is asked again when it has been away."""
 
 _MOST_USERS = 2**24

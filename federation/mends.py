@@ -17,7 +17,14 @@ REPLIES: Mapping[str, str] = {
     "late": "the answer came too late and was not used: raise federation.round_timeout",
     "rested": "the node has not answered for some time and is left out for a while: see whether it is running",
     "too_large": "the norm of the node's update is above what federation.max_update_norm allows its users",
+    "row_too_large": "the node's update moves an item farther than its users' training can: if it is honest, raise "
+    "federation.max_row_norm",
     "wrong_loss": "the node's mean loss is none that training has: it is left out of the mean",
+    "node_share": "the node has more of a round's users than federation.max_node_share lets count, and weighs less: if "
+    "they are real, raise it",
+    "too_many_users": "the node names more users than a node may: if they are real, raise federation.max_node_users",
+    "too_many_new_users": "the node brings more new users than it may: if they are real, raise "
+    "federation.max_node_growth",
     "other_code": "the node runs other code than the server: install the same fedrec on both",
     "other_version": "the node speaks another version of the protocol: install the same fedrec on both",
     "misconfigured": "the node's owner has something to mend in its configuration or file, which the log names",

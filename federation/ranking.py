@@ -5,6 +5,8 @@ It travels in messages of its own, or rides on those of the next round's trainin
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from typing_extensions import override
@@ -16,8 +18,11 @@ from federation.directory import Directory, Share
 from federation.exchange import Ledger
 from federation.group_models import GroupModels
 from federation.model_exchange import ModelExchange
+from federation.node_limits import parts_that_count
 from fedrec.core.errors import FederationError
 from fedrec.wire.protocol import METRICS_COUNTS, Setup
+
+log = logging.getLogger("fedrec")
 
 VALIDATION, TEST = "validation", "test"
 
@@ -36,6 +41,7 @@ class Ranking(ModelExchange):
         kept: int,
         splits: Sequence[str],
         max_failures: float,
+        share: float,
     ) -> None:
         """A ranking with the models as they are now, after the round `after`.
 
@@ -47,17 +53,19 @@ class Ranking(ModelExchange):
             kept: The earliest round to which the server may go back.
             splits: The splits.
             max_failures: Share of the nodes that may fail.
+            share: The largest share of all ranked users for which one of three nodes or more counts.
         """
         declared = members.Ranking(setup, models.trainable, splits)
         super().__init__(declared, f"ranking after round {after}", models, after, max_failures, sent, kept)
         self._splits = tuple(splits)
+        self._share = share
         self._names = setup.metric_names()
         self._format = setup.metrics_format()
-        self._sums: dict[tuple[str, str], list[tuple[float, ...]]] = {}
+        self._sums: dict[tuple[str, str], dict[int, tuple[float, ...]]] = {}
 
     @override
     def participants(self, directory: Directory) -> dict[int, Share]:
-        self._sums = {(group, split): [] for group in self._groups for split in self._splits}
+        self._sums = {(group, split): {} for group in self._groups for split in self._splits}
         return super().participants(directory)
 
     @override
@@ -74,10 +82,13 @@ class Ranking(ModelExchange):
                 scalars = self._format.decode(packet, phase=self.phase, round=self.round).scalars
                 taken[group, split] = check_sums(scalars, users)
         for key, scalars in taken.items():
-            self._sums[key].append(scalars)
+            self._sums[key][node] = scalars
 
     def means(self) -> dict[str, dict[str, float]]:
         """For each split the means over the users who were ranked, and how many these were, when all answers are in.
+
+        A node that says that it ranked more than `share` of all counts for that share: as if fewer of its users had
+        been, with the same mean.
 
         Raises FederationError if nobody could be ranked.
         """
@@ -98,11 +109,18 @@ class Ranking(ModelExchange):
         return found
 
     def _mean(self, keys: Sequence[tuple[str, str]]) -> dict[str, float] | None:
+        ranked: Counter[int] = Counter()
+        for key in keys:
+            ranked.update({node: int(scalars[0]) for node, scalars in self._sums[key].items()})
+        parts = parts_that_count(ranked, self._share)
+        if less := sum(part < 1.0 for part in parts.values()):
+            log.warning("%s: %d nodes have so many users that they count for less", self.what, less)
+        of_nodes = [each for key in keys for each in self._sums[key].items()]
         # Sorted before they are added, so that the sum does not depend on which reply came first.
-        sums = sorted(scalars for key in keys for scalars in self._sums[key])
-        added = [sum(column) for column in zip(*sums, strict=True)]
+        weighed = sorted([parts[node] * value for value in scalars] for node, scalars in of_nodes)
+        added = [sum(column) for column in zip(*weighed, strict=True)]
         if not added or not added[0]:
             return None
-        counts, totals = added[: len(METRICS_COUNTS)], added[len(METRICS_COUNTS) :]
-        means = {name: total / added[0] for name, total in zip(self._names, totals, strict=True)}
-        return means | dict(zip(METRICS_COUNTS, map(int, counts), strict=True))
+        means = {name: sums / added[0] for name, sums in zip(self._names, added[len(METRICS_COUNTS) :], strict=True)}
+        counted = zip(*(scalars[: len(METRICS_COUNTS)] for _, scalars in of_nodes), strict=True)
+        return means | {name: int(sum(column)) for name, column in zip(METRICS_COUNTS, counted, strict=True)}

@@ -27,8 +27,10 @@ from federation import said
 from federation.directory import Directory
 from federation.enrolment import LASTING, LONGEST, Joined, joined
 from federation.losses import Losses
+from federation.node_limits import NamedUsers
 from federation.post import Post
 from federation.resends import Resends
+from fedrec.config.schema import UNLIMITED, NodeLimits
 from fedrec.core.errors import FederationError, PacketError
 from fedrec.core.keys import keys_digest
 from fedrec.wire.protocol import Setup
@@ -64,6 +66,7 @@ class Roster:
         directory: Directory,
         item_list: Array | None = None,
         resumes: Collection[int] = (),
+        limits: NodeLimits = UNLIMITED,
     ) -> None:
         """Of a run whose clients are told `setup`.
 
@@ -73,6 +76,7 @@ class Roster:
             directory: The users seen so far; all of them are away.
             item_list: The public list of items, wrapped, for sites that have none yet.
             resumes: The rounds after which the run went on when it was resumed; nodes forget what they trained since.
+            limits: What one node may be.
         """
         self.directory = directory
         self.named: dict[int, str] = {}
@@ -87,6 +91,7 @@ class Roster:
         declared, device = Enrolment(setup, size(item_list) if item_list else 0), Participant()
         self.enrolment_bytes = declared.down_bytes(device) + declared.up_bytes(device)
         self._refused: dict[int, str] = {}
+        self._named_users = NamedUsers(limits, directory)
 
     @property
     def _losses(self) -> Losses:
@@ -214,6 +219,7 @@ class Roster:
             self.require_shared(content)
             self._note_losses(node, content)
             told = joined(content, self._n_groups)
+            self._named_users.require(node, told.keys)
         except PacketError as error:
             self._losses.refuse(node, error, answer)
             if error.reason in LASTING:

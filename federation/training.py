@@ -20,6 +20,7 @@ from federation.directory import Directory, Share
 from federation.group_models import GroupModels
 from federation.mends import USERS, said
 from federation.model_exchange import ModelExchange
+from federation.node_limits import parts_that_count
 from fedrec.config.schema import FederationConfig
 from fedrec.core.errors import FederationError, PacketError, RoundError
 from fedrec.wire.packet import Packet
@@ -57,7 +58,7 @@ class Training(ModelExchange):
             secret: From the server's secret root, for the choice.
             round: The round.
             kept: The earliest round to which the server may go back.
-            counts: Where a loss is counted that is not believed.
+            counts: Where a loss is counted that is not believed, and a node that weighs less.
         """
         self._trainable = models.trainable
         declared = members.Training(setup, self._trainable)
@@ -67,10 +68,19 @@ class Training(ModelExchange):
         self._target = 0
         self._uploaded: dict[int, int] = {}
         self.folds = {group: self._empty_fold(0) for group in models}
+        self._share = rules.node_limits(simulated=setup.simulation is not None).share
+        self._parts: Mapping[int, float] = {}
 
     def _empty_fold(self, users: int) -> UpdateFold:
         stages = self._setup.stages
-        return UpdateFold(self._trainable, users, self._rules.weight_cap, stages.max_norm, stages.units_per_one(users))
+        return UpdateFold(
+            self._trainable,
+            users,
+            self._rules.weight_cap,
+            stages.max_norm,
+            stages.units_per_one(users),
+            stages.rows_of_one(self._trainable),
+        )
 
     @override
     def participants(self, directory: Directory) -> dict[int, Share]:
@@ -81,7 +91,9 @@ class Training(ModelExchange):
         asked = np.bincount(directory.groups[users], minlength=len(self.folds))
         self.folds = {group: self._empty_fold(int(n)) for group, n in zip(self.folds, asked, strict=True)}
         self._uploaded = {}
-        return directory.shares(users)
+        shares = directory.shares(users)
+        self._parts = parts_that_count({node: len(share.users) for node, share in shares.items()}, self._share)
+        return shares
 
     @override
     def arrays(self, node: int) -> Mapping[str, NDArray[np.generic]]:
@@ -101,9 +113,12 @@ class Training(ModelExchange):
         for group in packets if len(packets) > 1 else ():  # whole or not at all
             self.folds[group].check(packets[group], asked[group])
         for group, packet in packets.items():
-            if not self.folds[group].add(packet, asked[group]):
+            if not self.folds[group].add(packet, asked[group], self._parts[node]):
                 self._counts["wrong_loss"] += 1
                 log.warning("node %d claims a loss that no training has: it is left out of the mean", node)
+        if self._parts[node] < 1.0:
+            self._counts["node_share"] += 1
+            log.warning("node %d has so many of the round's users that it weighs less", node)
         self._uploaded[node] = uploaded
 
     def _of_one(self, users: int, packet: bytes) -> int:

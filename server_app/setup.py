@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from fedrec.config.schema import RunConfig
+from fedrec.config.schema import ROW_OF_GRADIENTS, RunConfig
 from fedrec.core import registry
 from fedrec.core.errors import DataError
 from fedrec.core.tensors import text_digest
 from fedrec.data.types import Dataset
+from fedrec.optim.base import Recipe
 from fedrec.wire.protocol import (
     PROTOCOL_VERSION,
     PhaseSetup,
@@ -98,8 +100,19 @@ def make_setup(
         validation=config.evaluation.validation,
         weight_cap=config.federation.weight_cap,
         max_update_norm=config.federation.max_update_norm,
+        max_row_norm=_row_norm(config),
         engine=config.engine,
         pairs_at_once=config.pairs_at_once,
         simulation=simulation,
         uplink=config.federation.uplink,
     )
+
+
+def _row_norm(config: RunConfig) -> float | Literal["auto"] | None:
+    """How far a user may move a row, as clients are told: in a deployment there is a limit whatever the recipe."""
+    limit = config.federation.max_row_norm
+    if limit != "auto" or config.runtime == "simulation":
+        return limit
+    backbone = registry.backbones.get(config.backbone.name)(config.backbone, config.base_table.dim)
+    recipe: Recipe = registry.optims.get(config.optim.name)(config.optim, backbone.advice)
+    return ROW_OF_GRADIENTS if math.isinf(recipe.row_reach(1)) else limit

@@ -30,6 +30,7 @@ class Float16Codec(RoundingCodec):
 
     config_class = Float16Config
     item_bytes = 2
+    coarsest = 2.0**-_BITS
 
     @override
     def round(self, unit: Tensor, uniform: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class Int8Codec(RoundingCodec):
 
     config_class = Int8Config
     item_bytes = 1
+    coarsest = 1 / _STEPS
 
     @override
     def round(self, unit: Tensor, uniform: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ class RoundingCodec(Codec):
     config: RoundingConfig
     exact = False
     item_bytes: ClassVar[int]
+    coarsest: ClassVar[float]
+    """The largest distance between two neighbours that a number in [-1, 1] is rounded to."""
 
     @abstractmethod
     def round(self, unit: Tensor, uniform: Tensor) -> Tensor:

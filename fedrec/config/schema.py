@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from annotated_types import Ge, Gt, Le
 from pydantic import Strict
@@ -86,6 +86,22 @@ class SimulationConfig:
     gpus_per_worker: Annotated[float, Ge(0), Le(64)]
 
 
+class NodeLimits(NamedTuple):
+    """What one node may be: `max_node_users`, `max_node_growth` and `max_node_share` of `FederationConfig`."""
+
+    users: int
+    growth: float
+    share: float
+
+
+UNLIMITED = NodeLimits(2**24, float("inf"), 1.0)
+ROW_OF_GRADIENTS = 10.0
+"""`max_row_norm` of a deployment whose recipe sends gradients: chosen by what attackers reach, and what it costs honest
+users (docs/security.md)."""
+
+_OF_A_DEPLOYMENT = NodeLimits(10_000, 1.0, 0.5)
+
+
 @dataclass(frozen=True)
 class FederationConfig:
     """How a federation works, whatever the strategy: who is asked, what counts, and how long it is waited for.
@@ -94,6 +110,10 @@ class FederationConfig:
         fraction: Share of the users who train in a round.
         weight_cap: A user's weight in the average is the number of its training items, at most this.
         max_update_norm: A user's delta of a larger norm is dropped (and counted).
+        max_row_norm: How far one user may move a row of a table, times its weight: devices shorten what is longer, and
+            the server refuses a node's sum that is longer than so many users can make it. `auto`: as far as the recipe
+            can move it, so that nothing honest is ever shortened; where gradients have no bound, as in the recipe
+            `fast`, 10 in a deployment and any distance in a simulation. null: any distance.
         over_sampling: Share of users who are asked beyond those. The round ends as soon as nodes with as many users as
             it would have had without them have answered; the result then depends on who is quick (0: it does not).
         max_failures: Share of the asked nodes that may fail in a round, or in a ranking.
@@ -112,6 +132,12 @@ class FederationConfig:
             answer shows that it can be in time.
         uplink: What a user's device sends of a table that it trained: all rows (`dense`), or the rows that changed
             where that is shorter (`sparse`): the same update to the bit, in fewer bytes where few rows change.
+        max_node_users: Users whom one node may name (null: 10,000, in a simulation no limit). A registered key is a
+            node, and its users are not proved.
+        max_node_growth: Users never seen before whom a node may bring in later rounds of a run, in all, as a share of
+            those with whom it first joined (null: 1, in a simulation no limit); ten in any case.
+        max_node_share: Largest share of a round's users, and of those of a ranking, for which one of three nodes or
+            more counts: what it sends beyond that weighs as much less (null: 0.5, in a simulation 1: all it sends).
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
@@ -127,11 +153,23 @@ class FederationConfig:
     node_timeout: Annotated[float, Ge(0), Le(10_000_000)]
     round_timeout: Annotated[float, Gt(0), Le(10_000_000)] | None
     silent_rounds: Annotated[int, Ge(1), Le(MOST_ROUNDS)]
-    uplink: Literal["dense", "sparse"] = "dense"  # a run of old does not say
+    # With defaults: a run of old has none of them in its folder.
+    uplink: Literal["dense", "sparse"] = "dense"
+    max_row_norm: Annotated[float, Gt(0), Le(1e6)] | Literal["auto"] | None = "auto"
+    max_node_users: Annotated[int, Ge(1), Le(2**24)] | None = None
+    max_node_growth: Annotated[float, Ge(0), Le(1e6)] | None = None
+    max_node_share: Annotated[float, Gt(0), Le(1)] | None = None
 
     def patience(self, *, simulated: bool) -> float:
         """Seconds after which a round goes on."""
         return self.round_timeout or (600.0 if simulated else 120.0)
+
+    def node_limits(self, *, simulated: bool) -> NodeLimits:
+        """What one node may be."""
+        given = (self.max_node_users, self.max_node_growth, self.max_node_share)
+        defaults = UNLIMITED if simulated else _OF_A_DEPLOYMENT
+        users, growth, share = (own if own is not None else of for own, of in zip(given, defaults, strict=True))
+        return NodeLimits(int(users), growth, share)
 
 
 @dataclass(frozen=True)

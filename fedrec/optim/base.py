@@ -5,6 +5,7 @@ A recipe only *declares* the local steps; the engines carry them out, for one us
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,20 @@ class Adam:
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.0
+
+    def reach(self, steps: int) -> float:
+        """How far the first `steps` steps can move any number, whatever its gradients (without `weight_decay`).
+
+        Step t moves it by `lr` times a mean of gradients over the root of a mean of their squares. By Cauchy and
+        Schwarz that is at most the root of the sum of a_i^2 / c_i over the steps i <= t, where a_i and c_i are the
+        weights of the two means: `lr` for the first step, hardly more for the next ones.
+        """
+        reach, shares, ratio = 0.0, 0.0, self.beta1**2 / self.beta2
+        for step in range(1, steps + 1):
+            shares = shares * ratio + 1.0
+            mean, square = (1 - self.beta1) / (1 - self.beta1**step), (1 - self.beta2) / (1 - self.beta2**step)
+            reach += self.lr * mean * math.sqrt(shares / square)
+        return reach
 
 
 @dataclass(frozen=True)
@@ -123,6 +138,13 @@ class Recipe(ABC):
         Shared negatives are [..., 1, q]. `mask` [..., pairs] is the weight of a real pair, 1.0 if all count alike, and
         0.0 for padding; the loss is the weighted mean.
         """
+
+    def row_reach(self, width: int) -> float:
+        """How far one user's training can move a row of so many numbers, whatever its data; infinity: any distance.
+
+        What is moved farther was not moved by this recipe (`fedrec.stages.rows`).
+        """
+        return math.inf
 
     @abstractmethod
     def server_update(self, model: Tensors, mean_delta: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:

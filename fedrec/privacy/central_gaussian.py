@@ -90,6 +90,11 @@ class CentralGaussian(PrivacyMechanism):
                     f"federation.{key}={value}: with privacy=central_gaussian no rule may depend on who was drawn; "
                     f"give federation.{key}={only} (experiment=central_gaussian has all of them)"
                 )
+        if rules.node_limits(simulated=config.runtime == "simulation").share != 1.0:
+            found.append(
+                f"federation.max_node_share={rules.max_node_share}: with privacy=central_gaussian what a user weighs "
+                "may not depend on who was drawn; give federation.max_node_share=1.0"
+            )
         backbone: Any = backbones.get(config.backbone.name)(config.backbone, config.base_table.dim)
         if backbone.item_counting is not None:
             found.append(

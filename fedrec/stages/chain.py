@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -21,6 +21,7 @@ from fedrec.stages.contributions import Contributions
 from fedrec.stages.draws import Draws
 from fedrec.stages.limits import Limits
 from fedrec.stages.rounding import Rounding
+from fedrec.stages.rows import RowLimits
 from fedrec.stages.sums import Sum
 from fedrec.wire.updates import NodeUpdate
 
@@ -37,14 +38,23 @@ class Stages:
     """All stages of a run, in the order in which contributions go through them.
 
     Attributes:
-        stages: Those that read `rows` or `dense`; the codec's rounding; the limits and weights; those that read `norms`
-            or `nothing`. A stage never sees a norm that rounding changes afterwards.
+        stages: Those that read `rows` or `dense`; limits of rows; the codec's rounding; the limits and weights; those
+            that read `norms` or `nothing`. A stage never sees a norm that rounding changes afterwards.
+        row_limits: How far one user may move a row; None: there is no such limit.
         limits: The public rules among them.
         codec: Of users' updates.
         sparse: Lists the rows that an update changes, in that codec; None: an update has all rows of its tables.
     """
 
-    def __init__(self, members: Sequence[Stage], codec: Codec, limits: Limits, *, sparse: bool = False) -> None:
+    def __init__(
+        self,
+        members: Sequence[Stage],
+        codec: Codec,
+        limits: Limits,
+        row_limits: RowLimits | None = None,
+        *,
+        sparse: bool = False,
+    ) -> None:
         """The stages of a run.
 
         Args:
@@ -52,6 +62,7 @@ class Stages:
             codec: A `RoundingCodec` rounds each user's update as the user's own packet would; exact ones change
                 nothing.
             limits: Who is taken, and what each counts.
+            row_limits: How far one user may move a row; None: as far as its norm lets it.
             sparse: Whether a device sends the rows that its user has changed, where that is shorter than all of them.
 
         Raises:
@@ -69,7 +80,9 @@ class Stages:
         rounding = Rounding(codec) if isinstance(codec, RoundingCodec) else None
         first = [stage for stage in members if stage.reads in ("rows", "dense")]
         last = [stage for stage in members if stage.reads in ("nothing", "norms")]
-        self.stages: Sequence[Stage] = [*first, *([rounding] if rounding else []), limits, *last]
+        before = [*([row_limits] if row_limits else []), *([rounding] if rounding else [])]
+        self.stages: Sequence[Stage] = [*first, *before, limits, *last]
+        self.row_limits = row_limits
         self.limits = limits
         self.codec = codec
         self.sparse = SparseCodec(codec) if sparse else None
@@ -99,6 +112,11 @@ class Stages:
     def exact(self) -> bool:
         """Whether sums are exact, because a stage draws noise from them."""
         return isinstance(self.addition, GridAddition)
+
+    def rows_of_one(self, spec: Spec) -> Mapping[str, float]:
+        """Of each table, the largest norm of a row in one user's part of a sum; of none without limits of rows."""
+        coarsest = self.codec.coarsest if isinstance(self.codec, RoundingCodec) else 0.0
+        return self.row_limits.of(spec, coarsest) if self.row_limits else {}
 
     def units_per_one(self, users: int) -> float | None:
         """Of the grid on which sums are exact; None if they need not be.

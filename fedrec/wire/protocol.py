@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,8 +37,10 @@ from fedrec.core.bounds import (
 from fedrec.core.errors import PacketError
 from fedrec.core.tensors import Spec, Tensors, TensorSpec, matches
 from fedrec.groupings.base import Grouping
+from fedrec.optim.base import Recipe
 from fedrec.stages.chain import Stages
 from fedrec.stages.limits import Limits
+from fedrec.stages.rows import RowLimits
 from fedrec.wire.packet import Kind, Packet, PacketFormat
 from fedrec.wire.updates import DROPPED
 
@@ -116,6 +119,7 @@ class Setup:
     validation: bool
     weight_cap: Annotated[int, Ge(1), Le(MOST_WEIGHT)]
     max_update_norm: Annotated[float, Gt(0), Le(LARGEST_NORM)]
+    max_row_norm: Annotated[float, Gt(0), Le(LARGEST_NORM)] | Literal["auto"] | None
     engine: Short
     pairs_at_once: Annotated[int, Ge(1), Le(MOST_ITEMS)]
     simulation: SimulatedData | None
@@ -202,7 +206,23 @@ class Setup:
         config = member_config("privacy", dict(self.privacy))
         limits = Limits(self.weight_cap, self.max_update_norm)
         members = [registry.privacies.get(config.name)(config)]
-        return Stages(members, self.codec_of_run, limits, sparse=self.uplink == "sparse")
+        return Stages(members, self.codec_of_run, limits, self._row_limits, sparse=self.uplink == "sparse")
+
+    @property
+    def _row_limits(self) -> RowLimits | None:
+        """Those of the recipe, or the one that was given for all rows."""
+        from fedrec.config.validate import member_config
+
+        limit, cap = self.max_row_norm, self.weight_cap
+        if limit is None:
+            return None
+        if limit != "auto":
+            return RowLimits(lambda width: limit, cap)
+        config = member_config("optim", dict(self.optim))
+        recipe: Recipe = registry.optims.get(config.name)(config, self.backbone_of_run.advice)
+        if math.isinf(recipe.row_reach(1)):
+            return None
+        return RowLimits(lambda width: cap * recipe.row_reach(width), cap)
 
     def model_format(self, trainable: Spec) -> PacketFormat:
         """Server to client, every round."""

@@ -32,6 +32,7 @@ federation:
   fraction: 0.1
   weight_cap: 200
   max_update_norm: 1000.0
+  max_row_norm: auto
   over_sampling: 0.0
   max_failures: 0.5
   min_users: 1
@@ -40,6 +41,9 @@ federation:
   node_timeout: 600.0
   round_timeout: null
   silent_rounds: 2
+  max_node_users: null
+  max_node_growth: null
+  max_node_share: null
 evaluation: {every: 10, validation: true, ks: [5, 10], sampled_negatives: 0, baselines: true}
 simulation: {nodes: 2, workers: 2, cpus_per_worker: 1, gpus_per_worker: 0.0}
 central: {epochs: 30, batch: 4096, lr: 0.005, decay: 0.0, negatives: recipe, patience: 3}

@@ -82,6 +82,7 @@ def setup_of(config: RunConfig) -> Setup:
         validation=True,
         weight_cap=10,
         max_update_norm=100.0,
+        max_row_norm="auto",
         engine="cohort",
         pairs_at_once=65_536,
         simulation=None,

@@ -1,0 +1,71 @@
+"""How far one user may move a row of a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from fedrec.core.tensors import Spec, TableSpec
+from fedrec.stages.base import Stage
+from fedrec.stages.contributions import Contributions
+from fedrec.stages.draws import Draws
+
+RowReach = Callable[[int], float]
+"""Of a row of so many numbers: the largest norm of a user's change of it, times the user's weight."""
+
+
+@dataclass(frozen=True)
+class RowLimits(Stage):
+    """Shortens the rows that a user moves too far, each by itself.
+
+    A limit on the whole update keeps nobody from putting all of it into one row, and so one item into everybody's list.
+    One on each row does, and leaves the rest of the update as it is: to leave out users instead would cost those whom
+    the model has just surprised. What a device's own software shortens is not counted; what a server finds beyond the
+    limit is (`federation.aggregation.UpdateFold`), for no such software has sent it.
+
+    Attributes:
+        reach: The limit, for the sum of a round: change times weight.
+        weight_cap: A user's weight is the number of its training interactions, at most this.
+    """
+
+    reads = "rows"
+
+    reach: RowReach
+    weight_cap: int
+
+    def of(self, spec: Spec, coarsest: float) -> Mapping[str, float]:
+        """Of each table, the largest norm of one user's row in a node's sum.
+
+        Args:
+            spec: What travels.
+            coarsest: How far a codec may be off, as a part of the largest number of a table; 0 for an exact one.
+        """
+        widths = {name: table.shape[1] for name, table in spec.items() if isinstance(table, TableSpec)}
+        return {name: self.reach(width) * (1 + math.sqrt(width) * coarsest) for name, width in widths.items()}
+
+    @override
+    def on_devices(self, given: Contributions, draws: Draws) -> Contributions:
+        weight = given.examples.clamp(min=1, max=self.weight_cap)
+        whole = dict(given.whole)
+        for name in given.tables:
+            longest = self.reach(given.spec[name].shape[1]) / weight
+            if name in given.rows:
+                for block in given.rows[name]:
+                    _shorten(block.values, longest[block.owner])
+            else:
+                whole[name] = whole[name].clone()
+                _shorten(whole[name], longest)
+        return given.changed(whole=whole)
+
+
+def _shorten(values: Tensor, longest: Tensor) -> None:
+    """Scale rows [users, n, width] down to a norm of at most `longest` [users], in place."""
+    norms = torch.linalg.vecdot(values, values).sqrt_()
+    bound = longest[:, None].to(norms.dtype)
+    if bool((norms > bound).any()):
+        values.mul_((bound / norms).clamp_(max=1.0).nan_to_num_(1.0)[..., None])
