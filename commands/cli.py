@@ -32,6 +32,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+audit_app = typer.Typer(
+    help="Attack a simulated federation, and say what is reached.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(audit_app, name="audit")
+
 _KEYS = (
     ("strategy.rounds=200", "how long to train"),
     ("federation.fraction=0.1", "the share of the users that train in a round"),
@@ -99,6 +104,15 @@ Overrides = Annotated[
 AsJson = Annotated[
     bool, typer.Option(JSON_OPTION, help="End with one line of JSON on stdout; all else goes to stderr.")
 ]
+
+
+class PromotionKind(StrEnum):
+    """How `fedrec audit promotion` can attack."""
+
+    ONE_ROW = "one_row"
+    POPULARITY = "popularity"
+    SURROGATE = "surrogate"
+    ADAPTIVE = "adaptive"
 
 
 class BaselineKind(StrEnum):
@@ -246,6 +260,24 @@ def baseline_command(
         from commands.baseline.command import baseline  # as above
 
         end.update(baseline(kind.value, config, same, console=console))
+
+
+@audit_app.command("promotion", cls=OverridesCommand)
+def promotion_command(
+    overrides: Overrides = None,
+    attack: Annotated[PromotionKind, typer.Option("--attack", help="How they push.")] = PromotionKind.ADAPTIVE,
+    share: Annotated[
+        float, typer.Option("--share", min=0.0, max=1.0, help="Attackers, as a share of the honest users.")
+    ] = 0.01,
+    as_json: AsJson = False,
+) -> None:
+    """Train with users among the others who push one item that few have, and count who is shown it."""
+    with ending(as_json) as (console, end):
+        config, same = _prepared(overrides or [])
+        from commands.audit.promotion import promotion, show_promotion  # the apps and torch: as above
+
+        end.update(promotion(config, same, attack.value, share, console=console))
+        show_promotion(end, console)
 
 
 @app.command("compare")
