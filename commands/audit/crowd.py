@@ -81,7 +81,7 @@ class Crowd:
     def _update(self, content: Content) -> bytes:
         setup, node = self.node.setup, self.node
         phase, round = content.integer("phase"), content.integer("round")
-        received = node.receive(phase, round, content.packet(records.MODEL), content.text("frozen"))
+        received = node.receive(phase, round, 0, content.packet(records.MODEL), content.text("frozen"))
         users = len(content.array(records.SLOTS))
         spec, weight = received.model.model.trainable, float(setup.weight_cap)
         one = self._attack(self._view(received, weight))

@@ -49,12 +49,17 @@ def promotion(
     Raises FedrecError for whatever the user can mend.
     """
     torch.set_num_threads(1)  # as `train`
-    if config.runtime == "deployment":
-        raise ConfigError(["runtime=deployment: an audit simulates all users, attackers and others; leave it out"])
-    if config.federation.uplink != "dense":
-        raise ConfigError(
-            [f"federation.uplink={config.federation.uplink}: the attackers send whole tables; leave it out"]
+    problems = [
+        f"{key}={value}: {why}; leave it out"
+        for key, value, only, why in (
+            ("runtime", config.runtime, "simulation", "an audit simulates all users, attackers and others"),
+            ("federation.uplink", config.federation.uplink, "dense", "the attackers send whole tables"),
+            ("grouping", config.grouping.name, "one", "the attackers have no group"),
         )
+        if value != only
+    ]
+    if problems:
+        raise ConfigError(problems)
     dataset = load(cast(DatasetConfig, config.dataset), lambda *_: None)
     target = rare_item(dataset, config.seed)
     attackers = max(1, round(share * dataset.interactions.users)) if share else 0
@@ -100,7 +105,7 @@ def rare_item(dataset: Dataset, seed: int) -> int:
 def exposure(folder: Path, target: int) -> tuple[float, int]:
     """The share of a finished run's users without an item who are shown it among their first ten, and their number."""
     source = of_run(folder)
-    node, received = source.node, source.received
+    node, received = source.node, source.model_of(0)
     slots: NDArray[np.int64] = np.array(
         [slot for slot in range(len(node.users)) if target not in node.users.whole(slot).items], dtype=np.int64
     )
