@@ -10,7 +10,7 @@ from typing import cast
 from fedrec.config.schema import RunConfig
 from fedrec.core.registry import FAMILIES, backbones, datasets, privacies
 from fedrec.datasets.base import DatasetConfig, DatasetSource
-from fedrec.stages.chain import NOT_SPARSE
+from fedrec.stages.refusals import NOT_SPARSE
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 

@@ -20,18 +20,13 @@ from fedrec.stages.base import Reads, Release, Round, Stage
 from fedrec.stages.contributions import Contributions
 from fedrec.stages.draws import Draws
 from fedrec.stages.limits import Limits
+from fedrec.stages.refusals import NOT_SPARSE
 from fedrec.stages.rounding import Rounding
 from fedrec.stages.rows import RowLimits
 from fedrec.stages.sums import Sum
 from fedrec.wire.updates import NodeUpdate
 
 _ORDER: Sequence[Reads] = ("nothing", "norms", "rows", "dense")
-
-NOT_SPARSE = (
-    "federation.uplink=sparse: the chosen privacy noises the sum of updates, and a list of the rows that a user has "
-    "changed, or its length, would tell beside it what the noise is to hide; give federation.uplink=dense"
-)
-"""Why a sum that is noised does not come as lists of rows."""
 
 
 class Stages:

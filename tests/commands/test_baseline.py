@@ -253,7 +253,7 @@ def test_a_user_alone_takes_the_recipes_rounds_with_nobody_elses_help(composed: 
     cohort, slow = here.users.training(slot), start
     own, state = here.private(cohort), {}
     for round in (1, 2):
-        update, own, taken, _ = engine.train(slow, cohort, own, derive(here.secret, "train", round))
+        update, own, taken = engine.train(slow, cohort, own, derive(here.secret, "train", round))
         assert taken.all()
         moved, state = here.recipe.server_update(slow.trainable, update.total, state)
         slow = GlobalModel(slow.model, moved, slow.frozen)

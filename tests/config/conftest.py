@@ -24,6 +24,7 @@ defaults:
   - codec: stand_in
   - privacy: stand_in
   - cohort: stand_in
+  - grouping: stand_in
   - strategy: two_phase
   - _self_
 seed: 0
@@ -75,7 +76,7 @@ FILES = {
     "experiment/wrong": "# @package _global_\nembedding: {rnk: 3}\n",
 } | {
     f"{family}/stand_in": "name: stand_in\n"
-    for family in ("backbone", "encoder", "reduction", "codec", "privacy", "cohort")
+    for family in ("backbone", "encoder", "reduction", "codec", "privacy", "cohort", "grouping")
 }
 
 

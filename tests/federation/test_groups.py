@@ -287,9 +287,19 @@ def deploy(folder: Path, sites: list[dict[str, Any]], *more: str) -> dict[str, A
 
 
 def test_sites_keep_and_recommend_from_the_model_of_the_group_that_they_name(
-    tmp_path: Path, sites: list[dict[str, Any]]
+    tmp_path: Path, sites: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    grades: list[str] = []
+    join = Directory.join
+
+    def noting(self: Directory, node: int, *told: Any) -> list[int]:
+        replaced = join(self, node, *told)
+        grades.append(self.grade(node))
+        return replaced
+
+    monkeypatch.setattr(Directory, "join", noting)
     summary = deploy(tmp_path, sites)
+    assert sorted(grades) == ["", "", "phone"], "what each site says of its devices"
     assert {group: found["test"]["users"] for group, found in summary["groups"].items()} == {"north": 16, "south": 8}
     for site, group in enumerate(("north", "south", "north")):
         state = tmp_path / f"state{site}"
