@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flwr.cli.install import install_from_fab
 from flwr.clientapp.utils import get_load_client_app_fn
@@ -28,11 +28,11 @@ from flwr.supercore.constant import TASK_TYPE_TO_COMMAND, TaskType
 from flwr.supercore.version import package_version
 from flwr.supernode.cli import flwr_clientapp
 
-from client_app.homes.policy import policy_of, policy_path
-from client_app.homes.sent import log_sent
-from client_app.homes.site import Site, site_of
 from commands.flower_app import PACKAGES
 from fedrec.core.errors import FederationError, PolicyError
+
+if TYPE_CHECKING:
+    from client_app.homes.site import Site
 
 log = logging.getLogger("flwr")  # Flower's, so that a line of ours stands among its own in the SuperNode's log
 
@@ -77,6 +77,10 @@ class Gate:
 
         Raises PolicyError if the site allows others, ConfigError if its policy cannot be read; then nothing is.
         """
+        # Not at the start: Flower gives a task 30 seconds to be fetched, on however slow a machine, and starts it anew.
+        from client_app.homes.policy import policy_of
+        from client_app.homes.site import site_of
+
         digest = hashlib.sha256(content).hexdigest()
         site = site_of(json.loads((self._folder / SITE_FILE).read_text(encoding="utf-8")))
         allowed = policy_of(site).apps
@@ -99,6 +103,9 @@ class Gate:
             install_from_fab(content, install_dir=Path(part), skip_prompt=True).rename(into)
 
     def _refuse(self, site: Site, digest: str, why: str) -> None:
+        from client_app.homes.policy import policy_path
+        from client_app.homes.sent import log_sent
+
         log.error("fedrec: refused the app %s, of which nothing was run: %s (%s)", digest, why, policy_path(site))
         log_sent(site.state_dir, exchange="app", app=digest, reason="policy", problem=why)
         raise PolicyError(f"the app {digest} was refused: {why}")

@@ -291,6 +291,13 @@ def test_the_launcher_imports_nothing_from_the_working_directory(site: Site, tmp
     assert not (tmp_path / "taken").exists()
 
 
+def test_a_task_is_fetched_before_anything_heavy_is_imported() -> None:
+    """Flower gives it 30 seconds, also on a slow machine."""
+    code = "import sys, commands.launcher; print(sorted({'torch', 'client_app', 'exchanges'} & {*sys.modules}))"
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.check_output([sys.executable, "-P", "-c", code], env=env, text=True) == "[]\n"
+
+
 class StartedError(Exception):
     """In the place of a process that becomes another."""
 
