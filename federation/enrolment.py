@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exchanges.members import GROUP_BYTES, KEY_BYTES
-from exchanges.records import GRADE, GRADES, GROUPS, KEYS, REASON, SLACK, Content, shown
+from exchanges.records import GRADE, GROUPS, KEYS, REASON, SLACK, Content, shown
 from federation import said
+from fedrec.core.bounds import GRADES
 from fedrec.core.errors import PacketError
 from fedrec.wire.code import code_digest
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from exchanges.records import GRADES
+from fedrec.core.bounds import GRADES
 from fedrec.core.errors import ConfigError
 from fedrec.core.owned import own_folder
 from fedrec.core.registry import nearest

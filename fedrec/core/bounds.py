@@ -58,3 +58,6 @@ HiddenWidths = Annotated[
 
 CutOffs = Annotated[tuple[Annotated[int, Ge(1), Le(MOST_ITEMS)], ...], MinLen(1), MaxLen(MOST_CUT_OFFS)]
 """Cut-offs of ranking metrics."""
+
+GRADES = "[a-z0-9_-]{0,32}"
+"""What a node may say of its device, as a regular expression."""
