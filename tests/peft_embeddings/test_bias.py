@@ -18,7 +18,7 @@ ITEMS, DIM = 20, 5
 
 
 def made() -> ItemEmbedding:
-    embedding: ItemEmbedding = embeddings.get("bias")(load_member("embedding", "bias"), ITEMS, DIM)
+    embedding: ItemEmbedding = embeddings.get("bias")(load_member("embedding", "bias", scaling=3.0), ITEMS, DIM)
     return embedding
 
 
@@ -37,7 +37,7 @@ def test_it_is_added_to_the_scores_of_its_item_and_to_nothing_else() -> None:
 
     before = scores(trainable)
     after = scores(trainable | {"embedding.bias": bias})
-    torch.testing.assert_close(after - before, bias[:, 0])
+    torch.testing.assert_close(after - before, 3 * bias[:, 0])
 
 
 def test_nothing_else_of_an_item_is_sent() -> None:
