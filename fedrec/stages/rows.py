@@ -65,7 +65,7 @@ class RowLimits(Stage):
 
 def _shorten(values: Tensor, longest: Tensor) -> None:
     """Scale rows [users, n, width] down to a norm of at most `longest` [users], in place."""
-    norms = torch.linalg.vecdot(values, values).sqrt_()
-    bound = longest[:, None].to(norms.dtype)
-    if bool((norms > bound).any()):
-        values.mul_((bound / norms).clamp_(max=1.0).nan_to_num_(1.0)[..., None])
+    squares, bound = torch.linalg.vecdot(values, values), longest.to(values.dtype)
+    over = (squares > bound.square()[:, None]).nonzero(as_tuple=True)
+    if len(over[0]):
+        values[over] *= (bound[over[0]] / squares[over].sqrt())[:, None]
