@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # benchmarks are not installed
     sys.path.append(str(ROOT))
 
-from benchmarks import accuracy, common, methods, page, timeline  # noqa: E402
+from benchmarks import accuracy, common, groups, methods, page, timeline  # noqa: E402
 from benchmarks.phases import clocked  # noqa: E402
 from fedrec.config.compose import compose  # noqa: E402
 from fedrec.core.registry import backbones  # noqa: E402
@@ -161,6 +161,10 @@ def test_a_benchmark_runs_through_flower(name: str, tmp_path: Path, cache: Path)
     check(result, name)
     filled = [page.fill(path.read_text(), {name: result}) for path in page.PAGES]
     assert not any(f"benchmarks.{name} --sizes" in text for text in filled)
+
+
+def test_the_page_of_groups_has_the_table_of_the_kept_runs() -> None:
+    assert groups.main(["--check"]) == 0
 
 
 def test_the_methods_page_has_the_tables_of_the_kept_runs() -> None:

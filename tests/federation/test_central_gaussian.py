@@ -104,7 +104,7 @@ def test_what_the_account_does_not_have_is_refused(override: str, said: str) -> 
 
 def test_a_deployment_has_to_say_how_many_users_there_are() -> None:
     items = ["runtime=deployment", "dataset=table", "dataset.item_table=items.csv", "dataset.items=listed"]
-    items += ["dataset.k_core=0", "dataset.min_rating=null"]
+    items += ["dataset.k_core=0", "dataset.min_rating=null", "federation.max_node_share=1.0"]
     with pytest.raises(ConfigError, match=r"privacy\.population=null: with runtime=deployment"):
         composed(*items)
     assert composed(*items, "privacy.population=1000").privacy.population == 1000
