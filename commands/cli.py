@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import click
 import typer
 from rich.syntax import Syntax
-from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
+from commands.changes import change_as_dict, changes_table, shown
 from commands.ending import JSON_OPTION, command_line, ending
 from fedrec import __version__
 from fedrec.config.compose import compose, experiments
-from fedrec.config.describe import ABSENT, Change, differences, to_dict, to_yaml
+from fedrec.config.describe import differences, to_dict, to_yaml
 from fedrec.config.paths import portable, settle, working_directory
 from fedrec.config.schema import RunConfig
 from fedrec.core.registry import FAMILIES
@@ -147,16 +145,16 @@ def config_command(overrides: Overrides = None, as_json: AsJson = False) -> None
         composed = compose(overrides or [], base=working_directory())
         found = differences(compose([], base=working_directory()), composed)
         config = settle(composed, working_directory())
-        end.update(config=to_dict(config), changes=[_change_as_dict(change) for change in found])
+        end.update(config=to_dict(config), changes=[change_as_dict(change) for change in found])
         if as_json:
             return
         if console.is_terminal:
             console.print(Syntax(to_yaml(config), "yaml", background_color="default"))
-            console.print(_table(found))
+            console.print(changes_table(found))
         else:  # still a YAML file, with the changes as remarks
             print(to_yaml(config), end="")
             for change in found:
-                print(f"# {change.key}: {_shown(change.default)} -> {_shown(change.value)}")
+                print(f"# {change.key}: {shown(change.default)} -> {shown(change.value)}")
 
 
 @app.command("describe", cls=OverridesCommand)
@@ -331,27 +329,6 @@ def _prepared(overrides: list[str]) -> tuple[RunConfig, list[str]]:
     """The configuration, and overrides that make the same one in any working directory."""
     config = settle(compose(overrides, base=working_directory()), working_directory())
     return config, portable(overrides, config)
-
-
-def _change_as_dict(change: Change) -> Mapping[str, Any]:
-    """A change for JSON, where an absent key is one that is not there."""
-    return {name: value for name, value in change._asdict().items() if value is not ABSENT}
-
-
-def _shown(value: object) -> str:
-    return ABSENT.value if value is ABSENT else json.dumps(value, ensure_ascii=False)
-
-
-def _table(found: list[Change]) -> Table | Text:
-    if not found:
-        return Text("Every value is the default.", style="dim")
-    table = Table(title="Changed from the defaults", title_justify="left")
-    for column in ("key", "default", "now"):
-        table.add_column(column, overflow="fold")
-    for change in found:
-        # Text, not str: a list's brackets are no markup.
-        table.add_row(change.key, Text(_shown(change.default), style="dim"), Text(_shown(change.value), style="bold"))
-    return table
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -106,8 +107,9 @@ def _checked(path: str, values: dict[str, Any]) -> Policy:
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()]
         raise ConfigError([f"the policy {path}: {problem}" for problem in problems]) from error
-    if unknown := [name for name in policy.exchanges if name not in EXCHANGES]:
-        raise ConfigError([f"the policy {path}: exchanges are among {', '.join(EXCHANGES)}, not {unknown[:3]}"])
+    legal = {*EXCHANGES, *(entry.name.removeprefix("query.") for entry in entry_points(group="fedrec.exchange"))}
+    if unknown := [name for name in policy.exchanges if name not in legal]:
+        raise ConfigError([f"the policy {path}: exchanges are among {', '.join(sorted(legal))}, not {unknown[:3]}"])
     if wrong := [text for text in policy.apps if not _DIGEST.fullmatch(text)]:
         raise ConfigError(
             [f"the policy {path}: apps are SHA-256 digests as `fedrec bundle` prints them, not {wrong[0][:80]!r}"]

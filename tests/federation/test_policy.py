@@ -7,6 +7,7 @@ import logging
 import stat
 import time
 from collections.abc import Callable
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from client_app.answers import app as app_module
 from client_app.answers.app import app as client_app
+from client_app.homes import policy as policy_module
 from client_app.homes.policy import EXCHANGES, Policy, policy_of
 from client_app.homes.site import site_of
 from client_app.stores.pieces import close_file
@@ -150,7 +152,7 @@ def test_without_a_file_honest_runs_are_granted_and_a_file_says_what_it_says(sho
         ("max_stepz = 3", "max_stepz: Unexpected keyword argument"),
         ("max_steps", "cannot be read"),
         ("max_items = 0", "max_items: Input should be greater than or equal to 1"),
-        ("exchanges = ['training']", r"exchanges are among enroll, .*, not \['training'\]"),
+        ("exchanges = ['training']", r"exchanges are among .*enroll.*, not \['training'\]"),
         ("max_seconds = nan", "max_seconds: Input should be a finite number"),
         ("exchanges = 5", "exchanges"),
     ],
@@ -470,3 +472,12 @@ def test_what_cannot_be_written_down_does_not_leave(shop: Shop) -> None:
     found = shop.deploy()
     assert counted(found, "misconfigured") == 1
     assert {record["users"] for record in found} == {USERS // 2}
+
+
+def test_an_exchange_that_another_package_brings_can_be_granted(monkeypatch: pytest.MonkeyPatch) -> None:
+    brought = EntryPoint("query.sketch", "sketches:sketch", "fedrec.exchange")
+    monkeypatch.setattr(policy_module, "entry_points", lambda group: [brought] * (group == "fedrec.exchange"))
+    policy = policy_module._checked("policy.toml", {"exchanges": ["train", "sketch"]})
+    assert policy.exchanges == ("train", "sketch")
+    with pytest.raises(ConfigError, match="exchanges are among"):
+        policy_module._checked("policy.toml", {"exchanges": ["sketches"]})
