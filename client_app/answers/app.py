@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from typing_extensions import override
 
 from client_app.answers.granting import require_granted
-from client_app.answers.handling import SETUP, Answer, LackingError, answered, require_known, rounds_of
+from client_app.answers.handling import SETUP, Answer, LackingError, answered, require_groups, require_known, rounds_of
 from client_app.answers.joining import join
 from client_app.answers.keeping import keep_frozen, keep_merged
 from client_app.answers.node import Node
@@ -143,6 +143,7 @@ def answer(message: Message, context: Context) -> Message:
         node = _known_node(context)
         nodes.append(node)
         _require_granted(node, kinds)
+        require_groups(content, node.setup.groups)
         if isinstance(node.place, Site):
             if is_new(node.place, node.setup.run_key):
                 log.warning("this site has nothing of the run that goes on: it joins anew")

@@ -22,7 +22,7 @@ from client_app.homes.sent import log_sent
 from client_app.homes.site import is_site, site_of
 from client_app.stores.frozen import MissingFrozenError
 from exchanges import records
-from exchanges.records import Content, Field, pack, ungrouped, unpack
+from exchanges.records import Content, Field, grouped, pack, ungrouped, unpack
 from fedrec.core.errors import ConfigError, FedrecError, PacketError, PolicyError, StoreError
 from fedrec.core.shared_folder import NotSharedError
 
@@ -190,3 +190,11 @@ def require_known(content: Content) -> None:
     ]
     if unknown:
         raise PacketError("malformed", f"the message has {sorted(unknown)[:5]}, which no message has")
+
+
+def require_groups(content: Content, groups: Sequence[str]) -> None:
+    """Raise PacketError (`malformed`) if the content has anything for a group that the run does not have."""
+    legal = {grouped(name, group) for name in _OF_GROUPS for group in groups}
+    found = [name for name in (*content.fields, *content.arrays) if ungrouped(name) in _OF_GROUPS]
+    if unknown := sorted(set(found) - legal):
+        raise PacketError("malformed", f"the message has {unknown[:5]}, and the run has no such group")

@@ -22,16 +22,17 @@ from safetensors.torch import load_file
 
 from client_app.answers import app as app_module
 from client_app.answers.app import app as client_app
+from client_app.answers.handling import require_groups
 from client_app.stores.last_model import kept_models
 from commands.local_grid import LocalGrid
 from commands.recommend import recommend
-from exchanges.records import unpack
+from exchanges.records import Content, unpack
 from federation.base import Given
 from federation.directory import Directory
 from federation.server_model import ServerState
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
-from fedrec.core.errors import ConfigError, FederationError, FedrecError
+from fedrec.core.errors import ConfigError, FederationError, FedrecError, PacketError
 from fedrec.core.registry import groupings, strategies
 from fedrec.groupings.base import Grouping, Users
 from fedrec.groupings.key import GroupsByKey, KeyConfig
@@ -239,6 +240,15 @@ def test_groups_that_no_run_has_are_refused_and_counted(federate: Federate) -> N
     outcome = federate(*THREE, nodes=3, client=lying)
     assert outcome.summary["test"]["users"] == 40
     assert all(line["dropped_replies"]["malformed"] for line in outcome.metrics)
+
+
+def test_a_message_with_a_model_for_a_group_that_the_run_does_not_have_is_refused() -> None:
+    require_groups(Content({"model@0": np.zeros(1)}, {"frozen@1": ""}), ("0", "1"))
+    for name in ("model@2", "model", "model@"):
+        with pytest.raises(PacketError, match="the run has no such group"):
+            require_groups(Content({name: np.zeros(1)}, {}), ("0", "1"))
+    with pytest.raises(PacketError, match="the run has no such group"):
+        require_groups(Content({}, {"versions@north": ""}), ("",))
 
 
 def test_a_user_stays_in_its_group_for_the_whole_run() -> None:
