@@ -105,6 +105,7 @@ def make_setup(
         pairs_at_once=config.pairs_at_once,
         simulation=simulation,
         uplink=config.federation.uplink,
+        network=config.network.told(),
     )
 
 

@@ -95,6 +95,25 @@ def test_the_plain_uplink_is_not_told() -> None:
     assert Setup.from_json(sparse.to_json()) == sparse
 
 
+def test_no_network_is_not_told() -> None:
+    assert "network" not in VALUES
+    assert reading(network={"name": "none"}) == SETUP
+
+
+def test_a_client_is_told_of_a_network_and_a_real_device_only_of_its_budget() -> None:
+    """What a device is told to join counts as bytes: a clock changes none of them."""
+    told = dataclasses.asdict(load_member("network", "mobile"))
+    timed = dataclasses.replace(SETUP, network=told)
+    assert Setup.from_json(timed.to_json()) == timed
+    assert json.loads(timed.to_json()) == {**VALUES, "network": told}
+    assert timed.device_json() == SETUP.device_json()
+    limited = dataclasses.replace(SETUP, network={**told, "reply_seconds": 0.5})
+    assert json.loads(limited.device_json())["network"] == {**told, "reply_seconds": 0.5}
+    keys = np.arange(5, dtype=np.uint64)
+    uplink = limited.network_of_run.uplink(keys)  # type: ignore[attr-defined]
+    assert limited.network_of_run.reply_budget(keys).tolist() == (uplink * 62_500).astype(int).tolist()
+
+
 def test_what_a_sum_of_lists_says_beside_it() -> None:
     spec, told = {"t": TableSpec((100, 4))}, len(UPDATE_SCALARS)
     sparse = dataclasses.replace(SETUP, uplink="sparse")
@@ -110,6 +129,7 @@ def test_what_a_sum_of_lists_says_beside_it() -> None:
 
 
 WRONG: dict[str, dict[str, Any]] = {
+    "a network that is a word": {"network": "mobile"},
     "an uplink that there is not": {"uplink": "narrow"},
     "text for a number": {"seed": "7"},
     "a number for a text": {"run_key": 7},
@@ -178,7 +198,7 @@ def numbers(cls: type, at: str) -> Iterator[tuple[str, Any, list[Any]]]:
             yield from walk(f"{at}.{name}", hint, [])
 
 
-CROSSING = ("backbone", "optim", "codec", "privacy", "embedding")
+CROSSING = ("backbone", "optim", "codec", "privacy", "embedding", "network")
 
 
 def test_every_number_and_list_that_a_setup_can_hold_has_limits_on_both_sides() -> None:
@@ -288,7 +308,7 @@ MEMBERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", [case for case in MEMBERS if case != "NaN"])
-@pytest.mark.parametrize("family", ["backbone", "optim", "privacy", "codec", "embedding"])
+@pytest.mark.parametrize("family", ["backbone", "optim", "privacy", "codec", "embedding", "network"])
 @pytest.mark.usefixtures("imported")
 def test_a_hostile_member_is_a_configuration_error_and_nothing_is_imported(family: str, case: str) -> None:
     values = MEMBERS[case]
@@ -303,6 +323,7 @@ def test_a_hostile_member_is_a_configuration_error_and_nothing_is_imported(famil
             "codec": lambda: node.setup.metrics_format(),
             "optim": lambda: node.engine,
             "privacy": lambda: node.engine,
+            "network": lambda: node.setup.network_of_run,
         }[family]()
 
 

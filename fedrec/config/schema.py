@@ -26,6 +26,8 @@ _FIXED = MemberConfig("fixed")
 """The cohorts of all runs from before there was a choice."""
 _ONE = MemberConfig("one")
 """Their groups."""
+_NONE = MemberConfig("none")
+"""Their network."""
 
 
 @dataclass(frozen=True)
@@ -259,3 +261,4 @@ class RunConfig:
     runtime: Literal["simulation", "deployment"] = "simulation"
     cohort: MemberConfig = _FIXED
     grouping: MemberConfig = _ONE
+    network: MemberConfig = _NONE

@@ -38,6 +38,21 @@ MOST_HISTORY = 65_536
 MOST_GROUPS = 256
 """Groups of users with a model each."""
 
+MOST_GRADES = 64
+"""Grades of devices that a run tells apart."""
+
+MOST_BYTES = 2**40
+"""Of a reply: more than any message can have."""
+
+MOST_MEGABITS = 1e6
+"""A second."""
+
+MOST_EXAMPLES = 1e12
+"""That a device trains on in a second."""
+
+MOST_SECONDS = 1e7
+"""Of a round, of a reply, of a latency: some four months."""
+
 MOST_LAYERS = 64
 MOST_CUT_OFFS = 100
 MOST_WEIGHT = 1_000_000

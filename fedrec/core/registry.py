@@ -110,6 +110,7 @@ codecs = Family("codec", "fedrec.codecs")
 privacies = Family("privacy", "fedrec.privacy")
 cohorts = Family("cohort", "federation.cohorts")
 groupings = Family("grouping", "fedrec.groupings")
+networks = Family("network", "fedrec.networks")
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
@@ -125,5 +126,6 @@ FAMILIES: Mapping[str, Family] = {
         privacies,
         cohorts,
         groupings,
+        networks,
     )
 }

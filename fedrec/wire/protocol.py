@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -37,6 +37,7 @@ from fedrec.core.bounds import (
 from fedrec.core.errors import PacketError
 from fedrec.core.tensors import Spec, Tensors, TensorSpec, matches
 from fedrec.groupings.base import Grouping
+from fedrec.networks.base import Network
 from fedrec.optim.base import Recipe
 from fedrec.stages.chain import Stages
 from fedrec.stages.limits import Limits
@@ -48,6 +49,8 @@ PROTOCOL_VERSION = 3
 
 _CHECKED: Mapping[str, Any] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 _LONGEST_SETUP = 2**20
+
+_NO_NETWORK: Mapping[str, Any] = {"name": "none"}
 
 Short = Annotated[str, MaxLen(200)]
 _Path = Annotated[str, MaxLen(4096), Predicate(lambda text: "\0" not in text)]
@@ -124,17 +127,24 @@ class Setup:
     pairs_at_once: Annotated[int, Ge(1), Le(MOST_ITEMS)]
     simulation: SimulatedData | None
     uplink: Literal["dense", "sparse"] = "dense"
+    network: Mapping[str, Any] = field(default_factory=lambda: dict(_NO_NETWORK))
 
     def to_json(self) -> str:
-        """One line of JSON with sorted keys; of the uplink it says nothing while that is the plain one."""
+        """One line of JSON with sorted keys; of uplink and network it says nothing while these are the plain ones."""
         told = dataclasses.asdict(self)
         if self.uplink == "dense":
             del told["uplink"]
+        if self.network == _NO_NETWORK:
+            del told["network"]
         return json.dumps(told, sort_keys=True, separators=(",", ":"))
 
     def device_json(self) -> str:
-        """What a real device would be told: where a simulated node finds its data is no part of it."""
-        return dataclasses.replace(self, simulation=None).to_json()
+        """What a real device would be told: neither where a simulated node finds its data, nor what is simulated of it.
+
+        A budget for its replies it would be told.
+        """
+        network = self.network if self.network_of_run.limits_replies else _NO_NETWORK
+        return dataclasses.replace(self, simulation=None, network=network).to_json()
 
     @staticmethod
     def from_json(text: str) -> Setup:
@@ -183,6 +193,15 @@ class Setup:
         config = member_config("grouping", dict(self.grouping))
         grouping: Grouping = registry.groupings.get(config.name)(config, self.seed)
         return grouping
+
+    @cached_property
+    def network_of_run(self) -> Network:
+        """What is known of users' devices."""
+        from fedrec.config.validate import member_config
+
+        config = member_config("network", dict(self.network))
+        network: Network = registry.networks.get(config.name)(config, self.seed)
+        return network
 
     @property
     def groups(self) -> tuple[str, ...]:

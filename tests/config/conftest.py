@@ -25,6 +25,7 @@ defaults:
   - privacy: stand_in
   - cohort: stand_in
   - grouping: stand_in
+  - network: stand_in
   - strategy: two_phase
   - _self_
 seed: 0
@@ -76,7 +77,7 @@ FILES = {
     "experiment/wrong": "# @package _global_\nembedding: {rnk: 3}\n",
 } | {
     f"{family}/stand_in": "name: stand_in\n"
-    for family in ("backbone", "encoder", "reduction", "codec", "privacy", "cohort", "grouping")
+    for family in ("backbone", "encoder", "reduction", "codec", "privacy", "cohort", "grouping", "network")
 }
 
 
