@@ -14,16 +14,22 @@ from peft_embeddings.model import Model
 def most_changed(model: Model, recipe: Recipe, privacy: Stage) -> Mapping[str, int] | None:
     """The most rows of each table that a user changes, by the names under which the tables travel.
 
-    It reads the items of its window and its negatives, and each of them some rows. None: nobody knows, because a user
-    trains on its whole history, or because a mechanism changes other rows too.
+    It reads the items of its window, or of its contexts, and its negatives, and each of them some rows. None: nobody
+    knows, because a user trains on its whole history, or because a mechanism changes other rows too.
     """
-    window, embedding = recipe.window, model.embedding
-    if window is None or privacy.reads in ("rows", "dense"):
+    window, contexts, embedding = recipe.window, recipe.contexts, model.embedding
+    if privacy.reads in ("rows", "dense"):
         return None
-    draws = 1 if recipe.shared_negatives else window.length
+    if contexts is not None:
+        positives, pairs = contexts.most_items, contexts.count * contexts.longest
+    elif window is not None:
+        positives = pairs = window.length
+    else:
+        return None
+    draws = 1 if recipe.shared_negatives else pairs
     if recipe.fresh_negatives:
         draws *= sum(step.shared for step in recipe.local_steps())
-    items = min(embedding.n_items, window.length + recipe.negatives * draws)
+    items = min(embedding.n_items, positives + recipe.negatives * draws)
     frozen = {name: spec.zeros() for name, spec in embedding.frozen.items()}
     read = embedding.rows(torch.zeros(1, dtype=torch.int64), frozen)
     return {

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from client_app.homes.policy import Policy
 from client_app.homes.users import Cohort
 from fedrec.core.errors import PolicyError
@@ -29,10 +31,11 @@ def require_granted(node: Node, policy: Policy, exchange: str) -> None:
     if policy.runs and setup.run_key not in policy.runs:
         problems.append(f"run {setup.run_key} is not among this site's runs")
     recipe = node.recipe
+    contexts = recipe.contexts.count if recipe.contexts else 1  # a step is taken in each
     asked = {
         "max_items": setup.n_items,
         "max_negatives": max(recipe.negatives, setup.sampled_negatives),
-        "max_steps": max(len(recipe.local_steps()), len(recipe.solve_steps())),
+        "max_steps": max(contexts * len(recipe.local_steps()), len(recipe.solve_steps())),
         "max_layers": _layers(node.backbone.config),
         "max_cut_offs": len(setup.ks),
     }
@@ -68,8 +71,10 @@ def require_users(what: str, users: int, least: int) -> None:
 def demand(node: Node, cohort: Cohort, *, trains: bool) -> int:
     """Bytes that the work on a cohort takes, about: the model, users' own tensors, negatives, and item vectors."""
     setup, recipe, users = node.setup, node.recipe, len(cohort)
-    pairs = len(cohort.items)
-    longest = int(cohort.lengths.max(initial=0))
+    contexts = recipe.contexts if trains else None
+    each = 1 if contexts is None else contexts.count
+    lengths = cohort.lengths if contexts is None else each * np.minimum(cohort.lengths, contexts.longest)
+    pairs, longest = int(lengths.sum()), int(lengths.max(initial=0))
     at_once = min(pairs, setup.pairs_at_once + longest)
     share = at_once / max(1, pairs)  # of the users who train at once, about
     steps: Sequence[Any] = recipe.local_steps() if trains else recipe.solve_steps()
@@ -77,10 +82,11 @@ def demand(node: Node, cohort: Cohort, *, trains: bool) -> int:
     rows = max(1.0, share * users) if recipe.shared_negatives else at_once
     drawn = rows * recipe.negatives
     model = max(_bytes(model.trainable) + _bytes(model.frozen) for model in node.models)
-    own = _bytes(node.backbone.private) + _bytes(node.backbone.shared)
+    own = each * _bytes(node.backbone.private) + _bytes(node.backbone.shared)
     vectors = 4 * setup.dim * (at_once + drawn) * 4
     sampled = setup.sampled_negatives * max(node.backbone.numbers_per_score, setup.dim) * 8
-    return int(6 * model + 3 * users * own + times * drawn * 8 + vectors + sampled)
+    scores = 4 * (each - 1) * drawn * 4  # of each of the contexts against the same negatives
+    return int(6 * model + 3 * users * own + times * drawn * 8 + vectors + scores + sampled)
 
 
 def _bytes(spec: Spec) -> int:

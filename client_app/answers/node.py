@@ -186,6 +186,8 @@ class Node:
         """The recipe of the run."""
         config = member_config("optim", dict(self.setup.optim))
         made: Recipe = registry.optims.get(config.name)(config, self.backbone.advice)
+        if problems := made.refusals(self.backbone):
+            raise ConfigError(problems)
         return made
 
     @property

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from typing_extensions import override
 
 from client_app.homes.users import Cohort
+from client_app.training.contexts import Reading, reading, whole
 from client_app.training.engine import Collected, Engine, GlobalModel, Trained, moving
 from client_app.training.local_training import LocalTraining, segment_length
 from client_app.training.memory import keep_freed_memory
-from client_app.training.windows import windows
 from fedrec.core.tensors import Tensors
 from fedrec.data.negatives import NegativeSampler, UnknownItems
-from fedrec.optim.base import LocalStep, Recipe, Window
+from fedrec.optim.base import LocalStep, Recipe
 from fedrec.stages.chain import Stages
 from fedrec.stages.draws import Draws
 from peft_embeddings.model import Model
@@ -54,7 +54,8 @@ class CohortEngine(Engine):
     def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Trained:
         collected = Collected(self.stages, model, private, len(cohort), Draws(seed, self.fresh))
         steps = moving(self.recipe.local_steps(), model.model.backbone)
-        for users, training in self._run(steps, model, cohort, private, seed, self.recipe.window):
+        read = reading(cohort, self.recipe, seed)
+        for users, training in self._run(steps, model, cohort, read, private, seed):
             private = {name: tensor[: len(users)] for name, tensor in training.private.items()}
             given = training.contributions()
             collected.take(users, given if len(given) == len(users) else given.first(len(users)), private)
@@ -64,7 +65,7 @@ class CohortEngine(Engine):
     def solve(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Tensors:
         after = {name: tensor.clone() for name, tensor in private.items()}
         steps = moving(self.recipe.solve_steps(), model.model.backbone)
-        for users, training in self._run(steps, model, cohort, private, seed) if steps else ():
+        for users, training in self._run(steps, model, cohort, whole(cohort), private, seed) if steps else ():
             for name, tensor in training.private.items():
                 after[name][users] = tensor[: len(users)].to(after[name].device)
         return after
@@ -74,15 +75,14 @@ class CohortEngine(Engine):
         steps: Sequence[LocalStep],
         model: GlobalModel,
         cohort: Cohort,
+        read: Reading,
         private: Tensors,
         seed: int,
-        window: Window | None = None,
     ) -> Iterator[tuple[NDArray[np.int64], LocalTraining]]:
         """The steps of all who have a negative to learn from, chunk by chunk: the users and what became of them.
 
         Where sums are exact, a user alone is trained twice, beside itself: the first of the two counts.
         """
-        read = windows(cohort, window, seed)
         for users in self._chunks(read, model.model):
             unknown = self._unknown(cohort, users)
             if not unknown.counts.all():
@@ -102,17 +102,17 @@ class CohortEngine(Engine):
 
     def _unknown(self, cohort: Cohort, users: NDArray[np.int64]) -> UnknownItems:
         """What these users do not know, of their whole histories."""
-        whole = cohort.select(users)
-        return self.sampler.unknown(whole.offsets, whole.items)
+        known = cohort.select(users)
+        return self.sampler.unknown(known.offsets, known.items)
 
-    def _chunks(self, cohort: Cohort, model: Model) -> Iterator[NDArray[np.int64]]:
+    def _chunks(self, read: Reading, model: Model) -> Iterator[NDArray[np.int64]]:
         """All users in chunks of about `pairs_at_once` pairs."""
         if model.backbone.causal:
-            yield from self._causal_chunks(cohort, model)
+            yield from self._causal_chunks(read.runs, model)
             return
-        start, ends = 0, cohort.offsets[1:]
-        while start < len(cohort):
-            end = int(np.searchsorted(ends, cohort.offsets[start] + self.pairs_at_once, side="right"))
+        start, ends = 0, read.offsets[1:]
+        while start < len(read):
+            end = int(np.searchsorted(ends, read.offsets[start] + self.pairs_at_once, side="right"))
             end = max(start + 1, end)
             yield np.arange(start, end)
             start = end

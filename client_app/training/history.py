@@ -18,41 +18,41 @@ _ITEMS_AT_ONCE = 65_536
 
 @dataclass(frozen=True)
 class SegmentedHistory:
-    """The histories of users who train: sums over each segment, then over each user's segments.
+    """The histories of users who train: sums over each segment, then over each history's segments.
 
     Attributes:
         items: int64 [segments, length], with padding.
         vectors: [segments, length, dim], from the users' own copies of the rows.
-        segments: Which of them is whose.
-        users: How many there are.
+        segments: Which of them is whose, and how many of its items belong to it.
+        number: How many histories there are: one a user, or one for each of its contexts.
     """
 
     items: Tensor
     vectors: Tensor
     segments: Segments
-    users: int
+    number: int
 
     @property
     def length(self) -> Tensor:
         """As in `fedrec.backbones.base.History`."""
-        return self._by_user(self.segments.mask.sum(1))
+        return self._by_history(self.segments.mask.sum(1))
 
     def sum(self, weights: Tensor | None = None) -> Tensor:
         """As in `fedrec.backbones.base.History`."""
-        return self._by_user((self._weights(weights).unsqueeze(1) @ self.vectors).squeeze(1))
+        return self._by_history((self._weights(weights).unsqueeze(1) @ self.vectors).squeeze(1))
 
     def total(self, weights: Tensor) -> Tensor:
         """As in `fedrec.backbones.base.History`."""
-        return self._by_user(self._weights(weights).sum(1))
+        return self._by_history(self._weights(weights).sum(1))
 
     def sequence(self, length: int | None = None) -> ItemSequence:
         """As in `fedrec.backbones.base.History`."""
         segments = self.segments
-        if len(self.vectors) == self.users and length is None:  # a user's only segment is its history
+        if len(self.vectors) == self.number and length is None:  # each is one segment
             return ItemSequence(self.items, self.vectors, segments.mask > 0)
-        counts = torch.bincount(segments.owners, minlength=self.users)
-        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-        pairs, mask = latest(offsets, length)
+        counts = torch.bincount(segments.history[segments.places // self.items.shape[1]], minlength=self.number)
+        first = counts.cumsum(0) - counts
+        pairs, mask = latest(first, first + self.length.long(), length)
         places = segments.places[pairs]
         return ItemSequence(self.items.flatten()[places], self.vectors.flatten(0, 1)[places], mask)
 
@@ -60,10 +60,10 @@ class SegmentedHistory:
         mask = self.segments.mask
         return mask if weights is None else mask * weights[self.items]
 
-    def _by_user(self, values: Tensor) -> Tensor:
-        if len(values) == self.users:  # each has one segment, in their order
+    def _by_history(self, values: Tensor) -> Tensor:
+        if len(values) == self.number:  # each has one segment, in their order
             return values
-        return values.new_zeros(self.users, *values.shape[1:]).index_add(0, self.segments.owner, values)
+        return values.new_zeros(self.number, *values.shape[1:]).index_add(0, self.segments.history, values)
 
 
 class SharedHistory:
@@ -98,8 +98,8 @@ class SharedHistory:
 
     def sequence(self, length: int | None = None) -> ItemSequence:
         """As in `fedrec.backbones.base.History`."""
-        offsets = torch.cat([self._lengths.new_zeros(1), self._lengths.cumsum(0)])
-        places, mask = latest(offsets, length)
+        ends = self._lengths.cumsum(0)
+        places, mask = latest(ends - self._lengths, ends, length)
         items = self._items[places] if len(self._items) else places
         flat = items.reshape(-1)
         parts = [self._vectors(part) for part in torch.split(flat, _ITEMS_AT_ONCE)] if len(flat) else []

@@ -1,7 +1,11 @@
-"""Ragged histories as one rectangle: every user's pairs are cut into segments of equal length."""
+"""Ragged histories as one rectangle: the pairs of every history are cut into segments of equal length.
+
+A history is all that a user reads; where it reads several runs of items, each of them is a history of its own.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,14 +27,16 @@ class Segments:
 
     Attributes:
         owner: int64 [segments], the user of each segment.
+        history: int64 [segments], the history of which it is a part; the same where a user has one.
         mask: [segments, length], 1.0 for a pair and 0.0 for padding.
-        share: [segments], the part of its user's pairs that a segment holds.
-        pairs: int64 [segments, length], the place of each pair in its user's history; padding repeats a place.
+        share: [segments], the part of its history's pairs that a segment holds.
+        pairs: int64 [segments, length], the place of each pair in its history; padding repeats a place.
         places: int64 [pairs], where each pair of the cohort stands in the flattened rectangle.
         owners: int64 [pairs], the user of each pair.
     """
 
     owner: Tensor
+    history: Tensor
     mask: Tensor
     share: Tensor
     pairs: Tensor
@@ -74,8 +80,10 @@ class Segments:
         def tensor(array: NDArray[np.generic]) -> Tensor:
             return torch.from_numpy(array).to(device)
 
+        number = tensor(owner)
         return Segments(
-            tensor(owner),
+            number,
+            number,
             tensor(mask).to(dtype),
             tensor(share).to(dtype),
             tensor(pairs),
@@ -89,10 +97,20 @@ class Segments:
         """What belongs to a user as a whole: a segment for each, of length one."""
         number = torch.arange(users, device=device)
         one = torch.ones(users, 1, dtype=dtype, device=device)
-        return Segments(number, one, one[:, 0], torch.zeros(users, 1, dtype=torch.int64), number, number, number)
+        first = torch.zeros(users, 1, dtype=torch.int64)
+        return Segments(number, number, one, one[:, 0], first, number, number, number)
+
+    def shared_out(self, each: int) -> Segments:
+        """The same of users of whom every one has `each` of the histories, one after the other."""
+        return dataclasses.replace(self, owner=self.owner // each, owners=self.owners // each)
+
+    def beginnings(self, lengths: Tensor) -> Segments:
+        """The first pairs of each history alone, `lengths` [histories] of them; every history is one segment."""
+        mask = self.mask * (self.pairs < lengths.unsqueeze(1))
+        return dataclasses.replace(self, mask=mask)
 
     def weights(self, half_life: float | None) -> tuple[Tensor, Tensor]:
-        """`mask` and `share` if an interaction counts half as much with every `half_life` later ones of its user."""
+        """`mask` and `share` if an interaction counts half as much with every `half_life` later ones of its history."""
         if half_life is None:
             return self.mask, self.share
         later = self._totals(self.mask)[:, None] - 1 - self.pairs
@@ -100,16 +118,20 @@ class Segments:
         return mask, mask.sum(1) / self._totals(mask)
 
     def _totals(self, mask: Tensor) -> Tensor:
-        """[segments], the sum over all segments of the same user."""
+        """[segments], the sum over all segments of the same history."""
         held = mask.sum(1)
-        return held.new_zeros(int(self.owner[-1]) + 1).index_add(0, self.owner, held)[self.owner]
+        return held.new_zeros(int(self.history[-1]) + 1).index_add(0, self.history, held)[self.history]
 
     def select(self, tensor: Tensor) -> Tensor:
         """Of a tensor [users, ...] for each segment that of its user: [segments, ...]."""
         return tensor if len(self.owner) == len(tensor) else tensor.index_select(0, self.owner)
 
+    def of_history(self, tensor: Tensor) -> Tensor:
+        """Of a tensor [histories, ...] for each segment that of its history: [segments, ...]."""
+        return tensor if len(self.history) == len(tensor) else tensor.index_select(0, self.history)
+
     def fill(self, values: Tensor) -> Tensor:
-        """Values [pairs, ...] as [segments, length, ...]. Padding repeats the user's first."""
+        """Values [pairs, ...] as [segments, length, ...]. Padding repeats the history's first."""
         return values.index_select(0, self._source).reshape(*self.mask.shape, *values.shape[1:])
 
 

@@ -266,6 +266,6 @@ class PooledHistory:
 
     def sequence(self, length: int | None = None) -> ItemSequence:
         """As in `fedrec.backbones.base.History`."""
-        places, mask = latest(self.offsets, length)
+        places, mask = latest(self.offsets[:-1], self.offsets[1:], length)
         items = self.items[places] if len(self.items) else places
         return ItemSequence(items, embedding(items, self.table), mask)

@@ -197,6 +197,6 @@ class Backbone(ABC):
     def score(self, shared: Tensors, private: Tensors, item_vectors: Tensor, context: ScoreContext) -> Tensor:
         """Scores [..., items] of item vectors [..., items, dim]; the leading dimension, if any, is the user's.
 
-        For a `causal` backbone a second one may follow, of its states, and the vectors' is 1 where all states are set
-        against the same items.
+        A second one may follow, of the states of a `causal` backbone or of a user's contexts. That of the vectors is 1
+        where all of these are set against the same items, and that of shared tensors with a user's is 1, too.
         """

@@ -44,22 +44,23 @@ class PlainHistory:
         return ItemSequence(items, self.vectors[..., first:, :], torch.ones_like(items, dtype=torch.bool))
 
 
-def latest(offsets: Tensor, length: int | None) -> tuple[Tensor, Tensor]:
-    """Where the latest items of users are whose histories are written one after the other.
+def latest(first: Tensor, end: Tensor, length: int | None) -> tuple[Tensor, Tensor]:
+    """Where the latest items of users are whose histories are written into one list.
 
     Args:
-        offsets: int64 [users + 1], where each history begins, and where the last one ends.
+        first: int64 [users], where each history begins.
+        end: int64 [users], where it ends (exclusive).
         length: How many items of each, at most; None: all.
 
     Returns:
         Places int64 [users, n], the oldest item first, and bool [users, n], False for padding, where the place is any
         that there is. n is 0 only if nobody has an item.
     """
-    lengths = offsets.diff()
+    lengths = end - first
     if length is not None:
         lengths = lengths.clamp(max=length)
     n = int(lengths.max()) if len(lengths) else 0
-    column = torch.arange(n, device=offsets.device)
+    column = torch.arange(n, device=end.device)
     mask = column < lengths.unsqueeze(1)
-    places = (offsets[1:] - lengths).unsqueeze(1) + column
-    return places.where(mask, offsets[:1]), mask
+    places = (end - lengths).unsqueeze(1) + column
+    return places.where(mask, torch.zeros_like(places)), mask

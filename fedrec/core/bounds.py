@@ -35,6 +35,9 @@ MOST_ROUNDS = 999_999
 MOST_HISTORY = 65_536
 """Items of a history that a backbone reads in order; attention holds the square of them."""
 
+MOST_CONTEXTS = 64
+"""Contexts of a user's history that it trains on in a round."""
+
 MOST_GROUPS = 256
 """Groups of users with a model each."""
 

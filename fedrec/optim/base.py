@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from fedrec.backbones.base import Advice
+from fedrec.backbones.base import Advice, Backbone
 from fedrec.core.registry import MemberConfig
 from fedrec.core.tensors import Tensors
 
@@ -72,8 +72,40 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Contexts:
+    """Prefixes of a user's history, to each of which what is private is fitted, and then predicts what follows.
+
+    A context ends somewhere among the user's last items: the first of them in the first `count`-th part of these, and
+    so on, at a place drawn in every round. Steps that move private tensors alone read the items before its end, steps
+    that move shared ones those that follow it too. What is shared moves by the mean of the contexts' gradients, so
+    that a user gives one update, whatever their number.
+
+    Attributes:
+        count: How many, at least 2.
+        length: Latest items of a prefix that are read, at most.
+        span: Among how many of the user's last items they end; the first three items are in every prefix, though.
+        ahead: Items after its end that are read where shared tensors move, at most.
+    """
+
+    count: int
+    length: int
+    span: int
+    ahead: int
+
+    @property
+    def longest(self) -> int:
+        """Items that a context reads, at most."""
+        return self.length + self.ahead
+
+    @property
+    def most_items(self) -> int:
+        """Items of its history that a user reads in all contexts together, at most."""
+        return min(self.count * self.longest, self.span + self.longest)
+
+
+@dataclass(frozen=True)
 class LocalStep:
-    """One full-batch gradient step of one user over its whole history.
+    """One full-batch gradient step of one user over its whole history, its window, or each of its contexts.
 
     Attributes:
         private: Whether the private tensors move.
@@ -117,6 +149,31 @@ class Recipe(ABC):
     def window(self) -> Window | None:
         """What of its history a user trains on in a round; None: all of it. Its negatives are unknown to all of it."""
         return None
+
+    @property
+    def contexts(self) -> Contexts | None:
+        """Prefixes of its history that a user trains on in a round, instead of all of it or a window; None: no such.
+
+        Their private tensors start where the user's do. After the round the latest context's are the user's.
+        """
+        return None
+
+    def refusals(self, backbone: Backbone) -> list[str]:
+        """Why this recipe cannot train that backbone, one line each; none if it can."""
+        if self.contexts is None:
+            return []
+        asked, name = f"optim.contexts={self.contexts.count}", backbone.config.name
+        if backbone.causal:
+            return [
+                f"{asked}: backbone={name} scores every item of a history by what came before it already; read more "
+                "items (optim.window), and give optim.contexts=1"
+            ]
+        if not backbone.private:
+            return [
+                f"{asked}: backbone={name} has no private tensors that could be fitted to a prefix; give "
+                "optim.contexts=1"
+            ]
+        return []
 
     @property
     def private_anew(self) -> bool:

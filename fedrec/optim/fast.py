@@ -15,10 +15,20 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 from typing_extensions import override
 
-from fedrec.core.bounds import LARGEST_RATE, LONGEST_HALF_LIFE, MOST_ITEMS, MOST_NEGATIVES, MOST_STEPS
-from fedrec.core.registry import MemberConfig, optims
+from fedrec.backbones.base import Backbone
+from fedrec.config.schema import RunConfig
+from fedrec.core.bounds import (
+    LARGEST_RATE,
+    LONGEST_HALF_LIFE,
+    MOST_CONTEXTS,
+    MOST_HISTORY,
+    MOST_ITEMS,
+    MOST_NEGATIVES,
+    MOST_STEPS,
+)
+from fedrec.core.registry import MemberConfig, backbones, optims
 from fedrec.core.tensors import Tensors
-from fedrec.optim.base import Adam, LocalStep, Recipe, Sgd, Window
+from fedrec.optim.base import Adam, Contexts, LocalStep, Recipe, Sgd, Window
 from fedrec.optim.losses import LOSSES
 from fedrec.optim.server import ServerOptimiser, server_step
 
@@ -48,6 +58,13 @@ class FastConfig(MemberConfig):
         window: Consecutive items of its history that a user trains on in a round (null: all). A user's weight counts
             the items of the window, and before a ranking private tensors are fitted to the whole history all the same.
         window_placement: `random`: from a place drawn in every round; `latest`: always the latest ones.
+        contexts: Prefixes of its history to each of which a user fits what is private; the gradient of what is shared
+            is the mean over them, of the items up to a little after each (`fedrec.optim.base.Contexts`). 1: none, the
+            private tensors are fitted to what they predict. Of its private tensors there is then no one state that
+            could be kept, so they have to start anew. A user's weight counts its whole history.
+        context_length: Latest items of a prefix that are read.
+        context_span: Among how many of the user's last items the prefixes end.
+        context_ahead: Items after its end that a prefix has to predict, beside its own.
     """
 
     name: Literal["fast"]
@@ -65,9 +82,13 @@ class FastConfig(MemberConfig):
     solve_steps: Annotated[int, Ge(0), Le(MOST_STEPS)]
     solve_lr: Annotated[float, Gt(0), Le(LARGEST_RATE)]
     server: ServerOptimiser
-    # With defaults, and not told while they change nothing: a run of old has neither.
+    # With defaults, and not told while they change nothing: a run of old has none of them.
     window: Annotated[int, Ge(1), Le(MOST_ITEMS)] | None = None
     window_placement: Literal["random", "latest"] = "random"
+    contexts: Annotated[int, Ge(1), Le(MOST_CONTEXTS)] = 1
+    context_length: Annotated[int, Ge(1), Le(MOST_HISTORY)] = 43
+    context_span: Annotated[int, Ge(1), Le(MOST_HISTORY)] = 60
+    context_ahead: Annotated[int, Ge(1), Le(MOST_HISTORY)] = 5
 
     @override
     def told(self) -> dict[str, Any]:
@@ -75,6 +96,9 @@ class FastConfig(MemberConfig):
         told["server"] = self.server.told()
         if self.window is None:
             del told["window"], told["window_placement"]
+        if self.contexts == 1:
+            for name in ("contexts", "context_length", "context_span", "context_ahead"):
+                del told[name]
         return told
 
 
@@ -84,6 +108,12 @@ class FastRecipe(Recipe):
 
     config_class = FastConfig
     config: FastConfig
+
+    @classmethod
+    def problems(cls, config: RunConfig) -> list[str]:
+        """What the chosen backbone cannot be trained with, one line each."""
+        backbone: Backbone = backbones.get(config.backbone.name)(config.backbone, config.base_table.dim)
+        return cls(config.optim, backbone.advice).refusals(backbone)
 
     @property
     @override
@@ -109,6 +139,34 @@ class FastRecipe(Recipe):
     @override
     def window(self) -> Window | None:
         return None if self.config.window is None else Window(self.config.window, self.config.window_placement)
+
+    @property
+    @override
+    def contexts(self) -> Contexts | None:
+        config = self.config
+        if config.contexts == 1:
+            return None
+        return Contexts(config.contexts, config.context_length, config.context_span, config.context_ahead)
+
+    @override
+    def refusals(self, backbone: Backbone) -> list[str]:
+        found, config = super().refusals(backbone), self.config
+        if found or config.contexts == 1:
+            return found
+        asked = f"optim.contexts={config.contexts}"
+        if not config.private_anew:
+            found.append(
+                f"{asked}: each context has private tensors of its own, so that none of them are the user's to go on "
+                "with; give optim.private_anew=true"
+            )
+        if config.private_steps == 0:
+            found.append(f"{asked}: nothing is fitted to a prefix with optim.private_steps=0; give some steps")
+        if config.window is not None:
+            found.append(
+                f"{asked}: optim.window={config.window} is what a user reads without contexts; give optim.window=null, "
+                "and optim.context_length"
+            )
+        return found
 
     def _private(self, lr: float) -> LocalStep:
         kind = {"adam": Adam, "sgd": Sgd}[self.config.private_optimiser]

@@ -162,6 +162,23 @@ class BackboneContract:
         twice = backbone.score(shared, folded, vectors.reshape(2, 2, *vectors.shape[1:]), RANKING)
         torch.testing.assert_close(twice.flatten(0, 1), once, rtol=1e-5, atol=1e-6)
 
+    def test_contexts_of_a_user_may_be_set_against_the_same_items(self, backbone: Backbone) -> None:
+        """With one copy of what is shared for all of a user's."""
+        if backbone.causal:
+            return
+        copies = [shared_tensors(backbone, user) for user in range(2)]
+        stacked = {name: torch.stack([copy[name] for copy in copies]).unsqueeze(1) for name in backbone.shared}
+        four = backbone.init_private(0, KEYS[:4])
+        private = {name: tensor.reshape(2, 2, *tensor.shape[1:]) for name, tensor in four.items()}
+        vectors = items(2)
+        together = backbone.score(stacked, private, vectors.unsqueeze(1), RANKING)
+        assert together.shape == (2, 2, ITEMS)
+        for user in range(2):
+            for context in range(2):
+                own = of_user(of_user(private, user), context)
+                alone = backbone.score(copies[user], own, vectors[user], RANKING)
+                torch.testing.assert_close(together[user, context], alone, rtol=1e-5, atol=1e-6)
+
     def test_nothing_that_is_given_is_changed(self, backbone: Backbone) -> None:
         shared, vectors = shared_tensors(backbone), items(len(KEYS))
         private = read(backbone, shared)

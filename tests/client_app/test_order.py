@@ -14,6 +14,7 @@ from torch import Tensor
 
 from client_app.answers.evaluation import RankingProtocol, rank_users
 from client_app.homes.users import Cohort
+from client_app.training import contexts
 from client_app.training.cohort import CohortEngine
 from client_app.training.engine import Engine, GlobalModel
 from client_app.training.history import SegmentedHistory, SharedHistory
@@ -298,5 +299,5 @@ def test_long_histories_train_a_few_at_once() -> None:
     engine = engines(Steps(RECIPES["sgd"], 2, True), pairs_at_once=60)[1]
     assert isinstance(engine, CohortEngine)
     cohort = cohort_of([20, 2, 3, 2, 20])
-    assert [chunk.tolist() for chunk in engine._chunks(cohort, model.model)] == [[1, 3, 2], [0, 4]]
-    assert [chunk.tolist() for chunk in engine._chunks(cohort, square)] == [[1, 3, 2], [0], [4]]
+    assert [chunk.tolist() for chunk in engine._chunks(contexts.whole(cohort), model.model)] == [[1, 3, 2], [0, 4]]
+    assert [chunk.tolist() for chunk in engine._chunks(contexts.whole(cohort), square)] == [[1, 3, 2], [0], [4]]

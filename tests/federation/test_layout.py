@@ -32,6 +32,16 @@ def test_poisson_cohorts_are_the_same_wherever_users_live_and_differ_in_size(fed
         federate("cohort=poisson", "federation.fraction=0.05", "strategy.rounds=8", nodes=nodes).must_equal(one)
 
 
+def test_contexts_are_the_same_wherever_users_live(federate: Federate) -> None:
+    overrides = ["optim=fast", "optim.contexts=3", "optim.private_anew=true", "federation.weight_cap=1"]
+    one = federate(*overrides, nodes=1)
+    without = federate(*overrides[:1], nodes=1)
+    for way in ("up", "down"):
+        assert one.summary["bytes_per_user"][way] == without.summary["bytes_per_user"][way], "they cost none"
+    for nodes in (2, 7, 60):
+        federate(*overrides, nodes=nodes).must_equal(one)
+
+
 @pytest.mark.parametrize("codec", ["float16", "int8"])
 def test_each_user_is_rounded_alone_wherever_it_lives(federate: Federate, codec: str) -> None:
     """With SGD, so that the last bits of a sum, which decide a draw now and then, do not become whole steps."""

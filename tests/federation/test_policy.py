@@ -184,6 +184,11 @@ REFUSED: dict[str, tuple[str, list[str], str]] = {
     "negatives": ("max_negatives = 3", ["optim.negatives=4"], "negatives=4, max_negatives=3"),
     "sampled": ("max_negatives = 3", ["evaluation.sampled_negatives=5"], "negatives=5, max_negatives=3"),
     "steps": ("max_steps = 3", ["optim.local_epochs=4", "optim.solve_epochs=1"], "steps=4, max_steps=3"),
+    "contexts": (
+        "max_steps = 11",
+        ["optim=fast", "optim.contexts=3", "optim.private_anew=true", "optim.solve_steps=1"],
+        "steps=12, max_steps=11",
+    ),
     "solving": ("max_steps = 3", ["optim.solve_epochs=5"], "steps=5, max_steps=3"),
     "layers": ("max_layers = 2", ["backbone=fedncf"], "layers=3, max_layers=2"),
     "cut-offs": ("max_cut_offs = 1", ["evaluation.ks=[1,2]"], "cut_offs=2, max_cut_offs=1"),
