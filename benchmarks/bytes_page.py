@@ -104,7 +104,7 @@ def sparse_uplink() -> str:
                 strategy = "strategy=full" if embedding == "full" else "strategy=fedpeft"
                 chosen = [strategy, f"embedding={embedding}", f"codec={codec}", *read]
                 dense, sparse = (
-                    describe(compose([*chosen, f"federation.uplink={uplink}"], base=ROOT), items).phases[-1]
+                    describe(compose([*chosen, f"uplink={uplink}"], base=ROOT), items).phases[-1]
                     for uplink in ("dense", "sparse")
                 )
                 cells = [f"{items:,}", f"`{codec}`", f"`{embedding}`", f"{dense.up:,}", f"{sparse.up:,}"]

@@ -211,8 +211,9 @@ def _phase(phase: Phase, model: Model, setup: Setup, recipe: Recipe, privacy: St
     frozen = setup.start_format(model.frozen, BASE)
     least, most = training.range_up()
     changed = None
-    if (sparse := setup.stages.sparse) is not None and (changed := most_changed(model, recipe, privacy)) is not None:
-        most = up.head + sparse.size_of_rows(model.trainable, changed)
+    uplink = setup.stages.uplink
+    if uplink.tells_rows and (changed := most_changed(model, recipe, privacy)) is not None:
+        most = up.head + uplink.most(model.trainable, changed)
     private = {f"private.{name}": entry for name, entry in model.backbone.private.items()}
     rows = [
         *_sent(down, EACH_ROUND),

@@ -104,8 +104,8 @@ def make_setup(
         engine=config.engine,
         pairs_at_once=config.pairs_at_once,
         simulation=simulation,
-        uplink=config.federation.uplink,
         network=config.network.told(),
+        uplink=dataclasses.asdict(config.uplink),
     )
 
 

@@ -152,7 +152,7 @@ CHOICES = [
     ["optim=fast", "codec=int8", "privacy=pseudo_items"],
     ["backbone=fedpergnn", "backbone.layers=2"],
     ["backbone=pfedrec", "embedding=rqvae", "embedding.codes=4"],
-    ["backbone=fedncf", "embedding=hash_senet", "codec=float16", "federation.uplink=sparse"],
+    ["backbone=fedncf", "embedding=hash_senet", "codec=float16", "uplink=sparse"],
 ]
 
 

@@ -89,9 +89,9 @@ def test_there_and_back() -> None:
 
 def test_the_plain_uplink_is_not_told() -> None:
     """What a client is told counts as bytes, and a run of old said nothing of it."""
-    sparse = dataclasses.replace(SETUP, uplink="sparse")
+    sparse = dataclasses.replace(SETUP, uplink={"name": "sparse"})
     assert "uplink" not in VALUES
-    assert json.loads(sparse.to_json()) == {**VALUES, "uplink": "sparse"}
+    assert json.loads(sparse.to_json()) == {**VALUES, "uplink": {"name": "sparse"}}
     assert Setup.from_json(sparse.to_json()) == sparse
 
 
@@ -116,7 +116,7 @@ def test_a_client_is_told_of_a_network_and_a_real_device_only_of_its_budget() ->
 
 def test_what_a_sum_of_lists_says_beside_it() -> None:
     spec, told = {"t": TableSpec((100, 4))}, len(UPDATE_SCALARS)
-    sparse = dataclasses.replace(SETUP, uplink="sparse")
+    sparse = dataclasses.replace(SETUP, uplink={"name": "sparse"})
     assert [setup.update_format(spec, users).scalars for setup in (SETUP, sparse) for users in (1, 2)] == [
         told,
         told,

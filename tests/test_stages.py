@@ -28,6 +28,7 @@ from fedrec.stages.contributions import Contributions, Rows, Touched
 from fedrec.stages.draws import KEY_BYTES, Draws, normal
 from fedrec.stages.limits import Limits
 from fedrec.stages.sums import Sum
+from fedrec.uplinks.sparse import SparseConfig, SparseUplink
 from fedrec.wire.packet import Kind, PacketFormat
 from fedrec.wire.protocol import UPDATE_SCALARS
 
@@ -226,11 +227,16 @@ def test_rows_that_are_added_are_added_in_either_form() -> None:
         assert torch.equal(second.touched("table").rows, torch.nonzero(first[0].any(1)).flatten())
 
 
+def stages_of(codec: str, sparse: bool) -> Stages:
+    made = codec_of(codec)
+    return Stages([], made, Limits(50, 1e6), uplink=SparseUplink(SparseConfig("sparse"), made) if sparse else None)
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("codec", CODECS)
 def test_the_bytes_of_a_sum_are_those_of_the_packets_of_its_users(codec: str, sparse: bool) -> None:
     """Also of those who are left out, whose own devices would send zeros."""
-    stages, given = Stages([], codec_of(codec), Limits(50, 1e6), sparse=sparse), users(4)
+    stages, given = stages_of(codec, sparse), users(4)
     given.whole["dense"][2] = torch.nan
     for together in (given, next(iter(part(given, [1]).one_by_one()))):
         update = stages.empty(zeros(SPEC), len(together))
@@ -247,8 +253,9 @@ def test_the_bytes_of_a_sum_are_those_of_the_packets_of_its_users(codec: str, sp
 
 
 def test_a_sum_that_is_noised_does_not_come_as_lists_of_rows() -> None:
-    with pytest.raises(ConfigError, match=r"federation\.uplink=sparse"):
-        Stages([Clip(1.0, 1.0)], codec_of("float32"), Limits(1, 1.0), sparse=True)
+    exact = codec_of("float32")
+    with pytest.raises(ConfigError, match=r"uplink=sparse"):
+        Stages([Clip(1.0, 1.0)], exact, Limits(1, 1.0), uplink=SparseUplink(SparseConfig("sparse"), exact))
 
 
 def test_events_are_those_of_the_stages_that_keep_a_promise() -> None:

@@ -53,7 +53,7 @@ def promotion(
         f"{key}={value}: {why}; leave it out"
         for key, value, only, why in (
             ("runtime", config.runtime, "simulation", "an audit simulates all users, attackers and others"),
-            ("federation.uplink", config.federation.uplink, "dense", "the attackers send whole tables"),
+            ("uplink", config.uplink.name, "dense", "the attackers send whole tables"),
             ("grouping", config.grouping.name, "one", "the attackers have no group"),
         )
         if value != only

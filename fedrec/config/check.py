@@ -8,9 +8,8 @@ from collections import Counter
 from typing import cast
 
 from fedrec.config.schema import RunConfig
-from fedrec.core.registry import FAMILIES, backbones, datasets, privacies
+from fedrec.core.registry import FAMILIES, backbones, datasets
 from fedrec.datasets.base import DatasetConfig, DatasetSource
-from fedrec.stages.refusals import NOT_SPARSE
 
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
@@ -37,8 +36,6 @@ def check(config: RunConfig) -> list[str]:
         )
     if config.runtime == "deployment":
         problems += _of_a_deployment(config)
-    if config.federation.uplink == "sparse" and privacies.get(config.privacy.name)(config.privacy).noises_sum:
-        problems.append(NOT_SPARSE)
     for field in dataclasses.fields(config):
         if field.name in FAMILIES:
             member = FAMILIES[field.name].get(getattr(config, field.name).name)

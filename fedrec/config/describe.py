@@ -55,7 +55,7 @@ def to_dict(config: RunConfig) -> dict[str, Any]:
 def from_dict(values: Mapping[str, Any]) -> RunConfig:
     """The configuration that `to_dict` made the data of, checked as strictly. Raises ConfigError with all problems."""
     validator = Validator()
-    config = validator.run_config(_without_expansion(_with_federation(values)))
+    config = validator.run_config(_without_expansion(_with_uplink(_with_federation(values))))
     if config is not None:
         config = anchor(config, None, validator)
         if not validator.problems:
@@ -74,6 +74,15 @@ def _with_federation(values: Mapping[str, Any]) -> Mapping[str, Any]:
     moved = {key: value for key, value in strategy.items() if key in keys}
     rest = {key: value for key, value in strategy.items() if key not in keys}
     return {**values, "strategy": rest, "federation": moved}
+
+
+def _with_uplink(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Data that was written when the uplink was a key of the section `federation`, as it is written now."""
+    federation = values.get("federation")
+    if not isinstance(federation, Mapping) or "uplink" not in federation:
+        return values
+    rest = {key: value for key, value in federation.items() if key != "uplink"}
+    return {**values, "federation": rest, "uplink": {"name": federation["uplink"]}}
 
 
 def _without_expansion(values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -28,6 +28,8 @@ _ONE = MemberConfig("one")
 """Their groups."""
 _NONE = MemberConfig("none")
 """Their network."""
+_DENSE = MemberConfig("dense")
+"""Their uplink, if nothing says another (`fedrec.config.describe`)."""
 
 
 @dataclass(frozen=True)
@@ -132,8 +134,6 @@ class FederationConfig:
         silent_rounds: Messages in a row that a node leaves unanswered before it rests: it is then left out, and asked
             again after 1, 2, 4, ... 32 times as long as was waited for it, at most after an hour, or as soon as a late
             answer shows that it can be in time.
-        uplink: What a user's device sends of a table that it trained: all rows (`dense`), or the rows that changed
-            where that is shorter (`sparse`): the same update to the bit, in fewer bytes where few rows change.
         max_node_users: Users whom one node may name (null: 10,000, in a simulation no limit). A registered key is a
             node, and its users are not proved.
         max_node_growth: Users never seen before whom a node may bring in later rounds of a run, in all, as a share of
@@ -156,7 +156,6 @@ class FederationConfig:
     round_timeout: Annotated[float, Gt(0), Le(10_000_000)] | None
     silent_rounds: Annotated[int, Ge(1), Le(MOST_ROUNDS)]
     # With defaults: a run of old has none of them in its folder.
-    uplink: Literal["dense", "sparse"] = "dense"
     max_row_norm: Annotated[float, Gt(0), Le(1e6)] | Literal["auto"] | None = "auto"
     max_node_users: Annotated[int, Ge(1), Le(2**24)] | None = None
     max_node_growth: Annotated[float, Ge(0), Le(1e6)] | None = None
@@ -262,3 +261,4 @@ class RunConfig:
     cohort: MemberConfig = _FIXED
     grouping: MemberConfig = _ONE
     network: MemberConfig = _NONE
+    uplink: MemberConfig = _DENSE

@@ -111,6 +111,7 @@ privacies = Family("privacy", "fedrec.privacy")
 cohorts = Family("cohort", "federation.cohorts")
 groupings = Family("grouping", "fedrec.groupings")
 networks = Family("network", "fedrec.networks")
+uplinks = Family("uplink", "fedrec.uplinks")
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
@@ -127,5 +128,6 @@ FAMILIES: Mapping[str, Family] = {
         cohorts,
         groupings,
         networks,
+        uplinks,
     )
 }

@@ -12,7 +12,6 @@ from torch import Tensor
 from fedrec.codecs.base import Codec
 from fedrec.codecs.float32 import Float32Codec, Float32Config
 from fedrec.codecs.rounding import RoundingCodec
-from fedrec.codecs.sparse import SparseCodec
 from fedrec.core.errors import ConfigError, FederationError
 from fedrec.core.tensors import Spec, Tensors
 from fedrec.stages.addition import MOST_USERS, Addition, GridAddition, PlainAddition
@@ -20,10 +19,10 @@ from fedrec.stages.base import Reads, Release, Round, Stage
 from fedrec.stages.contributions import Contributions
 from fedrec.stages.draws import Draws
 from fedrec.stages.limits import Limits
-from fedrec.stages.refusals import NOT_SPARSE
-from fedrec.stages.rounding import Rounding
 from fedrec.stages.rows import RowLimits
 from fedrec.stages.sums import Sum
+from fedrec.uplinks.base import Uplink
+from fedrec.uplinks.dense import DenseConfig, DenseUplink
 from fedrec.wire.updates import NodeUpdate
 
 _ORDER: Sequence[Reads] = ("nothing", "norms", "rows", "dense")
@@ -33,12 +32,13 @@ class Stages:
     """All stages of a run, in the order in which contributions go through them.
 
     Attributes:
-        stages: Those that read `rows` or `dense`; limits of rows; the codec's rounding; the limits and weights; those
-            that read `norms` or `nothing`. A stage never sees a norm that rounding changes afterwards.
+        stages: Those that read `rows` or `dense`; the uplink's, with the limits of rows and the codec's rounding; the
+            limits and weights; those that read `norms` or `nothing`. A stage never sees a norm that rounding changes
+            afterwards.
         row_limits: How far one user may move a row; None: there is no such limit.
         limits: The public rules among them.
         codec: Of users' updates.
-        sparse: Lists the rows that an update changes, in that codec; None: an update has all rows of its tables.
+        uplink: What of an update leaves its device, in that codec.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Stages:
         limits: Limits,
         row_limits: RowLimits | None = None,
         *,
-        sparse: bool = False,
+        uplink: Uplink | None = None,
     ) -> None:
         """The stages of a run.
 
@@ -58,11 +58,11 @@ class Stages:
                 nothing.
             limits: Who is taken, and what each counts.
             row_limits: How far one user may move a row; None: as far as its norm lets it.
-            sparse: Whether a device sends the rows that its user has changed, where that is shorter than all of them.
+            uplink: What of an update leaves its device, over the same codec; None: all rows of all tables.
 
         Raises:
             ConfigError: The codec is neither: an update would be rounded on a device of its own, and not beside others.
-                Or a stage noises a sum that would come as lists of rows.
+                Or a stage noises a sum of which packets would tell rows.
         """
         if not codec.exact and not isinstance(codec, RoundingCodec):
             raise ConfigError(
@@ -72,20 +72,18 @@ class Stages:
                     "derive it from that, or say `exact = True` if what it decodes is what it encoded, to the bit"
                 ]
             )
-        rounding = Rounding(codec) if isinstance(codec, RoundingCodec) else None
+        self.uplink = DenseUplink(DenseConfig("dense"), codec) if uplink is None else uplink
         first = [stage for stage in members if stage.reads in ("rows", "dense")]
         last = [stage for stage in members if stage.reads in ("nothing", "norms")]
-        before = [*([row_limits] if row_limits else []), *([rounding] if rounding else [])]
-        self.stages: Sequence[Stage] = [*first, *before, limits, *last]
+        self.stages: Sequence[Stage] = [*first, *self.uplink.stages(row_limits), limits, *last]
         self.row_limits = row_limits
         self.limits = limits
         self.codec = codec
-        self.sparse = SparseCodec(codec) if sparse else None
         self.addition: Addition = PlainAddition()
         if any(stage.noises_sum for stage in members):
-            if sparse:
-                raise ConfigError([NOT_SPARSE])
-            self.addition = GridAddition(self.max_norm, rounding)
+            if self.uplink.tells_rows:
+                raise ConfigError([self.uplink.refusal(self.uplink.config.name)])
+            self.addition = GridAddition(self.max_norm, self.uplink.rounding)
 
     @cached_property
     def reads(self) -> Reads:
@@ -155,11 +153,7 @@ class Stages:
 
     def packet_bytes(self, given: Contributions) -> int:
         """Bytes of the tensors in the packets of these users' own devices, together."""
-        if self.sparse is None:
-            return len(given) * self.codec.size(given.spec)
-        changed = {name: given.changed_rows(name) for name in given.tables}
-        of_each = [{name: int(rows[user]) for name, rows in changed.items()} for user in range(len(given))]
-        return sum(self.sparse.size_of_rows(given.spec, rows) for rows in of_each)
+        return int(self.uplink.sizes(given).sum())
 
     def sum_format(self, spec: Spec, users: int) -> tuple[Spec, Codec]:
         """Specification and codec of the packet that carries the sum of `users` users' updates.
@@ -167,9 +161,9 @@ class Stages:
         The sum of one is what the user's own device sends. A sum of several updates is no longer of a lossy codec's
         numbers, nor an exact one of any float32's, and it changes more rows than a list is worth.
         """
-        if users <= 1 and self.sparse is not None:
-            return spec, self.sparse
-        if users > 1 and self.exact:
+        if users <= 1:
+            return spec, self.uplink.packet
+        if self.exact:
             whole = {name: dataclasses.replace(entry, dtype="int64") for name, entry in spec.items()}
             return whole, self.codec.of_sum(users)
         return spec, self.codec.of_sum(users)

@@ -70,6 +70,8 @@ class Contributions:
         squared: float64 [U], the squared norm of each user's values before `factor`, over everything that travels; None
             while no stage has asked for it.
         dropped: Users dropped so far, by reason.
+        packets: int64 [U], bytes of the tensors in each user's own packet, of an uplink that knows them when its stage
+            has acted; None: they follow from the values.
     """
 
     spec: Spec
@@ -83,6 +85,7 @@ class Contributions:
     factor: Tensor
     squared: Tensor | None = None
     dropped: Counter[str] = field(default_factory=Counter)
+    packets: NDArray[np.int64] | None = None
 
     @staticmethod
     def of(
@@ -117,6 +120,10 @@ class Contributions:
     def weighing(self, weight: Tensor) -> Contributions:
         """With other weights [U]."""
         return dataclasses.replace(self, weight=weight.double())
+
+    def coming_in(self, packets: NDArray[np.int64]) -> Contributions:
+        """With the bytes of each user's own packet [U], which its uplink has just settled."""
+        return dataclasses.replace(self, packets=packets)
 
     def scaled(self, factor: Tensor) -> Contributions:
         """With each user's values multiplied by a number of its own [U]; nothing is touched yet."""
@@ -192,6 +199,14 @@ class Contributions:
         owner, row = torch.cat(owners), torch.cat(numbers)
         order = torch.argsort(owner * self.spec[name].shape[0] + row)
         return Touched(owner[order], row[order], torch.cat(changes).index_select(0, order))
+
+    def replacing(self, name: str, by: Touched) -> Contributions:
+        """With these rows of a table in the place of all that users have changed."""
+        if name in self.rows:
+            return self.changed(rows={**self.rows, name: [Rows(by.owner, by.rows[:, None], by.changes[:, None])]})
+        table = torch.zeros_like(self.whole[name])
+        table[by.owner, by.rows] = by.changes
+        return self.changed(whole={**self.whole, name: table})
 
     def adding(self, name: str, more: Touched) -> Contributions:
         """With other rows of a table, which the users have not touched."""

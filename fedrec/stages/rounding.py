@@ -38,6 +38,15 @@ class Rounding(Stage):
         """To the nearest number instead: without error, but for the last bits, of what was rounded before."""
         return self._rounded(given, None)
 
+    def others(self, given: Contributions, draws: Draws) -> Contributions:
+        """Rounded in all that is no table: of an uplink that sends tables in a way of its own."""
+        seeds = counter_bits(draws.again("codec"), given.keys)
+        whole = {
+            name: tensor if name in given.tables else self._round_whole(tensor, _of_tensor(seeds, name))
+            for name, tensor in given.whole.items()
+        }
+        return given.changed(whole=whole)
+
     def _rounded(self, given: Contributions, seeds: NDArray[np.uint64] | None) -> Contributions:
         if not given.rows:
             return self._as_packets(given, seeds)

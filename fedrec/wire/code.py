@@ -38,6 +38,7 @@ SERVER_ONLY = frozenset(
         "fedrec/testing/embedding.py",
         "fedrec/testing/optim.py",
         "fedrec/testing/privacy.py",
+        "fedrec/testing/uplink.py",
         "peft_embeddings/base_table.py",
         "peft_embeddings/encoders/sentence_transformer.py",
         "peft_embeddings/encoders/tfidf.py",

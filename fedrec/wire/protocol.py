@@ -42,6 +42,7 @@ from fedrec.optim.base import Recipe
 from fedrec.stages.chain import Stages
 from fedrec.stages.limits import Limits
 from fedrec.stages.rows import RowLimits
+from fedrec.uplinks.base import Uplink
 from fedrec.wire.packet import Kind, Packet, PacketFormat
 from fedrec.wire.updates import DROPPED
 
@@ -49,7 +50,7 @@ PROTOCOL_VERSION = 3
 
 _CHECKED: Mapping[str, Any] = {"extra": "forbid", "strict": True, "allow_inf_nan": False}
 _LONGEST_SETUP = 2**20
-
+_DENSE: Mapping[str, Any] = {"name": "dense"}
 _NO_NETWORK: Mapping[str, Any] = {"name": "none"}
 
 Short = Annotated[str, MaxLen(200)]
@@ -126,13 +127,13 @@ class Setup:
     engine: Short
     pairs_at_once: Annotated[int, Ge(1), Le(MOST_ITEMS)]
     simulation: SimulatedData | None
-    uplink: Literal["dense", "sparse"] = "dense"
     network: Mapping[str, Any] = field(default_factory=lambda: dict(_NO_NETWORK))
+    uplink: Mapping[str, Any] = field(default_factory=lambda: dict(_DENSE))
 
     def to_json(self) -> str:
         """One line of JSON with sorted keys; of uplink and network it says nothing while these are the plain ones."""
         told = dataclasses.asdict(self)
-        if self.uplink == "dense":
+        if self.uplink == _DENSE:
             del told["uplink"]
         if self.network == _NO_NETWORK:
             del told["network"]
@@ -225,7 +226,9 @@ class Setup:
         config = member_config("privacy", dict(self.privacy))
         limits = Limits(self.weight_cap, self.max_update_norm)
         members = [registry.privacies.get(config.name)(config)]
-        return Stages(members, self.codec_of_run, limits, self._row_limits, sparse=self.uplink == "sparse")
+        chosen = member_config("uplink", dict(self.uplink))
+        uplink: Uplink = registry.uplinks.get(chosen.name)(chosen, self.codec_of_run)
+        return Stages(members, self.codec_of_run, limits, self._row_limits, uplink=uplink)
 
     @property
     def _row_limits(self) -> RowLimits | None:
@@ -254,7 +257,7 @@ class Setup:
         devices would have sent, where these differ and nobody sees them.
         """
         spec, codec = self.stages.sum_format(trainable, users)
-        unseen = self.uplink == "sparse" and users > 1
+        unseen = users > 1 and self.stages.uplink.tells_rows
         return PacketFormat(Kind.UPDATE, spec, codec, len(UPDATE_SCALARS) + unseen)
 
     def start_format(self, frozen: Spec, base: str) -> PacketFormat:

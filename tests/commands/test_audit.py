@@ -97,8 +97,8 @@ def test_the_target_is_an_item_that_few_have(tmp_path: Path) -> None:
 
 
 def test_what_an_audit_cannot_take_is_said(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"federation\.uplink=sparse"):
-        audited(tmp_path, "one_row", 0.1, "federation.uplink=sparse")
+    with pytest.raises(ConfigError, match=r"uplink=sparse"):
+        audited(tmp_path, "one_row", 0.1, "uplink=sparse")
 
 
 def test_the_line_of_json(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ defaults:
   - cohort: stand_in
   - grouping: stand_in
   - network: stand_in
+  - uplink: stand_in
   - strategy: two_phase
   - _self_
 seed: 0
@@ -77,7 +78,7 @@ FILES = {
     "experiment/wrong": "# @package _global_\nembedding: {rnk: 3}\n",
 } | {
     f"{family}/stand_in": "name: stand_in\n"
-    for family in ("backbone", "encoder", "reduction", "codec", "privacy", "cohort", "grouping", "network")
+    for family in ("backbone", "encoder", "reduction", "codec", "privacy", "cohort", "grouping", "network", "uplink")
 }
 
 

@@ -26,6 +26,13 @@ def test_keys_of_the_federation_that_were_the_strategys(tmp_path: Path) -> None:
     assert from_dict(values) == config
 
 
+@pytest.mark.parametrize("uplink", ["dense", "sparse"])
+def test_an_uplink_that_was_a_key_of_the_federation(tmp_path: Path, uplink: str) -> None:
+    config, values = made(tmp_path, f"uplink={uplink}")
+    values["federation"]["uplink"] = values.pop("uplink")["name"]
+    assert from_dict(values) == config
+
+
 def test_a_graph_expansion_that_was_off(tmp_path: Path) -> None:
     config, values = made(tmp_path, "backbone=fedpergnn")
     values["backbone"] |= OFF

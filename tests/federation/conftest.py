@@ -101,6 +101,10 @@ class Outcome:
 Chance = tuple[float, float]
 
 
+WHOLE = ("strategy=full", "strategy=fedras")
+"""Strategies that train the whole table alone."""
+
+
 @pytest.fixture(scope="session")
 def chance() -> Callable[[Path], Chance]:
     """Expectation and standard error of a run's test NDCG@10 if every user's candidates stood in a random order.
@@ -139,9 +143,9 @@ def federate(tmp_path: Path) -> Callable[..., Outcome]:
         small = {text.partition("=")[0]: text for text in SMALL}
         if "dataset" in of:
             small = {key: text for key, text in small.items() if not key.startswith("dataset.")}
-        if of.get("embedding", "embedding=lora") != "embedding=lora" or of.get("strategy") == "strategy=full":
+        if of.get("embedding", "embedding=lora") != "embedding=lora" or of.get("strategy") in WHOLE:
             small.pop("embedding.rank")
-        if of.get("strategy") == "strategy=full":
+        if of.get("strategy") in WHOLE:
             small.pop("strategy.warmup_rounds")
         chosen = small | of
         if of.get("optim", "optim=paper") != "optim=paper":

@@ -179,10 +179,11 @@ def test_counted_items_are_not_asked_for_again(carry: Carry, uninterrupted: Call
     assert_same(result(tmp_path, summary), uninterrupted(*overrides))
 
 
-def test_the_bytes_of_lists_of_rows_are_counted_on(
-    carry: Carry, uninterrupted: Callable[..., Any], tmp_path: Path
+@pytest.mark.parametrize("uplink", ["sparse", "actions", "sampled"])
+def test_the_bytes_of_what_users_changed_are_counted_on(
+    carry: Carry, uninterrupted: Callable[..., Any], tmp_path: Path, uplink: str
 ) -> None:
-    overrides = ("strategy=full", "codec=int8", "optim=fast", "federation.uplink=sparse")
+    overrides = ("strategy=full", "codec=int8", "optim=fast", f"uplink={uplink}")
     assert carry(tmp_path, *overrides, deliveries=8) is None
     summary = carry(tmp_path, resume=True)
     assert summary is not None

@@ -21,7 +21,7 @@ from fedrec.core.errors import ConfigError
 
 Federate = Callable[..., Any]
 
-SPARSE = "federation.uplink=sparse"
+SPARSE = "uplink=sparse"
 FAST = ["optim=fast", "optim.negatives=5"]
 SGD = ["optim.server.kind=sgd", "optim.server.beta1=0.0", "optim.server.lr=10.0"]
 """So that the last bits of a sum, which decide a draw of a lossy codec now and then, do not become whole steps."""
@@ -221,5 +221,5 @@ def test_a_packet_that_lies_is_refused_whole_and_counted(federate: Federate, cas
 
 
 def test_noised_sums_do_not_come_as_lists() -> None:
-    with pytest.raises(ConfigError, match=r"federation\.uplink=sparse: .*noises the sum"):
+    with pytest.raises(ConfigError, match=r"uplink=sparse: .*noises the sum"):
         compose(["experiment=central_gaussian", SPARSE], base=None)

@@ -1,0 +1,279 @@
+"""Actions and drawn rows: against plain oracles, no bias where none is promised, and strict to read."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import KMeans
+from torch import Tensor
+
+from fedrec.codecs.actions import ActionCodec
+from fedrec.codecs.base import Codec
+from fedrec.codecs.bits import pack_bits, packed_size, unpack_bits
+from fedrec.codecs.float32 import Float32Codec, Float32Config
+from fedrec.config.describe import load_member
+from fedrec.core.errors import FederationError, PacketError
+from fedrec.core.registry import codecs
+from fedrec.core.rng import generator
+from fedrec.core.tensors import Spec, TableSpec, Tensors, TensorSpec, zeros
+from fedrec.stages.contributions import Touched
+from fedrec.stages.draws import Draws
+from fedrec.testing.uplink import given_by
+from fedrec.uplinks.actions import ActionsConfig, ActionsUplink
+from fedrec.uplinks.clusters import of_numbers, of_rows
+from fedrec.uplinks.padded import Padded
+from fedrec.uplinks.sampled import Sampling, chances
+
+FLOAT32 = Float32Codec(Float32Config("float32"))
+SPEC: Spec = {"table": TableSpec((70, 3)), "dense": TensorSpec((4, 2))}
+
+
+def made(name: str) -> Codec:
+    codec: Codec = codecs.get(name)(load_member("codec", name))
+    return codec
+
+
+# ---- clusters --------------------------------------------------------------------------------------------------------
+
+
+def lloyd_of_numbers(numbers: list[float], most: int) -> list[float]:
+    """What each number becomes: a plain loop, one number after the other."""
+    ordered, total = sorted(numbers), sum(number**2 for number in numbers)
+    centres = [0.0]
+    for place in range(most - 1):
+        wanted, so_far = total * (place + 0.5) / (most - 1), 0.0
+        for number in ordered:
+            so_far += number**2
+            if so_far >= wanted:
+                centres.append(number)
+                break
+    centres.sort()
+    zero = centres.index(0.0)
+    members: list[list[float]] = []
+    for _ in range(12):
+        members = [[] for _ in centres]
+        for number in ordered:
+            members[sum(number > (a + b) / 2 for a, b in pairwise(centres))].append(number)
+        centres = [sum(own) / len(own) if own else centre for own, centre in zip(members, centres, strict=True)]
+        centres[zero] = 0.0
+    return [next(centre for centre, own in zip(centres, members, strict=True) if number in own) for number in numbers]
+
+
+def test_numbers_are_clustered_as_a_plain_loop_does() -> None:
+    rng = generator(3, "numbers")
+    numbers = torch.randn(4, 30, generator=rng).double() ** 3
+    counts, most = torch.tensor([30, 17, 1, 0]), torch.tensor([6, 2, 4, 3])
+    there = torch.arange(30) < counts[:, None]
+    found = of_numbers(numbers, there, most)
+    values = torch.nn.functional.pad(found.centres[..., 0], (1, 0)).gather(1, found.taken)
+    for user, count in enumerate(counts.tolist()):
+        expected = lloyd_of_numbers(numbers[user, :count].tolist(), int(most[user])) if count else []
+        torch.testing.assert_close(values[user, :count], torch.tensor(expected, dtype=torch.float64))
+        assert len(set(found.taken[user, :count].tolist()) - {0}) < int(most[user])
+        assert not found.taken[user, count:].any()
+
+
+def rows_of(values: Tensor, counts: list[int]) -> Padded:
+    owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    place = torch.cat([torch.arange(count) for count in counts])
+    return Padded.of(Touched(owner, place, values[owner, place]), len(counts))
+
+
+def test_rows_are_means_of_their_clusters_and_nearest_to_them() -> None:
+    values = torch.randn(3, 40, 4, generator=generator(5, "rows"))
+    found = of_rows(rows_of(values, [40, 25, 3]), torch.tensor([8, 3, 8]), np.arange(3, dtype=np.uint64))
+    for user, count in enumerate([40, 25, 3]):
+        taken = found.taken[user, :count]
+        assert not found.taken[user, count:].any()
+        for action in set(taken.tolist()) - {0}:
+            torch.testing.assert_close(found.centres[user, action - 1], values[user, :count][taken == action].mean(0))
+        if user == 1:
+            assert taken.max() <= 2
+
+
+def test_clusters_lose_about_as_little_as_those_of_a_library() -> None:
+    """Of rows that lie around five points beside zero, the same five are found."""
+    rng = generator(7, "rows")
+    points = 10 * torch.randn(5, 4, generator=rng)
+    values = (points[torch.arange(60) % 5] + 0.1 * torch.randn(60, 4, generator=rng))[None]
+    values[0, ::6] = 0.01
+    found = of_rows(rows_of(values, [60]), torch.tensor([24]), np.array([1], dtype=np.uint64))
+    ours = torch.nn.functional.pad(found.centres, (0, 0, 1, 0))[0, found.taken[0]]
+    library = KMeans(24, random_state=0, n_init=1).fit(values[0].numpy())
+    assert float((values[0] - ours).square().sum()) < 2 * library.inertia_ + 1e-6
+
+
+def test_several_users_are_clustered_as_each_alone() -> None:
+    values, seeds = torch.randn(3, 40, 4, generator=generator(9, "rows")), np.arange(3, dtype=np.uint64)
+    together = of_rows(rows_of(values, [40, 25, 8]), torch.tensor([8, 5, 4]), seeds)
+    for user, (count, most) in enumerate([(40, 8), (25, 5), (8, 4)]):
+        alone = of_rows(rows_of(values[user : user + 1], [count]), torch.tensor([most]), seeds[user : user + 1])
+        assert torch.equal(together.taken[user, :count], alone.taken[0])
+        torch.testing.assert_close(together.centres[user, : alone.centres.shape[1]], alone.centres[0])
+
+
+# ---- packets ---------------------------------------------------------------------------------------------------------
+
+
+def acted(rows: int, actions: int, *, alike: bool, seed: int = 0) -> Tensors:
+    """A table of which so many rows move by so many actions."""
+    rng = generator(seed, "acted")
+    kinds = torch.randn(actions, 1, generator=rng) * torch.randn(3, generator=rng)
+    if not alike:
+        kinds = torch.randn(actions, 3, generator=rng)
+    tensors = zeros(SPEC) | {"dense": torch.randn(4, 2, generator=rng)}
+    places = torch.randperm(70, generator=rng)[:rows]
+    tensors["table"][places] = kinds[torch.arange(rows) % actions]
+    return tensors
+
+
+@pytest.mark.parametrize("name", ["float32", "float16", "int8"])
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(0, 70), kinds=st.integers(1, 15), alike=st.booleans(), seed=st.integers(0, 10**6))
+def test_actions_come_back(name: str, rows: int, kinds: int, alike: bool, seed: int) -> None:
+    """In the numbers of the codec; what was decoded is encoded as the same bytes again."""
+    inner = made(name)
+    codec, tensors = ActionCodec(inner, 16), acted(rows, kinds, alike=alike, seed=seed)
+    came = codec.decode(memoryview(codec.encode(tensors, SPEC, None)), SPEC)
+    again = codec.encode(came, SPEC, None)
+    twice = codec.decode(memoryview(again), SPEC)
+    for key, tensor in came.items():
+        error = 0.0 if inner.exact else 1 / 127
+        torch.testing.assert_close(tensor, tensors[key], rtol=1e-5, atol=1e-5 + error * float(tensors[key].abs().max()))
+        torch.testing.assert_close(twice[key], tensor, rtol=1e-6, atol=1e-7)
+    assert codec.least(SPEC) <= len(again) <= codec.size(SPEC)
+
+
+def test_how_long_a_packet_is() -> None:
+    """By hand: a head, the actions, and the shortest way to say which row takes which."""
+    codec, dense = ActionCodec(made("int8"), 256), 4 + 8
+    head = 4 + 1 + 1
+
+    def length(rows: int, kinds: int, alike: bool) -> int:
+        return len(codec.encode(acted(rows, kinds, alike=alike), SPEC, None)) - dense
+
+    assert length(0, 1, False) == head
+    assert length(4, 1, False) == head + (4 + 3) + 4  # four numbers of 7 bits
+    assert length(20, 4, False) == head + (4 + 12) + 9 + 5  # a bit for each of 70 rows, two for each that moves
+    assert length(70, 3, False) == head + (4 + 9) + 18  # two bits for every row of the table
+    wide: Spec = {"table": TableSpec((70, 32))}
+    row = torch.randn(32, generator=generator(1, "row"))
+    table = torch.zeros(70, 32)
+    table[:20] = torch.arange(1, 21)[:, None] % 4 * row + row
+    assert len(codec.encode({"table": table}, wide, None)) == head + (4 + 32 + 4 * 4) + 9 + 5
+
+
+def test_more_values_than_actions_are_not_sent() -> None:
+    with pytest.raises(FederationError, match="take 16 values, at most 15"):
+        ActionCodec(FLOAT32, 16).encode(acted(70, 16, alike=False), SPEC, None)
+
+
+def refused(codec: ActionCodec, data: bytearray) -> bool:
+    try:
+        codec.decode(memoryview(data), SPEC)
+    except PacketError:
+        return True
+    return False
+
+
+def test_lies_are_refused() -> None:
+    codec = ActionCodec(made("int8"), 16)
+    good = bytearray(codec.encode(acted(20, 4, alike=False), SPEC, None))
+    at = 4 + 8  # after the tensor that is no table
+    assert codec.decode(memoryview(good), SPEC)
+    lies = {
+        "rows beyond the table": {at: 71},
+        "no rows by some actions": {at: 0},
+        "more rows than are named": {at: 21},
+        "fewer": {at: 19},
+        "more actions than rows": {at: 3},
+        "more than there may be": {at + 4: 16},
+        "no actions": {at + 4: 0},
+        "other actions": {at + 4: 3},
+        "neither yes nor no": {at + 5: 2},
+        "multiples of a row": {at + 5: 1},
+        "a row that is not": {at + 6 + 16 + 8: good[at + 6 + 16 + 8] ^ 1},
+    }
+    for name, change in lies.items():
+        bad = bytearray(good)
+        for place, value in change.items():
+            bad[place] = value
+        assert refused(codec, bad), name
+    for cut in (good[:-1], good + b"\0"):
+        assert refused(codec, cut)
+    three = bytearray(codec.encode(acted(20, 3, alike=False), SPEC, None))
+    three[-1] |= 0b11  # the last of two bits each is the fourth of three actions
+    with pytest.raises(PacketError, match="other actions"):
+        codec.decode(memoryview(three), SPEC)
+
+
+@settings(max_examples=300, deadline=None)
+@given(seed=st.integers(0, 10**9))
+def test_damage_is_a_packet_error_or_finite_work(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    codec = ActionCodec(FLOAT32, 16)
+    data = bytearray(codec.encode(acted(int(rng.integers(1, 70)), 7, alike=bool(seed % 2)), SPEC, None))
+    for _ in range(int(rng.integers(1, 4))):
+        data[int(rng.integers(len(data)))] = int(rng.integers(256))
+    try:
+        came = codec.decode(memoryview(data), SPEC)
+    except PacketError:
+        return
+    assert came["table"].shape == (70, 3)
+
+
+@given(numbers=st.lists(st.integers(0, 2**11 - 1), max_size=50))
+def test_bits_come_back(numbers: list[int]) -> None:
+    data = pack_bits(np.array(numbers, dtype=np.int64), 11)
+    assert len(data) == packed_size(len(numbers), 11)
+    assert unpack_bits(memoryview(data), len(numbers), 11).tolist() == numbers
+
+
+# ---- the stage -------------------------------------------------------------------------------------------------------
+
+
+def test_multiples_of_a_row_keep_their_direction_to_the_last_action() -> None:
+    """Four actions of a user are four multiples of one row; most of the update is left."""
+    uplink = ActionsUplink(ActionsConfig("actions", 4), FLOAT32)
+    (stage,) = uplink.stages(None)
+    before = given_by([0], alike=True)
+    after = stage.on_devices(given_by([0], alike=True), Draws(1, fresh=False)).touched("table")
+    kinds = torch.unique(after.changes, dim=0)
+    assert len(kinds) <= 3
+    assert np.linalg.matrix_rank(kinds.numpy(), tol=1e-4) == 1
+    whole = before.touched("table").changes
+    rest = whole.square().sum() - after.changes.square().sum()
+    assert float(rest) < 0.2 * float(whole.square().sum())
+
+
+def test_chances_are_in_proportion_and_add_up() -> None:
+    lengths = torch.tensor([[8.0, 1.0, 1.0, 2.0, 0.0], [1.0, 1.0, 0.0, 0.0, 0.0]])
+    torch.testing.assert_close(
+        chances(lengths, 2), torch.tensor([[1, 0.25, 0.25, 0.5, 0], [1, 1, 0, 0, 0]], dtype=torch.float64)
+    )
+
+
+def test_drawn_rows_are_as_many_as_wanted_and_unbiased() -> None:
+    whole = given_by([0]).touched("table")
+    table = torch.zeros(90, 6).index_put((whole.rows,), whole.changes)
+    mean, draws = torch.zeros(90, 6), 500
+    for seed in range(draws):
+        drawn = Sampling(20).on_devices(given_by([0]), Draws(seed, fresh=False)).touched("table")
+        assert len(drawn.rows) == 20
+        mean[drawn.rows] += drawn.changes / draws
+    chance = chances(whole.changes.norm(dim=1)[None], 20)[0]
+    error = (whole.changes.norm(dim=1) * ((1 - chance) / chance / draws).sqrt()).float()
+    assert ((mean - table)[whole.rows].norm(dim=1) <= 5 * error + 1e-3).all()
+
+
+def test_configurations_are_bounded() -> None:
+    for member, wrong in (("actions", {"actions": 257}), ("actions", {"actions": 1}), ("sampled", {"rows": 0})):
+        with pytest.raises(Exception, match=next(iter(wrong))):
+            load_member("uplink", member, **wrong)
+    assert dataclasses.is_dataclass(load_member("uplink", "actions"))
