@@ -34,6 +34,7 @@ from fedrec.core import registry
 from fedrec.core.keys import simulation_secret
 from fedrec.core.rng import derive
 from fedrec.core.tensors import Tensors
+from fedrec.networks.simulated import SimulatedNetwork
 from fedrec.stages.base import Round
 from fedrec.stages.draws import Draws
 from fedrec.wire.item_list import item_list_packet
@@ -88,6 +89,8 @@ class FederatedStrategy(ABC):
         self._resumes: Sequence[int] = ()
         self._checkpoints: deque[int] = deque([0], maxlen=config.checkpoints_kept)
         self._after = 0
+        self.clock = 0.0
+        """Simulated seconds since the start."""
         self._unranked: dict[str, Any] | None = None  # of a resumed run: the record of its last round, yet to be ranked
 
     @classmethod
@@ -119,11 +122,17 @@ class FederatedStrategy(ABC):
         self._resumes = resumes
         if checkpoint is not None:
             self._after = checkpoint.round
+            self.clock = checkpoint.clock
             self._checkpoints.extend(kept)
             self.directory.restore(checkpoint.users, checkpoint.groups)
             self.meter.restore(checkpoint.meter)
             self.models.restore(checkpoint.states, checkpoint.counts, checkpoint.reports)
             self._unranked = None if checkpoint.record is None else dict(checkpoint.record)
+
+    @property
+    def timed(self) -> bool:
+        """Whether time is simulated."""
+        return isinstance(self.setup.network_of_run, SimulatedNetwork)
 
     # The loop ------------------------------------------------------------------------------------------------------
 
@@ -172,6 +181,7 @@ class FederatedStrategy(ABC):
         """One round of training, with a ranking that rides on it if there is one; its record, without a ranking."""
         started = time.monotonic()
         talk.losses.clear()
+        talk.elapsed = 0.0
         self.meter.begin_round()
         talk.gather()
         self._count_items(talk)
@@ -184,6 +194,8 @@ class FederatedStrategy(ABC):
         self._step(training, round)
         self.models.merge(round)
         self.within(talk, round)
+        self.clock += talk.elapsed
+        clock = {"simulated_round": talk.elapsed, "simulated_seconds": self.clock} if self.timed else {}
         return {
             "round": round,
             "rounds": self.config.rounds,
@@ -193,6 +205,7 @@ class FederatedStrategy(ABC):
             **talk.losses.record(),
             "bytes": self.meter.moved,
             "bytes_per_user": self.meter.per_user(),
+            **clock,
             "seconds": time.monotonic() - started,
         }
 
@@ -282,7 +295,7 @@ class FederatedStrategy(ABC):
         """Have the run written down as it is after `round`; `record`: that of the round, if it is yet to be ranked."""
         users, groups, models = self.directory.keys.copy(), self.directory.groups.copy(), self.models
         made = Checkpoint(
-            round, models.states, self.meter.state(), users, groups, models.counts, models.reports, record
+            round, models.states, self.meter.state(), users, groups, models.counts, models.reports, record, self.clock
         )
         self._observer.on_checkpoint(made)
         self._checkpoints.append(round)

@@ -40,6 +40,7 @@ class Checkpoint:
         record: After the last round, what is known of it before its ranking; None after every other round. This
             checkpoint is made before the ranking, so that a model that is trained to the end outlives whatever comes
             after it: a run that goes on from here has nothing left to do but to rank.
+        clock: Simulated seconds since the start; 0 without a simulated network.
     """
 
     round: int
@@ -50,6 +51,7 @@ class Checkpoint:
     counts: Tensor | None = None
     reports: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     record: Mapping[str, Any] | None = None
+    clock: float = 0.0
 
     def tensors(self) -> Tensors:
         """Everything that is numbers by the thousand, by names that say what it belongs to."""
@@ -78,6 +80,7 @@ class Checkpoint:
                 for group, state in self.states.items()
             },
             "record": None if self.record is None else dict(self.record),
+            "clock": self.clock,
         }
 
     @staticmethod
@@ -112,4 +115,5 @@ class Checkpoint:
             counts=tensors.get("counts"),
             reports={group: about["reports"] for group, about in facts["groups"].items()},
             record=facts.get("record"),
+            clock=facts.get("clock", 0.0),
         )

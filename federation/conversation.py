@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from exchanges.records import CARRIES, FROZEN, NAMED, SLACK, Field, grouped, joined, pack, shown, size, unpack, weight
 from federation.directory import Directory
-from federation.exchange import Exchange
+from federation.exchange import Exchange, Ledger
 from federation.losses import Losses
 from federation.meter import Meter
 from federation.post import Post
@@ -25,6 +25,7 @@ from federation.roster import Roster
 from federation.versions import NOTHING_FROZEN, Frozen, lacking
 from fedrec.config.schema import FederationConfig
 from fedrec.core.errors import PacketError, RoundError
+from fedrec.networks.simulated import SimulatedNetwork
 from fedrec.wire.protocol import Setup
 
 log = logging.getLogger("fedrec")
@@ -40,6 +41,7 @@ class Conversation:
         losses: What was of no use since the round began.
         directory: The users, and the node each lives on.
         roster: Who is here.
+        elapsed: Simulated seconds that training has taken since the round began; 0 without a simulated network.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Conversation:
             resumes: The rounds after which the run went on when it was resumed.
         """
         self.losses = Losses()
+        self.elapsed = 0.0
         self.directory = directory
         self._grid = grid
         self._setup = setup
@@ -97,6 +100,7 @@ class Conversation:
         for left in reversed(range(1 + self._rules.repeats)):
             try:
                 self._try(together)
+                self.elapsed += sum(map(self._seconds, together))
                 return
             except RoundError as error:
                 if not left:
@@ -105,6 +109,13 @@ class Conversation:
                 self.losses.counts[_REPEATED.get(name, f"{name}_repeated")] += 1
                 log.warning("%s; it is done again", error)
             self.gather()
+
+    def _seconds(self, exchange: Exchange) -> float:
+        """Simulated seconds of one that has been carried. A try that failed takes none: its loss is not simulated."""
+        network = self._setup.network_of_run
+        if isinstance(network, SimulatedNetwork) and exchange.ledger is Ledger.TRAINING:
+            return exchange.seconds(network)
+        return 0.0
 
     def _try(self, together: Sequence[Exchange]) -> None:
         for exchange in together:
@@ -197,13 +208,18 @@ class Conversation:
         charged: dict[str, NDArray[np.int64]] = {}
         for exchange in reversed(together):
             users = exchange.users
+            downloads = np.zeros(len(users), dtype=np.int64)
             for name, each in exchange.each_down().items() if len(users) else ():
                 new = ~np.isin(users, charged.get(name, []))
+                downloads += each * new
                 self._meter.downloaded(exchange.ledger, exchange.phase, int(each[new].sum()))
                 charged[name] = np.union1d(charged.get(name, np.zeros(0, np.int64)), users)
             for group, frozen in exchange.frozen.items():
                 if frozen.bytes is not None:
-                    self._meter.froze(exchange.ledger, exchange.phase, exchange.users_of(group), frozen.bytes)
+                    held_by = exchange.users_of(group)
+                    lacked = self._meter.froze(exchange.ledger, exchange.phase, held_by, frozen.bytes)
+                    downloads[np.isin(users, held_by)] += lacked
+            exchange.charge(downloads)
 
 
 _REPEATED = {"train": "round_repeated", "evaluate": "ranking_repeated"}

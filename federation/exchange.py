@@ -16,6 +16,7 @@ from federation.directory import Directory, Share
 from federation.versions import NOTHING_FROZEN, Frozen
 from fedrec.core.errors import RoundError
 from fedrec.groupings.base import EVERYBODY
+from fedrec.networks.simulated import SimulatedNetwork
 
 NO_GROUPS: Mapping[str, Frozen] = {EVERYBODY: NOTHING_FROZEN}
 """Nothing need be held."""
@@ -42,6 +43,7 @@ class Exchange(ABC):
         max_failures: Share of the asked nodes that may be of no use.
         shares: Who is asked now, by node.
         taken: Nodes whose answers were taken.
+        downloads: What each user's device downloads for it, int64 [users], by node; known once that is charged.
     """
 
     ledger = Ledger.TRAINING
@@ -64,6 +66,7 @@ class Exchange(ABC):
         self.max_failures = max_failures
         self.shares: dict[int, Share] = {}
         self.taken: list[int] = []
+        self.downloads: dict[int, NDArray[np.int64]] = {}
         self._directory = Directory()
 
     def begin(self, directory: Directory) -> None:
@@ -89,6 +92,24 @@ class Exchange(ABC):
             return self.declared.each_down(Participant(self._directory.keys[users], self._directory.groups[users]))
         parts = [self.declared.each_down(self.participant(node)) for node in self.shares]
         return {name: np.concatenate([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+
+    def charge(self, each: NDArray[np.int64]) -> None:
+        """Take down what the devices of `users` download, int64 [users]."""
+        ends = np.cumsum([len(share.users) for share in self.shares.values()])
+        self.downloads = dict(zip(self.shares, np.split(each, ends[:-1]), strict=True)) if self.shares else {}
+
+    def seconds(self, network: SimulatedNetwork) -> float:
+        """Simulated seconds until the slowest of `users` has done its part: what is declared down, then up.
+
+        To be overridden by one that knows better.
+        """
+        slowest = 0.0
+        for node in self.shares:
+            by = self.participant(node)
+            idle = np.zeros(by.users)
+            taken = network.seconds(by.keys, self.downloads[node], self.declared.each_up(by), idle)
+            slowest = max(slowest, float(taken.max(initial=0.0)))
+        return slowest
 
     def needs(self, node: int) -> Mapping[str, Frozen]:
         """What a participant must hold, by group."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 USERS: Mapping[str, str] = {
     "too_large": "the norm of their update is above federation.max_update_norm: lower optim.lr, or raise the limit",
     "non_finite": "their update, loss or private tensors have NaN or infinity, their training diverges: lower optim.lr",
+    "late": "they missed the simulated network.deadline: raise it, or let them move less",
     "no_negatives": "they know every item that may be recommended, so there is no negative to draw: nothing is lost",
 }
 """By the reason for which a node leaves a user out."""

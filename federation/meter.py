@@ -84,17 +84,21 @@ class Meter:
         else:
             self._one_time += bytes
 
-    def froze(self, ledger: Ledger, phase: int, users: NDArray[np.int64], frozen: FrozenBytes) -> None:
-        """`users` download what they lack of `frozen`: each ledger counts it the first time that it needs it."""
+    def froze(self, ledger: Ledger, phase: int, users: NDArray[np.int64], frozen: FrozenBytes) -> NDArray[np.int64]:
+        """`users` download what they lack of `frozen`: each ledger counts it the first time that it needs it.
+
+        Returns the bytes of each, int64 [users].
+        """
         if ledger is Ledger.EVALUATION:
             once, merges = _lacking(self._evaluated_in[phase], users, frozen)
             self._evaluation += int(once.sum() + merges.sum())
-            return
+            return once + merges
         once, merges = _lacking(self._trained_in[phase], users, frozen)
         self._one_time += int(once.sum())
         self._merges += int(merges.sum())
         self._moved["one_time"] += int(once.sum())
         self._moved["merges"] += int(merges.sum())
+        return once + merges
 
     @property
     def evaluation(self) -> float:

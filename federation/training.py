@@ -23,9 +23,11 @@ from federation.model_exchange import ModelExchange
 from federation.node_limits import parts_that_count
 from fedrec.config.schema import FederationConfig
 from fedrec.core.errors import FederationError, PacketError, RoundError
+from fedrec.networks.simulated import SimulatedNetwork
+from fedrec.wire.clock import Clock
 from fedrec.wire.packet import Packet
 from fedrec.wire.protocol import UPDATE_SCALARS, Setup
-from fedrec.wire.updates import DROPPED
+from fedrec.wire.updates import DROPPED, LATE
 
 log = logging.getLogger("fedrec")
 
@@ -35,6 +37,7 @@ class Training(ModelExchange):
 
     Attributes:
         folds: The updates that count, by group.
+        clocks: The time that users took, by node; where it is simulated.
     """
 
     def __init__(
@@ -67,6 +70,8 @@ class Training(ModelExchange):
         self._sampling, self._roots = sampling, Roots(setup.seed, secret)
         self._target = 0
         self._uploaded: dict[int, int] = {}
+        self.clocks: dict[int, Clock] = {}
+        self._timed = isinstance(setup.network_of_run, SimulatedNetwork)
         self.folds = {group: self._empty_fold(0) for group in models}
         self._share = rules.node_limits(simulated=setup.simulation is not None).share
         self._parts: Mapping[int, float] = {}
@@ -90,19 +95,19 @@ class Training(ModelExchange):
         self._target = self._sampling.awaited(len(directory.here), len(users), rules.fraction)
         asked = np.bincount(directory.groups[users], minlength=len(self.folds))
         self.folds = {group: self._empty_fold(int(n)) for group, n in zip(self.folds, asked, strict=True)}
-        self._uploaded = {}
+        self._uploaded, self.clocks = {}, {}
         shares = directory.shares(users)
         self._parts = parts_that_count({node: len(share.users) for node, share in shares.items()}, self._share)
         return shares
 
     @override
     def arrays(self, node: int) -> Mapping[str, NDArray[np.generic]]:
-        return {records.SLOTS: self.shares[node].slots}
+        return {records.SLOTS: self.shares[node].slots, **({records.DOWN: self.downloads[node]} if self._timed else {})}
 
     @override
     def take(self, node: int, answer: Content) -> None:
         forms, asked = self.declared.up(self.participant(node)), self.asked_of(node)
-        packets, uploaded = dict[str, Packet](), 0
+        packets, uploaded, clock = dict[str, Packet](), 0, Clock(0.0, 0)
         for group, users in asked.items():
             name = grouped(records.UPDATE, group)
             data = answer.packet(name)
@@ -110,6 +115,9 @@ class Training(ModelExchange):
             scalars, more = packet.scalars[: len(UPDATE_SCALARS)], packet.scalars[len(UPDATE_SCALARS) :]
             packets[group] = packet._replace(scalars=scalars)
             uploaded += self._of_own_devices(users, *more) if more else self._of_one(users, data)
+            if self._timed:
+                took = Clock.read(answer.packet(grouped(records.CLOCK, group)), users)
+                clock = Clock(max(clock.seconds, took.seconds), clock.late + took.late)
         for group in packets if len(packets) > 1 else ():  # whole or not at all
             self.folds[group].check(packets[group], asked[group])
         for group, packet in packets.items():
@@ -120,6 +128,7 @@ class Training(ModelExchange):
             self._counts["node_share"] += 1
             log.warning("node %d has so many of the round's users that it weighs less", node)
         self._uploaded[node] = uploaded
+        self.clocks[node] = clock
 
     def _of_one(self, users: int, packet: bytes) -> int:
         """The length of the packets of this many users' own devices, which are as long as declared, or came itself."""
@@ -141,6 +150,11 @@ class Training(ModelExchange):
     @override
     def uploaded(self, node: int) -> int:
         return self._uploaded[node]
+
+    @override
+    def seconds(self, network: SimulatedNetwork) -> float:
+        """Until the slowest chosen user was done, or the deadline: bytes up and work differ by user."""
+        return max((clock.seconds for clock in self.clocks.values()), default=0.0)
 
     @property
     def _answered(self) -> int:
@@ -173,7 +187,9 @@ class Training(ModelExchange):
 
     def _dropped(self) -> dict[str, int]:
         """Users whom their nodes left out, by reason."""
-        return {name: count for name in DROPPED if (count := int(self._counted(name)))}
+        counts = {name: int(self._counted(name)) for name in DROPPED}
+        counts[LATE] = sum(clock.late for clock in self.clocks.values())
+        return {name: count for name, count in counts.items() if count}
 
     def _counted(self, name: str) -> float:
         return sum(fold.scalar(name) for fold in self.folds.values())

@@ -148,6 +148,7 @@ def _run(
         },
         **({"groups": strategy.ended["groups"]} if "groups" in strategy.ended else {}),
         "bytes_per_user": strategy.meter.per_user(),
+        **({"simulated_seconds": strategy.clock} if strategy.timed else {}),
         **({"privacy": ledger.report()} if ledger else {}),
     }
     summary = finite(summary)

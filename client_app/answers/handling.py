@@ -23,6 +23,7 @@ from client_app.homes.site import is_site, site_of
 from client_app.stores.frozen import MissingFrozenError
 from exchanges import records
 from exchanges.records import Content, Field, grouped, pack, ungrouped, unpack
+from fedrec.core.bounds import MOST_BYTES
 from fedrec.core.errors import ConfigError, FedrecError, PacketError, PolicyError, StoreError
 from fedrec.core.shared_folder import NotSharedError
 
@@ -41,7 +42,7 @@ _FIELDS = (
     records.AFTER,
     records.CARRIES,
 )
-_ARRAYS = (records.SLOTS,)
+_ARRAYS = (records.SLOTS, records.DOWN)
 _OF_GROUPS = (records.MODEL, records.HOLDS, records.CONTENT, records.VERSIONS)
 """Fields and arrays that there are for each group, under its name."""
 _PREFIXES = (records.FROZEN, records.MERGED)
@@ -170,6 +171,14 @@ def slots_of(content: Content, users: int) -> NDArray[np.int64]:
     if (slots < 0).any() or (slots >= users).any() or (slots[1:] <= slots[:-1]).any():
         raise PacketError("malformed", f"slots that are not, in order, among this node's {users} users")
     return slots.astype(np.int64)
+
+
+def down_of(content: Content, users: int) -> NDArray[np.int64]:
+    """The bytes that each of so many users downloads, int64 [users]. Raises PacketError (`malformed`)."""
+    down: NDArray[Any] = content.array(records.DOWN)
+    if down.dtype != np.int64 or down.shape != (users,) or (down < 0).any() or (down > MOST_BYTES).any():
+        raise PacketError("malformed", f"{down.dtype} {list(down.shape)} came as the downloads of {users} users")
+    return down
 
 
 def rounds_of(text: str) -> list[int]:

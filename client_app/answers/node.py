@@ -25,8 +25,9 @@ from client_app.stores.frozen import FrozenStore, MissingFrozenError, resident, 
 from client_app.stores.losses import Losses
 from client_app.stores.store import PrivateStore
 from client_app.training.cohort import CohortEngine
-from client_app.training.engine import Engine, GlobalModel, all_finite
+from client_app.training.engine import Engine, GlobalModel, all_finite, moving
 from client_app.training.oracle import OracleEngine
+from client_app.training.timing import Timer
 from exchanges import records
 from exchanges.declaration import Participant
 from fedrec.backbones.base import Backbone
@@ -40,6 +41,7 @@ from fedrec.core.tensors import Tensors, content_digest
 from fedrec.data.negatives import NegativeSampler
 from fedrec.data.split import HeldOut
 from fedrec.groupings.base import Users
+from fedrec.networks.simulated import SimulatedNetwork
 from fedrec.optim.base import Recipe
 from fedrec.wire.packet import PacketFormat
 from fedrec.wire.protocol import Setup, checkpoint_round, unpack_eligible
@@ -237,7 +239,21 @@ class Node:
         tidy(self.frozen_store, records.grouped(self.setup.run_key, self.setup.groups[group]), frozen, back_to)
         return Received(phase, round, group, GlobalModel(self.models[phase], trainable, held), back_to)
 
-    def train(self, received: Received, slots: NDArray[np.int64]) -> bytes:
+    @cached_property
+    def network(self) -> SimulatedNetwork | None:
+        """The simulated network of the run; None: the time that devices take is their own."""
+        network = self.setup.network_of_run
+        return network if isinstance(network, SimulatedNetwork) and not isinstance(self.place, Site) else None
+
+    def timer(
+        self, network: SimulatedNetwork, received: Received, slots: NDArray[np.int64], down: NDArray[np.int64]
+    ) -> Timer:
+        """Times the users in `slots`, int64 [users], who download so many bytes, while they train."""
+        steps = len(moving(self.recipe.local_steps(), self.backbone))
+        form = self.setup.update_format(received.model.model.trainable, 1)
+        return Timer(network, self.users.keys[slots], down, steps, form.least(), form.head)
+
+    def train(self, received: Received, slots: NDArray[np.int64], timer: Timer | None = None) -> bytes:
         """Train the users in `slots`, all of the model's group; the encoded sum of what they give."""
         phase, round, _, model, checkpoint_round = received
         cohort = self.users.training(slots)
@@ -245,7 +261,7 @@ class Node:
             require_users("an update", len(slots), self.policy.min_users_in_update)
             require_memory(self, self.policy, cohort, trains=True)
         private, found = self._starts(cohort.keys, before=round)
-        trained = self.engine.train(model, cohort, private, derive(self.secret, "train", round))
+        trained = self.engine.train(model, cohort, private, derive(self.secret, "train", round), timer)
         if self.policy:
             require_users("an update", trained.update.users, self.policy.min_users_in_update)
         kept = {name: tensor[trained.taken] for name, tensor in trained.private.items()}

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from client_app.answers import counting
-from client_app.answers.handling import round_of, slots_of
+from client_app.answers.handling import down_of, round_of, slots_of
 from client_app.answers.keeping import keep_last_model
 from client_app.answers.node import Node, Received
 from exchanges import records
@@ -65,15 +65,19 @@ Handler = Callable[[Question], Mapping[str, bytes]]
 
 
 def train(asked: Question) -> Mapping[str, bytes]:
-    """Train the chosen users; the node's update for each of their groups."""
+    """Train the chosen users; the node's update for each of their groups, and their time where it is simulated."""
     node = asked.node
     slots = slots_of(asked.content, len(node.users))
-    return {
-        grouped(records.UPDATE, node.setup.groups[group]): node.train(
-            asked.received(group), slots[node.groups[slots] == group]
-        )
-        for group in np.unique(node.groups[slots]).tolist()
-    }
+    answer: dict[str, bytes] = {}
+    for group in np.unique(node.groups[slots]).tolist():
+        received, mine, name = asked.received(group), node.groups[slots] == group, node.setup.groups[group]
+        timer = None
+        if node.network is not None:
+            timer = node.timer(node.network, received, slots[mine], down_of(asked.content, len(slots))[mine])
+        answer[grouped(records.UPDATE, name)] = node.train(received, slots[mine], timer)
+        if timer is not None:
+            answer[grouped(records.CLOCK, name)] = timer.clock.packet()
+    return answer
 
 
 def evaluate(asked: Question) -> Mapping[str, bytes]:

@@ -21,6 +21,7 @@ from client_app.training.contexts import Reading, reading, whole
 from client_app.training.engine import Collected, Engine, GlobalModel, Trained, moving
 from client_app.training.local_training import LocalTraining, segment_length
 from client_app.training.memory import keep_freed_memory
+from client_app.training.timing import Timer
 from fedrec.core.tensors import Tensors
 from fedrec.data.negatives import NegativeSampler, UnknownItems
 from fedrec.optim.base import LocalStep, Recipe
@@ -51,8 +52,10 @@ class CohortEngine(Engine):
         keep_freed_memory()
 
     @override
-    def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Trained:
-        collected = Collected(self.stages, model, private, len(cohort), Draws(seed, self.fresh))
+    def train(
+        self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int, timer: Timer | None = None
+    ) -> Trained:
+        collected = Collected(self.stages, model, private, len(cohort), Draws(seed, self.fresh), timer)
         steps = moving(self.recipe.local_steps(), model.model.backbone)
         read = reading(cohort, self.recipe, seed)
         for users, training in self._run(steps, model, cohort, read, private, seed):

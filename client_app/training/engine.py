@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client_app.homes.users import Cohort
+from client_app.training.timing import Timer
 from fedrec.backbones.base import Backbone
 from fedrec.core.tensors import Tensors
 from fedrec.data.negatives import NegativeSampler
@@ -77,9 +78,17 @@ def moving(steps: Sequence[LocalStep], backbone: Backbone) -> list[LocalStep]:
 class Collected:
     """What the users of a cohort came to so far, while an engine trains them part by part."""
 
-    def __init__(self, stages: Stages, model: GlobalModel, private: Tensors, users: int, draws: Draws) -> None:
+    def __init__(
+        self,
+        stages: Stages,
+        model: GlobalModel,
+        private: Tensors,
+        users: int,
+        draws: Draws,
+        timer: Timer | None = None,
+    ) -> None:
         """Nobody yet, of `users` users with these private tensors [users, ...]."""
-        self._stages, self._draws, self._spec = stages, draws, model.model.trainable
+        self._stages, self._draws, self._spec, self._timer = stages, draws, model.model.trainable, timer
         self._update = stages.empty(model.trainable, users)
         self._private = {name: tensor.clone() for name, tensor in private.items()}
         self._taken = np.zeros(users, dtype=np.bool_)
@@ -89,7 +98,7 @@ class Collected:
         sane = all_finite(private, len(users)).to(given.loss.device)
         given = dataclasses.replace(given, loss=torch.where(sane, given.loss, math.nan))
         with torch.no_grad():
-            kept = self._stages.add(given, self._update, self._draws)
+            kept = self._stages.add(given, self._update, self._draws, self._timer)
         chosen = users[kept.cpu().numpy()]
         self._taken[chosen] = True
         for name, tensor in private.items():
@@ -134,7 +143,9 @@ class Engine(ABC):
         self.fresh = fresh
 
     @abstractmethod
-    def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Trained:
+    def train(
+        self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int, timer: Timer | None = None
+    ) -> Trained:
         """One round of local training.
 
         Args:
@@ -142,6 +153,7 @@ class Engine(ABC):
             cohort: The chosen users and their training items.
             private: Their private tensors [users, ...]; not changed.
             seed: Secret seed of the round, for negatives, noise and rounding.
+            timer: Times the users, where time is simulated.
         """
 
     @abstractmethod

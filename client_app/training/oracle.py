@@ -16,6 +16,7 @@ from typing_extensions import override
 from client_app.homes.users import Cohort
 from client_app.training.contexts import Reading, reading, whole
 from client_app.training.engine import Collected, Engine, GlobalModel, Trained, moving
+from client_app.training.timing import Timer
 from fedrec.backbones.base import ScoreContext
 from fedrec.backbones.history import PlainHistory
 from fedrec.core.rng import counter_uniform, derive
@@ -30,8 +31,10 @@ class OracleEngine(Engine):
     """One user after the other, on dense copies of every tensor."""
 
     @override
-    def train(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int) -> Trained:
-        collected = Collected(self.stages, model, private, len(cohort), Draws(seed, self.fresh))
+    def train(
+        self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int, timer: Timer | None = None
+    ) -> Trained:
+        collected = Collected(self.stages, model, private, len(cohort), Draws(seed, self.fresh), timer)
         read = reading(cohort, self.recipe, seed)
         for user in range(len(cohort)):
             one, known = read.select(np.array([user])), cohort.part(user, user + 1).items

@@ -17,7 +17,7 @@ from fedrec.core.registry import MemberConfig
 Megabits = Annotated[float, Gt(0), Le(MOST_MEGABITS)]
 """A bandwidth: millions of bits in a second."""
 
-_BYTES_A_SECOND = 1e6 / 8
+BYTES_A_SECOND = 1e6 / 8
 """Of one megabit in a second."""
 
 
@@ -87,5 +87,5 @@ class UplinkNetwork(Network):
         """The smaller one of `reply_bytes` and what the uplink carries in `reply_seconds`."""
         config = self.config
         most = float(config.reply_bytes or MOST_BYTES)
-        carried = self.uplink(keys, grade) * _BYTES_A_SECOND * (config.reply_seconds or np.inf)
+        carried = self.uplink(keys, grade) * BYTES_A_SECOND * (config.reply_seconds or np.inf)
         return np.clip(carried, 1.0, most).astype(np.int64)

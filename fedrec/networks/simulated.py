@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from fedrec.config.schema import RunConfig
 from fedrec.core.bounds import MOST_EXAMPLES, MOST_SECONDS
-from fedrec.networks.base import Megabits, UplinkConfig, UplinkNetwork
+from fedrec.networks.base import BYTES_A_SECOND, Megabits, UplinkConfig, UplinkNetwork
 
 
 class Devices(NamedTuple):
@@ -39,16 +39,21 @@ class SimulatedConfig(UplinkConfig):
         downlink: Megabits that it receives in a second.
         speed: Training interactions that it takes one local step on in a second, each with its negatives.
         latency: Seconds of a user's round beside transfer and work: connecting, and waiting for an answer.
+        deadline: Seconds after which a round goes on without the users who are not done (null: all are waited for).
     """
 
     uplink: Megabits
     downlink: Megabits
     speed: Annotated[float, Gt(0), Le(MOST_EXAMPLES)]
     latency: Annotated[float, Ge(0), Le(MOST_SECONDS)]
+    deadline: Annotated[float, Gt(0), Le(MOST_SECONDS)] | None
 
 
 class SimulatedNetwork(UplinkNetwork):
-    """Devices that exist by name only, each drawn from (seed, key)."""
+    """Devices that exist by name only, each drawn from (seed, key), and the time that they take.
+
+    Time is simulated as bytes are counted: for each user as a device of its own, whatever the layout.
+    """
 
     @classmethod
     def problems(cls, config: RunConfig) -> list[str]:
@@ -69,6 +74,32 @@ class SimulatedNetwork(UplinkNetwork):
     @abstractmethod
     def devices(self, keys: NDArray[np.uint64]) -> Devices:
         """Those of the users with these opaque keys, uint64 [users]."""
+
+    @property
+    def deadline(self) -> float:
+        """Seconds after which a round goes on; infinity: all are waited for."""
+        given: float | None = self.config.deadline
+        return np.inf if given is None else given
+
+    def seconds(
+        self,
+        keys: NDArray[np.uint64],
+        down: NDArray[np.int64],
+        up: NDArray[np.int64],
+        work: NDArray[np.float64] | NDArray[np.int64],
+    ) -> NDArray[np.float64]:
+        """How long each user takes, float64 [users]: latency, download, work and upload, one after the other.
+
+        Args:
+            keys: uint64 [users], their opaque keys.
+            down: int64 [users], bytes that each downloads.
+            up: int64 [users], bytes that each uploads.
+            work: [users], training interactions, each as often as the user takes a local step on it.
+        """
+        devices = self.devices(keys)
+        moved = down / (devices.downlink * BYTES_A_SECOND) + up / (devices.uplink * BYTES_A_SECOND)
+        taken: NDArray[np.float64] = self.config.latency + moved + work / devices.speed
+        return taken
 
     @override
     def uplink(self, keys: NDArray[np.uint64], grade: str = "") -> NDArray[np.float64]:

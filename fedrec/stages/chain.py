@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedrec.codecs.base import Codec
@@ -24,6 +26,9 @@ from fedrec.stages.sums import Sum
 from fedrec.uplinks.base import Uplink
 from fedrec.uplinks.dense import DenseConfig, DenseUplink
 from fedrec.wire.updates import NodeUpdate
+
+InTime = Callable[[Contributions, NDArray[np.int64]], Contributions]
+"""Leaves out who is late, by what users give and the bytes of the tensors in each one's packet."""
 
 _ORDER: Sequence[Reads] = ("nothing", "norms", "rows", "dense")
 
@@ -129,15 +134,17 @@ class Stages:
         """The update of nobody yet, of `users` who were asked, for tensors in the shapes of `like`."""
         return NodeUpdate(total=self.addition.zeros(like, users))
 
-    def add(self, given: Contributions, update: NodeUpdate, draws: Draws) -> Tensor:
+    def add(self, given: Contributions, update: NodeUpdate, draws: Draws, in_time: InTime | None = None) -> Tensor:
         """Put users through all stages and add them to the update; those who are left out are counted there.
 
-        Returns bool [U], who was taken.
+        In a run whose time is simulated, `in_time` leaves out who is late. Returns bool [U], who was taken.
         """
         kept = []
         for part in given.one_by_one() if self.reads == "dense" and given.rows else (given,):
             done = self.on_devices(part, draws)
-            update.packet_bytes += self.packet_bytes(done)
+            if in_time is not None:
+                done = in_time(done, self.uplink.sizes(done))
+            update.packet_bytes += int(self.uplink.sizes(done).sum())
             self.addition.add(done, update.total)
             update.count(done)
             kept.append(done.kept)
@@ -150,10 +157,6 @@ class Stages:
                 given = given.with_norms()
             given = stage.on_devices(given, draws)
         return given
-
-    def packet_bytes(self, given: Contributions) -> int:
-        """Bytes of the tensors in the packets of these users' own devices, together."""
-        return int(self.uplink.sizes(given).sum())
 
     def sum_format(self, spec: Spec, users: int) -> tuple[Spec, Codec]:
         """Specification and codec of the packet that carries the sum of `users` users' updates.

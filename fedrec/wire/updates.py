@@ -10,6 +10,9 @@ from fedrec.stages.contributions import Contributions
 DROPPED = ("non_finite", "too_large", "no_negatives")
 """Why a node leaves a user out: NaN or infinity in its delta, a norm above the limit, or no item it does not know."""
 
+LATE = "late"
+"""One more reason, of simulated time alone: its packet came after the deadline (`fedrec.networks.simulated`)."""
+
 
 @dataclass
 class NodeUpdate:
@@ -22,7 +25,7 @@ class NodeUpdate:
         examples: Their training interactions.
         loss: Their losses, weighted.
         cold: Those of them who trained for the first time.
-        dropped: Users who were left out, by reason (`DROPPED`): a bad user does not cost the others.
+        dropped: Users who were left out, by reason (`DROPPED`, `LATE`): a bad user does not cost the others.
         packet_bytes: Bytes of the tensors in the packets that the devices of all of them would send, each its own.
     """
 
@@ -53,4 +56,4 @@ class NodeUpdate:
         self.examples += int(given.examples[given.kept].sum())
         self.loss += float((weight * given.loss[given.kept].double()).sum())
         for reason, users in given.dropped.items():
-            self.dropped[reason] += users
+            self.dropped[reason] = self.dropped.get(reason, 0) + users

@@ -107,7 +107,7 @@ def result(place: Path, summary: dict[str, Any]) -> dict[str, Any]:
         del line["seconds"]
     return {
         "metrics": lines,
-        "summary": {key: value for key, value in summary.items() if "seconds" not in key and key != "run"},
+        "summary": {key: value for key, value in summary.items() if key not in ("seconds", "training_seconds", "run")},
         "checkpoint": load_file(place / f"r/checkpoints/round-{ROUNDS:06d}.safetensors"),
     }
 
@@ -180,13 +180,14 @@ def test_counted_items_are_not_asked_for_again(carry: Carry, uninterrupted: Call
 
 
 @pytest.mark.parametrize("uplink", ["sparse", "actions", "sampled"])
-def test_the_bytes_of_what_users_changed_are_counted_on(
+def test_the_bytes_of_what_users_changed_and_simulated_time_are_counted_on(
     carry: Carry, uninterrupted: Callable[..., Any], tmp_path: Path, uplink: str
 ) -> None:
-    overrides = ("strategy=full", "codec=int8", "optim=fast", f"uplink={uplink}")
+    overrides = ("strategy=full", "codec=int8", "optim=fast", f"uplink={uplink}", "network=mobile")
     assert carry(tmp_path, *overrides, deliveries=8) is None
     summary = carry(tmp_path, resume=True)
     assert summary is not None
+    assert summary["simulated_seconds"] > ROUNDS * 0.1
     assert_same(result(tmp_path, summary), uninterrupted(*overrides))
 
 
