@@ -28,6 +28,7 @@ BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 # What says where a run was carried out, and not what was run.
 _PLACES = ("runs_dir", "cache_dir", "run_id")
 _WAYS = ("up", "down", "one_time", "merges", "total")
+_SECONDS = "simulated_seconds"
 _SINGLE = {"random": "random", "popularity": "popularity", "content_mean": "text, mean", "content_last": "text, last"}
 _HEAD = (
     "| run | rounds | NDCG@10 | HR@10 | NDCG@10 of the baselines | bytes per user up | down | once | in all |\n"
@@ -85,7 +86,8 @@ def _point(record: Mapping[str, Any]) -> Mapping[str, Any]:
     moved = record.get("bytes_per_user")
     ways = {} if moved is None else {"bytes_per_user": {way: moved[way] for way in _WAYS if way in moved}}
     validation = {name: value for name, value in record["validation"].items() if name in ("ndcg@10", "hr@10")}
-    return {"round": record["round"], "validation": validation, **ways}
+    time = {_SECONDS: record[_SECONDS]} if _SECONDS in record else {}
+    return {"round": record["round"], "validation": validation, **ways, **time}
 
 
 def _portable(override: str) -> str:

@@ -17,7 +17,7 @@ from commands.progress import amount, duration
 from fedrec.core.disk import reading
 from fedrec.core.errors import FedrecError
 from fedrec.core.strict_json import number, parsed_object
-from fedrec.evaluation.curves import WAYS, Point, curve, reached, read_records
+from fedrec.evaluation.curves import SECONDS, WAYS, Point, curve, reached, read_records
 
 METRIC = "ndcg@10"
 HIT_RATE = "hr@10"
@@ -48,6 +48,11 @@ class Run:
         """Bytes of one user in the mean, by `WAYS`; None for a baseline, which sends nothing."""
         moved = self.summary.get("bytes_per_user")
         return None if moved is None else {way: number(moved.get(way, 0.0)) for way in WAYS}
+
+    @property
+    def seconds(self) -> float | None:
+        """Simulated seconds of all its rounds; None if no network was simulated."""
+        return number(self.summary[SECONDS]) if SECONDS in self.summary else None
 
     @property
     def best(self) -> float:
@@ -95,13 +100,15 @@ class Comparison:
             "rounds": run.summary["rounds"],
             "seconds": run.summary["seconds"],
             "bytes_per_user": None if run.bytes is None else dict(run.bytes),
-            "to_reach": {
-                str(share): None
-                if point is None
-                else {"round": point.round, "bytes": None if point.bytes is None else point.bytes["total"]}
-                for share, point in points.items()
-            },
+            SECONDS: run.seconds,
+            "to_reach": {str(share): point and _as_dict(point) for share, point in points.items()},
         }
+
+
+def _as_dict(point: Point) -> dict[str, float | None]:
+    """What it took to come to a point."""
+    moved = None if point.bytes is None else point.bytes["total"]
+    return {"round": point.round, "bytes": moved, SECONDS: point.seconds}
 
 
 def compare(paths: Sequence[str], ceiling: str | None) -> Comparison:
@@ -183,7 +190,7 @@ def _checked(run: Run, path: Path) -> Run:
             raise FedrecError(f"{path}: its {split} has no {missing[0]}; runs are compared with 10 in evaluation.ks")
         if found:  # what diverged has null there, and no figure to be compared
             _ = [number(found[name]) for name in (METRIC, HIT_RATE)]
-    _ = number(run.summary["seconds"]), int(number(run.summary["rounds"])), run.bytes
+    _ = number(run.summary["seconds"]), int(number(run.summary["rounds"])), run.bytes, run.seconds
     return run
 
 
@@ -198,6 +205,8 @@ def show_comparison(found: Comparison, console: Console) -> None:
     console.print(_results(found.runs))
     console.print(_traffic(found.runs))
     console.print(_targets(found))
+    if any(run.seconds is not None for run in found.runs):
+        console.print(_times(found))
     ceiling = found.ceiling
     console.print(f"ceiling: validation NDCG@10 {ceiling.value:.4f}, {ceiling.source}", soft_wrap=True, markup=False)
     for run in found.runs:
@@ -235,9 +244,32 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     return table
 
 
+def _shares(found: Comparison) -> list[str]:
+    return [f"{share} %: {found.target(share):.4f}" for share in SHARES]
+
+
+def _times(found: Comparison) -> Table:
+    table = _table("Simulated time to a share of the ceiling, at validation", [*_shares(found), "in all"])
+    for run in found.runs:
+        reach = [_time(run, found.target(share)) for share in SHARES]
+        table.add_row(Text(run.name), *reach, "-" if run.seconds is None else simulated(run.seconds))
+    return table
+
+
+def _time(run: Run, target: float) -> str:
+    point = reached(run.points, target)
+    if run.seconds is None or (point is not None and point.seconds is None):
+        return "-"
+    return "not reached" if point is None or point.seconds is None else simulated(point.seconds)
+
+
+def simulated(seconds: float) -> str:
+    """Simulated seconds, short ones with a decimal: `8.5 s`, `3:05 min`."""
+    return f"{seconds:.1f} s" if seconds < 100 else duration(seconds)
+
+
 def _targets(found: Comparison) -> Table:
-    shares = [f"{share} %: {found.target(share):.4f}" for share in SHARES]
-    table = _table("Bytes per user and rounds to a share of the ceiling, at validation", shares)
+    table = _table("Bytes per user and rounds to a share of the ceiling, at validation", _shares(found))
     for run in found.runs:
         table.add_row(Text(run.name), *(_reach(run, found.target(share)) for share in SHARES))
     return table

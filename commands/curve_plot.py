@@ -1,4 +1,4 @@
-"""The picture of a comparison: accuracy by bytes of one user, and by rounds, of all runs at once."""
+"""The picture of a comparison: accuracy by bytes of one user, by rounds, and by simulated time, of all runs at once."""
 
 from __future__ import annotations
 
@@ -39,11 +39,14 @@ def draw(found: Comparison, path: Path) -> None:
     )
     federated = [run for run in found.runs if run.bytes is not None and run.points]
     alone = [run for run in found.runs if run not in federated]
+    timed = [run for run in federated if run.points[-1].seconds is not None]
     figure = Figure(layout="constrained")
     if federated:
-        panels = list(figure.subplots(1, 2, sharey=True))
+        panels = list(figure.subplots(1, 3 if timed else 2, sharey=True))
         _by_bytes(panels[0], federated, looks)
         _by_rounds(panels[1], federated, looks, "rounds")
+        if timed:
+            _by_time(panels[2], timed, looks)
         for panel, run in product(panels, alone):
             panel.axhline(run.best, color=looks[run.name][0], ls="--", lw=1.3, label=f"{run.name} (no federation)")
     elif curves := [run for run in alone if run.points]:
@@ -60,10 +63,10 @@ def draw(found: Comparison, path: Path) -> None:
     above = {"xycoords": ("axes fraction", "data"), "xytext": (0, 3), "textcoords": "offset points"}
     label = f"ceiling {found.ceiling.value:.4f}"
     panels[0].annotate(label, (0.01, found.ceiling.value), **above, fontsize=8, color=_GREY)
-    handles, labels = panels[-1].get_legend_handles_labels()
+    handles, labels = panels[min(1, len(panels) - 1)].get_legend_handles_labels()
     columns = 1 if max(map(len, labels)) > 60 or len(labels) == 1 else 2
     lines = -(-len(labels) // columns)  # of the legend, below: the axes keep their height however many runs there are
-    figure.set_size_inches(10.5 if federated else 6.5, 4.0 + 0.2 * lines)
+    figure.set_size_inches({1: 6.5, 2: 10.5, 3: 14.5}[len(panels)], 4.0 + 0.2 * lines)
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     with writing(f"--plot {path}: the file", "give another one"), replaced(path) as started:
         figure.savefig(started, format="png", dpi=130, metadata={"Software": None})
@@ -86,6 +89,13 @@ def _by_rounds(axes: Axes, runs: Sequence[Run], looks: Mapping[str, tuple[str, s
         _line(axes, run, [point.round for point in run.points], looks[run.name])
     axes.set_xlim(left=0)
     axes.set_xlabel(unit)
+
+
+def _by_time(axes: Axes, runs: Sequence[Run], looks: Mapping[str, tuple[str, str]]) -> None:
+    for run in runs:
+        _line(axes, run, [point.seconds or 0.0 for point in run.points], looks[run.name])
+    axes.set_xscale("log")
+    axes.set_xlabel("simulated seconds since the start (log)")
 
 
 def _line(axes: Axes, run: Run, places: Sequence[float], look: tuple[str, str]) -> None:

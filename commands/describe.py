@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from federation.sizes import PhaseSizes, Sizes, Totals, sizes
+from federation.sizes import OnTheWay, PhaseSizes, Sizes, Totals, sizes
 from fedrec.config.schema import RunConfig
+from fedrec.core import registry
+from fedrec.core.rng import counter_bits
 from fedrec.data.prepare import load, load_items
 from fedrec.datasets.base import DatasetConfig
+from fedrec.networks.simulated import SimulatedNetwork
 from fedrec.wire.item_list import item_list_packet, pack_item_list
 from server_app.account import planned, settled
 from server_app.setup import make_setup
 
 _DIGEST = "0" * 32
 """In the place of a digest of data that is not read; all are of this length."""
+_DEVICES = 10_000
+"""Drawn to say how long a round takes."""
 
 
 def describe(config: RunConfig, items: int | None) -> Sizes:
@@ -37,7 +45,26 @@ def describe(config: RunConfig, items: int | None) -> Sizes:
         item_list = len(item_list_packet(pack_item_list(catalogue.item_ids, catalogue.titles)))
     config = settled(config, users=1)  # the account does not depend on how many there are
     found = sizes(config, make_setup(config, items, _DIGEST, _DIGEST, None), item_list)
-    return dataclasses.replace(found, privacy=planned(config))
+    return dataclasses.replace(found, privacy=planned(config), times=_times(config, found.phases))
+
+
+def _times(config: RunConfig, phases: Sequence[PhaseSizes]) -> dict[str, OnTheWay] | None:
+    """How long the packets of a round of each phase take, by many devices that are drawn as a run draws its own."""
+    network = registry.networks.get(config.network.name)(config.network, config.seed)
+    if not isinstance(network, SimulatedNetwork):
+        return None
+    keys = counter_bits(config.seed, np.arange(_DEVICES))
+    idle = np.zeros(_DEVICES)
+    found = {}
+    for phase in phases:
+        median, slow = np.quantile(network.seconds(keys, *_each(phase), idle), [0.5, 0.99])
+        found[phase.name] = OnTheWay(float(median), float(slow))
+    return found
+
+
+def _each(phase: PhaseSizes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The bytes down and up of a round, of each of many devices."""
+    return np.full(_DEVICES, phase.down), np.full(_DEVICES, phase.up)
 
 
 def show_sizes(found: Sizes, console: Console) -> None:
@@ -61,6 +88,12 @@ def show_sizes(found: Sizes, console: Console) -> None:
                 f"{phase.merge:,} bytes for each that it missed, at most {phase.whole:,}; the column merges has what "
                 "is to be expected of that."
             )
+    for name, time in (found.times or {}).items():
+        console.print(
+            f"{name}: the packets of a round are on the way for {time.median:.3g} s to and from a device in the "
+            f"middle, and for {time.slow:.3g} s or more where one of a hundred is as slow, latency included. A round "
+            "takes as long as its slowest user, and the work comes on top."
+        )
     for exchange in found.exchanges:
         differ = exchange.least_up != exchange.most_up
         ups = f"{exchange.least_up:,} to {exchange.most_up:,} bytes up, {exchange.up:,.1f} on average" if differ else ""

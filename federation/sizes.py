@@ -124,6 +124,19 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class OnTheWay:
+    """Simulated seconds of a user's round beside its work, latency included.
+
+    Attributes:
+        median: Of a device in the middle.
+        slow: Of one that is slower than 99 of a hundred.
+    """
+
+    median: float
+    slow: float
+
+
+@dataclass(frozen=True)
 class Sizes:
     """What a run moves.
 
@@ -141,6 +154,8 @@ class Sizes:
         item_list: Bytes of the ids and titles of the items, which a device with data of its own downloads once to join;
             part of the totals in a deployment alone. None: the catalogue was not read.
         privacy: What the run will have given away about a user at its end; None: it promises nothing.
+        times: How long the packets of a round of each phase are on the way, in simulated seconds; None: no network is
+            simulated.
     """
 
     items: int
@@ -153,6 +168,7 @@ class Sizes:
     exchanges: tuple[Exchange, ...] = ()
     item_list: int | None = None
     privacy: Mapping[str, Any] | None = None
+    times: Mapping[str, OnTheWay] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

@@ -1,4 +1,4 @@
-"""How good a run was after how many bytes: its curve, from the lines of `metrics.jsonl`.
+"""How good a run was after how many bytes, and after what simulated time: its curve, from the lines of `metrics.jsonl`.
 
 A curve has a point for every round that was validated. Bytes are the means over all users since the start, as the meter
 counts them: what validation itself moved is no part of them.
@@ -24,6 +24,9 @@ METRICS, CURVE = "metrics.jsonl", "curve.csv"
 WAYS = ("up", "down", "one_time", "merges", "total")
 """Bytes of one user, in the mean, that a point has."""
 
+SECONDS = "simulated_seconds"
+"""Of a record, and of a summary: simulated seconds since the start, where a network is simulated."""
+
 
 class Point(NamedTuple):
     """One validation.
@@ -32,11 +35,13 @@ class Point(NamedTuple):
         round: After which it was, or after which epoch.
         bytes: Bytes per user until then, by `WAYS`; None if nothing is sent, for the model is not federated.
         value: The metric.
+        seconds: Simulated seconds until then; None if no network was simulated.
     """
 
     round: int
     bytes: Mapping[str, float] | None
     value: float
+    seconds: float | None = None
 
 
 def curve_metric(names: Iterable[str]) -> str:
@@ -56,7 +61,8 @@ def curve(records: Iterable[Mapping[str, Any]], metric: str) -> list[Point]:
         if value is not None:
             moved = record.get("bytes_per_user")
             ways = None if moved is None else {way: number(moved.get(way, 0.0)) for way in WAYS}
-            points.append(Point(int(record["round"]), ways, number(value)))
+            seconds = number(record[SECONDS]) if SECONDS in record else None
+            points.append(Point(int(record["round"]), ways, number(value), seconds))
     return points
 
 
@@ -96,8 +102,10 @@ def write_curve(folder: Path) -> None:
     metric = curve_metric(validated)
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
-    lines.writerow(["round", *WAYS, metric])
-    for point in curve(records, metric):
+    points = curve(records, metric)
+    timed = any(point.seconds is not None for point in points)
+    lines.writerow(["round", *WAYS, *([SECONDS] if timed else []), metric])
+    for point in points:
         ways = [""] * len(WAYS) if point.bytes is None else [point.bytes[way] for way in WAYS]
-        lines.writerow([point.round, *ways, point.value])
+        lines.writerow([point.round, *ways, *([point.seconds] if timed else []), point.value])
     write_text(folder / CURVE, text.getvalue())

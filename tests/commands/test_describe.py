@@ -7,6 +7,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -125,3 +126,19 @@ def test_an_exchange_beside_the_rounds_is_told_where_there_is_one() -> None:
     differing = dataclasses.replace(plain, exchanges=(Exchange(1, 1234.5, 0, 8, 2000),))
     assert "8 to 2,000 bytes up, 1,234.5 on average" in shown(differing)
     assert "beside training" not in shown(plain)
+
+
+def test_the_time_of_a_round_is_told_where_a_network_is_simulated() -> None:
+    assert describe(compose([], base=None), 100).times is None
+    chosen = ["strategy=full", "network=homogeneous", "network.latency=0.5"]
+    found = describe(compose(chosen, base=None), 100)
+    (phase,) = found.phases
+    by_hand = 0.5 + 8 * phase.down / 20e6 + 8 * phase.up / 5e6
+    assert found.times is not None
+    assert (found.times["full"].median, found.times["full"].slow) == pytest.approx((by_hand, by_hand))
+    mobile = describe(compose(["strategy=full", "network=mobile", "network.latency=0.5"], base=None), 100).times
+    assert mobile is not None
+    assert mobile["full"].median == pytest.approx(by_hand, rel=0.01)
+    assert mobile["full"].slow - 0.5 == pytest.approx((by_hand - 0.5) * np.exp(2.326), rel=0.2)
+    done = CliRunner().invoke(app, ["describe", *chosen, "--items", "100"])
+    assert f"on the way for {by_hand:.3g} s" in " ".join(done.output.split())
