@@ -57,10 +57,10 @@ def bases(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[Tensor]]:
     seen: dict[int, list[Tensor]] = {}
     train = Node.train
 
-    def spy(self: Node, received: Received, slots: Any) -> bytes:
+    def spy(self: Node, received: Received, *asked: Any) -> bytes:
         if "base" in received.model.frozen:
             seen.setdefault(received.round, []).append(received.model.frozen["base"].clone())
-        return train(self, received, slots)
+        return train(self, received, *asked)
 
     monkeypatch.setattr(Node, "train", spy)
     return seen

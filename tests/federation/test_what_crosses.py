@@ -63,12 +63,12 @@ def test_the_frozen_table_stays_bit_identical_and_the_correction_starts_at_zero(
     seen: list[tuple[str, torch.Tensor, Tensors]] = []
     train = client_app.answers.node.Node.train
 
-    def spy(self: client_app.answers.node.Node, received: client_app.answers.node.Received, slots: Any) -> bytes:
+    def spy(self: client_app.answers.node.Node, received: client_app.answers.node.Received, *asked: Any) -> bytes:
         model = received.model
         if model.frozen:
             vectors = model.item_vectors(model.trainable, torch.arange(ITEMS))
             seen.append((content_digest(model.frozen), vectors, dict(model.frozen)))
-        return train(self, received, slots)
+        return train(self, received, *asked)
 
     monkeypatch.setattr(client_app.answers.node.Node, "train", spy)
     outcome = federate("checkpoint_every=1", "checkpoints_kept=5")
