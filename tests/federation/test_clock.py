@@ -22,7 +22,7 @@ Federate = Callable[..., Any]
 
 MOBILE = "network=mobile"
 FAST = ["optim=fast", "optim.negatives=5"]
-SPARSE = ["strategy=full", "federation.uplink=sparse", "dataset.n_items=300", *FAST]
+SPARSE = ["strategy=full", "uplink=sparse", "dataset.n_items=300", *FAST]
 FEW = "strategy.rounds=3"
 LATE = "network.deadline=0.112"
 USERS = 60
