@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from fedrec.codecs.base import Codec
 from fedrec.codecs.base_table import BaseTableCodec
@@ -10,7 +11,7 @@ from fedrec.config.describe import load_member
 from fedrec.core.errors import PacketError
 from fedrec.core.registry import codecs
 from fedrec.core.tensors import Spec, TableSpec, spec_digest
-from fedrec.testing.codec import SHAPES, CodecContract, draw
+from fedrec.testing.codec import SHAPES, CodecContract, draw, there_and_back
 from fedrec.wire.packet import Kind, PacketFormat
 
 MEMBERS = codecs.names()
@@ -53,3 +54,16 @@ def test_and_so_are_its_settings(name: str) -> None:
 def test_a_codec_without_settings_is_named_by_its_name_alone() -> None:
     """Packets that sites and checkpoints have kept are of such a digest."""
     assert PacketFormat(Kind.MODEL, SHAPES, made("float32"), 0).digest() == spec_digest(SHAPES, "float32")
+
+
+@pytest.mark.parametrize("name", ["float16", "int8"])
+def test_a_scale_for_each_row_of_a_table_of_any_shape(name: str) -> None:
+    """Also of a table without rows, or whose rows are empty; a small row beside a large one keeps its numbers."""
+    codec: Codec = codecs.get(name)(load_member("codec", name, scale="row"))
+    for shape in ((0, 4), (3, 0), (0, 0), (50, 4)):
+        spec: Spec = {"t": TableSpec(shape)}
+        tensors = {"t": draw(spec)["t"] * torch.logspace(-20, 20, shape[0])[:, None]}
+        decoded = there_and_back(codec, tensors, spec)["t"]
+        assert decoded.shape == shape
+        if decoded.numel():
+            assert ((decoded - tensors["t"]).abs().amax(1) <= tensors["t"].abs().amax(1) / 64).all()

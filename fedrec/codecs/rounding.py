@@ -101,7 +101,7 @@ class RoundingCodec(Codec):
             if not tensor.is_floating_point():
                 parts.append(tensor.numpy().tobytes())
                 continue
-            rows = tensor.reshape(spec[name].shape[0] if self.by_row(spec[name]) else 1, -1).float()
+            rows = (tensor.flatten(1) if self.by_row(spec[name]) else tensor.reshape(1, -1)).float()
             scale = rows.abs().amax(1, keepdim=True) if rows.numel() else torch.zeros(len(rows), 1)
             divisor = torch.where(scale > 0, scale, torch.ones_like(scale))
             uniform = torch.full_like(rows, 0.5) if seed is None else _draws(seed, name, rows)
