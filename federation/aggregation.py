@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedrec.core.errors import PacketError
-from fedrec.core.tensors import Spec, Tensors
+from fedrec.core.tensors import Spec, TableSpec, Tensors
 from fedrec.stages.addition import in_units
 from fedrec.stages.sums import Sum
 from fedrec.wire.packet import Packet
@@ -54,7 +54,7 @@ class UpdateFold:
             max_update_norm: The largest norm of a user's update, before its weight.
             units_per_one: Of the public grid on which the nodes add up (`fedrec.stages.addition`); None: they do so in
                 floating point, and the sum gets a grid as fine as the cohort allows.
-            row_limits: Of tables, how far one user may move a row, times its weight.
+            row_limits: How far one user may move a row of a table, and any other tensor as a whole, times its weight.
         """
         self._spec = spec
         self._weight_cap = weight_cap
@@ -78,7 +78,7 @@ class UpdateFold:
             PacketError: `non_finite` (NaN or infinity anywhere), `wrong_users` (counts that are no whole numbers, or of
                 more users than asked), `wrong_examples` (more than a catalogue has items for each user),
                 `wrong_weight` (more than the cap allows its users), `too_large` (norm above the limit), `row_too_large`
-                (a row of a table is moved farther than so many users can).
+                (a row of a table, or another tensor, is moved farther than so many users can).
         """
         scalars = dict(zip(UPDATE_SCALARS, packet.scalars, strict=True))
         weight, users = scalars["weight"], scalars["users"]
@@ -119,11 +119,11 @@ class UpdateFold:
     def _require_norms(self, tensors: Tensors, weight: float, users: float) -> None:
         """Raise PacketError if a node's sum is larger than its users' updates, each within the limits, can make it."""
         unit = self._scale if any(tensor.dtype == torch.int64 for tensor in tensors.values()) else 1.0
-        squares = {
-            name: tensor.double().square().flatten(1).sum(1) if tensor.ndim > 1 else tensor.double().square()
-            for name, tensor in tensors.items()
+        squares = {  # of each row; a tensor that is no table has one
+            name: (squared.flatten(1) if self._is_table(name) else squared.reshape(1, -1)).sum(1)
+            for name, squared in ((name, tensor.double().square()) for name, tensor in tensors.items())
         }
-        norm = math.sqrt(sum(float(of_tensor.sum()) for of_tensor in squares.values())) / unit
+        norm = math.sqrt(sum(float(rows.sum()) for rows in squares.values())) / unit
         if norm > weight * self._max_norm * _SLACK:
             raise PacketError(
                 "too_large", f"norm {norm:.3g} at weight {weight}; the limit a weight is {self._max_norm}"
@@ -131,11 +131,15 @@ class UpdateFold:
         for name, limit in self._row_limits.items():
             longest = math.sqrt(float(squares[name].max())) / unit
             if longest > users * limit * _SLACK:
+                what = f"row {int(squares[name].argmax())} of {name}" if self._is_table(name) else name
                 raise PacketError(
                     "row_too_large",
-                    f"{users:.0f} users move row {int(squares[name].argmax())} of {name} by {longest:.3g} in all; the "
-                    f"limit a user is {limit:.3g} (federation.max_row_norm)",
+                    f"{users:.0f} users move {what} by {longest:.3g} in all; the limit a user is {limit:.3g} "
+                    "(federation.max_row_norm)",
                 )
+
+    def _is_table(self, name: str) -> bool:
+        return isinstance(self._spec[name], TableSpec)
 
     def _in_units(self, tensor: Tensor) -> Tensor:
         """A sum in floating point as a whole number of units; on a public grid, as the nodes put it there."""

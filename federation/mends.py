@@ -18,8 +18,8 @@ REPLIES: Mapping[str, str] = {
     "late": "the answer came too late and was not used: raise federation.round_timeout",
     "rested": "the node has not answered for some time and is left out for a while: see whether it is running",
     "too_large": "the norm of the node's update is above what federation.max_update_norm allows its users",
-    "row_too_large": "the node's update moves an item farther than its users' training can: if it is honest, raise "
-    "federation.max_row_norm",
+    "row_too_large": "the node's update moves an item, or what everybody shares, farther than its users may: if it is "
+    "honest, raise federation.max_row_norm",
     "wrong_loss": "the node's mean loss is none that training has: it is left out of the mean",
     "node_share": "the node has more of a round's users than federation.max_node_share lets count, and weighs less: if "
     "they are real, raise it",

@@ -10,7 +10,7 @@ from fedrec.codecs.base_table import BaseTableCodec
 from fedrec.config.describe import load_member
 from fedrec.core.errors import PacketError
 from fedrec.core.registry import codecs
-from fedrec.core.tensors import Spec, TableSpec, spec_digest
+from fedrec.core.tensors import Spec, TableSpec, TensorSpec, spec_digest
 from fedrec.testing.codec import SHAPES, CodecContract, draw, there_and_back
 from fedrec.wire.packet import Kind, PacketFormat
 
@@ -67,3 +67,12 @@ def test_a_scale_for_each_row_of_a_table_of_any_shape(name: str) -> None:
         assert decoded.shape == shape
         if decoded.numel():
             assert ((decoded - tensors["t"]).abs().amax(1) <= tensors["t"].abs().amax(1) / 64).all()
+
+
+def test_float16_keeps_the_mean_of_numbers_below_its_smallest_step() -> None:
+    """Beside a number of 1: three tenths of a step of 2**-24 are a whole step in three draws of ten."""
+    spec: Spec = {"t": TensorSpec((10_001,))}
+    tensors = {"t": torch.cat([torch.ones(1), torch.full((10_000,), 0.3 * 2.0**-24)])}
+    small = there_and_back(made("float16"), tensors, spec)["t"][1:] / 2.0**-24
+    assert set(small.tolist()) == {0.0, 1.0}
+    assert float(small.mean()) == pytest.approx(0.3, abs=0.025)

@@ -216,9 +216,19 @@ def test_misuse_is_an_error() -> None:
     with pytest.raises(ValueError, match="offsets"):
         RankCounter(torch.tensor([1]), torch.zeros(1), *no_history(2))
     with pytest.raises(ValueError, match="cut-offs"):
-        ranking_metrics(counts_of(0, 0, 1), [0])
+        ranking_metrics(counts_of(0, 0, 1), [5, 0])
     with pytest.raises(ValueError, match="contradict"):
         ranking_metrics(counts_of(3, 1, 4), [1])
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_gets_no_rank(value: float) -> None:
+    good, bad = torch.tensor([0.5]), torch.tensor([value])
+    with pytest.raises(FedrecError, match="not finite"):
+        RankCounter(torch.tensor([1]), bad, *no_history(1))
+    for positive, others in ((bad, good), (good, bad)):
+        with pytest.raises(FedrecError, match="not finite"):
+            sampled_rank_counts(positive, others[None], torch.tensor([[True]]))
 
 
 def test_ranks_of_a_large_catalogue_are_exact() -> None:

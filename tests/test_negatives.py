@@ -180,3 +180,9 @@ def test_a_list_of_eligible_items_that_is_none_is_refused(eligible: list[int]) -
 def test_a_history_of_no_catalogue_rows_is_refused() -> None:
     with pytest.raises(DataError, match="-4"):
         NegativeSampler(np.arange(3)).unknown(*ragged([[1, -4]]))
+
+
+def test_which_rows_are_eligible_up_to_the_last_and_past_it() -> None:
+    rows = np.array([0, 1, 2, 3, 5, 6, 7, 10**9])
+    listed = NegativeSampler(np.array([0, 2, 6])).contains(rows)
+    assert listed.tolist() == [True, False, True, False, False, True, False, False]

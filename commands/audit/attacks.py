@@ -24,7 +24,7 @@ _FREE = 4.0
 """Norm of a row where rows have no limit: as large as an honest user's whole update ever is."""
 
 _DENSE = 1.0
-"""Norm of what is sent of a tensor that is no table."""
+"""Norm of what is sent of a tensor that is no table, where it has no limit: about an honest user's."""
 
 _FILLED = 30
 """Rows of each table that the attack `adaptive` moves beside those of its target."""
@@ -39,7 +39,8 @@ class View:
         target: The row of the item that they push.
         moved: [n_items], how far each item's vector has moved from round to round, so far.
         public: Gives some honest users' private tensors [users, ...], fitted to interactions that are public.
-        limits: Of each table, the largest norm of a row of one attacker's update, before its weight; none: no limit.
+        limits: Of each table, the largest norm of a row of one attacker's update, before its weight, and of any other
+            tensor of the whole; none: no limit.
     """
 
     model: GlobalModel
@@ -138,7 +139,7 @@ def _along(view: View, objective: Callable[[Tensor, Tensor], Tensor], *, wide: b
     update: Tensors = {}
     for (name, tensor), gradient in zip(trainable.items(), gradients, strict=True):
         if name not in tables:
-            size = _DENSE if wide else 0.0
+            size = view.limits.get(name, _DENSE) if wide else 0.0
             update[name] = gradient * (size / gradient.norm().clamp(min=1e-12))
             continue
         norms = gradient.norm(dim=1)

@@ -115,9 +115,10 @@ class FederationConfig:
         weight_cap: A user's weight in the average is the number of its training items, at most this.
         max_update_norm: A user's delta of a larger norm is dropped (and counted).
         max_row_norm: How far one user may move a row of a table, times its weight: devices shorten what is longer, and
-            the server refuses a node's sum that is longer than so many users can make it. `auto`: as far as the recipe
-            can move it, so that nothing honest is ever shortened; where gradients have no bound, as in the recipe
-            `fast`, 10 in a deployment and any distance in a simulation. null: any distance.
+            the server refuses a node's sum that is longer than so many users can make it. A tensor that is no table
+            counts as one row. `auto`: as far as the recipe can move it, so that nothing honest is ever shortened; where
+            gradients have no bound, as in the recipe `fast`, 10 in a deployment and any distance in a simulation. null:
+            any distance.
         over_sampling: Share of users who are asked beyond those. The round ends as soon as nodes with as many users as
             it would have had without them have answered; the result then depends on who is quick (0: it does not).
         max_failures: Share of the asked nodes that may fail in a round, or in a ranking.

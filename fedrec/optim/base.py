@@ -197,7 +197,7 @@ class Recipe(ABC):
         """
 
     def row_reach(self, width: int) -> float:
-        """How far one user's training can move a row of so many numbers, whatever its data; infinity: any distance.
+        """How far one user's training can move a row, or a whole tensor, of so many numbers; infinity: any distance.
 
         What is moved farther was not moved by this recipe (`fedrec.stages.rows`).
         """

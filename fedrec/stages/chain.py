@@ -112,7 +112,10 @@ class Stages:
         return isinstance(self.addition, GridAddition)
 
     def rows_of_one(self, spec: Spec) -> Mapping[str, float]:
-        """Of each table, the largest norm of a row in one user's part of a sum; of none without limits of rows."""
+        """The largest norm in one user's part of a sum, of a row of each table, of any other tensor whole.
+
+        Of none without limits of rows.
+        """
         coarsest = self.codec.coarsest if isinstance(self.codec, RoundingCodec) else 0.0
         return self.row_limits.of(spec, coarsest) if self.row_limits else {}
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from federation.aggregation import UpdateFold, check_sums
+from federation.aggregation import LARGEST_LOSS, UpdateFold, check_sums, summary
 from fedrec.core.errors import PacketError
 from fedrec.core.tensors import Tensors, TensorSpec
 from fedrec.wire.packet import Kind, Packet
@@ -104,9 +104,42 @@ def test_a_bad_reply_is_named_and_changes_nothing(reason: str) -> None:
 
 
 def test_more_examples_than_a_catalogue_has_are_refused() -> None:
-    with pytest.raises(PacketError) as caught:
-        fold().add(update(1.0, examples=1e300), asked=1)
-    assert caught.value.reason == "wrong_examples"
+    fold().add(update(1.0, users=2.0, examples=2.0 * (2**31 - 1)), asked=2)
+    for examples in (2.0 * (2**31 - 1) + 1, 1e300):
+        with pytest.raises(PacketError) as caught:
+            fold().add(update(1.0, users=2.0, examples=examples), asked=2)
+        assert caught.value.reason == "wrong_examples"
+
+
+def test_a_part_of_a_reply_counts_as_much_less_in_the_sum_its_weight_and_its_loss() -> None:
+    """Updates of 1 and 5, losses of 2 and 4: a quarter of the second weighs as much as the first."""
+    folded = fold()
+    folded.add(update(1.0, weight=1.0, loss=2.0), asked=1)
+    assert folded.add(update(5.0, weight=4.0, loss=16.0), asked=1, part=0.25)
+    mean = folded.sum().mean()
+    assert mean is not None
+    torch.testing.assert_close(mean["t"], torch.full((2, 3), 3.0))
+    assert (folded.scalar("weight"), folded.weight_of_losses, folded.loss) == (2.0, 2.0, 3.0)
+    assert folded.summary()["users"] == 2, "users are counted as they are"
+
+
+def test_a_loss_at_the_edge_of_what_is_believed() -> None:
+    """The largest one of a weight of 2, and above it; the losses of others stay their mean."""
+    folded = fold()
+    assert folded.add(update(1.0, weight=2.0, loss=2 * LARGEST_LOSS), asked=1)
+    assert not folded.add(update(1.0, weight=2.0, loss=2.001 * LARGEST_LOSS), asked=1)
+    assert not folded.add(update(1.0, weight=2.0, loss=-2.001 * LARGEST_LOSS), asked=1)
+    assert folded.add(update(1.0, weight=2.0, loss=4.0), asked=1)
+    assert (folded.weight_of_losses, folded.loss) == (4.0, (LARGEST_LOSS + 2) / 2)
+    assert summary([folded, folded])["loss"] == folded.summary()["loss"] == folded.loss
+    assert folded.scalar("weight") == 8.0
+
+
+def test_a_fold_on_a_grid_of_its_own_begins_with_nothing() -> None:
+    folded = UpdateFold(SPEC, 10, 5, 100.0, units_per_one=1.0)
+    assert not folded.sum().units["t"].any()
+    folded.add(update({"t": torch.full((2, 3), 3, dtype=torch.int64)}), asked=1)
+    assert torch.equal(folded.sum().units["t"], torch.full((2, 3), 3))
 
 
 def test_nobody_contributed() -> None:
@@ -126,6 +159,8 @@ def test_nobody_contributed() -> None:
         ((6.0, 0.0, 0.0, 1.0), "wrong_metrics"),
         ((3.0, 0.0, 3.0, 1.0), "wrong_metrics"),
         ((3.0, 4.0, 0.0, 1.0), "wrong_metrics"),
+        ((1.0, 0.0, 0.0, 1.001), "wrong_metrics"),
+        ((0.0, 0.0, 0.0, 0.001), "wrong_metrics"),
         ((1.0, 0.0, 0.0, float("nan")), "non_finite"),
     ],
 )
@@ -133,4 +168,5 @@ def test_impossible_metrics_are_refused(sums: tuple[float, ...], reason: str) ->
     with pytest.raises(PacketError) as caught:
         check_sums(sums, residents=5)
     assert caught.value.reason == reason
-    assert check_sums((2.0, 1.0, 3.0, 1.5), residents=5) == (2.0, 1.0, 3.0, 1.5)
+    for possible in ((2.0, 1.0, 3.0, 1.5), (2.0, 2.0, 0.0, 2.0), (5.0, 0.0, 0.0, 0.0), (0.0, 0.0, 0.0, 0.0)):
+        assert check_sums(possible, residents=5) == possible

@@ -50,6 +50,10 @@ def test_users_who_join_later_start_at_nothing_but_the_enrolment() -> None:
     down(meter, 0, [0], 100, FrozenBytes(7))
     meter.grow(3, enrolment=10)
     assert meter.per_user()["total"] == pytest.approx((30 + 107) / 3)
+    for _ in range(2):
+        meter.froze(Ledger.EVALUATION, 0, np.arange(3), FrozenBytes(7))
+    assert meter.evaluation == pytest.approx(7)
+    assert [meter.state()[name].shape for name in ("trained_in", "evaluated_in")] == [(1, 3), (1, 3)]
 
 
 def test_what_checkpoints_kept_for_each_user_is_counted_on_as_sums() -> None:
