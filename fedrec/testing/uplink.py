@@ -142,4 +142,5 @@ class UplinkContract:
         for user in range(USERS):
             total = self.added(stages, given_by([user])).total
             for name, bound in bounds.items():
-                assert total[name].norm(dim=1).max() <= bound * (1 + 1e-5)
+                rows = total[name] if isinstance(SPEC[name], TableSpec) else total[name].reshape(1, -1)
+                assert rows.norm(dim=1).max() <= bound * (1 + 1e-5)
