@@ -217,7 +217,7 @@ def _apply(tree: DictConfig, typed: _Typed, validator: Validator) -> Any:
                 OmegaConf.update(tree, key, value, merge=False, force_add=True)
             elif section in FAMILIES and not any(name.startswith(f"{section}.") for name in legal):
                 if section not in typed.undecided:
-                    validator.add(key, f"there is no key {key}: {section}={tree[section].name} has no values to set")
+                    validator.add(key, _without_values(section, tree[section].name, key))
             elif key.isidentifier() and (groups := difflib.get_close_matches(key, FAMILIES, n=1, cutoff=0.7)):
                 validator.add(key, f"there is no group {key}; did you mean {groups[0]}?")
             elif section not in typed.undecided:
@@ -227,6 +227,14 @@ def _apply(tree: DictConfig, typed: _Typed, validator: Validator) -> Any:
         where = str(getattr(error, "full_key", None) or "interpolation")
         validator.add(where, _one_line(error))
         raise ConfigError(validator.problems) from error
+
+
+def _without_values(section: str, chosen: str, key: str) -> str:
+    """Says that the chosen member has nothing to set, and which other one of its family has this key."""
+    members = {name: Validator().config_class(section, name) for name in FAMILIES[section].names()}
+    having = [name for name, kind in members.items() if kind is not None and key in legal_keys(kind, section)]
+    choose = f"; give {' or '.join(f'{section}={name}' for name in having)} with it" if having else ""
+    return f"there is no key {key}: {section}={chosen} has no values to set{choose}"
 
 
 def _one_line(error: Exception) -> str:

@@ -76,7 +76,7 @@ class CentralGaussian(PrivacyMechanism):
         if config.cohort.name != "poisson":
             found.append(
                 f"cohort={config.cohort.name}: privacy=central_gaussian is accounted for users who are drawn by "
-                "themselves, in secret; take cohort=poisson"
+                "themselves, in secret; leave it out, or give cohort=poisson"
             )
         if config.grouping.name != "one":
             found.append(
@@ -88,12 +88,12 @@ class CentralGaussian(PrivacyMechanism):
             if (value := getattr(rules, key)) != only:
                 found.append(
                     f"federation.{key}={value}: with privacy=central_gaussian no rule may depend on who was drawn; "
-                    f"give federation.{key}={only} (experiment=central_gaussian has all of them)"
+                    f"leave it out, or give federation.{key}={only}"
                 )
         if rules.node_limits(simulated=config.runtime == "simulation").share != 1.0:
             found.append(
                 f"federation.max_node_share={rules.max_node_share}: with privacy=central_gaussian what a user weighs "
-                "may not depend on who was drawn; give federation.max_node_share=1.0"
+                "may not depend on who was drawn; leave it out, or give federation.max_node_share=1.0"
             )
         backbone: Any = backbones.get(config.backbone.name)(config.backbone, config.base_table.dim)
         if backbone.item_counting is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +23,7 @@ from fedrec.wire.protocol import UPDATE_SCALARS, Setup
 
 Federate = Callable[..., Any]
 
-RULES = ["federation.repeats=0", "federation.max_failures=1.0", "federation.min_users=0"]
-PRIVATE = ["privacy=central_gaussian", "privacy.epsilon=2.0", *RULES, "strategy=full", "strategy.rounds=4"]
+PRIVATE = ["privacy=central_gaussian", "privacy.epsilon=2", "strategy=full", "strategy.rounds=4"]
 BASE = Path("/somewhere")
 
 
@@ -87,11 +87,11 @@ def composed(*overrides: str) -> Any:
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("federation.repeats=1", r"federation\.repeats=1: .*give federation\.repeats=0"),
+        ("federation.repeats=1", r"federation\.repeats=1: .*leave it out, or give federation\.repeats=0"),
         ("federation.max_failures=0.5", r"give federation\.max_failures=1\.0"),
         ("federation.min_users=1", r"give federation\.min_users=0"),
         ("federation.over_sampling=0.1", r"federation\.over_sampling=0\.1: with privacy=central_gaussian"),
-        ("cohort=fixed", r"cohort=fixed: .*take cohort=poisson"),
+        ("cohort=fixed", r"cohort=fixed: .*leave it out, or give cohort=poisson"),
         ("privacy.epsilon=null", r"give one of them"),
         ("backbone=fedpergnn", r"backbone=fedpergnn: its users report items"),
     ],
@@ -104,12 +104,24 @@ def test_what_the_account_does_not_have_is_refused(override: str, said: str) -> 
 
 def test_a_deployment_has_to_say_how_many_users_there_are() -> None:
     items = ["runtime=deployment", "dataset=table", "dataset.item_table=items.csv", "dataset.items=listed"]
-    items += ["dataset.k_core=0", "dataset.min_rating=null", "federation.max_node_share=1.0"]
+    items += ["dataset.k_core=0", "dataset.min_rating=null"]
     with pytest.raises(ConfigError, match=r"privacy\.population=null: with runtime=deployment"):
         composed(*items)
     assert composed(*items, "privacy.population=1000").privacy.population == 1000
 
 
-def test_the_experiment_has_all_the_rules() -> None:
-    config = compose(["experiment=central_gaussian", "privacy.epsilon=4.0"], base=BASE)
-    assert config.privacy.epsilon == 4.0  # type: ignore[attr-defined]
+@pytest.mark.parametrize("chosen", ["privacy=central_gaussian", "experiment=central_gaussian"])
+def test_the_mechanism_brings_the_cohort_and_the_rules_that_its_account_needs(chosen: str) -> None:
+    config: Any = compose([chosen, "privacy.epsilon=4"], base=BASE)
+    assert config.privacy.epsilon == 4.0
+    assert config.cohort.name == "poisson"
+    plain = compose([], base=BASE).federation
+    rules = {"max_failures": 1.0, "min_users": 0, "repeats": 0, "max_node_share": 1.0, "over_sampling": 0.0}
+    changed = {"fraction": config.federation.fraction, "weight_cap": config.federation.weight_cap}
+    assert config.federation == dataclasses.replace(plain, **rules, **changed)
+
+
+def test_a_budget_without_a_mechanism_is_told_what_to_type() -> None:
+    said = r"privacy\.epsilon=8: .*privacy=none has no values to set; give privacy=central_gaussian with it"
+    with pytest.raises(ConfigError, match=said):
+        compose(["privacy.epsilon=8"], base=BASE)
