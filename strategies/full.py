@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from typing_extensions import override
 
@@ -24,7 +24,7 @@ class FullStrategyConfig(StrategyConfig):
 class FullStrategy(FederatedStrategy):
     """One phase, one whole table, started from the pre-trained one."""
 
-    config_class = FullStrategyConfig
+    config_class: ClassVar[type[StrategyConfig]] = FullStrategyConfig
 
     @classmethod
     @override

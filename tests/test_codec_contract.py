@@ -35,7 +35,7 @@ def test_the_codec_is_part_of_the_specification(name: str) -> None:
     assert PacketFormat(Kind.MODEL, SHAPES, made(name), 0).digest() in digests
 
 
-@pytest.mark.parametrize("name", ["float16", "int8"])
+@pytest.mark.parametrize("name", ["float16", "int8", "int4"])
 def test_and_so_are_its_settings(name: str) -> None:
     """Two sides with other settings would read each other's bytes as other numbers, where the sizes are the same."""
     spec: Spec = {"base": TableSpec((1, 4))}
@@ -76,3 +76,14 @@ def test_float16_keeps_the_mean_of_numbers_below_its_smallest_step() -> None:
     small = there_and_back(made("float16"), tensors, spec)["t"][1:] / 2.0**-24
     assert set(small.tolist()) == {0.0, 1.0}
     assert float(small.mean()) == pytest.approx(0.3, abs=0.025)
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_two_numbers_of_int4_are_in_a_byte(count: int) -> None:
+    """Every step there is comes back, also where the last byte is half full."""
+    steps = torch.arange(-7.0, 8.0).repeat(count)[: 15 * count] / 7 * 3
+    spec: Spec = {"t": TableSpec((count, 15))}
+    codec = made("int4")
+    data = codec.encode({"t": steps.reshape(count, 15)}, spec, None)
+    assert len(data) == codec.size(spec) == 4 * count + (15 * count + 1) // 2
+    torch.testing.assert_close(codec.decode(memoryview(data), spec)["t"], steps.reshape(count, 15))

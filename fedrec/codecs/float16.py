@@ -29,7 +29,7 @@ class Float16Codec(RoundingCodec):
     """Stochastic rounding to the two nearest numbers of float16, after division by the scale."""
 
     config_class = Float16Config
-    item_bytes = 2
+    bits = 16
     coarsest = 2.0**-_BITS
 
     @override

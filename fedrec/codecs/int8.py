@@ -27,7 +27,7 @@ class Int8Codec(RoundingCodec):
     """Stochastic rounding to k / 127 of the scale, k from -127 to 127."""
 
     config_class = Int8Config
-    item_bytes = 1
+    bits = 8
     coarsest = 1 / _STEPS
 
     @override

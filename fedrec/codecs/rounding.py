@@ -42,7 +42,8 @@ class RoundingCodec(Codec):
 
     config: RoundingConfig
     exact = False
-    item_bytes: ClassVar[int]
+    bits: ClassVar[int]
+    """Of one number."""
     coarsest: ClassVar[float]
     """The largest distance between two neighbours that a number in [-1, 1] is rounded to."""
 
@@ -56,7 +57,7 @@ class RoundingCodec(Codec):
 
     @abstractmethod
     def unpack(self, data: memoryview) -> Tensor:
-        """The inverse of `pack`, flat; of any bytes."""
+        """The inverse of `pack`, flat; of any bytes. More numbers than were packed may fill up the last byte."""
 
     def by_row(self, spec: TensorSpec) -> bool:
         """Whether every row of the tensor has a scale of its own."""
@@ -91,7 +92,7 @@ class RoundingCodec(Codec):
         """Bytes of the scales, and of the numbers."""
         if not DTYPES[spec.dtype].is_floating_point:
             return 0, spec.nbytes
-        return 4 * (spec.shape[0] if self.by_row(spec) else 1), self.item_bytes * spec.size
+        return 4 * (spec.shape[0] if self.by_row(spec) else 1), (self.bits * spec.size + 7) // 8
 
     @override
     def encode(self, tensors: Tensors, spec: Spec, seed: int | None) -> bytes:
@@ -124,7 +125,7 @@ class RoundingCodec(Codec):
             else:
                 scale = torch.frombuffer(head, dtype=torch.float32)
                 divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
-                values = self.unpack(body).reshape(len(scale), -1) * divisor[:, None]
+                values = self.unpack(body)[: entry.size].reshape(len(scale), -1) * divisor[:, None]
                 tensors[name] = values.to(dtype).reshape(entry.shape)
         return tensors
 
