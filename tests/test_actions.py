@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 from torch import Tensor
 
@@ -24,8 +25,10 @@ from fedrec.core.rng import generator
 from fedrec.core.tensors import Spec, TableSpec, Tensors, TensorSpec, zeros
 from fedrec.stages.contributions import Touched
 from fedrec.stages.draws import Draws
-from fedrec.testing.uplink import given_by
+from fedrec.testing.uplink import SPEC as UPLINKED
+from fedrec.testing.uplink import USERS, given_by
 from fedrec.uplinks.actions import ActionsConfig, ActionsUplink
+from fedrec.uplinks.base import Room
 from fedrec.uplinks.clusters import of_numbers, of_rows
 from fedrec.uplinks.padded import Padded
 from fedrec.uplinks.sampled import Sampling, chances
@@ -277,3 +280,52 @@ def test_configurations_are_bounded() -> None:
         with pytest.raises(Exception, match=next(iter(wrong))):
             load_member("uplink", member, **wrong)
     assert dataclasses.is_dataclass(load_member("uplink", "actions"))
+
+
+# ---- packets that have to fit ----------------------------------------------------------------------------------------
+
+
+def all_of(rooms: NDArray[np.int64]) -> Room:
+    return lambda keys: rooms
+
+
+@pytest.mark.parametrize("alike", [True, False], ids=["alike", "rows"])
+@pytest.mark.parametrize("name", ["float32", "int8"])
+def test_a_packet_fits_into_its_room_with_as_many_actions_as_it_holds(name: str, alike: bool) -> None:
+    """From more than enough to nearly nothing: never longer, and the more room, the less is lost."""
+    codec, everybody = made(name), list(range(USERS))
+    least = ActionsUplink(ActionsConfig("actions", 64), codec).packet.least(UPLINKED)
+    whole = [given_by([user], alike=alike).touched("table").changes.square().sum() for user in everybody]
+    lost = []
+    for room in (10_000, 400, 200, 130, 100, 70, 45, least):
+        rooms = np.full(USERS, room) - np.arange(USERS) % 2
+        uplink = ActionsUplink(ActionsConfig("actions", 64), codec, all_of(rooms))
+        (stage,) = uplink.stages(None)
+        after = stage.on_devices(given_by(everybody, alike=alike), Draws(1, fresh=False))
+        assert (uplink.sizes(after) <= np.maximum(rooms, least)).all()
+        left = after.touched("table")
+        kept = torch.zeros(USERS).index_add(0, left.owner, left.changes.square().sum(1))
+        lost.append(float((torch.stack(whole) - kept).sum()))
+    assert lost[0] < 0.3 * lost[-1]
+    assert lost[-1] == pytest.approx(float(sum(whole)))
+
+
+def test_who_has_little_room_sends_the_rows_that_move_farthest() -> None:
+    before = given_by([0]).touched("table")
+    uplink = ActionsUplink(ActionsConfig("actions", 64), FLOAT32, lambda keys: np.full(len(keys), 86))
+    (stage,) = uplink.stages(None)
+    left = stage.on_devices(given_by([0]), Draws(1, fresh=False)).touched("table")
+    lengths = before.changes.norm(dim=1)
+    assert 0 < len(left.rows) < len(before.rows)
+    farthest = set(before.rows[lengths.argsort(descending=True)[: len(before.rows) // 2]].tolist())
+    assert set(left.rows.tolist()) <= farthest
+
+
+def test_a_user_without_a_limit_has_all_actions() -> None:
+    rooms = np.array([10**9, 90])
+    uplink = ActionsUplink(ActionsConfig("actions", 16), FLOAT32, lambda keys: rooms)
+    (with_room,), (without,) = uplink.stages(None), ActionsUplink(ActionsConfig("actions", 16), FLOAT32).stages(None)
+    limited, free = (stage.on_devices(given_by([0, 1]), Draws(1, fresh=False)) for stage in (with_room, without))
+    first, second = (part.touched("table") for part in (limited, free))
+    assert torch.equal(first.changes[first.owner == 0], second.changes[second.owner == 0])
+    assert len(first.changes[first.owner == 1]) < len(second.changes[second.owner == 1])

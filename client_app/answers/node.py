@@ -135,8 +135,12 @@ class Node:
 
     def participant(self, slots: NDArray[np.int64]) -> Participant:
         """The users in `slots`, as both sides know them."""
-        grade = self.place.grade if isinstance(self.place, Site) else ""
-        return Participant(self.users.keys[slots], self.groups[slots], grade)
+        return Participant(self.users.keys[slots], self.groups[slots], self.grade)
+
+    @property
+    def grade(self) -> str:
+        """What the site says of its devices."""
+        return self.place.grade if isinstance(self.place, Site) else ""
 
     @cached_property
     def data_digest(self) -> str:
@@ -206,7 +210,7 @@ class Node:
         return ENGINES[setup.engine](
             self.recipe,
             self.sampler,
-            setup.stages,
+            setup.stages_of(self.grade),
             setup.pairs_at_once,
             fresh=isinstance(self.place, Site),
         )

@@ -115,9 +115,12 @@ class ActionCodec(Codec):
             return _HEAD.size
         return _HEAD.size + self._actions_size(entry, actions, alike) + min(_places_sizes(entry.rows, rows, actions))
 
-    def most_of_table(self, entry: TableSpec, rows: int) -> int:
-        """The most bytes of a table of which at most so many rows move, whatever their actions."""
-        actions = min(self.config.actions - 1, rows)
+    def most_of_table(self, entry: TableSpec, rows: int, most: int | None = None) -> int:
+        """The most bytes of a table of which at most so many rows move, whatever their actions.
+
+        `most`: how many of these there are at most, with that of not moving; None: as many as there may be.
+        """
+        actions = min((self.config.actions if most is None else most) - 1, rows)
         return max(self.table_size(entry, rows, actions, alike=alike) for alike in (False, True))
 
     def _actions_size(self, entry: TableSpec, actions: int, alike: bool) -> int:

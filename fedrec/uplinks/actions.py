@@ -6,8 +6,10 @@ our reading of it (docs/fedras.md).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from fedrec.codecs.actions import MOST_ACTIONS, ActionCodec, direction
+from fedrec.codecs.actions import MOST_ACTIONS, ActionCodec, Direction, direction
 from fedrec.codecs.base import Codec
 from fedrec.codecs.rounding import RoundingCodec, tensor_seed
 from fedrec.core.registry import MemberConfig, uplinks
@@ -28,7 +30,7 @@ from fedrec.stages.contributions import Contributions, Touched
 from fedrec.stages.draws import Draws
 from fedrec.stages.rounding import Rounding
 from fedrec.stages.rows import RowLimits
-from fedrec.uplinks.base import Uplink
+from fedrec.uplinks.base import Room, Uplink
 from fedrec.uplinks.clusters import Clusters, of_numbers, of_rows
 from fedrec.uplinks.padded import Padded
 
@@ -45,20 +47,46 @@ class ActionsConfig(MemberConfig):
     actions: Annotated[int, Ge(2), Le(MOST_ACTIONS)]
 
 
-class Coded(NamedTuple):
-    """The rows of a table as actions.
+class Found(NamedTuple):
+    """The rows of a table that users have changed.
 
     Attributes:
-        touched: The rows that move, by what their actions are after rounding.
-        moved: int64 [U], how many there are.
-        distinct: int64 [U], the actions that they take.
-        alike: bool [U], whether these are multiples of one row.
+        entry: The table.
+        touched: The rows.
+        sane: bool [m], of users all of whose rows are finite. The others are dropped further on, as they are.
+        rows: Those of each user side by side, zeros of who is not sane.
+        direction: The row of which each user's rows are multiples, if they are.
     """
 
+    entry: TableSpec
     touched: Touched
-    moved: NDArray[np.int64]
-    distinct: NDArray[np.int64]
-    alike: NDArray[np.bool_]
+    sane: Tensor
+    rows: Padded
+    direction: Direction
+
+    @staticmethod
+    def of(touched: Touched, entry: TableSpec, users: int) -> Found:
+        """The rows that `users` users have touched."""
+        finite = torch.ones(users, dtype=torch.bool, device=touched.owner.device)
+        finite[touched.owner[~touched.changes.isfinite().all(1)]] = False
+        sane = finite[touched.owner]
+        rows = Padded.of(Touched(touched.owner, touched.rows, touched.changes * sane[:, None]), users)
+        return Found(entry, touched, sane, rows, direction(rows.values))
+
+    @property
+    def alike(self) -> Tensor:
+        """Bool [U], whose rows are multiples of one."""
+        return self.direction.exact
+
+    def farthest(self, counts: Tensor) -> Found:
+        """With so many rows of each user [U], those that move farthest."""
+        if bool((counts.to(self.rows.counts) >= self.rows.counts).all()):
+            return self
+        lengths = self.rows.values.norm(dim=2)
+        rank = torch.where(self.rows.there, lengths, -1.0).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        stays = (rank < counts.to(rank)[:, None])[self.rows.owner, self.rows.place]
+        touched = Touched(self.touched.owner[stays], self.touched.rows[stays], self.touched.changes[stays])
+        return Found.of(touched, self.entry, len(counts))
 
 
 class Acting(Stage):
@@ -70,58 +98,92 @@ class Acting(Stage):
 
     reads = "rows"
 
-    def __init__(self, packet: ActionCodec, codec: Codec, rounding: Rounding | None) -> None:
-        self._packet, self._codec, self._rounding = packet, codec, rounding
+    def __init__(self, packet: ActionCodec, codec: Codec, rounding: Rounding | None, room: Room | None) -> None:
+        self._packet, self._codec, self._rounding, self._room = packet, codec, rounding, room
 
     @override
     def on_devices(self, given: Contributions, draws: Draws) -> Contributions:
-        packets = np.zeros(len(given), dtype=np.int64)
-        seeds = counter_bits(draws.again("actions"), given.keys)
-        for name, entry in given.spec.items():
-            if not isinstance(entry, TableSpec):
-                packets += self._codec.size({name: entry})
-                continue
-            coded = self._coded(given.touched(name), tensor_seed(seeds, name), entry)
-            given = given.replacing(name, coded.touched)
-            of_each = zip(coded.moved.tolist(), coded.distinct.tolist(), coded.alike.tolist(), strict=True)
-            packets += np.array([self._packet.table_size(entry, rows, k, alike=alike) for rows, k, alike in of_each])
+        users, seeds = len(given), counter_bits(draws.again("actions"), given.keys)
+        tables = {name: entry for name, entry in given.spec.items() if isinstance(entry, TableSpec)}
+        others = self._codec.size({name: entry for name, entry in given.spec.items() if name not in tables})
+        found = [Found.of(given.touched(name), entry, users) for name, entry in tables.items()]
+        most = np.full(users, self._packet.config.actions)
+        if self._room is not None:
+            most, found = self._fitting(found, self._room(given.keys) - others)
+        packets = np.full(users, others, dtype=np.int64)
+        for name, part in zip(tables, found, strict=True):
+            coded, sizes = self._coded(part, tensor_seed(seeds, name), torch.from_numpy(most).to(part.sane.device))
+            given, packets = given.replacing(name, coded), packets + sizes
         if self._rounding is not None:
             given = self._rounding.others(given, draws)
         return given.coming_in(packets)
 
-    def _coded(self, touched: Touched, seeds: NDArray[np.uint64], entry: TableSpec) -> Coded:
-        users = len(seeds)
-        finite = torch.ones(users, dtype=torch.bool, device=touched.owner.device)
-        finite[touched.owner[~touched.changes.isfinite().all(1)]] = False  # they are dropped further on, as they are
-        sane = finite[touched.owner]
-        given = Padded.of(Touched(touched.owner, touched.rows, touched.changes * sane[:, None]), users)
-        found = self._clusters(given, seeds)
-        actions = torch.nn.functional.pad(found.centres, (0, 0, 1, 0))
-        taken = found.taken[given.owner, given.place]
-        changes = torch.where(sane[:, None], actions[given.owner, taken].to(touched.changes), torch.nan)
+    # How many actions fit ---------------------------------------------------------------------------------------------
+
+    def _fitting(self, found: Sequence[Found], room: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Found]]:
+        """Of each user the most actions whose packet has room for certain, and the rows that it has room for.
+
+        They are powers of two, as a row's action takes whole bits, or all that there may be. Where two actions of all
+        rows are too long, those rows are sent that move farthest.
+        """
+        choices = [*_powers(self._packet.config.actions)]
+        most = np.full(len(room), choices[0])
+        left = [part.rows.counts.cpu().numpy().copy() for part in found]
+        for user, bytes_left in enumerate(room.tolist()):
+            rows = [int(counts[user]) for counts in left]
+            fitting = [k for k in choices if self._bound(found, user, rows, k) <= bytes_left]
+            if fitting:
+                most[user] = fitting[-1]
+                continue
+            bound = partial(self._bound_of_part, found, user, rows, choices[0])
+            part = bisect_right(range(1001), bytes_left, key=bound)
+            for counts in left:
+                counts[user] = counts[user] * max(0, part - 1) // 1000
+        return most, [part.farthest(torch.from_numpy(counts)) for part, counts in zip(found, left, strict=True)]
+
+    def _bound(self, found: Sequence[Found], user: int, rows: Sequence[int], most: int) -> int:
+        """The most bytes of a user's tables of which so many rows move."""
+        total = 0
+        for part, count in zip(found, rows, strict=True):
+            if bool(part.alike[user]):
+                total += self._packet.table_size(part.entry, count, min(most - 1, count), alike=True)
+            else:
+                total += self._packet.most_of_table(part.entry, count, most)
+        return total
+
+    def _bound_of_part(self, found: Sequence[Found], user: int, rows: Sequence[int], most: int, share: int) -> int:
+        """The same of so many thousandths of the rows of each table."""
+        return self._bound(found, user, [count * share // 1000 for count in rows], most)
+
+    # Clusters ---------------------------------------------------------------------------------------------------------
+
+    def _coded(self, found: Found, seeds: NDArray[np.uint64], most: Tensor) -> tuple[Touched, NDArray[np.int64]]:
+        """The rows that move, by what their actions are after rounding, and the bytes of each user's table."""
+        touched, given, users = found.touched, found.rows, len(seeds)
+        clusters = self._clusters(found, seeds, most)
+        actions = torch.nn.functional.pad(clusters.centres, (0, 0, 1, 0))
+        taken = clusters.taken[given.owner, given.place]
+        changes = torch.where(found.sane[:, None], actions[given.owner, taken].to(touched.changes), torch.nan)
         moves = (changes != 0).any(1)
         moved = torch.bincount(given.owner[moves], minlength=users)
         used = torch.zeros(actions.shape[:2], dtype=torch.bool, device=actions.device)
         used[given.owner[moves], taken[moves]] = True
         left = torch.where(used[..., None], actions, 0.0)
-        return Coded(
-            Touched(touched.owner[moves], touched.rows[moves], changes[moves]),
-            moved.cpu().numpy(),
-            _distinct(left, used).cpu().numpy(),
-            direction(left).exact.cpu().numpy(),
-        )
+        of_each = zip(moved.tolist(), _distinct(left, used).tolist(), direction(left).exact.tolist(), strict=True)
+        sizes = [self._packet.table_size(found.entry, rows, kinds, alike=alike) for rows, kinds, alike in of_each]
+        return Touched(touched.owner[moves], touched.rows[moves], changes[moves]), np.array(sizes, dtype=np.int64)
 
-    def _clusters(self, given: Padded, seeds: NDArray[np.uint64]) -> Clusters:
-        most = torch.full_like(given.counts, self._packet.config.actions)
-        found = direction(given.values)
-        alike, apart = torch.nonzero(found.exact).flatten(), torch.nonzero(~found.exact).flatten()
+    def _clusters(self, found: Found, seeds: NDArray[np.uint64], most: Tensor) -> Clusters:
+        given = found.rows
+        alike, apart = torch.nonzero(found.alike).flatten(), torch.nonzero(~found.alike).flatten()
         users, places, width = given.values.shape
         centres = given.values.new_zeros(users, self._packet.config.actions - 1, width)
         taken = torch.zeros(users, places, dtype=torch.int64, device=centres.device)
         if len(alike):
-            by_factor = of_numbers(found.factors[alike], given.there[alike], most[alike])
-            row = self._rounded(found.row[alike][:, None], seeds[alike.cpu().numpy()], by_row=False)
-            centres[alike] = by_factor.centres.float() * row
+            by_factor = of_numbers(found.direction.factors[alike], given.there[alike], most[alike])
+            row = self._rounded(found.direction.row[alike][:, None], seeds[alike.cpu().numpy()], by_row=False)
+            multiples = by_factor.centres.float() * row
+            centres[alike, : multiples.shape[1]] = multiples
             taken[alike] = by_factor.taken
         if len(apart):
             part = Padded(given.owner, given.place, given.counts[apart], given.rows[apart], given.values[apart])
@@ -139,6 +201,15 @@ class Acting(Stage):
         scale = actions.abs().amax(2 if of_rows else (1, 2), keepdim=True)
         places = torch.arange(actions[0].numel(), device=actions.device).view(1, *actions.shape[1:])
         return self._codec.rounded(actions, scale, seeds, places)
+
+
+def _powers(most: int) -> Iterator[int]:
+    """2, 4, 8, ... and `most`."""
+    power = 2
+    while power < most:
+        yield power
+        power *= 2
+    yield most
 
 
 def _distinct(actions: Tensor, used: Tensor) -> Tensor:
@@ -168,7 +239,7 @@ class ActionsUplink(Uplink):
     @override
     def stages(self, row_limits: RowLimits | None) -> Sequence[Stage]:
         limits = [row_limits] if row_limits else []
-        return [*limits, Acting(self.packet, self.codec, self.rounding)]
+        return [*limits, Acting(self.packet, self.codec, self.rounding, self.room)]
 
     @override
     def sizes(self, given: Contributions) -> NDArray[np.int64]:

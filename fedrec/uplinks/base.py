@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from fedrec.config.schema import RunConfig
 
 
+Room = Callable[[NDArray[np.uint64]], NDArray[np.int64]]
+"""Of users by their keys, the most bytes of the tensors in their packets: int64 [users], perhaps below 0."""
+
+
 class Uplink(ABC):
     """A member of the family `uplink`.
 
@@ -32,6 +36,7 @@ class Uplink(ABC):
     Attributes:
         config: The member's configuration.
         codec: The run's codec, of the numbers in a packet.
+        room: How long packets may be.
         packet: The codec of the packet of one user's update.
     """
 
@@ -41,9 +46,17 @@ class Uplink(ABC):
     """Whether a packet, or its length, tells which rows of a table, or how many, a user has changed. A sum whose noise
     is to hide that is refused then, and a node tells the bytes of its users' packets beside their sum."""
 
-    def __init__(self, config: Any, codec: Codec) -> None:
+    def __init__(self, config: Any, codec: Codec, room: Room | None = None) -> None:
+        """The uplink of a run.
+
+        Args:
+            config: The member's configuration.
+            codec: The run's codec.
+            room: How long packets may be, for members that can make them shorter; None: any length will do.
+        """
         self.config = config
         self.codec = codec
+        self.room = room
         self.packet = self.packet_codec(codec)
 
     @abstractmethod

@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -42,7 +42,7 @@ from fedrec.optim.base import Recipe
 from fedrec.stages.chain import Stages
 from fedrec.stages.limits import Limits
 from fedrec.stages.rows import RowLimits
-from fedrec.uplinks.base import Uplink
+from fedrec.uplinks.base import Room, Uplink
 from fedrec.wire.packet import Kind, Packet, PacketFormat
 from fedrec.wire.updates import DROPPED
 
@@ -220,15 +220,27 @@ class Setup:
 
     @cached_property
     def stages(self) -> Stages:
-        """What becomes of users' updates on their devices, and of their sum on the server."""
+        """What becomes of users' updates on devices of no grade, and of their sum on the server."""
+        return self.stages_of("")
+
+    def stages_of(self, grade: str) -> Stages:
+        """The same on devices of which their node says this grade: on lesser ones an uplink may send less."""
         from fedrec.config.validate import member_config
 
         config = member_config("privacy", dict(self.privacy))
         limits = Limits(self.weight_cap, self.max_update_norm)
         members = [registry.privacies.get(config.name)(config)]
         chosen = member_config("uplink", dict(self.uplink))
-        uplink: Uplink = registry.uplinks.get(chosen.name)(chosen, self.codec_of_run)
+        room: Room | None = None
+        if self.network_of_run.limits_replies:
+            room = partial(self._room, grade)
+        uplink: Uplink = registry.uplinks.get(chosen.name)(chosen, self.codec_of_run, room)
         return Stages(members, self.codec_of_run, limits, self._row_limits, uplink=uplink)
+
+    def _room(self, grade: str, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """What the budget of a reply leaves to the tensors in it."""
+        head = PacketFormat(Kind.UPDATE, {}, self.codec_of_run, len(UPDATE_SCALARS)).size()
+        return self.network_of_run.reply_budget(keys, grade) - head
 
     @property
     def _row_limits(self) -> RowLimits | None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from commands.describe import describe
-from exchanges.records import UPDATE
+from exchanges.records import KEYS, UPDATE
 from fedrec.config.compose import compose
 from fedrec.config.describe import from_dict
 from fedrec.core.errors import ConfigError
+from fedrec.core.registry import networks
 
 Federate = Callable[..., Any]
 
@@ -81,3 +83,30 @@ def test_what_does_not_fit_is_refused_with_its_reason(case: str) -> None:
     overrides, words = REFUSED[case]
     with pytest.raises(ConfigError, match=words):
         compose(overrides, base=None)
+
+
+# ---- devices that differ ---------------------------------------------------------------------------------------------
+
+
+def test_every_reply_fits_into_the_budget_of_its_device(federate: Federate) -> None:
+    """Some of 60 simulated phones have room for 64 actions, others for a few rows alone; wherever they live."""
+    overrides = ["strategy=fedras", "uplink.actions=64", *FAST, *SGD, WIDE, "federation.fraction=1.0"]
+    limited = [*overrides, "network=mobile", "network.reply_seconds=0.0004"]
+    one, each = (federate(*limited, nodes=nodes) for nodes in (1, USERS))
+    each.must_equal(one)
+    config = from_dict(yaml.safe_load((one.folder / "config.yaml").read_text()))
+    network = networks.get("mobile")(config.network, config.seed)
+    key_of = {message.metadata.src_node_id: keys for message, _, keys in each.grid.packets(each.grid.received, KEYS)}
+    keys, lengths = zip(
+        *((key_of[message.metadata.src_node_id], len(data)) for message, _, data in updates(each)), strict=True
+    )
+    budgets = network.reply_budget(np.frombuffer(b"".join(keys), dtype=np.uint64))
+    least = describe(config, 300).phases[-1].least_up
+    assert (np.array(lengths) <= np.maximum(budgets, least)).all()
+    free = [len(data) for *_, data in updates(federate(*overrides, nodes=USERS))]
+    assert max(lengths) > 0.9 * max(free), "who has room uses it"
+    assert sum(lengths) < 0.9 * sum(free)
+
+
+def updates(outcome: Any) -> list[Any]:
+    return list(outcome.grid.packets(outcome.grid.received, UPDATE))
