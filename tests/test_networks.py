@@ -31,7 +31,7 @@ def test_the_medians_and_tails_of_mobile_are_the_published_ones() -> None:
     devices = network("mobile").devices(KEYS)
     for z, share in ((-2.0, 0.02275), (-1.0, 0.15866), (0.0, 0.5), (1.0, 0.84134), (2.0, 0.97725)):
         assert np.quantile(devices.uplink, share) == pytest.approx(5.0 * np.exp(z), rel=0.08)
-        assert np.quantile(devices.speed, share) == pytest.approx(10_000 * np.exp(0.5 * z), rel=0.04)
+        assert np.quantile(devices.speed, share) == pytest.approx(100_000 * np.exp(0.5 * z), rel=0.04)
     assert devices.downlink == pytest.approx(4 * devices.uplink)
     assert devices.uplink.mean() == pytest.approx(8.24, rel=0.03)
     assert devices.downlink.mean() == pytest.approx(33.0, rel=0.03)

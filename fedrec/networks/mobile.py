@@ -40,8 +40,9 @@ class MobileNetwork(SimulatedNetwork):
     and 20 down with sigma = 1. The means are then 8.2 and 33.0, of the size of those that Ookla's Speedtest Global
     Index had for mobile networks in September 2020 (11.22 and 35.96), and one device in a hundred has a tenth of the
     median or less. A tail like this is what the measurements of phones have from which FedScale (Lai et al., ICML 2022,
-    arXiv 2105.11367) takes its devices (MobiPerf). The speed, 10,000 interactions a second with sigma = 0.5, is an
-    assumption: the slowest and the fastest of a hundred devices differ by a factor of ten.
+    arXiv 2105.11367) takes its devices (MobiPerf). The speed is an assumption: 100,000 interactions a
+    second, of the order of a tenth of what the cohort engine comes to on one core of a server (docs/performance.md),
+    with sigma = 0.5, so that the slowest and the fastest of a hundred devices differ by a factor of ten.
     """
 
     config_class = MobileConfig
