@@ -87,3 +87,16 @@ def test_two_numbers_of_int4_are_in_a_byte(count: int) -> None:
     data = codec.encode({"t": steps.reshape(count, 15)}, spec, None)
     assert len(data) == codec.size(spec) == 4 * count + (15 * count + 1) // 2
     torch.testing.assert_close(codec.decode(memoryview(data), spec)["t"], steps.reshape(count, 15))
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_whole_numbers_and_nothing_travel_exactly_in_every_codec(name: str) -> None:
+    """Beside a tensor of zeros alone, whose scale is zero."""
+    spec: Spec = {"codes": TensorSpec((2, 3), "int32"), "t": TableSpec((2, 2)), "u": TensorSpec((3,), "uint8")}
+    tensors = {
+        "codes": torch.arange(6, dtype=torch.int32).reshape(2, 3) * 10**8,
+        "t": torch.zeros(2, 2),
+        "u": torch.tensor([0, 1, 255], dtype=torch.uint8),
+    }
+    decoded = there_and_back(made(name), tensors, spec)
+    assert all(torch.equal(decoded[key], tensor) for key, tensor in tensors.items())

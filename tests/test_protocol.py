@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from client_app.answers.node import Node, Place
 from fedrec.config.describe import load_member
-from fedrec.core import registry
+from fedrec.core import bounds, registry
 from fedrec.core.errors import ConfigError, FedrecError, PacketError
 from fedrec.core.rng import generator
 from fedrec.core.tensors import DTYPES, TableSpec, TensorSpec, matches, spec_of
@@ -176,6 +176,45 @@ def test_a_wrong_setup_is_malformed(case: str) -> None:
     assert key in str(caught.value), "the message names what is wrong"
 
 
+EDGES: dict[str, tuple[list[Any], list[Any]]] = {
+    "seed": ([0, bounds.LARGEST_SEED], [-1, bounds.LARGEST_SEED + 1]),
+    "n_items": ([1, bounds.MOST_ITEMS], [0, bounds.MOST_ITEMS + 1]),
+    "dim": ([1, bounds.MOST_DIMENSIONS], [0, bounds.MOST_DIMENSIONS + 1]),
+    "phases": ([VALUES["phases"][:1], VALUES["phases"][:1] * 256], [[], VALUES["phases"][:1] * 257]),
+    "sampled_negatives": ([0, bounds.MOST_NEGATIVES], [-1, bounds.MOST_NEGATIVES + 1]),
+    "weight_cap": ([1, bounds.MOST_WEIGHT], [0, bounds.MOST_WEIGHT + 1]),
+    "max_update_norm": ([5e-324, bounds.LARGEST_NORM], [0.0, bounds.LARGEST_NORM * 1.000001]),
+    "max_row_norm": ([5e-324, bounds.LARGEST_NORM, None], [0.0, bounds.LARGEST_NORM * 1.000001]),
+    "pairs_at_once": ([1, bounds.MOST_ITEMS], [0, bounds.MOST_ITEMS + 1]),
+    "run_key": (["k" * 200], ["k" * 201]),
+    "eligible": (["", "0af" * 21 + "f"], ["0" * 65, "0\n", "A"]),
+    "simulation": (
+        [{**VALUES["simulation"], "state_dir": "/" * 4096}],
+        [{**VALUES["simulation"], "state_dir": "/" * 4097}, {**VALUES["simulation"], "state_dir": "/\0"}],
+    ),
+}
+
+
+@pytest.mark.parametrize("key", EDGES)
+def test_what_may_just_be_is_taken_and_what_is_just_beyond_it_is_not(key: str) -> None:
+    taken, refused = EDGES[key]
+    for value in taken:
+        found = json.loads(reading(**{key: value}).to_json())
+        assert found[key] == value
+    for value in refused:
+        with pytest.raises(PacketError, match=key) as caught:
+            reading(**{key: value})
+        assert caught.value.reason == "malformed"
+
+
+def test_a_setup_of_a_million_characters_is_read_and_a_longer_one_is_not() -> None:
+    text = SETUP.to_json()
+    assert Setup.from_json(text + " " * (2**20 - len(text))) == SETUP
+    with pytest.raises(PacketError) as caught:
+        Setup.from_json(text + " " * (2**20 + 1 - len(text)))
+    assert caught.value.reason == "oversized"
+
+
 def numbers(cls: type, at: str) -> Iterator[tuple[str, Any, list[Any]]]:
     """All numbers of a dataclass, also those in its lists and sections: the key, the type, and its limits."""
 
@@ -227,7 +266,8 @@ def test_a_round_to_go_back_to_that_is_none_is_malformed(value: float) -> None:
     form = SETUP.model_format({"t": TensorSpec((2,))})
     with pytest.raises(PacketError, match="the earliest round to go back to"):
         protocol.checkpoint_round(form.decode(form.encode(0, 7, {"t": torch.zeros(2)}, [value])))
-    assert protocol.checkpoint_round(form.decode(form.encode(0, 7, {"t": torch.zeros(2)}, [7.0]))) == 7
+    for good in (0, 7):
+        assert protocol.checkpoint_round(form.decode(form.encode(0, 7, {"t": torch.zeros(2)}, [float(good)]))) == good
 
 
 def test_something_else_under_the_name_of_the_list_of_eligible_items_is_malformed() -> None:
