@@ -252,9 +252,9 @@ def test_sampled_negatives_leave_out_what_the_user_knows_and_mark_what_is_missin
 
 
 def test_places_that_are_not_valid_do_not_count() -> None:
-    valid = torch.tensor([[True, True, False]])
-    counts = sampled_rank_counts(torch.tensor([1.0]), torch.tensor([[2.0, 1.0, 1.0]]), valid)
-    assert [int(value) for value in counts] == [1, 1, 3]
+    valid = torch.tensor([[True, True, False, True, True]])
+    counts = sampled_rank_counts(torch.tensor([1.0]), torch.tensor([[2.0, 1.0, 1.0, 3.0, 1.0]]), valid)
+    assert [int(value) for value in counts] == [2, 2, 5]
 
 
 def test_a_constant_scorer_gets_its_share_of_sampled_candidates() -> None:
