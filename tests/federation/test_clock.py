@@ -23,6 +23,7 @@ Federate = Callable[..., Any]
 MOBILE = "network=mobile"
 FAST = ["optim=fast", "optim.negatives=5"]
 SPARSE = ["strategy=full", "uplink=sparse", "dataset.n_items=300", *FAST]
+ACTIONS = ["strategy=full", "uplink=actions", "network.reply_seconds=0.001", *FAST]
 FEW = "strategy.rounds=3"
 LATE = "network.deadline=0.112"
 USERS = 60
@@ -61,7 +62,7 @@ def test_a_clock_changes_no_result_to_the_bit(federate: Federate, overrides: lis
 
 @pytest.mark.parametrize(
     "overrides",
-    [SPARSE, ["codec=int8", *FAST, "network.deadline=0.105"], ["grouping=key", "grouping.groups=3", LATE]],
+    [SPARSE, [*ACTIONS, "network.deadline=0.104"], ["grouping=key", "grouping.groups=3", LATE]],
     ids=" ".join,
 )
 def test_the_clock_does_not_depend_on_the_layout(federate: Federate, overrides: list[str]) -> None:
