@@ -102,6 +102,9 @@ ATTACKS: Mapping[str, Attack] = {
 }
 """By name."""
 
+FITTING = ("surrogate", "adaptive")
+"""Those that fit the private tensors of users whose interactions are public."""
+
 
 def _into_lists(view: View) -> Callable[[Tensor, Tensor], Tensor]:
     """How near the target is to the public users' lists, from all items' vectors and its own."""

@@ -13,11 +13,12 @@ from rich.console import Console
 
 from client_app.answers.app import app as client_app
 from client_app.answers.evaluation import RankingProtocol, rank_users
-from commands.audit.attacks import ATTACKS
+from commands.audit.attacks import ATTACKS, FITTING
 from commands.audit.crowd import Crowd, CrowdedGrid
 from commands.kept_run import of_run
 from commands.progress import RunProgress
 from fedrec.config.schema import RunConfig
+from fedrec.core import registry
 from fedrec.core.errors import ConfigError
 from fedrec.core.rng import derive
 from fedrec.data.prepare import load
@@ -58,6 +59,12 @@ def promotion(
         )
         if value != only
     ]
+    if attack in FITTING and registry.backbones.get(config.backbone.name).causal:
+        problems.append(
+            f"backbone={config.backbone.name}: the attack {attack} fits vectors of users whose interactions are "
+            "public, and this backbone keeps none; choose another of "
+            f"{', '.join(name for name in ATTACKS if name not in FITTING)}, or a backbone with users' vectors"
+        )
     if problems:
         raise ConfigError(problems)
     dataset = load(cast(DatasetConfig, config.dataset), lambda *_: None)

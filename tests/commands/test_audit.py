@@ -101,6 +101,12 @@ def test_what_an_audit_cannot_take_is_said(tmp_path: Path) -> None:
         audited(tmp_path, "one_row", 0.1, "uplink=sparse")
 
 
+@pytest.mark.parametrize("attack", ["surrogate", "adaptive"])
+def test_an_attack_that_needs_vectors_of_users_says_so_where_there_are_none(tmp_path: Path, attack: str) -> None:
+    with pytest.raises(ConfigError, match=f"backbone=recency: the attack {attack} .* one_row, popularity"):
+        audited(tmp_path, attack, 0.1, "backbone=recency")
+
+
 def test_the_line_of_json(tmp_path: Path) -> None:
     short = [text.replace("rounds=8", "rounds=1") for text in SMALL]
     words = [*short, f"runs_dir={tmp_path}", f"cache_dir={tmp_path}/cache"]
