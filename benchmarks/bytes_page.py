@@ -112,6 +112,22 @@ def sparse_uplink() -> str:
     return text + "\n"
 
 
+def coded_uplinks() -> str:
+    """The update packet of the whole table in `int8` by each uplink, for catalogues of three sizes."""
+    uplinks = {
+        "`dense`": ["uplink=dense"],
+        "`sparse`": ["uplink=sparse"],
+        "`sampled`, 64 rows": ["uplink=sampled", "uplink.rows=64"],
+        **{f"`actions`, {k}": ["uplink=actions", f"uplink.actions={k}"] for k in (64, 16, 4, 2)},
+    }
+    text = f"\n| items | {' | '.join(uplinks)} |\n|---:|{'---:|' * len(uplinks)}\n"
+    for items in (3_706, 100_000, 1_000_000):
+        chosen = ["strategy=full", "codec=int8", "optim=fast", "optim.window=51", "optim.negatives=500"]
+        found = [describe(compose([*chosen, *each], base=ROOT), items).phases[-1].up for each in uplinks.values()]
+        text += f"| {items:,} | {' | '.join(f'{up:,}' for up in found)} |\n"
+    return text + "\n"
+
+
 def _line(method: Method, items: int) -> tuple[str, int, str]:
     """Backbone and bytes up, to sort by, and the line itself."""
     found = describe(method.config, items)
@@ -123,7 +139,7 @@ def _line(method: Method, items: int) -> tuple[str, int, str]:
 
 def main(arguments: Sequence[str]) -> int:
     data = Path(os.environ.get("FEDREC_DATA") or ROOT.parent / "shared" / "data").absolute()
-    blocks = {"bytes": f"\n{tables(industrial_items(data))}", "sparse": sparse_uplink()}
+    blocks = {"bytes": f"\n{tables(industrial_items(data))}", "sparse": sparse_uplink(), "coded": coded_uplinks()}
     return documents.write(PAGE, blocks, command="python -m benchmarks.bytes_page", check="--check" in arguments)
 
 

@@ -28,6 +28,7 @@ _MISSING = "*Not measured yet: `python -m benchmarks.{name} --sizes full`.*\n"
 BENCHMARKS = (
     "engine",
     "clipping",
+    "uplinks",
     "against",
     "stock_flower",
     "pfl_task",

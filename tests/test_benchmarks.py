@@ -18,12 +18,12 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # benchmarks are not installed
     sys.path.append(str(ROOT))
 
-from benchmarks import accuracy, common, groups, methods, page, timeline  # noqa: E402
+from benchmarks import accuracy, common, fedras, groups, methods, page, timeline  # noqa: E402
 from benchmarks.phases import clocked  # noqa: E402
 from fedrec.config.compose import compose  # noqa: E402
 from fedrec.core.registry import backbones  # noqa: E402
 
-IN_PROCESS = ("engine", "scaling", "evaluation", "pretraining", "clipping")
+IN_PROCESS = ("engine", "scaling", "evaluation", "pretraining", "clipping", "uplinks")
 THROUGH_FLOWER = ("round_phases", "stock_flower", "one_user_per_node", "startup")
 OVER_TLS = ("deployment", "large_catalogue")
 
@@ -34,7 +34,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(name: str, out: Path, cache: Path, *more: str) -> dict[str, Any]:
-    if name not in ("scaling", "clipping", *OVER_TLS):
+    if name not in ("scaling", "clipping", "uplinks", *OVER_TLS):
         more = ("--synthetic", *more)
     arguments = ["--sizes", "small", "--out", str(out / f"{name}.json"), "--cache", str(cache), *more]
     importlib.import_module(f"benchmarks.{name}").main(arguments)
@@ -161,6 +161,10 @@ def test_a_benchmark_runs_through_flower(name: str, tmp_path: Path, cache: Path)
     check(result, name)
     filled = [page.fill(path.read_text(), {name: result}) for path in page.PAGES]
     assert not any(f"benchmarks.{name} --sizes" in text for text in filled)
+
+
+def test_the_page_of_fedras_has_the_table_of_the_kept_runs() -> None:
+    assert fedras.main(["--check"]) == 0
 
 
 def test_the_page_of_groups_has_the_table_of_the_kept_runs() -> None:

@@ -38,7 +38,7 @@ MOST_ACTIONS = 256
 
 _HEAD = struct.Struct("<IBB")
 _ALIKE = 1e-5
-"""How far a row may be from a multiple of another, as a part of its largest number: the last bits of a product."""
+"""How far a row may be from a multiple of another, as a part of the longest: the last bits of a product."""
 
 _Way = Literal["list", "bits", "catalogue"]
 
@@ -71,16 +71,17 @@ class Direction(NamedTuple):
 
 
 def direction(rows: Tensor) -> Direction:
-    """The row of which `rows` [..., n, width] are multiples, taken from the one with the largest number; n >= 1."""
-    lengths = rows.abs().amax(-1)
-    largest = lengths.argmax(-1, keepdim=True)
+    """The row of which `rows` [..., n, width] are multiples, taken from the longest; n >= 1."""
+    squares = torch.linalg.vecdot(rows, rows)
+    largest = squares.argmax(-1, keepdim=True)
     row = rows.take_along_dim(largest[..., None], -2)[..., 0, :]
     peak = row.abs().argmax(-1, keepdim=True)
     height = row.take_along_dim(peak, -1)
     row = row / torch.where(height == 0, torch.ones_like(height), height)
     factors = rows.take_along_dim(peak[..., None, :].expand(*rows.shape[:-1], 1), -1)[..., 0]
-    off = (rows - factors[..., None] * row[..., None, :]).abs().amax((-1, -2))
-    return Direction(row, factors, off <= _ALIKE * lengths.amax(-1))
+    rest = torch.addcmul(rows, factors[..., None], row[..., None, :], value=-1)
+    off = torch.linalg.vecdot(rest, rest).amax(-1)
+    return Direction(row, factors, off <= _ALIKE**2 * squares.amax(-1))
 
 
 class ActionCodec(Codec):

@@ -68,9 +68,10 @@ class Found(NamedTuple):
     def of(touched: Touched, entry: TableSpec, users: int) -> Found:
         """The rows that `users` users have touched."""
         finite = torch.ones(users, dtype=torch.bool, device=touched.owner.device)
-        finite[touched.owner[~touched.changes.isfinite().all(1)]] = False
+        finite[touched.owner[~torch.linalg.vecdot(touched.changes, touched.changes).isfinite()]] = False
         sane = finite[touched.owner]
-        rows = Padded.of(Touched(touched.owner, touched.rows, touched.changes * sane[:, None]), users)
+        changes = touched.changes if bool(finite.all()) else torch.where(sane[:, None], touched.changes, 0.0)
+        rows = Padded.of(Touched(touched.owner, touched.rows, changes), users)
         return Found(entry, touched, sane, rows, direction(rows.values))
 
     @property
@@ -163,15 +164,17 @@ class Acting(Stage):
         clusters = self._clusters(found, seeds, most)
         actions = torch.nn.functional.pad(clusters.centres, (0, 0, 1, 0))
         taken = clusters.taken[given.owner, given.place]
-        changes = torch.where(found.sane[:, None], actions[given.owner, taken].to(touched.changes), torch.nan)
-        moves = (changes != 0).any(1)
-        moved = torch.bincount(given.owner[moves], minlength=users)
+        moving = (actions != 0).any(2)  # a centre may have been rounded to zero
+        moves = torch.nonzero(moving[given.owner, taken] | ~found.sane).flatten()
+        owner, taken, sane = given.owner[moves], taken[moves], found.sane[moves]
+        changes = torch.where(sane[:, None], actions[owner, taken].to(touched.changes), torch.nan)
+        moved = torch.bincount(owner, minlength=users)
         used = torch.zeros(actions.shape[:2], dtype=torch.bool, device=actions.device)
-        used[given.owner[moves], taken[moves]] = True
+        used[owner, taken] = True
         left = torch.where(used[..., None], actions, 0.0)
         of_each = zip(moved.tolist(), _distinct(left, used).tolist(), direction(left).exact.tolist(), strict=True)
         sizes = [self._packet.table_size(found.entry, rows, kinds, alike=alike) for rows, kinds, alike in of_each]
-        return Touched(touched.owner[moves], touched.rows[moves], changes[moves]), np.array(sizes, dtype=np.int64)
+        return Touched(owner, touched.rows[moves], changes), np.array(sizes, dtype=np.int64)
 
     def _clusters(self, found: Found, seeds: NDArray[np.uint64], most: Tensor) -> Clusters:
         given = found.rows

@@ -46,7 +46,8 @@ def of_numbers(numbers: Tensor, there: Tensor, most: Tensor) -> Clusters:
     users, places = numbers.shape
     free = int(most.max()) - 1
     counts = there.sum(1, keepdim=True)
-    ordered, order = torch.where(there, numbers.double(), torch.inf).sort(1)
+    ordered, order = torch.where(there, numbers, torch.inf).sort(1)
+    ordered = ordered.double()
     finite = torch.where(ordered.isinf(), 0.0, ordered)
     sums = torch.nn.functional.pad(finite.cumsum(1), (1, 0))
     squares = finite.square().cumsum(1)
