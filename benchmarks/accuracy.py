@@ -105,7 +105,7 @@ def plain(folder: str) -> str:
     ]
     for name, runs in kept(folder).items():
         values = [
-            _mean_of(runs, split, metric)
+            mean_of(runs, split, metric)
             for split, metric in (
                 ("validation", "ndcg@10"),
                 ("test", "ndcg@10"),
@@ -142,7 +142,8 @@ def backbones() -> str:
     return "\n".join(lines)
 
 
-def _mean_of(runs: Sequence[dict[str, Any]], split: str, metric: str) -> str:
+def mean_of(runs: Sequence[dict[str, Any]], split: str, metric: str) -> str:
+    """The mean of a metric over summaries, with its spread where there are several; a dash if one has it not."""
     values = [run[split][metric] for run in runs if metric in run.get(split, {})]
     return _mean(values) if len(values) == len(runs) else "-"
 

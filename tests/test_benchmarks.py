@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # benchmarks are not installed
     sys.path.append(str(ROOT))
 
-from benchmarks import accuracy, common, fedras, groups, methods, page, timeline  # noqa: E402
+from benchmarks import accuracy, common, fedras, groups, methods, page, private_accuracy, timeline  # noqa: E402
 from benchmarks.phases import clocked  # noqa: E402
 from fedrec.config.compose import compose  # noqa: E402
 from fedrec.core.registry import backbones  # noqa: E402
@@ -169,6 +169,10 @@ def test_the_page_of_fedras_has_the_table_of_the_kept_runs() -> None:
 
 def test_the_page_of_groups_has_the_table_of_the_kept_runs() -> None:
     assert groups.main(["--check"]) == 0
+
+
+def test_the_page_of_privacy_has_the_table_of_the_kept_runs() -> None:
+    assert private_accuracy.main(["--check"]) == 0
 
 
 def test_the_methods_page_has_the_tables_of_the_kept_runs() -> None:
