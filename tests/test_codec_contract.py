@@ -7,6 +7,7 @@ import torch
 
 from fedrec.codecs.base import Codec
 from fedrec.codecs.base_table import BaseTableCodec
+from fedrec.codecs.rounding import RoundingCodec
 from fedrec.config.describe import load_member
 from fedrec.core.errors import PacketError
 from fedrec.core.registry import codecs
@@ -100,3 +101,13 @@ def test_whole_numbers_and_nothing_travel_exactly_in_every_codec(name: str) -> N
     }
     decoded = there_and_back(made(name), tensors, spec)
     assert all(torch.equal(decoded[key], tensor) for key, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("name", [name for name in MEMBERS if not made(name).exact])
+def test_no_number_is_off_by_more_than_the_coarsest_step_and_some_nearly_are(name: str) -> None:
+    codec = made(name)
+    assert isinstance(codec, RoundingCodec)
+    spec: Spec = {"t": TensorSpec((10_001,))}
+    numbers = torch.linspace(-1, 1, 10_001)
+    off = (there_and_back(codec, {"t": numbers}, spec)["t"] - numbers).abs().max()
+    assert codec.coarsest / 4 < float(off) <= codec.coarsest * (1 + 1e-6)
