@@ -149,7 +149,7 @@ def test_a_bent_list_of_items_is_refused_or_is_the_one_that_was_sent(bend: Calla
 ITEMS = 12
 CHOICES = [
     [],
-    ["optim=fast", "codec=int8", "privacy=pseudo_items"],
+    ["optim=fast", "codec=int8", "privacy=pseudo_items", "uplink=actions"],
     ["backbone=fedpergnn", "backbone.layers=2"],
     ["backbone=pfedrec", "embedding=rqvae", "embedding.codes=4"],
     ["backbone=fedncf", "embedding=hash_senet", "codec=float16", "uplink=sparse"],
