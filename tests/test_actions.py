@@ -23,8 +23,10 @@ from fedrec.core.errors import FederationError, PacketError
 from fedrec.core.registry import codecs
 from fedrec.core.rng import generator
 from fedrec.core.tensors import Spec, TableSpec, Tensors, TensorSpec, zeros
+from fedrec.stages.chain import Stages
 from fedrec.stages.contributions import Touched
 from fedrec.stages.draws import Draws
+from fedrec.stages.limits import Limits
 from fedrec.testing.uplink import SPEC as UPLINKED
 from fedrec.testing.uplink import USERS, given_by
 from fedrec.uplinks.actions import ActionsConfig, ActionsUplink
@@ -32,6 +34,7 @@ from fedrec.uplinks.base import Room
 from fedrec.uplinks.clusters import of_numbers, of_rows
 from fedrec.uplinks.padded import Padded
 from fedrec.uplinks.sampled import Sampling, chances
+from fedrec.wire.updates import NodeUpdate
 
 FLOAT32 = Float32Codec(Float32Config("float32"))
 SPEC: Spec = {"table": TableSpec((70, 3)), "dense": TensorSpec((4, 2))}
@@ -329,3 +332,15 @@ def test_a_user_without_a_limit_has_all_actions() -> None:
     first, second = (part.touched("table") for part in (limited, free))
     assert torch.equal(first.changes[first.owner == 0], second.changes[second.owner == 0])
     assert len(first.changes[first.owner == 1]) < len(second.changes[second.owner == 1])
+
+
+def test_a_user_whose_rows_diverged_is_left_out_however_few_are_sent() -> None:
+    """Also if the row that is no number is none of those that there would be room for."""
+    given = given_by([0, 1])
+    block = given.rows["table"][0]
+    block.values[0, block.rows[0].argmax()] = torch.nan
+    uplink = ActionsUplink(ActionsConfig("actions", 16), FLOAT32, lambda keys: np.full(len(keys), 86))
+    update = NodeUpdate(zeros(UPLINKED))
+    kept = Stages([], FLOAT32, Limits(50, 1e6), uplink=uplink).add(given, update, Draws(1, fresh=False))
+    assert kept.tolist() == [False, True]
+    assert update.dropped["non_finite"] == 1

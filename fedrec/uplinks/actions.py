@@ -80,12 +80,12 @@ class Found(NamedTuple):
         return self.direction.exact
 
     def farthest(self, counts: Tensor) -> Found:
-        """With so many rows of each user [U], those that move farthest."""
+        """With so many rows of each user [U], those that move farthest; all of one who is not sane, to be dropped."""
         if bool((counts.to(self.rows.counts) >= self.rows.counts).all()):
             return self
         lengths = self.rows.values.norm(dim=2)
         rank = torch.where(self.rows.there, lengths, -1.0).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        stays = (rank < counts.to(rank)[:, None])[self.rows.owner, self.rows.place]
+        stays = (rank < counts.to(rank)[:, None])[self.rows.owner, self.rows.place] | ~self.sane
         touched = Touched(self.touched.owner[stays], self.touched.rows[stays], self.touched.changes[stays])
         return Found.of(touched, self.entry, len(counts))
 
