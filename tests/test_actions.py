@@ -339,7 +339,7 @@ def test_a_user_whose_rows_diverged_is_left_out_however_few_are_sent() -> None:
     given = given_by([0, 1])
     block = given.rows["table"][0]
     block.values[0, block.rows[0].argmax()] = torch.nan
-    uplink = ActionsUplink(ActionsConfig("actions", 16), FLOAT32, lambda keys: np.full(len(keys), 86))
+    uplink = ActionsUplink(ActionsConfig("actions", 16), FLOAT32, lambda keys: np.full(len(keys), 62))
     update = NodeUpdate(zeros(UPLINKED))
     kept = Stages([], FLOAT32, Limits(50, 1e6), uplink=uplink).add(given, update, Draws(1, fresh=False))
     assert kept.tolist() == [False, True]
