@@ -21,8 +21,8 @@ class Codec(ABC):
     def __init__(self, config: Any) -> None:
         self.config = config
 
-    def of_sum(self, users: int) -> Codec:
-        """The codec of the weighted sum of `users` users' updates, each of which was rounded by this one."""
+    def of_sum(self) -> Codec:
+        """The codec of the weighted sum of several users' updates, each of which was rounded by this one."""
         return self
 
     @abstractmethod

@@ -64,11 +64,11 @@ class RoundingCodec(Codec):
         return self.config.scale == "row" and isinstance(spec, TableSpec)
 
     @override
-    def of_sum(self, users: int) -> Codec:
+    def of_sum(self) -> Codec:
         """One update stays of its codec's numbers when it is weighed, for its scale is; a sum of several is not."""
         from fedrec.codecs.float32 import Float32Codec, Float32Config
 
-        return self if users <= 1 else Float32Codec(Float32Config("float32"))
+        return Float32Codec(Float32Config("float32"))
 
     def rounded(self, values: Tensor, scale: Tensor, seed: NDArray[np.uint64] | None, places: Tensor) -> Tensor:
         """What the other side would decode of `values` [n, ...].

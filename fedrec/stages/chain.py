@@ -171,8 +171,8 @@ class Stages:
             return spec, self.uplink.packet
         if self.exact:
             whole = {name: dataclasses.replace(entry, dtype="int64") for name, entry in spec.items()}
-            return whole, self.codec.of_sum(users)
-        return spec, self.codec.of_sum(users)
+            return whole, self.codec.of_sum()
+        return spec, self.codec.of_sum()
 
     def on_sum(self, total: Sum, about: Round) -> Sum:
         """What the server goes on with."""
