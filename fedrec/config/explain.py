@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import annotated_types as at
 from pydantic.fields import FieldInfo
 
+from fedrec.core.registry import FAMILIES
+
 _PLAIN: Mapping[Any, str] = {
     int: "an integer",
     float: "a number",
@@ -87,6 +89,8 @@ def unknown_key(key: str, legal: Sequence[str]) -> str:
         return f"{key} is a section, not a value"
     within = [name for name in legal if section and name.rpartition(".")[0] == section]
     elsewhere = [name for name in legal if "." in name and name.rpartition(".")[2] == leaf]
+    if section and leaf in FAMILIES:
+        return f"there is no key {key}: {leaf} is a group of its own, give {leaf}={' or '.join(FAMILIES[leaf].names())}"
     if section and elsewhere and spelled not in legal:
         return f"there is no key {key}; did you mean {' or '.join(elsewhere)}?"
     close = _closest(leaf, {name: (name.rpartition(".")[2],) for name in within})

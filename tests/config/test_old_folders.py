@@ -46,6 +46,11 @@ def test_a_graph_expansion_that_was_on(tmp_path: Path) -> None:
         from_dict(values)
 
 
+def test_an_uplink_is_typed_as_the_group_that_it_is(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"federation\.uplink=sparse: .* uplink is a group of its own, give uplink="):
+        made(tmp_path, "federation.uplink=sparse")
+
+
 def test_it_cannot_be_typed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"backbone\.expand_every=10: there is no key backbone\.expand_every"):
         made(tmp_path, "backbone=fedpergnn", "backbone.expand_every=10")
