@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from fedrec.codecs.rounding import RoundingCodec, RoundingConfig
+from fedrec.codecs.even import EvenCodec
+from fedrec.codecs.rounding import RoundingConfig
 from fedrec.core.registry import codecs
-
-_STEPS = 7
 
 
 @dataclass(frozen=True)
@@ -25,24 +24,20 @@ class Int4Config(RoundingConfig):
 
 
 @codecs.register("int4")
-class Int4Codec(RoundingCodec):
-    """Stochastic rounding to k / 7 of the scale, k from -7 to 7; two numbers in a byte, the first in its upper half.
+class Int4Codec(EvenCodec):
+    """Two numbers in a byte, the first in its upper half.
 
     So coarse that every row should have a scale of its own, which is the default.
     """
 
     config_class = Int4Config
     bits = 4
-    coarsest = 1 / _STEPS
-
-    @override
-    def round(self, unit: Tensor, uniform: Tensor) -> Tensor:
-        return (unit * _STEPS + uniform).floor().clamp(max=_STEPS) / _STEPS
+    steps = 7
+    coarsest = 1 / steps
 
     @override
     def pack(self, rounded: Tensor) -> bytes:
-        whole = (rounded.flatten() * _STEPS).round().nan_to_num(0.0)  # beside a scale that is not finite, and stays so
-        numbers = whole.numpy().astype(np.int8).view(np.uint8) & 15
+        numbers = self.whole(rounded).numpy().view(np.uint8) & 15
         even = np.concatenate([numbers, np.zeros(len(numbers) % 2, dtype=np.uint8)])
         pairs: NDArray[np.uint8] = even[::2] << 4 | even[1::2]
         return pairs.tobytes()
@@ -51,4 +46,4 @@ class Int4Codec(RoundingCodec):
     def unpack(self, data: memoryview) -> Tensor:
         raw = np.frombuffer(data, dtype=np.uint8)
         signed = np.stack([raw, raw << 4], axis=1).view(np.int8) >> 4  # an arithmetic shift, which keeps the sign
-        return torch.from_numpy(signed.astype(np.float32).ravel()) / _STEPS
+        return torch.from_numpy(signed.astype(np.float32).ravel()) / self.steps
