@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import case, options, spread, synthetic, write
+from benchmarks.common import case, in_turn, options, spread, synthetic, write
 from benchmarks.rendering import interval, table
 from benchmarks.task import LIMITS, load
 from fedrec.codecs.float32 import Float32Codec, Float32Config
@@ -51,14 +51,7 @@ def pairs(data: dict[str, Any], engine: str, cohort: int, repeats: int) -> dict[
         lambda: plain.train(task.model, users, private, _SEED),
         lambda: clipped.train(task.model, users, private, _SEED),
     ]
-    for work in works:
-        work()
-    seconds: list[list[float]] = [[], []]
-    for number in range(repeats):
-        for which in (0, 1) if number % 2 else (1, 0):
-            started = time.process_time()
-            works[which]()
-            seconds[which].append(time.process_time() - started)
+    seconds = in_turn(works, repeats)
     ratios = [after / before for before, after in zip(*seconds, strict=True)]
     return {
         "items": data["items"],

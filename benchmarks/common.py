@@ -145,6 +145,21 @@ def timed(work: Callable[[], Any], repeats: int, warm_up: int = 1) -> list[float
     return seconds
 
 
+def in_turn(works: Sequence[Callable[[], Any]], repeats: int) -> list[list[float]]:
+    """Processor seconds of two pieces of work, done in turn and pair by pair, so that no drift of the machine counts.
+
+    Each is done once before, to warm up.
+    """
+    seconds: list[list[float]] = [[], []]
+    for number in range(repeats + 1):
+        for which in (0, 1) if number % 2 else (1, 0):
+            started = time.process_time()
+            works[which]()
+            if number:
+                seconds[which].append(time.process_time() - started)
+    return seconds
+
+
 def peak_memory() -> int:
     """The most bytes this process has held so far."""
     try:

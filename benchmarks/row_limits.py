@@ -6,13 +6,13 @@ so that the machine's drift does not count; seconds are those of the processor, 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks.common import case, ml_1m, options, rates, spread, synthetic, write
+from benchmarks.common import case, in_turn, ml_1m, options, rates, spread, synthetic, write
 from benchmarks.rendering import interval, table
 from benchmarks.task import DIM, LIMITS, load
 from fedrec.codecs.float32 import Float32Codec, Float32Config
@@ -33,13 +33,8 @@ def pairs(data: dict[str, Any], embedding: str, optim: str, cohort: int, repeats
     rows = RowLimits(lambda width: ROW_OF_GRADIENTS if optim == "fast" else reach, LIMITS.weight_cap)
     limited = Stages([], Float32Codec(Float32Config("float32")), LIMITS, rows)
     engines = [task.engine(), task.engine(stages=limited)]
-    seconds: list[list[float]] = [[], []]
-    for number in range(repeats + 1):
-        for which in (0, 1) if number % 2 else (1, 0):
-            started = time.process_time()
-            engines[which].train(task.model, users, private, _SEED)
-            if number:  # the first is to warm up
-                seconds[which].append(time.process_time() - started)
+    works = [partial(engine.train, task.model, users, private, _SEED) for engine in engines]
+    seconds = in_turn(works, repeats)
     return {
         "embedding": embedding,
         "optim": optim,

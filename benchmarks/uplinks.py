@@ -6,13 +6,13 @@ pair, so that the machine's drift does not count; seconds are those of the proce
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks.common import case, ml_1m, options, rates, spread, synthetic, write
+from benchmarks.common import case, in_turn, ml_1m, options, rates, spread, synthetic, write
 from benchmarks.rendering import interval, table
 from benchmarks.task import LIMITS, load
 from fedrec.config.describe import load_member
@@ -43,13 +43,8 @@ def pairs(data: dict[str, Any], uplink: str, cohort: int, repeats: int) -> dict[
     private = task.private(users)
     chosen = load_member("uplink", uplink.partition(",")[0], **_UPLINKS[uplink])
     engines = [task.engine(stages=_stages(load_member("uplink", "dense"))), task.engine(stages=_stages(chosen))]
-    seconds: list[list[float]] = [[], []]
-    for number in range(repeats + 1):
-        for which in (0, 1) if number % 2 else (1, 0):
-            started = time.process_time()
-            engines[which].train(task.model, users, private, _SEED)
-            if number:  # the first is to warm up
-                seconds[which].append(time.process_time() - started)
+    works = [partial(engine.train, task.model, users, private, _SEED) for engine in engines]
+    seconds = in_turn(works, repeats)
     return {
         "uplink": uplink,
         "cohort": cohort,
