@@ -1,9 +1,11 @@
 """A world with planted taste: items with latent topics, and users who choose by topic, by style and by popularity.
 
 Every item belongs to one topic and, within it, to one style; a few are far more popular than the rest. A user likes
-three topics, one more than the next, and one style of each. The probability of the next item is known exactly
-(`World.probabilities`), so that one can say how well the best possible model would rank. All draws are vectorised over
-users, in blocks of fixed size, so that a million users fit in memory.
+three topics, one more than the next, and one style of each. It may also stay for a while where it is, in the style of
+the item that it chose last, whether it likes that or not (`visits`), so that the order of a history tells something.
+The probability of the next item is known exactly (`World.probabilities`), so that one can say how well the best
+possible model would rank. All draws are vectorised over users, in blocks of fixed size, so that a million users fit in
+memory.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class World:
         taste: Share of a user's choices that follow its taste; the others follow popularity alone.
         group: int64 [items], topic * styles + style of each item.
         weight: float64 [items], popularity, adding up to 1.
+        visits: Share of a user's choices, after its first, that stay in the group of the choice before.
     """
 
     seed: int
@@ -47,15 +50,18 @@ class World:
     taste: float
     group: NDArray[np.int64]
     weight: NDArray[np.float64]
+    visits: float = 0.0
 
     @classmethod
-    def make(cls, seed: int, items: int, topics: int, styles: int, taste: float, skew: float) -> World:
+    def make(
+        cls, seed: int, items: int, topics: int, styles: int, taste: float, skew: float, visits: float = 0.0
+    ) -> World:
         """Draw the items' topics, styles and popularity (rank ** -skew, ranks at random)."""
         rng = np.random.default_rng([seed, 0])
         # Every group gets its share of the items, as nearly equal as can be.
         group = rng.permutation(np.arange(items, dtype=np.int64) % (topics * styles))
         weight = (1.0 + rng.permutation(items)) ** -skew
-        return cls(seed, topics, styles, taste, group, weight / weight.sum())
+        return cls(seed, topics, styles, taste, group, weight / weight.sum(), visits)
 
     @cached_property
     def _by_group(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]:
@@ -75,8 +81,16 @@ class World:
                 topics[:, k] += topics[:, k] >= earlier
         return topics, rng.integers(self.styles, size=topics.shape)
 
-    def probabilities(self, topics: NDArray[np.int64], styles: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Probability of every item in one draw of each user: float64 [users, items]. For small worlds only."""
+    def probabilities(
+        self, topics: NDArray[np.int64], styles: NDArray[np.int64], last: NDArray[np.int64] | None = None
+    ) -> NDArray[np.float64]:
+        """Probability of every item in one draw of each user: float64 [users, items]. For small worlds only.
+
+        Args:
+            topics: int64 [users, 3], liked by each user, as `likings` has them.
+            styles: int64 [users, 3], of each of these topics.
+            last: int64 [users], what each user chose last; None: nothing yet.
+        """
         _, running, starts = self._by_group
         within_group = running[starts[self.group + 1]] - running[starts[self.group]]
         topic = self.group // self.styles
@@ -88,6 +102,12 @@ class World:
             chances += (
                 self.taste * share * (1.0 - OWN_STYLE) * (topic == topics[:, k, None]) * self.weight / within_topic
             )
+        if last is None:
+            return chances
+        group = self.group[last]
+        within = running[starts[group + 1]] - running[starts[group]]
+        chances *= 1.0 - self.visits
+        chances += self.visits * (self.group == group[:, None]) * self.weight / within[:, None]
         return chances
 
     def interactions(
@@ -116,10 +136,13 @@ class World:
         # Some draws repeat an item: draw more than are needed, and keep the first distinct ones.
         who = np.repeat(np.arange(users), 2 * lengths + MIN_INTERACTIONS)
         start, end = self._ranges(rng, topics, styles, who)
-        order, running, _ = self._by_group
-        low, high = running[start], running[end]
-        place = np.searchsorted(running, low + rng.random(len(who)) * (high - low), side="right") - 1
-        what = order[np.clip(place, start, end - 1)]
+        drawn = rng.random(len(who))
+        what = self._within(start, end, drawn)
+        if self.visits:
+            before, staying = self._stays(block, who)
+            group = self.group[what[before]]
+            starts = self._by_group[2]
+            what[staying] = self._within(starts[group], starts[group + 1], drawn[staying])
         _, first = np.unique(who * items + what, return_index=True)
         kept = np.sort(first)
         who, what = who[kept], what[kept]
@@ -128,6 +151,25 @@ class World:
         who, what, position = who[wanted], what[wanted], position[wanted]
         when = position * _DAY + rng.integers(_DAY, size=len(who))
         return who.astype(np.int32), what.astype(np.int32), when
+
+    def _within(
+        self, start: NDArray[np.int64], end: NDArray[np.int64], drawn: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        """By popularity, an item of each stretch of the items, sorted by group, with a number below 1 for each."""
+        order, running, _ = self._by_group
+        low, high = running[start], running[end]
+        place = np.searchsorted(running, low + drawn * (high - low), side="right") - 1
+        chosen: NDArray[np.int64] = order[np.clip(place, start, end - 1)]
+        return chosen
+
+    def _stays(self, block: int, who: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The draws that stay in a group, and for each the latest draw before it that does not: places among all."""
+        rng = np.random.default_rng([self.seed, 4, block])  # its own, so that the other draws are the same without it
+        places = np.arange(len(who))
+        stays = rng.random(len(who)) < self.visits
+        stays &= np.diff(who, prepend=-1) == 0
+        staying = np.flatnonzero(stays)
+        return np.maximum.accumulate(np.where(stays, 0, places))[staying], staying
 
     def _ranges(
         self, rng: np.random.Generator, topics: NDArray[np.int64], styles: NDArray[np.int64], who: NDArray[np.int64]

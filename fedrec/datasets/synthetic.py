@@ -37,6 +37,7 @@ class SyntheticConfig(DatasetConfig):
         words: Words of an item's description.
         noise: Share of these words, and of the brands, that say nothing about the item.
         seed: Root of the data set's randomness, apart from the run's seed.
+        visits: Share of a user's choices, after its first, that stay in the style of the choice before.
     """
 
     name: Literal["synthetic"]
@@ -50,6 +51,7 @@ class SyntheticConfig(DatasetConfig):
     words: Annotated[int, Gt(0), Le(100)]
     noise: Annotated[float, Ge(0), Le(1)]
     seed: Annotated[int, Ge(0), Le(LARGEST_SEED)]
+    visits: Annotated[float, Ge(0), Le(1)] = 0.0
 
     def __post_init__(self) -> None:
         """Check that every style of every topic gets an item."""
@@ -85,7 +87,9 @@ class Synthetic(DatasetSource):
     def world(self) -> World:
         """The latent truth behind the data."""
         config = self.config
-        return World.make(config.seed, config.n_items, config.topics, config.styles, config.taste, config.skew)
+        return World.make(
+            config.seed, config.n_items, config.topics, config.styles, config.taste, config.skew, config.visits
+        )
 
 
 def _describe(world: World, config: SyntheticConfig) -> list[RawItem]:

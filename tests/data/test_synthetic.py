@@ -94,6 +94,27 @@ def test_draws_follow_the_stated_probabilities() -> None:
     assert rank_of_drawn.mean() < 12
 
 
+def test_visits_stay_in_the_style_of_the_choice_before() -> None:
+    without = World.make(seed=1, items=400, topics=4, styles=2, taste=0.8, skew=0.5)
+    world = World.make(seed=1, items=400, topics=4, styles=2, taste=0.8, skew=0.5, visits=0.6)
+    topics, styles = world.likings(0, 4000)
+    users, items, times = world.interactions(4000, 6.0)
+    first = np.searchsorted(users, np.arange(4000))
+    chances = world.probabilities(topics, styles, items[first].astype(np.int64))
+    assert chances.sum(axis=1) == pytest.approx(np.ones(4000))
+    same = (world.group == world.group[items[first], None]) * chances
+    expected = same.sum(axis=1).sum()  # of second choices in the style of the first
+    again = (world.group[items[first]] == world.group[items[first + 1]]).sum()
+    # A choice of an item that the user has is drawn anew, which is rare here: 1 in 25 of those that stay.
+    assert abs(again - expected) < 5 * np.sqrt(4000 / 4) + 0.04 * expected
+    alone = without.probabilities(topics, styles, items[first].astype(np.int64))
+    assert expected > 1.5 * ((world.group == world.group[items[first], None]) * alone).sum()
+    # First choices and times are those of a world without visits.
+    plain = without.interactions(4000, 6.0)
+    assert plain[1][np.searchsorted(plain[0], np.arange(4000))].tolist() == items[first].tolist()
+    assert (np.diff(times)[np.diff(users) == 0] >= 0).all()
+
+
 @pytest.mark.parametrize("topics", [3, 7])
 def test_every_user_likes_three_different_topics(topics: int) -> None:
     world = World.make(seed=0, items=100, topics=topics, styles=1, taste=1.0, skew=1.0)
