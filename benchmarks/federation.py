@@ -67,10 +67,14 @@ def in_process(
     threads: int,
     phases: bool = False,
     warm_up: int = 1,
+    recipe: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Rounds of the real server and clients in this process, without evaluation; seconds of each after the first."""
+    """Rounds of the real server and clients in this process, without evaluation; seconds of each after the first.
+
+    `recipe` are overrides beside those of the embedding and of the number of users and rounds.
+    """
     torch.set_num_threads(threads)
-    strategy, watch, folder = _strategy(data, embedding, users_per_round, rounds + warm_up, nodes)
+    strategy, watch, folder = _strategy(data, embedding, users_per_round, rounds + warm_up, nodes, recipe)
     try:
         started = time.perf_counter()
         with clocked(ROUND if phases else ()) as clock, suppress(_EnoughError):
@@ -99,7 +103,7 @@ def in_process(
 
 
 def _strategy(
-    data: dict[str, Any], embedding: str, users_per_round: int, rounds: int, nodes: int
+    data: dict[str, Any], embedding: str, users_per_round: int, rounds: int, nodes: int, recipe: Sequence[str]
 ) -> tuple[FederatedStrategy, _Watch, Path]:
     """A strategy of one phase over a prepared store, as `server_app.run` makes it, with a random base table."""
     interactions = open_store(Path(data["store"]))
@@ -107,7 +111,7 @@ def _strategy(
     strategy = ["strategy=full"] if embedding == "full" else [f"embedding={embedding}", "strategy.warmup_rounds=0"]
     fraction = min(1.0, users_per_round / interactions.users)
     folder = Path(tempfile.mkdtemp(prefix="fedrec-benchmark-"))
-    overrides = [*strategy, f"strategy.rounds={rounds + 1}", f"federation.fraction={fraction!r}"]
+    overrides = [*recipe, *strategy, f"strategy.rounds={rounds + 1}", f"federation.fraction={fraction!r}"]
     overrides += [f"simulation.nodes={nodes}", "evaluation.every=0", "checkpoint_every=0", "run_id=benchmark"]
     config = compose(overrides, base=None)
     listed = pack_eligible(eligible, items)

@@ -33,6 +33,7 @@ BENCHMARKS = (
     "stock_flower",
     "pfl_task",
     "round_phases",
+    "sequences",
     "scaling",
     "evaluation",
     "pretraining",

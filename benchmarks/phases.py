@@ -52,6 +52,7 @@ ROUND: Sequence[Target] = (
     ("aggregate", "federation.aggregation", "UpdateFold.add"),
     ("aggregate", "fedrec.stages.sums", "Sum.mean"),
     ("aggregate", "fedrec.optim.paper", "PaperRecipe.server_update"),
+    ("aggregate", "fedrec.optim.fast", "FastRecipe.server_update"),
     ("evaluate", "client_app.answers.node", "Node.evaluate"),
     ("write", "server_app.watching", "Recorder.on_round"),
     ("write", "server_app.watching", "Recorder.on_checkpoint"),

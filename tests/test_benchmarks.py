@@ -24,7 +24,7 @@ from fedrec.config.compose import compose  # noqa: E402
 from fedrec.core.registry import backbones  # noqa: E402
 
 IN_PROCESS = ("engine", "scaling", "evaluation", "pretraining", "clipping", "uplinks")
-THROUGH_FLOWER = ("round_phases", "stock_flower", "one_user_per_node", "startup")
+THROUGH_FLOWER = ("round_phases", "sequences", "stock_flower", "one_user_per_node", "startup")
 OVER_TLS = ("deployment", "large_catalogue")
 
 
