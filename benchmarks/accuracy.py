@@ -3,8 +3,8 @@
     python -m benchmarks.accuracy             write the table into docs/accuracy.md, and draw docs/img/accuracy.png
     python -m benchmarks.accuracy --check     exit 1 if the page has another table
 
-Runs are kept by `benchmarks/results_table.py --to FOLDER --add NAME RUN`: in `accuracy`, with their curves; `central`,
-what they are measured by; `last`, runs without validation; `amazon`, `backbones`
+Runs are kept by `python -m benchmarks.results_table --to FOLDER --add NAME RUN`: in `accuracy`, with their curves;
+`central`, what they are measured by; `last`, runs without validation; `amazon`, `backbones`
 and `sequences`; `ablation`, one ingredient changed
 at a time, each with the name of the change; `search`, what was tried on the way. Seeds of one configuration have names
 that end with `seed <n>`; the tables have their means.

@@ -3,7 +3,7 @@
     python -m benchmarks.groups             write the table into docs/fellrec.md
     python -m benchmarks.groups --check     exit 1 if the page has another table
 
-Runs are kept by `benchmarks/results_table.py --to groups --add NAME RUN`.
+Runs are kept by `python -m benchmarks.results_table --to groups --add NAME RUN`.
 """
 
 from __future__ import annotations

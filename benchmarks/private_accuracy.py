@@ -3,8 +3,8 @@
     python -m benchmarks.private_accuracy             write the table into docs/privacy.md
     python -m benchmarks.private_accuracy --check     exit 1 if the page has another table
 
-Runs are kept by `benchmarks/results_table.py --to privacy/accuracy --add NAME RUN`; seeds of one configuration have
-names that end with `seed <n>`.
+Runs are kept by `python -m benchmarks.results_table --to privacy/accuracy --add NAME RUN`; seeds of one configuration
+have names that end with `seed <n>`.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The results in the README, made from the runs in `benchmarks/results/`, so that no figure is typed by hand.
+"""The tables of docs/results.md and README.md, made from `benchmarks/results/`, so that no figure is typed by hand.
 
-    python benchmarks/results_table.py                            write the table into README.md
-    python benchmarks/results_table.py --check                    exit 1 if README.md has another table
-    python benchmarks/results_table.py --add NAME runs/<id>       keep a finished run as NAME, then write the table
+    python -m benchmarks.results_table                       write the tables
+    python -m benchmarks.results_table --check               exit 1 if a page has another table
+    python -m benchmarks.results_table --add NAME runs/<id>  keep a finished run as NAME, then write the tables
 
 A kept run is one JSON file, never edited: `{"name": .., "overrides": [..], "summary": <summary.json of the run>}`; and
 `"curve"`, for `fedrec compare`, if it was validated on the way. `--to FOLDER` keeps it in a folder below, and it makes
-no line of the table.
+no line of the tables. The README's has the runs that `_LEADING` names.
 Absolute paths are cut to their last two parts, for the rest means nothing elsewhere.
 """
 
@@ -20,10 +20,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import documents
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-README = ROOT / "README.md"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 
 # What says where a run was carried out, and not what was run.
 _PLACES = ("runs_dir", "cache_dir", "run_id")
@@ -35,6 +36,15 @@ _HEAD = (
     "|---|---:|---:|---:|---|---:|---:|---:|---:|\n"
 )
 
+_LEADING = {
+    "1 MB: MovieLens 1M sasrec, experiment sequences_1mb": ("MovieLens 1M", "self-attention, rows that changed"),
+    "MovieLens 1M P-LoRA, experiment one_megabyte": ("MovieLens 1M", "matrix factorisation, P-LoRA"),
+    "Amazon Industrial P-LoRA, experiment short_histories": ("Amazon Industrial", "matrix factorisation, P-LoRA"),
+    "Embedded default": ("the embedded shop", "`fedrec train` as it is"),
+}
+"""Kept runs in the README's table: the data and the model, as it calls them."""
+_BRIEF = "| data | model | NDCG@10 | best baseline | bytes a user moves in all |\n|---|---|---:|---:|---:|\n"
+
 Result = Mapping[str, Any]
 
 
@@ -44,7 +54,7 @@ def load(folder: Path = RESULTS) -> list[Result]:
 
 
 def block(results: Sequence[Result]) -> str:
-    """What stands between the two marks of the README: a table with a line for each run, and how to make each again."""
+    """What stands on the page of results: a table with a line for each run, and how to make each again."""
     if not results:
         return "No runs are kept in `benchmarks/results/` yet.\n"
     rows = "".join(_row(result) for result in results)
@@ -57,13 +67,30 @@ def block(results: Sequence[Result]) -> str:
     return f"{_HEAD}{rows}\n{again}\n\n```sh\n{commands}```\n"
 
 
-def spliced(readme: str, text: str) -> str:
-    """The README with `text` between its two marks."""
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"README.md needs the two lines {BEGIN} and {END}, in this order")
-    return f"{before}{begin}\n{text}{end}{after}"
+def leading(results: Sequence[Result]) -> str:
+    """The README's table: some of the runs, each beside the best baseline that any run on the same data has."""
+    named = {result["name"]: result for result in results}
+    rows = [_brief(named[name], results, *said) for name, said in _LEADING.items()]
+    return _BRIEF + "".join(rows)
+
+
+def _brief(result: Result, results: Sequence[Result], data: str, model: str) -> str:
+    same = [other for other in results if _data(other) == _data(result)]
+    best = max(found["ndcg@10"] for other in same for found in other["summary"]["baselines"].values())
+    summary = result["summary"]
+    cells = (
+        data,
+        model,
+        f"**{summary['test']['ndcg@10']:.3f}**",
+        f"{best:.3f}",
+        f"{round(summary['bytes_per_user']['total']):,}",
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _data(result: Result) -> set[str]:
+    """Of a run's overrides, those that say what it read."""
+    return {text for text in result["overrides"] if re.match(r"dataset(\.root|\.interactions)?=", text)}
 
 
 def kept(name: str, run: Path) -> Result:
@@ -131,8 +158,8 @@ def _row(result: Result) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out what the command line asks for; the exit status."""
-    parser = argparse.ArgumentParser(description="The results table of the README.")
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if README.md has another table")
+    parser = argparse.ArgumentParser(description="The tables of kept runs.")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a page has another table")
     parser.add_argument("--add", nargs=2, metavar=("NAME", "RUN"), help="keep the run in the folder RUN as NAME")
     parser.add_argument("--to", default="", metavar="FOLDER", help="keep it in this folder of benchmarks/results")
     chosen = parser.parse_args(arguments)
@@ -143,14 +170,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
         path.write_text(json.dumps(kept(name, Path(run)), indent=2) + "\n", encoding="utf-8")
         print(f"kept {path.relative_to(ROOT)}")
-    before = README.read_text(encoding="utf-8")
-    after = spliced(before, block(load()))
-    if chosen.check and before != after:
-        print("README.md has another table: run `python benchmarks/results_table.py`", file=sys.stderr)
-        return 1
-    if before != after:
-        README.write_text(after, encoding="utf-8")
-    return 0
+    command = "python -m benchmarks.results_table"
+    results = load()
+    statuses = [
+        documents.write(page, {name: text}, command=command, check=chosen.check)
+        for page, name, text in ((PAGE, "results", block(results)), (README, "leading", leading(results)))
+    ]
+    return max(statuses)
 
 
 if __name__ == "__main__":

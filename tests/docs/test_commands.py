@@ -193,7 +193,7 @@ COVERED: list[tuple[str, Callable[[str, Place], None], str]] = [
     (r"\S+: fedrec supernode \.\.\. ", site, f"tests/runtime/test_deployment.py starts SuperNodes, {_RUNTIME}"),
     (r"\S+: fedrec \w+\b", carry_out, "here"),
     (r"\S+: flwr run \. ", configuration, f"tests/runtime/test_flwr_run.py and test_guide.py, {_RUNTIME}"),
-    (r"README.md: (pkill |export FLWR)", script, f"tests/runtime/test_flwr_run.py, {_RUNTIME}"),
+    (r"simulation.md: (pkill |export FLWR)", script, f"tests/runtime/test_flwr_run.py, {_RUNTIME}"),
     (r"\S+: deploy/local-federation\.sh ", script, f"tests/runtime/test_deployment.py, {_RUNTIME}"),
     (r"\S+: (export |ray start )", script, f"tests/runtime/test_cluster.py starts a cluster, {_RUNTIME}"),
     (r"performance.md: .*\n", benchmark, "hours; tests/test_benchmarks.py runs each at a small size"),

@@ -1,4 +1,4 @@
-"""The README's way to run the app by plain `flwr run`: its commands as they are printed, up to the one that ends it."""
+"""Plain `flwr run`, as docs/simulation.md has it: its commands as they are printed, up to the one that ends it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "simulation.md").read_text(encoding="utf-8")
 SMALL = "dataset.n_users=40 dataset.n_items=60 strategy.rounds=2 strategy.warmup_rounds=1 base_table.dim=8"
 
 
 def shown() -> tuple[list[str], str]:
     """The commands of the section, and the one that ends the SuperLink which they leave running."""
-    section = README[README.index("Plain `flwr run` works too") : README.index("### In this process")]
+    section = PAGE[PAGE.index("## Plain `flwr run`") : PAGE.index("## Several machines")]
     first, last = re.findall(r"^ *```sh\n(.*?)^ *```$", section, flags=re.DOTALL | re.MULTILINE)
     return first.splitlines(), last.strip()
 
