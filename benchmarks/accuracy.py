@@ -4,10 +4,9 @@
     python -m benchmarks.accuracy --check     exit 1 if the page has another table
 
 Runs are kept by `python -m benchmarks.results_table --to FOLDER --add NAME RUN`: in `accuracy`, with their curves;
-`central`, what they are measured by; `last`, runs without validation; `amazon`, `backbones`
-and `sequences`; `ablation`, one ingredient changed
-at a time, each with the name of the change; `search`, what was tried on the way. Seeds of one configuration have names
-that end with `seed <n>`; the tables have their means.
+`central`, what they are measured by; `last`, runs without validation; `amazon`, `backbones` and `sequences`;
+`ablation`, one ingredient changed at a time, each with the name of the change; `search`, what was tried on the way.
+Seeds of one configuration have names that end with `seed <n>`; the tables have their means.
 """
 
 from __future__ import annotations

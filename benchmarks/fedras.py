@@ -4,8 +4,8 @@
     python -m benchmarks.fedras --check     exit 1 if the page has another table
 
 Runs are kept by `python -m benchmarks.results_table --to fedras --add NAME RUN`. Seeds of one configuration have names
-that end with `seed <n>`; the table has their means. A name begins with its backbone. What every other run of a backbone is
-measured by is that of plain `int8`, the same model whether all rows travel or those that changed.
+that end with `seed <n>`; the table has their means. A name begins with its backbone. What every other run of a backbone
+is measured by is that of plain `int8`, the same model whether all rows travel or those that changed.
 """
 
 from __future__ import annotations
