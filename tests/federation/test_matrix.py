@@ -60,12 +60,15 @@ RECIPES = {
 
 The server's Adam has a large epsilon, for a step that is nearly a sign makes whole steps of the last bits of a sum, and
 in these two layouts do differ. A head of one's own is moved by an Adam on the device, where there is less to be done
-about it: hence numbers are compared after the first round and after the first one of the last phase, and only the
-metrics at the end. A code is read by many items: its gradient is larger, and its step smaller.
+about it: hence numbers are compared after the first round and after the first one of the last phase, where the run on
+five nodes ends. A code is read by many items: its gradient is larger, and its step smaller.
 """
 
 CLOSE = {"warmup": 1e-3, "peft": 0.05, "full": 1e-3}
 """By phase, the share of a tensor's norm by which two layouts may differ; other draws change half of it and more."""
+
+CLOSE_LOSS = 0.02
+"""The same of the mean loss before the first local step of each round."""
 
 ROUNDS = 3
 
@@ -86,8 +89,10 @@ def corrects(method: str) -> bool:
     return bool(made.uses_base)
 
 
-def carry_out(federate: Federate, method: str, backbone: str, real: Path, nodes: int) -> Any:
-    """The run of a cell."""
+def carry_out(
+    federate: Federate, method: str, backbone: str, real: Path, *, nodes: int, rounds: int | None = None
+) -> Any:
+    """The run of a cell; `rounds` of its last phase, by default as many as it learns in."""
     variant, _, name = method.rpartition("-")
     warmup = 1 if corrects(method) else 0
     chosen = ["strategy=full"] if name == "full" else [f"embedding={name}", f"strategy.warmup_rounds={warmup}"]
@@ -95,8 +100,7 @@ def carry_out(federate: Federate, method: str, backbone: str, real: Path, nodes:
     if name == "rqvae":
         chosen += ["embedding.codes=64", "embedding.steps=50"]
     recipe = HEADS_OVER_CODES if (name, backbone) == ("rqvae", "pfedrec") else RECIPES.get(backbone, LOCAL)
-    rounds = rounds_of(method, backbone)
-    recipe = recipe if rounds == ROUNDS else ORDER_ALONE
+    recipe = recipe if rounds_of(method, backbone) == ROUNDS else ORDER_ALONE
     if method == "C-lora" and backbone in ORDERED:  # of a random product such states learn too slowly to be told
         chosen += ["embedding.start=semantic"]
     return federate(
@@ -106,7 +110,7 @@ def carry_out(federate: Federate, method: str, backbone: str, real: Path, nodes:
         f"dataset.root={real / 'ml-100k'}",
         "dataset.min_rating=5",
         "dataset.items=rated",
-        f"strategy.rounds={warmup + rounds}",
+        f"strategy.rounds={warmup + (rounds or rounds_of(method, backbone))}",
         "federation.fraction=1.0",
         "base_table.dim=32",
         "evaluation.every=0",
@@ -138,10 +142,16 @@ def test_a_cell_learns_freezes_moves_what_is_described_and_does_not_depend_on_th
     found = describe(from_dict(yaml.safe_load((one.folder / "config.yaml").read_text())), None)
     assert_moved(one.metrics, found)
 
-    five = carry_out(federate, method, backbone, real, nodes=5)
+    five = carry_out(federate, method, backbone, real, nodes=5, rounds=1)
     assert_same_model(five, one)
-    assert five.summary["test"]["ndcg@10"] == pytest.approx(one.summary["test"]["ndcg@10"], abs=3 * error)
-    assert [line["bytes_per_user"] for line in five.metrics] == [line["bytes_per_user"] for line in one.metrics]
+    compared = one.metrics[: len(five.metrics)]
+    assert [trained(line) for line in five.metrics] == [trained(line) for line in compared]
+    assert [line["loss"] for line in five.metrics] == pytest.approx([line["loss"] for line in compared], rel=CLOSE_LOSS)
+
+
+def trained(line: dict[str, Any]) -> dict[str, Any]:
+    """The bytes that training moved by the end of a round: the run on five nodes is ranked sooner."""
+    return {name: count for name, count in line["bytes_per_user"].items() if name != "evaluation"}
 
 
 def assert_same_model(found: Any, expected: Any) -> None:
