@@ -56,18 +56,22 @@ def train_centrally(world: World, tell: Callable[[dict[str, Any]], None]) -> Tra
     settings = world.config.central
     training = (CausalTraining if world.model.backbone.causal else CentralTraining)(world)
     best: Trained | None = None
+    since, halvings = 0, 0  # the epoch of the best validation or of the last halving, and how many there were
     for epoch in range(1, settings.epochs + 1):
         started = time.monotonic()
         loss = training.epoch(epoch)
         validation = _validated(world, training, epoch) if world.setup.validation else {}
         if best is None or not validation or _value(validation) > _value(best.validation):
             model, private = training.copies()
-            best = Trained(model, private, epoch, epoch, validation)
+            best, since = Trained(model, private, epoch, epoch, validation), epoch
         seconds = time.monotonic() - started
         record = {"round": epoch, "rounds": settings.epochs, "phase": "central", "loss": loss}
         tell({**record, **({"validation": validation} if validation else {}), "seconds": seconds})
-        if settings.patience and epoch - best.epoch >= settings.patience:
-            break
+        if settings.patience and epoch - since >= settings.patience:
+            if halvings == settings.halvings:
+                break
+            training.halve()
+            since, halvings = epoch, halvings + 1
     assert best is not None
     return best._replace(epochs=epoch)
 
@@ -111,6 +115,11 @@ class CentralTraining:
         """Users per item, exactly: here nobody hides anything."""
         counted = np.bincount(self._cohort.items, minlength=self._world.setup.n_items)
         return torch.from_numpy(counted).float()
+
+    def halve(self) -> None:
+        """Let later steps be half as large."""
+        for group in self._adam.param_groups:
+            group["lr"] /= 2
 
     def copies(self) -> tuple[GlobalModel, Tensors]:
         """Model and private tensors as they stand, which later epochs do not change."""

@@ -187,6 +187,7 @@ class CentralConfig:
         decay: Its L2 regularisation, of everything that is trained.
         negatives: Negatives of an interaction, drawn afresh in every epoch, or as many as the `recipe` has.
         patience: Epochs without a better validation after which training ends (0: only after the last).
+        halvings: How often it goes on at half the rate instead of ending there.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
@@ -197,6 +198,7 @@ class CentralConfig:
     decay: Annotated[float, Ge(0), Le(1e6)]
     negatives: Annotated[int, Ge(1), Le(100_000)] | Literal["recipe"]
     patience: Annotated[int, Ge(0), Le(1_000_000)]
+    halvings: Annotated[int, Ge(0), Le(100)] = 0
 
 
 @dataclass(frozen=True)

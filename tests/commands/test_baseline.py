@@ -163,6 +163,31 @@ def test_the_best_epoch_by_validation_is_tested_and_patience_ends_the_training(c
     assert best["test"] == summary["test"]
 
 
+def test_the_rate_is_halved_where_training_would_end(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    epoch = CentralTraining.epoch
+
+    def watched(self: CentralTraining, number: int) -> float:
+        rates.append(self._adam.param_groups[0]["lr"])
+        return epoch(self, number)
+
+    monkeypatch.setattr(CentralTraining, "epoch", watched)
+    given = [*FULL, "central.lr=0.05", "central.batch=256", "central.epochs=60", "central.patience=2"]
+    config, texts = composed(*given, "central.halvings=2")
+    summary = baseline("central", config, texts, console=silent())
+    values = [record["validation"]["ndcg@10"] for record in lines(summary)]
+    expected, since, rate = [], 0, 0.05
+    for number in range(1, len(values) + 1):
+        expected.append(rate)
+        if values[number - 1] > max(values[: number - 1], default=-1.0):
+            since = number
+        elif number - since == 2:
+            since, rate = number, rate / 2
+    assert rates == expected
+    assert rate == 0.05 / 8, "of three stops two halve it, and the last ends the training"
+    assert summary["best_round"] == 1 + values.index(max(values))
+
+
 def test_without_validation_central_training_takes_all_its_epochs_and_those_items_too(composed: Compose) -> None:
     config, texts = composed(*FULL, "evaluation.validation=false", "central.epochs=4", "central.patience=1")
     summary = baseline("central", config, texts, console=silent())
