@@ -35,7 +35,7 @@ _PLAIN = ("last", "amazon", "sequences")
 """Folders whose runs make a table without a curve."""
 _SEED = re.compile(r",? seed \d+$")
 _SHARES = ("90", "95")
-_WAYS = {"up": "up", "down": "down", "one_time": "once", "merges": "merges", "total": "total"}
+_WAYS = {"up": "up", "down": "down", "one_time": "one-time", "merges": "merges", "total": "total"}
 
 
 def comparison() -> Comparison:

