@@ -31,6 +31,15 @@ from commands.progress import amount
 PAGE = ROOT / "docs" / "accuracy.md"
 PICTURE = ROOT / "docs" / "img" / "accuracy.png"
 ABLATION = ROOT / "docs" / "img" / "accuracy-ablation.png"
+LEADING = ROOT / "docs" / "img" / "leading.png"
+_CURVES = {
+    "self-attention,\nrows that changed": "sequences/movielens-1m-sasrec-sequences-2mb-validated-every-131-rounds.json",
+    "factorisation,\nP-LoRA": "accuracy/p-lora-int8-4-contexts-seed-0.json",
+    "factorisation,\nwhole table, int8": "accuracy/full-int8-of-100-rounds-1-000-negatives-falling-rate.json",
+    "factorisation,\nwhole table, float32": "accuracy/full-float32.json",
+}
+"""The curves of the README's picture, by what stands beside their ends."""
+_CENTRAL = "sequences/movielens-1m-central-sasrec.json"
 _PLAIN = ("last", "amazon", "sequences")
 """Folders whose runs make a table without a curve."""
 _SEED = re.compile(r",? seed \d+$")
@@ -185,6 +194,58 @@ def draw_ablation(path: Path) -> None:
     figure.savefig(path, dpi=130, metadata={"Software": None})
 
 
+def draw_leading(path: Path) -> None:
+    """Validation by bytes of a user: few curves, each named beside its last point, and the best central training."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    figure = Figure(figsize=(8.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for colour, (name, file) in zip(("#4477aa", "#ee6677", "#228833", "#999999"), _CURVES.items(), strict=True):
+        points = _load(file)["curve"]
+        places = [point["bytes_per_user"]["total"] for point in points]
+        values = [point["validation"]["ndcg@10"] for point in points]
+        axes.plot(places, values, color=colour, marker="o", ms=3, lw=2)
+        axes.annotate(
+            name,
+            (places[-1], values[-1]),
+            xytext=(8, 0),
+            textcoords="offset points",
+            color=colour,
+            va="center",
+            fontsize=9,
+        )
+    best = _load(_CENTRAL)["summary"]["validation"]["ndcg@10"]
+    axes.axhline(best, color="#333333", ls="--", lw=1)
+    axes.annotate(
+        f"self-attention with all data in one place {best:.3f}",
+        (0.99, best),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="right",
+        fontsize=9,
+        color="#333333",
+    )
+    axes.set_xscale("log")
+    axes.set_xlim(right=7e7)
+    axes.set_ylim(0, 1.12 * best)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: amount(count).replace(".0 ", " ")))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlabel("bytes that a user has moved, up, down and one-time (log)")
+    axes.set_ylabel("NDCG@10, MovieLens 1M, validation")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+
+
+def _load(file: str) -> dict[str, Any]:
+    """A kept run."""
+    run: dict[str, Any] = json.loads((RESULTS / file).read_text(encoding="utf-8"))
+    return run
+
+
 def _mean(values: Sequence[float]) -> str:
     spread = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
     return f"{np.mean(values):.4f}{spread}"
@@ -217,8 +278,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if check:
         return status
     draw(drawn(found), PICTURE)
-    if ablation():
-        draw_ablation(ABLATION)
+    draw_ablation(ABLATION)
+    draw_leading(LEADING)
     return 0
 
 

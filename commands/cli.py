@@ -6,20 +6,18 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import click
 import typer
 from rich.syntax import Syntax
 from rich.text import Text
-from typer.core import TyperCommand
 
 from commands.changes import change_as_dict, changes_table, shown
 from commands.ending import JSON_OPTION, command_line, ending
+from commands.overrides_help import BaselineCommand, OverridesCommand
 from fedrec import __version__
-from fedrec.config.compose import compose, experiments
+from fedrec.config.compose import compose
 from fedrec.config.describe import differences, to_dict, to_yaml
 from fedrec.config.paths import portable, settle, working_directory
 from fedrec.config.schema import RunConfig
-from fedrec.core.registry import FAMILIES
 
 app = typer.Typer(
     name="fedrec",
@@ -34,66 +32,6 @@ audit_app = typer.Typer(
     help="Attack a simulated federation, and say what is reached.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(audit_app, name="audit")
-
-_KEYS = (
-    ("strategy.rounds=200", "how long to train"),
-    ("federation.fraction=0.1", "the share of the users that train in a round"),
-    ("strategy.warmup_rounds=20", "fedpeft: rounds of the whole table before it is frozen"),
-    ("embedding.rank=8", "lora: numbers per item that are trained and sent"),
-    ("embedding.variant=C", "the compressed part alone, without a base table"),
-    ("base_table.dim=64", "numbers in an item vector"),
-    ("optim.lr=0.005", "learning rate on the clients"),
-    ("dataset.root=ml-1m", "where the data is; a relative path is taken against this folder"),
-    ("evaluation.ks=[5,10,20]", "cut-offs of the metrics"),
-    ("simulation.nodes=4", "SuperNodes that share the users (changes no result)"),
-    ("seed=1", "another run of the same"),
-    ("resume=<run_id>", "go on with a run that was interrupted"),
-)
-
-
-class OverridesCommand(TyperCommand):
-    """A command that takes overrides; its help lists the groups, their members, and the keys most often changed."""
-
-    before_overrides = ""
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write what an override is below the options."""
-        formatter.write(overrides_help(ctx.command_path + self.before_overrides))
-        super().format_epilog(ctx, formatter)
-
-
-class BaselineCommand(OverridesCommand):
-    """The same, after the kind of baseline."""
-
-    before_overrides = " central"
-
-
-def overrides_help(command: str) -> str:
-    """What overrides are, with the members that are installed and the keys most often changed."""
-    groups = "\n".join(f"  {name + '=':<12}{', '.join(family.names())}" for name, family in FAMILIES.items())
-    width = max(len(key) for key, _ in _KEYS) + 2
-    keys = "\n".join(f"  {key:<{width}}{what}" for key, what in _KEYS)
-    listed = "\n".join(f"  {name}" for name in experiments())
-    return f"""
-Overrides:
-  group=member chooses one part of the run, section.key=value sets one value; each at most once, in any order.
-  `fedrec config` shows every key and its value, `fedrec config <overrides>` what the overrides make of them.
-
-Groups and their members:
-{groups}
-
-Keys most often changed:
-{keys}
-
-Examples:
-  {command} dataset=ml_1m strategy.rounds=50
-  {command} strategy=full embedding=full seed=1
-  {command} embedding=lora embedding.rank=8 "dataset.root='my data/ml-100k'" dataset=ml_100k
-
-Experiments, which choose and set several things at once (experiment=name; what else is typed wins over them):
-{listed}
-"""
-
 
 Overrides = Annotated[
     list[str] | None,
@@ -313,13 +251,24 @@ def recommend_command(
     history: Annotated[
         str | None, typer.Option("--history", help="Items of somebody who is not in the data: ITEM,ITEM,...")
     ] = None,
+    everybody: Annotated[bool, typer.Option("--all", help="Every user whose history is here; needs --out.")] = False,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="FILE", help="With --all: the .csv or .parquet file to write.")
+    ] = None,
     top: Annotated[int, typer.Option("--top", min=1, max=2**31 - 1, help="How many items.")] = 10,
     as_json: AsJson = False,
 ) -> None:
-    """Recommend items to one user, offline, from the last model and the user's own history and private numbers."""
+    """Recommend items to one user or to all, offline, from the last model and each user's own history and numbers."""
     with ending(as_json) as (console, end):
-        from commands.recommend import recommend, show_recommendation  # torch: as above
+        from commands.recommend import recommend, require_one_way, show_recommendation  # torch: as above
+        from commands.recommend_all import recommend_all, show_written
 
+        require_one_way(user, history, everybody, out)
+        if out is not None:
+            end.update(recommend_all(run, state_dir, top, out))
+            if not as_json:
+                show_written(end, console)
+            return
         end.update(recommend(run, state_dir, user, history, top))
         if not as_json:
             show_recommendation(end, console)

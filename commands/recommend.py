@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from client_app.answers.node import Node
+from client_app.answers.recommending import NOTHING
+from client_app.answers.recommending import recommend as best
 from client_app.homes.home import item_list
 from client_app.homes.site import Site
 from client_app.homes.users import Cohort
@@ -52,22 +54,16 @@ def recommend(
         history: the ids of somebody's items, with a comma between them.
         top: How many items.
 
-    Raises RecommendError, or a StoreError for files that cannot be used.
+    One of the two is None. Raises RecommendError, or a StoreError for files that cannot be used.
     """
-    if (run is None) == (state_dir is None):
-        raise RecommendError(
-            "give either the folder of a simulated run (fedrec recommend runs/<id> ...) or the state-dir of this "
-            "machine's SuperNode (fedrec recommend --state-dir DIR ...)"
-        )
-    if (user is None) == (history is None):
-        raise RecommendError("give either a user of the data (--user ID) or somebody's items (--history ITEM,ITEM,...)")
     torch.set_num_threads(1)
-    source = of_run(Path(run)) if run is not None else of_site(Path(str(state_dir)))
+    source = source_of(run, state_dir)
     node = source.node
     who, group = _known_user(source, user) if user is not None else _newcomer(node, source.items, str(history))
     received = source.model_of(group)
-    found = node.recommend(received, who, top)
-    if not found.rows:
+    found = best(node, received, who, top)
+    rows = [row for row in found.rows[0].tolist() if row != NOTHING]
+    if not rows:
         raise RecommendError("there is nothing left to recommend: every item that may be is known to this user already")
     ids, titles = source.items
     return {
@@ -77,12 +73,38 @@ def recommend(
         "passed_over": list(source.passed_over),
         "user": user,
         "history": len(who.items),
-        "trained": found.trained,
+        "trained": bool(found.trained[0]),
         "items": [
             {"item_id": ids[row], "title": titles[row], "score": score}
-            for row, score in zip(found.rows, found.scores, strict=True)
+            for row, score in zip(rows, found.scores[0].tolist(), strict=False)
         ],
     }
+
+
+def require_one_way(user: str | None, history: str | None, everybody: bool, out: str | None) -> None:
+    """Raise RecommendError unless a command says in one way whom to recommend to, and for everybody into which file."""
+    if everybody != (out is not None):
+        raise RecommendError("--all and --out FILE go together: give both, or neither")
+    if [user is not None, history is not None, everybody].count(True) != 1:
+        raise RecommendError(
+            "give either a user of the data (--user ID), somebody's items (--history ITEM,ITEM,...), or --all with "
+            "--out FILE"
+        )
+
+
+def source_of(run: str | None, state_dir: str | None) -> Recommendable:
+    """What to recommend from, by what a command was given: one of the two.
+
+    Raises RecommendError, or a StoreError for files that cannot be used.
+    """
+    if run is not None and state_dir is None:
+        return of_run(Path(run))
+    if state_dir is not None and run is None:
+        return of_site(Path(state_dir))
+    raise RecommendError(
+        "give either the folder of a simulated run (fedrec recommend runs/<id> ...) or the state-dir of this "
+        "machine's SuperNode (fedrec recommend --state-dir DIR ...)"
+    )
 
 
 def show_recommendation(found: Mapping[str, Any], console: Console) -> None:
@@ -170,7 +192,7 @@ def _known_user(source: Recommendable, user: str) -> tuple[Cohort, int]:
             f"--user {user}: none of the {len(node.users):,} users here has this id; give an id as it is written in "
             "the data, or somebody's items with --history ITEM,ITEM,..."
         )
-    who = node.users.whole(slot)
+    who = node.users.whole(np.array([slot]))
     if source.keys is not None and who.keys[0] not in source.keys:
         raise StoreError(
             f"{source.name}: the checkpoint of round {source.round} does not know user {user}: setup.json or "

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from client_app.answers.evaluation import RankingProtocol, rank_users
 from client_app.answers.granting import require_memory, require_users
 from client_app.answers.keeping import require_frozen
-from client_app.answers.recommending import best_items
 from client_app.homes.home import Home, KeptHome, KeptRun, Place, SimulatedHome, SiteHome
 from client_app.homes.policy import Policy, policy_of
 from client_app.homes.site import Site
@@ -33,7 +32,7 @@ from exchanges.declaration import Participant
 from fedrec.backbones.base import Backbone
 from fedrec.config.validate import member_config
 from fedrec.core import registry
-from fedrec.core.errors import ConfigError, PacketError, StoreError
+from fedrec.core.errors import ConfigError, PacketError
 from fedrec.core.keys import keys_digest
 from fedrec.core.rng import derive
 from fedrec.core.shared_folder import require_shared
@@ -68,14 +67,6 @@ class Received(NamedTuple):
     group: int
     model: GlobalModel
     checkpoint_round: int
-
-
-class Recommended(NamedTuple):
-    """Items for one user, best first: rows of the catalogue and scores; and whether the user has ever trained."""
-
-    rows: list[int]
-    scores: list[float]
-    trained: bool
 
 
 @dataclass(frozen=True)
@@ -264,7 +255,7 @@ class Node:
         if self.policy:
             require_users("an update", len(slots), self.policy.min_users_in_update)
             require_memory(self, self.policy, cohort, trains=True)
-        private, found = self._starts(cohort.keys, before=round)
+        private, found = self.starts(cohort.keys, before=round)
         trained = self.engine.train(model, cohort, private, derive(self.secret, "train", round), timer)
         if self.policy:
             require_users("an update", trained.update.users, self.policy.min_users_in_update)
@@ -294,7 +285,7 @@ class Node:
         cohort, positives = self.users.held_out(evaluated[self.groups[evaluated] == received.group], of)
         if self.policy:
             require_memory(self, self.policy, cohort, trains=False)
-        private, found = self._starts(cohort.keys, before=after + 1)
+        private, found = self.starts(cohort.keys, before=after + 1)
         private = self.engine.solve(model, cohort, private, derive(self.secret, "solve", of, after))
         # A user whose own tensors have diverged is left out and counted; the others are ranked all the same.
         sane = np.flatnonzero(all_finite(private, len(cohort)).numpy())
@@ -312,26 +303,7 @@ class Node:
         scalars = [*map(float, counts), *(sums.get(name, 0.0) for name in setup.metric_names())]
         return setup.metrics_format().encode(received.phase, after, {}, scalars)
 
-    def recommend(self, received: Received, user: Cohort, top: int) -> Recommended:
-        """The best items for one user, whose private tensors are first solved on everything that it knows.
-
-        They are started as for anybody who comes new if the user has none; the result of solving is not kept.
-        """
-        try:
-            private, found = self._starts(user.keys, before=received.round + 1)
-        except MissingFrozenError as error:
-            raise StoreError(
-                f"the list of items that may be recommended ({error}) is missing or damaged in this state-dir: the "
-                "next message of a run brings it again"
-            ) from error
-        if not all_finite(private, 1).all():
-            raise StoreError("the user's private tensors are not finite: its training has diverged; train anew")
-        model = received.model.cpu()
-        private = self.engine.solve(model, user, private, derive(self.secret, "solve", "recommend", received.round))
-        rows, scores = best_items(model, user, private, torch.from_numpy(self.sampler.eligible), top)
-        return Recommended(rows.tolist(), scores.tolist(), bool(found.all()))
-
-    def _starts(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
+    def starts(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
         """What users begin a round or a ranking with, and who of them has trained in rounds earlier than `before`."""
         private, trained = self.private(keys, before)
         if self.engine.recipe.private_anew:

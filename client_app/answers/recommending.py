@@ -1,34 +1,97 @@
-"""Recommending: a user's best items, worked out where its history and its private tensors are."""
+"""Recommending: users' best items, worked out where their histories and their private tensors are."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from client_app.answers.evaluation import RankedItems, cast
 from client_app.homes.users import Cohort
-from client_app.training.engine import GlobalModel
+from client_app.stores.frozen import MissingFrozenError
+from client_app.training.engine import GlobalModel, all_finite
 from client_app.training.history import SharedHistory
 from fedrec.backbones.base import ScoreContext
 from fedrec.core.errors import StoreError
+from fedrec.core.rng import derive
 from fedrec.core.tensors import Tensors
 
+if TYPE_CHECKING:
+    from client_app.answers.node import Node, Received
+
+NOTHING = -1
+"""In the place of a row where a user has no item left to recommend."""
+_NUMBERS_AT_ONCE = 2_000_000
+"""Scores, with what a backbone holds on the way to them, that are in memory at once."""
 _ITEMS_AT_ONCE = 8_192
 
 
-def best_items(model: GlobalModel, user: Cohort, private: Tensors, eligible: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    """The `top` eligible items of the highest score that the user does not know: rows [n], scores [n], best first.
+class Recommended(NamedTuple):
+    """Items for some users, best first.
+
+    Attributes:
+        rows: int64 [users, top], rows of the catalogue; `NOTHING` after a user's last.
+        scores: float32 [users, top]. `top` is at most the number of items.
+        trained: bool [users], who has ever trained.
+        sane: bool [users], whose private tensors are finite; the others are recommended nothing.
+    """
+
+    rows: Tensor
+    scores: Tensor
+    trained: NDArray[np.bool_]
+    sane: NDArray[np.bool_]
+
+
+def recommend(node: Node, received: Received, users: Cohort, top: int) -> Recommended:
+    """The best items for users of a node, whose private tensors are first solved on everything that they know.
+
+    These are started as for anybody who comes new if a user has none; the result of solving is not kept. What a user
+    is recommended does not depend on who else is asked for.
+
+    Raises StoreError if the list of items is missing, nobody's tensors are finite, or a score is not.
+    """
+    try:
+        eligible = torch.from_numpy(node.sampler.eligible)
+    except MissingFrozenError as error:
+        raise StoreError(
+            f"the list of items that may be recommended ({error}) is missing or damaged in this state-dir: the "
+            "next message of a run brings it again"
+        ) from error
+    private, trained = node.starts(users.keys, before=received.round + 1)
+    sane: NDArray[np.bool_] = all_finite(private, len(users)).numpy()
+    if not sane.any():
+        raise StoreError("the user's private tensors are not finite: its training has diverged; train anew")
+    there = np.flatnonzero(sane)
+    asked, own = users.select(there), {name: tensor[torch.from_numpy(there)] for name, tensor in private.items()}
+    model = received.model.cpu()
+    top = min(top, len(eligible))
+    own = node.engine.solve(model, asked, own, derive(node.secret, "solve", "recommend", received.round))
+    best = best_items(model, asked, own, eligible, top)
+    rows, scores = torch.full((len(users), top), NOTHING), torch.full((len(users), top), -torch.inf)
+    rows[torch.from_numpy(there)], scores[torch.from_numpy(there)] = best
+    return Recommended(rows, scores, trained, sane)
+
+
+def best_items(
+    model: GlobalModel, cohort: Cohort, private: Tensors, eligible: Tensor, top: int
+) -> tuple[Tensor, Tensor]:
+    """Of each user the `top` eligible items of the highest score that it does not know, best first.
 
     They are scored as they are when a ranking is measured. Equal scores stand in the order of the catalogue.
 
     Args:
         model: The global model, in the memory of the processor.
-        user: One user and everything it knows.
-        private: Its private tensors [1, ...], solved on that.
+        cohort: Users and everything they know.
+        private: Their private tensors [users, ...], solved on that.
         eligible: int64 [items], rows that may be recommended, ascending.
-        top: How many; fewer if there are not so many.
+        top: How many, at most as many as there are.
+
+    Returns:
+        Rows, int64 [users, top], `NOTHING` where a user has fewer left, and scores, float32 [users, top].
 
     Raises StoreError if a score is not finite.
     """
@@ -36,19 +99,46 @@ def best_items(model: GlobalModel, user: Cohort, private: Tensors, eligible: Ten
     wide = GlobalModel(model.model, cast(model.trainable, torch.float64), cast(model.frozen, torch.float64))
     items = RankedItems.of(wide, eligible, torch.zeros(0, dtype=torch.int64), backbone.ranking_dtype)
     shared = cast(model.model.shared(model.trainable), backbone.ranking_dtype)
-    history = SharedHistory(user, partial(wide.item_vectors, wide.trainable), model.model.embedding.dim)
-    own = cast(private, backbone.ranking_dtype)
-    reads = cast(model.model.user(wide.trainable, wide.frozen, own, history), backbone.ranking_dtype)
-    context = ScoreContext(training=False)
-    parts = [
-        backbone.score(shared, reads, block, context).squeeze(0) for block in torch.split(items.vectors, _ITEMS_AT_ONCE)
-    ]
-    known = torch.isin(eligible, torch.from_numpy(user.items))
-    scores, rows = torch.cat(parts).float()[~known], eligible[~known]
-    if not torch.isfinite(scores).all():  # a model that diverged must never rank anything
+    read = min(backbone.history_length or cohort.lengths.max(), cohort.lengths.max()) if backbone.causal else 0
+    states = int(read) * items.vectors.shape[1] + backbone.numbers_per_history(int(read))
+    block = min(_ITEMS_AT_ONCE, len(eligible)) * backbone.numbers_per_score
+    per_chunk = max(1, _NUMBERS_AT_ONCE // max(1, len(eligible), block, states))
+    parts = []
+    for start in range(0, len(cohort), per_chunk):
+        end = min(start + per_chunk, len(cohort))
+        part = cohort.part(start, end)
+        history = SharedHistory(part, partial(wide.item_vectors, wide.trainable), model.model.embedding.dim)
+        own = cast({name: tensor[start:end] for name, tensor in private.items()}, backbone.ranking_dtype)
+        reads = cast(model.model.user(wide.trainable, wide.frozen, own, history), backbone.ranking_dtype)
+        context = ScoreContext(training=False)
+        blocks = torch.split(items.vectors, _ITEMS_AT_ONCE)
+        scores = torch.cat([backbone.score(shared, reads, block, context) for block in blocks], 1).float()
+        parts.append(_best(scores, _known(part, eligible), eligible, top))
+    return torch.cat([rows for rows, _ in parts]), torch.cat([scores for _, scores in parts])
+
+
+def _known(cohort: Cohort, eligible: Tensor) -> Tensor:
+    """Bool [users, items], which eligible items a user knows."""
+    items = torch.from_numpy(cohort.items)
+    place = torch.searchsorted(eligible, items).clamp(max=len(eligible) - 1)
+    here = eligible[place] == items
+    owner = torch.from_numpy(np.repeat(np.arange(len(cohort)), cohort.lengths))
+    known = torch.zeros(len(cohort), len(eligible), dtype=torch.bool)
+    known[owner[here], place[here]] = True
+    return known
+
+
+def _best(scores: Tensor, known: Tensor, eligible: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    if not torch.isfinite(scores[~known]).all():  # a model that diverged must never rank anything
         raise StoreError(
             "the model gives scores that are not finite: its training has diverged; train anew with a lower learning "
             "rate"
         )
-    order = torch.argsort(scores, descending=True, stable=True)[:top]
-    return rows[order], scores[order]
+    scores = scores.masked_fill(known, -torch.inf)
+    least = scores.topk(top, dim=1).values[:, -1:]
+    # Of items that score just as much as the last one only the first of the catalogue are taken.
+    above, equal = scores > least, scores == least
+    left = top - above.sum(1, keepdim=True)
+    taken = torch.nonzero(above | (equal & (equal.cumsum(1) <= left)))[:, 1].view(len(scores), top)
+    found, order = scores.gather(1, taken).sort(dim=1, descending=True, stable=True)
+    return torch.where(found == -torch.inf, NOTHING, eligible[taken.gather(1, order)]), found

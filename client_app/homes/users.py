@@ -68,9 +68,13 @@ class LocalUsers:
         """What the users in `slots` train on."""
         return self._cohort(slots, self._training)
 
-    def whole(self, slot: int) -> Cohort:
-        """One user and everything it knows."""
-        return self._cohort(np.array([slot]), "all")
+    def whole(self, slots: NDArray[np.int64]) -> Cohort:
+        """The users in `slots` and everything they know."""
+        return self._cohort(slots, "all")
+
+    def ids(self, slots: NDArray[np.int64]) -> list[str]:
+        """Their ids in the data."""
+        return [self._interactions.user_ids[user] for user in self._users[slots].tolist()]
 
     def slot_of(self, user_id: str) -> int | None:
         """The slot of a user by its id in the data; None if nobody here has it."""

@@ -113,9 +113,9 @@ def exposure(folder: Path, target: int) -> tuple[float, int]:
     """The share of a finished run's users without an item who are shown it among their first ten, and their number."""
     source = of_run(folder)
     node, received = source.node, source.model_of(0)
-    slots: NDArray[np.int64] = np.array(
-        [slot for slot in range(len(node.users)) if target not in node.users.whole(slot).items], dtype=np.int64
-    )
+    everybody = np.arange(len(node.users))
+    whole = node.users.whole(everybody)
+    slots: NDArray[np.int64] = np.setdiff1d(everybody, np.repeat(everybody, whole.lengths)[whole.items == target])
     cohort = node.users.training(slots)
     private, _ = node.private(cohort.keys, received.round + 1)
     if node.recipe.private_anew:

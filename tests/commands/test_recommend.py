@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 import torch
 from rich.console import Console
@@ -17,13 +19,18 @@ from typer.testing import CliRunner
 from client_app.answers import app as app_module
 from client_app.answers.app import app as client_app
 from client_app.answers.evaluation import RankingProtocol, rank_users
-from client_app.answers.recommending import best_items
+from client_app.answers.node import Node
+from client_app.answers.recommending import NOTHING, best_items
+from client_app.answers.recommending import recommend as recommend_many
+from client_app.training.engine import GlobalModel
+from commands import recommend_all as recommend_all_module
 from commands.cli import app
 from commands.local_grid import LocalGrid
 from commands.recommend import of_run, of_site, recommend, show_recommendation
 from commands.recommendable import RecommendError
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
+from fedrec.core.errors import StoreError
 from fedrec.core.registry import backbones
 from fedrec.data import split
 from fedrec.data.store import open_store
@@ -104,8 +111,11 @@ def test_the_best_items_are_those_of_the_ranking(folder: Path, backbone: str, em
     for n, positive in enumerate(positives.tolist()):
         own = {name: tensor[n : n + 1] for name, tensor in private.items()}
         one = cohort.select(np.array([n]))
-        rows, scores = best_items(model, one, own, torch.from_numpy(node.sampler.eligible), 1000)
+        eligible = torch.from_numpy(node.sampler.eligible)
+        (rows,), (scores,) = best_items(model, one, own, eligible, len(eligible))
         known = set(one.items.tolist())
+        assert (rows[len(eligible) - len(known) :] == NOTHING).all()
+        rows, scores = rows[: len(eligible) - len(known)], scores[: len(eligible) - len(known)]
         assert sorted(rows.tolist()) == [row for row in node.sampler.eligible.tolist() if row not in known]
         assert (scores[:-1] >= scores[1:]).all()
         reciprocal += 1 / (1 + rows.tolist().index(positive))
@@ -128,6 +138,90 @@ def test_a_run_recommends_to_its_users(a_run: Path) -> None:
     assert ids(other) != ids(everything)
 
 
+def table(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file of recommendations."""
+    if path.suffix == ".csv":
+        with path.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    lines: list[dict[str, Any]] = parquet.read_table(path).to_pylist()
+    return lines
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_all_users_get_in_a_file_what_each_gets_alone(a_run: Path, tmp_path: Path, form: str) -> None:
+    done = CliRunner().invoke(app, ["recommend", str(a_run), "--all", "--out", f"{tmp_path}/all.{form}", "--top", "7"])
+    assert done.exit_code == 0, done.output
+    assert "40 users" in done.output
+    found = table(tmp_path / f"all.{form}")
+    assert set(found[0]) == {"user_id", "rank", "item_id", "title", "score"}
+    node = of_run(a_run).node
+    users = node.users.ids(np.arange(len(node.users)))
+    assert [line["user_id"] for line in found] == [user for user in users for _ in range(7)]
+    for user in (users[0], users[17], users[39]):
+        alone = recommend(str(a_run), None, user, None, 7)["items"]
+        mine = [line for line in found if line["user_id"] == user]
+        assert [int(line["rank"]) for line in mine] == [1, 2, 3, 4, 5, 6, 7]
+        assert [(line["item_id"], line["title"]) for line in mine] == [(i["item_id"], i["title"]) for i in alone]
+        assert [float(line["score"]) for line in mine] == pytest.approx([item["score"] for item in alone], rel=1e-6)
+
+
+def test_a_site_writes_all_its_users_and_says_who_is_left_out(
+    a_site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts = Node.starts
+
+    def damaged(self: Node, keys: Any, before: int) -> Any:
+        private, trained = starts(self, keys, before)
+        next(iter(private.values()))[3] = torch.nan
+        return private, trained
+
+    monkeypatch.setattr(Node, "starts", damaged)
+    out = tmp_path / "all.csv"
+    done = CliRunner().invoke(app, ["recommend", "--state-dir", str(a_site), "--all", "--out", str(out), "--json"])
+    told = json.loads(done.stdout)
+    assert (told["users"], told["never_trained"], told["left_out"]) == (39, 0, {"diverged": 1})
+    ids = of_site(a_site).node.users.ids(np.arange(40))
+    assert list(dict.fromkeys(line["user_id"] for line in table(out))) == [*ids[:3], *ids[4:]]
+
+
+def test_a_file_of_all_users_appears_whole_or_not_at_all(
+    a_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recommend_all_module, "_USERS_AT_ONCE", 16)
+    count = 0
+
+    def failing(*given: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise StoreError("no more")
+        return recommend_many(*given)
+
+    monkeypatch.setattr(recommend_all_module, "best", failing)
+    out = tmp_path / "all.csv"
+    out.write_text("what was there")
+    with pytest.raises(StoreError, match="no more"):
+        recommend_all_module.recommend_all(str(a_run), None, 3, str(out))
+    assert [path.name for path in tmp_path.iterdir()] == ["all.csv"]
+    assert out.read_text() == "what was there"
+    count = 2
+    assert recommend_all_module.recommend_all(str(a_run), None, 3, str(out))["users"] == 40
+
+
+def test_of_equal_scores_the_first_of_the_catalogue_are_taken(a_run: Path) -> None:
+    source = of_run(a_run)
+    node, model = source.node, source.models[0].model
+    level = {name: torch.zeros_like(tensor) for name, tensor in model.trainable.items()}
+    frozen = {name: torch.zeros_like(tensor) for name, tensor in model.frozen.items()}
+    users = node.users.whole(np.arange(5))
+    private, _ = node.private(users.keys, before=4)
+    eligible = torch.from_numpy(node.sampler.eligible)
+    rows, _ = best_items(GlobalModel(model.model, level, frozen), users, private, eligible, 4)
+    for user in range(5):
+        known = set(users.select(np.array([user])).items.tolist())
+        assert rows[user].tolist() == [row for row in eligible.tolist() if row not in known][:4]
+
+
 def test_a_run_that_was_moved_recommends_too(a_run: Path, tmp_path: Path) -> None:
     user = of_run(a_run).node.users._interactions.user_ids[0]
     before = recommend(str(a_run), None, user, None, 5)
@@ -139,14 +233,14 @@ def test_a_run_that_was_moved_recommends_too(a_run: Path, tmp_path: Path) -> Non
 def test_somebody_new_is_solved_from_a_history(a_run: Path) -> None:
     source = of_run(a_run)
     users = source.node.users
-    whole = users.whole(0)
+    whole = users.whole(np.array([0]))
     history = ",".join(source.items.ids[row] for row in whole.items)
     found = recommend(str(a_run), None, None, history, 60)
     assert not found["trained"]
     assert found["user"] is None
     assert not set(history.split(",")) & set(ids(found))
     assert recommend(str(a_run), None, None, history.replace(",", "\n"), 60) == found, "one below the other"
-    other = ",".join(source.items.ids[row] for row in users.whole(1).items)
+    other = ",".join(source.items.ids[row] for row in users.whole(np.array([1])).items)
     assert ids(recommend(str(a_run), None, None, other, 60)) != ids(found)
 
 
@@ -162,7 +256,7 @@ def test_a_site_recommends_from_its_state_dir_alone(a_site: Path) -> None:
     found = recommend(None, str(a_site), user, None, 4)
     assert len(found["items"]) == 4
     assert all(item["title"] == f"[Title] of {item['item_id']}" for item in found["items"])
-    known = {source.items.ids[row] for row in source.node.users.whole(0).items}
+    known = {source.items.ids[row] for row in source.node.users.whole(np.array([0])).items}
     assert not known & set(ids(found))
     assert found["round"] == 3
     assert found["trained"]
@@ -204,6 +298,11 @@ MISTAKES = {
     "no model yet": (["--state-dir", "RUNS", "--user", "u"], "holds no model yet"),
     "an unknown item": (["RUN", "--history", "FIRSTx,@"], "--history @: there is no such item"),
     "an empty history": (["RUN", "--history", " , "], "it is empty"),
+    "all without a file": (["RUN", "--all"], "--all and --out FILE go together"),
+    "a file for one": (["RUN", "--user", "u", "--out", "x.csv"], "--all and --out FILE go together"),
+    "all and one": (["RUN", "--all", "--user", "u", "--out", "x.csv"], "give either a user of the data"),
+    "another form": (["RUN", "--all", "--out", "x.xlsx"], "expected the name of a .csv or .parquet file"),
+    "no place for the file": (["RUN", "--all", "--out", "/dev/null/x.csv"], "--out /dev/null/x.csv: the file"),
 }
 
 
