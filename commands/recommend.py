@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -209,9 +209,14 @@ def _newcomer(node: Node, items: ItemList, history: str) -> tuple[Cohort, int]:
         raise RecommendError("; ".join(told))
     if not named:
         raise RecommendError("--history: expected the ids of items with a comma between them, it is empty")
-    rows = np.array(named, dtype=np.int64)
-    who = Cohort(opaque_keys(node.secret, ["\0somebody new"]), np.array([0, len(rows)]), rows)
+    who = newcomer(node, named)
     return who, int(node.assigned(who)[0])
+
+
+def newcomer(node: Node, rows: Sequence[int]) -> Cohort:
+    """Somebody who is not in the data, by the catalogue rows of the items that it has, the oldest first."""
+    items = np.array(rows, dtype=np.int64)
+    return Cohort(opaque_keys(node.secret, ["\0somebody new"]), np.array([0, len(items)]), items)
 
 
 def _near(item: str, items: ItemList) -> str:

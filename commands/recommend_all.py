@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 
-from client_app.answers.recommending import NOTHING
+from client_app.answers.recommending import NOTHING, Recommended
 from client_app.answers.recommending import recommend as best
+from client_app.homes.users import Cohort
 from commands.recommend import source_of
 from commands.recommendable import Recommendable, RecommendError
 from fedrec.core.disk import writing
@@ -27,8 +27,9 @@ log = logging.getLogger("fedrec")
 COLUMNS = ("user_id", "rank", "item_id", "title", "score")
 _USERS_AT_ONCE = 16_384
 
-Lines = list[tuple[str, int, str, str, float]]
-"""Rows of the file, with the columns of `COLUMNS`."""
+Rows = Sequence[tuple[str, int, str, str, float]]
+Line = tuple[int, str, str, float]
+"""What the file has of one item of a user: all of `COLUMNS` but the first."""
 
 
 def recommend_all(run: str | None, state_dir: str | None, top: int, out: str) -> dict[str, Any]:
@@ -68,10 +69,10 @@ def recommend_all(run: str | None, state_dir: str | None, top: int, out: str) ->
                         f"{source.name}: the checkpoint of round {source.round} does not know all users of the data: "
                         "setup.json or the checkpoint are not those of this run; restore the run folder from a copy"
                     )
-                found = best(node, source.models[group], users, top)
-                rows, scores = found.rows.numpy(), found.scores.numpy()
-                listed = (rows != NOTHING).any(1)
-                write(_lines(source, node.users.ids(part), rows, scores))
+                lines, found = lines_of(source, group, users, top)
+                names = node.users.ids(part)
+                write([(name, *line) for name, mine in zip(names, lines, strict=True) for line in mine])
+                listed = np.array([bool(mine) for mine in lines])
                 served += int(listed.sum())
                 cold += int((listed & ~found.trained).sum())
                 left_out["diverged"] += int((~found.sane).sum())
@@ -87,6 +88,20 @@ def recommend_all(run: str | None, state_dir: str | None, top: int, out: str) ->
         "never_trained": cold,
         "left_out": {reason: count for reason, count in left_out.items() if count},
     }
+
+
+def lines_of(source: Recommendable, group: int, users: Cohort, top: int) -> tuple[list[list[Line]], Recommended]:
+    """The `top` items of each of some users of a group, best first, by name; and how they were found."""
+    found = best(source.node, source.model_of(group), users, top)
+    ids, titles = source.items
+    lines = [
+        [(rank, ids[row], titles[row], score) for rank, (row, score) in enumerate(mine, 1) if row != NOTHING]
+        for mine in (
+            zip(rows, scores, strict=True)
+            for rows, scores in zip(found.rows.tolist(), found.scores.tolist(), strict=True)
+        )
+    ]
+    return lines, found
 
 
 def show_written(found: Mapping[str, Any], console: Console) -> None:
@@ -106,18 +121,8 @@ _REASONS = {
 }
 
 
-def _lines(source: Recommendable, users: list[str], rows: NDArray[np.int64], scores: NDArray[np.float32]) -> Lines:
-    ids, titles = source.items
-    return [
-        (user, rank, ids[row], titles[row], score)
-        for user, mine, values in zip(users, rows.tolist(), scores.tolist(), strict=True)
-        for rank, (row, score) in enumerate(zip(mine, values, strict=True), 1)
-        if row != NOTHING
-    ]
-
-
 @contextmanager
-def _csv(path: Path) -> Iterator[Callable[[Lines], None]]:
+def _csv(path: Path) -> Iterator[Callable[[Rows], None]]:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
@@ -125,7 +130,7 @@ def _csv(path: Path) -> Iterator[Callable[[Lines], None]]:
 
 
 @contextmanager
-def _parquet(path: Path) -> Iterator[Callable[[Lines], None]]:
+def _parquet(path: Path) -> Iterator[Callable[[Rows], None]]:
     import pyarrow as arrow
     import pyarrow.parquet as parquet
 
@@ -133,7 +138,7 @@ def _parquet(path: Path) -> Iterator[Callable[[Lines], None]]:
     schema = arrow.schema(list(zip(COLUMNS, types, strict=True)))
     with parquet.ParquetWriter(path, schema) as writer:
 
-        def write(lines: Lines) -> None:
+        def write(lines: Rows) -> None:
             columns = list(zip(*lines, strict=True)) or [()] * len(COLUMNS)
             writer.write_table(arrow.Table.from_arrays(list(map(arrow.array, columns, types)), schema=schema))
 

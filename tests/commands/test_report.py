@@ -75,7 +75,7 @@ def test_bytes_by_phase_and_direction() -> None:
     text = shown(summary())
     assert row(text, "warmup") == ["1.0 kB", "2.0 kB", "3.0 kB"]
     assert row(text, "peft") == ["500 B", "500 B", "1.0 kB"]
-    assert row(text, "training") == ["1.5 kB", "2.5 kB", "4.0 MB"]
+    assert row(text, "total") == ["1.5 kB", "2.5 kB", "4.0 MB"]
     assert row(text, "one-time (setup, frozen tensors)") == ["4.0 MB"]
     assert row(text, "evaluation (not included)") == ["950 B"]
 

@@ -1,0 +1,251 @@
+"""The Python interface: `import fedrec`, then `fedrec.train(...)`, `fedrec.Run(folder)` and `fedrec.compare(...)`.
+
+It does what the commands do, in this process, and gives frames of pandas. `fedrec/__init__.py` offers these names and
+imports this module when one of them is first asked for, so that nothing of it is on the path of a client.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+
+from client_app.homes.users import Cohort
+from commands import compare as comparing
+from commands import train as training
+from commands.arrow_frames import kept_frame
+from commands.kept_run import of_run
+from commands.recommend import newcomer
+from commands.recommend_all import COLUMNS, lines_of
+from commands.recommendable import Recommendable, RecommendError
+from fedrec.config.compose import compose as composed
+from fedrec.config.paths import assign, portable, settle, working_directory
+from fedrec.core.errors import ConfigError
+from fedrec.evaluation.curves import CURVE, read_records
+from server_app.run_folder import SUMMARY
+
+Value = str | int | float | bool | Path | None | Sequence[Any] | Mapping[str, Any]
+"""What a key of the configuration, or a section of it, can be given."""
+
+
+def train(
+    *overrides: str,
+    interactions: Any = None,
+    items: Any = None,
+    quiet: bool = False,
+    **sections: Value,
+) -> Run:
+    """Train in this process, as `fedrec train` does.
+
+    Args:
+        overrides: As on the command line: `"optim=fast"`, `"strategy.rounds=30"`.
+        interactions: A table of interactions, as pandas, polars, pyarrow or anything else hands one over that speaks
+            Arrow (`__arrow_c_stream__`); its columns are named by `dataset.user_column` and so on, by default
+            `user_id`, `item_id` and `timestamp`. It is kept as a Parquet file in the cache.
+        items: The same of the items: by default `item_id`, `title` and what `dataset.text_columns` names.
+        quiet: Show neither progress nor summary.
+        sections: More overrides: `strategy="fedras"`, `optim={"lr": 0.01}`, `seed=1`.
+
+    Returns:
+        The finished run, in its folder.
+
+    Raises ConfigError, which names all that is wrong with the configuration, or another FedrecError.
+    """
+    base = working_directory()
+    texts = [*overrides, *(text for name, value in sections.items() for text in _overrides(name, value))]
+    if interactions is not None or items is not None:
+        texts += _tables(texts, interactions, items)
+    config = settle(composed(texts, base=base), base)
+    console = Console(file=sys.stderr, quiet=quiet)
+    summary = training.train(config, portable(texts, config), console=console)
+    return Run(summary["run"])
+
+
+def compare(runs: Sequence[Run | str | Path], ceiling: Run | str | float | None = None) -> pandas.DataFrame:
+    """Finished runs side by side, as `fedrec compare` has them: a line a run, with a column for each figure.
+
+    Args:
+        runs: Runs, folders, or kept runs as JSON files.
+        ceiling: What `to_reach` is measured by: a run or a number; None: the best of the runs.
+
+    Raises FedrecError as the command does.
+    """
+    named = None if ceiling is None else str(ceiling.folder if isinstance(ceiling, Run) else ceiling)
+    paths = [str(run.folder if isinstance(run, Run) else run) for run in runs]
+    return pandas.json_normalize(comparing.compare(paths, named).as_dict()["runs"])
+
+
+class Run:
+    """A finished run of this machine, in its folder.
+
+    Attributes:
+        folder: Where it is.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        """Of the folder that a run has left. Raises RecommendError if it has no summary there."""
+        self.folder = Path(folder)
+        if not (self.folder / SUMMARY).is_file():
+            raise RecommendError(f"{folder}: there is no finished run; give the path of a run folder, runs/<id>")
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """What `summary.json` holds: metrics of the test, of baselines, bytes per user, and so on."""
+        found: dict[str, Any] = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
+        return found
+
+    @property
+    def metrics(self) -> pandas.DataFrame:
+        """A line a round, with a column for each number; those of nested objects are named with dots."""
+        return pandas.json_normalize(read_records(self.folder))
+
+    @property
+    def curve(self) -> pandas.DataFrame:
+        """A line for every round that was validated: bytes per user until then, and NDCG@10."""
+        return pandas.read_csv(self.folder / CURVE)
+
+    @cached_property
+    def _source(self) -> Recommendable:
+        torch.set_num_threads(1)
+        return of_run(self.folder)
+
+    @property
+    def items(self) -> pandas.DataFrame:
+        """Ids and titles of all items, in the order of the model's rows, and which may be recommended."""
+        ids, titles = self._source.items
+        eligible = np.zeros(len(ids), dtype=bool)
+        eligible[self._source.node.sampler.eligible] = True
+        return pandas.DataFrame({"item_id": ids, "title": titles, "eligible": eligible})
+
+    @property
+    def users(self) -> list[str]:
+        """Ids of all users, as they are in the data."""
+        node = self._source.node
+        return node.users.ids(np.arange(len(node.users)))
+
+    def recommend(self, users: Sequence[str] | None = None, n: int = 10) -> pandas.DataFrame:
+        """The `n` best items that each user does not know, a line an item, best first.
+
+        Args:
+            users: Ids, as they are in the data; None: all users.
+            n: How many items of each.
+
+        Returns:
+            Columns `user_id`, `rank`, `item_id`, `title` and `score`, the users in the order in which they were asked.
+
+        Raises RecommendError for a user who is not in the data, and StoreError if the model has diverged.
+        """
+        node = self._source.node
+        place = {user: slot for slot, user in enumerate(self.users)}
+        asked = list(place) if users is None else list(map(str, users))
+        if unknown := [user for user in asked if user not in place]:
+            raise RecommendError(f"none of the {len(place):,} users here has the id {_some(unknown)}")
+        slots = np.array([place[user] for user in asked], dtype=np.int64)
+        return self._frame(asked, node.users.whole(slots), node.groups[slots], n)
+
+    def recommend_from(self, histories: Mapping[str, Sequence[str]], n: int = 10) -> pandas.DataFrame:
+        """The same for people who are not in the data. Nothing of them is kept.
+
+        Args:
+            histories: Of each, by a name of your own, the ids of its items, the oldest first.
+            n: How many items of each.
+
+        Raises RecommendError for an item that there is not, and for an empty history.
+        """
+        node = self._source.node
+        who = [newcomer(node, self._rows(name, items)) for name, items in histories.items()]
+        offsets = np.cumsum([0, *(len(person.items) for person in who)])
+        keys = np.concatenate([np.zeros(0, dtype=np.uint64), *(person.keys for person in who)])
+        cohort = Cohort(keys, offsets, np.concatenate([np.zeros(0, dtype=np.int64), *(one.items for one in who)]))
+        return self._frame(list(histories), cohort, node.assigned(cohort), n)
+
+    def _rows(self, name: str, items: Sequence[str]) -> list[int]:
+        """The catalogue rows of a history, each once."""
+        if unknown := [str(item) for item in items if str(item) not in self._row_of]:
+            raise RecommendError(f"history of {name}: there is no item {_some(unknown)}")
+        if not items:
+            raise RecommendError(f"history of {name}: expected the ids of items, it is empty")
+        return list(dict.fromkeys(self._row_of[str(item)] for item in items))
+
+    @cached_property
+    def _row_of(self) -> dict[str, int]:
+        return {item: row for row, item in enumerate(self._source.items.ids)}
+
+    def item_vectors(self, group: str = "") -> NDArray[np.float32]:
+        """The vectors of all items, float32 [items, dim], in the order of `items`; in a run with groups, of one."""
+        received = self._source.model_of(self._source.node.setup.groups.index(group))
+        model = received.model.cpu()
+        vectors = model.item_vectors(model.trainable, torch.arange(self._source.node.setup.n_items))
+        found: NDArray[np.float32] = vectors.detach().float().numpy()
+        return found
+
+    def similar_items(self, item: str, n: int = 10, group: str = "") -> pandas.DataFrame:
+        """The `n` items whose vectors point most nearly where that of `item` does.
+
+        Returns:
+            Columns `item_id`, `title` and `similarity` (the cosine), best first, of items that may be recommended.
+
+        Raises RecommendError if there is no such item.
+        """
+        ids, titles = self._source.items
+        if str(item) not in self._row_of:
+            raise RecommendError(f"there is no item {item}; ids are those of the server's list of items")
+        row, vectors = self._row_of[str(item)], self.item_vectors(group)
+        lengths = np.maximum(np.linalg.norm(vectors, axis=1), np.finfo(np.float32).tiny)
+        similarity = vectors @ vectors[row] / (lengths * lengths[row])
+        others = self._source.node.sampler.eligible
+        others = others[others != row]
+        best = others[np.argsort(-similarity[others], kind="stable")[:n]].tolist()
+        columns = {"item_id": [ids[other] for other in best], "title": [titles[other] for other in best]}
+        return pandas.DataFrame({**columns, "similarity": similarity[best]})
+
+    def _frame(self, names: list[str], cohort: Cohort, groups: NDArray[np.int64], n: int) -> pandas.DataFrame:
+        """Recommendations for a cohort, a model a group, in the order of the cohort."""
+        found: dict[int, list[tuple[Any, ...]]] = {}
+        for group in np.unique(groups).tolist():
+            slots = np.flatnonzero(groups == group)
+            lines, _ = lines_of(self._source, group, cohort.select(slots), n)
+            for slot, mine in zip(slots.tolist(), lines, strict=True):
+                found[slot] = [(names[slot], *line) for line in mine]
+        return pandas.DataFrame([line for slot in range(len(names)) for line in found[slot]], columns=list(COLUMNS))
+
+
+def _overrides(key: str, value: Value) -> list[str]:
+    """The overrides that give a key, or all that a mapping names below it, a value."""
+    if isinstance(value, Mapping):
+        return [text for name, inner in value.items() for text in _overrides(f"{key}.{name}", inner)]
+    if value is None or isinstance(value, bool):
+        return [f"{key}={json.dumps(value)}"]
+    if isinstance(value, str | Path):
+        return [assign(key, value)]
+    if isinstance(value, int | float):
+        return [f"{key}={value!r}"]
+    return [f"{key}=[{','.join(_overrides('', inner)[0][1:] for inner in value)}]"]
+
+
+def _tables(texts: Sequence[str], interactions: Any, items: Any) -> list[str]:
+    """The overrides that name the files in which given tables are kept."""
+    if interactions is None:
+        raise ConfigError(["items without interactions: give both, or the item table's path in dataset.item_table"])
+    keys = {text.partition("=")[0].strip() for text in texts}
+    places = ("dataset", "dataset.interactions", *(("dataset.item_table",) if items is not None else ()))
+    if named := [key for key in places if key in keys]:
+        raise ConfigError([f"{key} is given, and a table as well: leave one of them out" for key in named])
+    found = ["dataset=table", assign("dataset.interactions", kept_frame(interactions, "interactions"))]
+    return found + ([assign("dataset.item_table", kept_frame(items, "items"))] if items is not None else [])
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
