@@ -12,7 +12,7 @@ from rich.text import Text
 
 from commands.changes import change_as_dict, changes_table, shown
 from commands.ending import JSON_OPTION, command_line, ending
-from commands.overrides_help import BaselineCommand, OverridesCommand
+from commands.overrides_help import BaselineCommand, OverridesCommand, PlainCommand
 from fedrec import __version__
 from fedrec.config.compose import compose
 from fedrec.config.describe import differences, to_dict, to_yaml
@@ -141,7 +141,7 @@ def split_command(
         console.print(Text(f"{dataset.interactions.users} users shared out to {sites} sites below {folder}"))
 
 
-@app.command("bundle")
+@app.command("bundle", cls=PlainCommand)
 def bundle_command(as_json: AsJson = False) -> None:
     """Print the SHA-256 of the app bundle that this installation is: what a site's policy lists in `apps`."""
     with ending(as_json) as (console, end):
@@ -151,7 +151,7 @@ def bundle_command(as_json: AsJson = False) -> None:
         console.print(end["sha256"], soft_wrap=True, highlight=False)
 
 
-@app.command("supernode", context_settings={"ignore_unknown_options": True})
+@app.command("supernode", cls=PlainCommand, context_settings={"ignore_unknown_options": True})
 def supernode_command(
     arguments: Annotated[
         list[str], typer.Argument(metavar="ARGUMENTS...", help="Those of flower-supernode.", show_default=False)
@@ -216,7 +216,7 @@ def promotion_command(
         show_promotion(end, console)
 
 
-@app.command("compare")
+@app.command("compare", cls=PlainCommand)
 def compare_command(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, or kept runs as JSON files.")],
     ceiling: Annotated[
@@ -241,7 +241,7 @@ def compare_command(
             console.print(f"plot: {plot}", soft_wrap=True, highlight=False, markup=False)
 
 
-@app.command("recommend")
+@app.command("recommend", cls=PlainCommand)
 def recommend_command(
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Folder of a simulated run.")] = None,
     state_dir: Annotated[

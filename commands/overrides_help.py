@@ -1,4 +1,4 @@
-"""What the help of a command that takes overrides says below its options."""
+"""How the help of a command looks, and what that of one that takes overrides says below its options."""
 
 from __future__ import annotations
 
@@ -24,7 +24,15 @@ _KEYS = (
 )
 
 
-class OverridesCommand(TyperCommand):
+class PlainCommand(TyperCommand):
+    """A command whose help is plain text: typer escapes brackets for markup also where there is none."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        """The help, as it is printed."""
+        return super().get_help(ctx).replace("\\[", "[")
+
+
+class OverridesCommand(PlainCommand):
     """A command that takes overrides; its help lists the groups, their members, and the keys most often changed."""
 
     before_overrides = ""

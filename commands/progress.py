@@ -36,6 +36,7 @@ class RunProgress:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._seconds: deque[float] = deque(maxlen=_WINDOW)
+        self._begun = False  # the first round, in which workers start, says nothing of the others
         self._validation = ""
         self._phase = ""
         self._shown = float("-inf")
@@ -102,8 +103,9 @@ class RunProgress:
             record: Its line of `metrics.jsonl`; `round` and `rounds` must be there, everything else may be missing.
         """
         number, total = int(record["round"]), int(record["rounds"])
-        if (seconds := record.get("seconds")) is not None:
+        if (seconds := record.get("seconds")) is not None and self._begun:
             self._seconds.append(float(seconds))
+        self._begun = True
         validated = _metrics(record.get("validation"))
         self._validation = validated or self._validation
         phase = str(record.get("phase") or "")

@@ -89,7 +89,7 @@ def simulate(
         with nullcontext(superlink) if superlink else SuperLink() as link:
             link.wait()
             run = _submit(link, config.simulation, [*same, assign("run_id", run_id)])
-            progress.stage(f"run {run_id}")
+            progress.stage(f"run {run_id}: reading the data and starting the workers")
             tail = _follow(link, run, folder, config, log, progress, verbose)
             _require_success(link, run, folder, tail)
     return _summary(folder)

@@ -175,6 +175,17 @@ class TestRun:
 
 
 @pytest.mark.parametrize(
+    "command",
+    [*(f"{command.name}" for command in app.registered_commands), "audit promotion"],
+)
+def test_the_help_of_every_command_is_plain(command: str) -> None:
+    result = run(app, [*command.split(), "--help"])
+    assert result.exit_code == 0
+    assert "[" in result.stdout
+    assert "\\" not in result.stdout
+
+
+@pytest.mark.parametrize(
     "typed",
     [["trian"], ["train", "--nosuch"], ["compare"], ["recommend", "--top", "0", "r"], ["split", "some", "d"]],
     ids=lambda typed: " ".join(typed),
