@@ -93,7 +93,7 @@ def test_a_run_returns_its_summary_and_shows_rounds_and_warnings(stand_in: type[
     summary, out = started()
     assert summary == {"rounds": 1}
     lines = out.splitlines()
-    assert lines[:2] == ["starting Flower", "run one"]
+    assert lines[:2] == ["starting Flower", "run one: reading the data and starting the workers"]
     assert sorted(lines[2:]) == [
         "WARNING one item has no text",
         "reading synthetic",
