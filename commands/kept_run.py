@@ -73,8 +73,9 @@ def of_run(folder: Path) -> Recommendable:
             f"the list of the items that may be recommended, {error} in {state / 'frozen'}, is missing, damaged or "
             f"not to be read: {_RESTORE}"
         ) from error
+    round = checkpoint.for_use[0]
     models = {
-        number: Received(state.phase, checkpoint.round, number, _model(node, checkpoint.round, state, folder), kept[0])
+        number: Received(state.phase, round, number, _model(node, checkpoint.round, state, folder), kept[0])
         for number, state in _states(node, checkpoint, folder).items()
     }
     passed_over = [round for round in checkpoints.rounds() if round > checkpoint.round]
@@ -112,11 +113,12 @@ def _items(folder: Path, n_items: int) -> ItemList:
 
 def _states(node: Node, checkpoint: Checkpoint, folder: Path) -> dict[int, ServerState]:
     """Where each group's model stood, by the group's place. Raises StoreError if they are not those of this run."""
+    states = checkpoint.for_use[1]
     with reading(f"the checkpoint of round {checkpoint.round} in {folder}", _RESTORE):
         groups = _named(node)
-        if set(groups) != set(checkpoint.states):
-            raise ValueError(f"its groups {sorted(checkpoint.states)} are not those that {SETUP} names")
-    return {groups.index(name): state for name, state in checkpoint.states.items()}
+        if set(groups) != set(states):
+            raise ValueError(f"its groups {sorted(states)} are not those that {SETUP} names")
+    return {groups.index(name): state for name, state in states.items()}
 
 
 def _named(node: Node) -> tuple[str, ...]:

@@ -31,11 +31,15 @@ def show_summary(summary: Mapping[str, Any], console: Console) -> None:
     users = int(summary["test"]["users"])
     seconds = duration(summary["seconds"])
     console.print(f"{summary['rounds']} rounds in {seconds}; {users:,} users ranked, {cold:,} of them never trained")
+    console.print(summary["chosen"], soft_wrap=True, highlight=False, markup=False)
     for warning in summary.get("warnings", ()):
         console.print(f"warning: {warning}", soft_wrap=True, highlight=False, markup=False, style="yellow")
     for phase, facts in summary.get("embedding", {}).items():
         console.print(f"{phase} started with {fact_line(facts)}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"run folder: {summary['run']}", soft_wrap=True, highlight=False, markup=False)
+    style = "yellow" if summary["ahead"] is False else None
+    warned = "warning: " if summary["ahead"] is False else ""
+    console.print(warned + summary["standing"], soft_wrap=True, highlight=False, markup=False, style=style)
 
 
 def show_baseline(summary: Mapping[str, Any], console: Console) -> None:

@@ -11,13 +11,14 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from flwr.serverapp import Grid
 from torch import Tensor
 
 from exchanges import records
 from exchanges.declaration import Regular
+from federation.best_round import BestRound, RoundChoice
 from federation.checkpoint import Checkpoint
 from federation.contract import Deployed, Given, Observer, StrategyConfig
 from federation.conversation import Conversation
@@ -26,6 +27,7 @@ from federation.group_models import GroupModels
 from federation.item_counts import Counting
 from federation.meter import Meter
 from federation.ranking import TEST, VALIDATION, Ranking
+from federation.rival import Rival
 from federation.server_model import Phase, ServerModel, ServerState
 from federation.training import Training
 from federation.versions import Frozen, Merges
@@ -38,6 +40,7 @@ from fedrec.networks.simulated import SimulatedNetwork
 from fedrec.stages.base import Round
 from fedrec.stages.draws import Draws
 from fedrec.wire.item_list import item_list_packet
+from fedrec.wire.lead import Lead
 from fedrec.wire.protocol import Setup
 
 __all__ = ["Deployed", "FederatedStrategy", "Given", "Observer", "Phase", "ServerState", "StrategyConfig"]
@@ -82,13 +85,21 @@ class FederatedStrategy(ABC):
         self._recipe = registry.optims.get(config.optim.name)(config.optim, setup.backbone_of_run.advice)
         self.models = GroupModels(setup.groups, lambda: ServerModel(setup, self.plan, base, eligible))
         self.ended: dict[str, Any] = {}
-        """Once the last round has ended: its metrics by split, and the replies of it that were of no use."""
+        """Once the run has ended: the metrics of the tested model by split, and the replies that were of no use."""
+        self.rival: Rival | None = None
+        """The baseline that a simulation's test is compared with; to be set before `start`."""
+        self.lead: Lead | None = None  # how far the tested model is ahead of it, in the end
+        # Who accounts for what updates give away has charged no metrics: then they choose nothing.
+        chooses = setup.validation and not setup.stages.events(1)
+        self.choice = RoundChoice(chooses, cast(StrategyConfig, config.strategy).patience)
+        """The round whose models are tested, and are for use."""
         self._secret = deployed.secret if deployed else simulation_secret(setup.seed)
         self._deployed = deployed is not None
         self._item_list = deployed and records.wrap(item_list_packet(deployed.item_list))
         self._resumes: Sequence[int] = ()
         self._checkpoints: deque[int] = deque([0], maxlen=config.checkpoints_kept)
-        self._after = 0
+        self.after = 0
+        """The last round that was trained."""
         self.clock = 0.0
         """Simulated seconds since the start."""
         self._unranked: dict[str, Any] | None = None  # of a resumed run: the record of its last round, yet to be ranked
@@ -121,12 +132,13 @@ class FederatedStrategy(ABC):
         """
         self._resumes = resumes
         if checkpoint is not None:
-            self._after = checkpoint.round
+            self.after = checkpoint.round
             self.clock = checkpoint.clock
             self._checkpoints.extend(kept)
             self.directory.restore(checkpoint.users, checkpoint.groups)
             self.meter.restore(checkpoint.meter)
             self.models.restore(checkpoint.states, checkpoint.counts, checkpoint.reports)
+            self.choice.best = checkpoint.best
             self._unranked = None if checkpoint.record is None else dict(checkpoint.record)
 
     @property
@@ -137,15 +149,18 @@ class FederatedStrategy(ABC):
     # The loop ------------------------------------------------------------------------------------------------------
 
     def start(self, grid: Grid) -> None:
-        """Run all rounds of the plan."""
+        """Run the plan, or as much of it as `patience` lets; then test the best round's model."""
         talk = self._conversation(grid)
         if self._unranked is not None:
             self._rank_what_was_trained(talk, self._unranked)
         waiting: dict[str, Any] | None = None  # the record of a round whose ranking rides on the next one's messages
         try:
-            for round in range(self._after + 1, self.config.rounds + 1):
+            for round in range(self.after + 1, self.config.rounds + 1):
+                if self.choice.left == 0:
+                    break
                 riding = None if waiting is None else self._ranking(round - 1, round, [VALIDATION])
                 record = self._round(talk, round, riding)
+                self.after = round
                 if waiting is not None and riding is not None:
                     self._tell(talk, waiting, riding)
                     waiting = None
@@ -154,28 +169,29 @@ class FederatedStrategy(ABC):
                 elif self._rides(round):
                     waiting = record
                 else:
-                    if round == self.config.rounds:  # a model that is trained to the end outlives what comes after it
-                        self._checkpoint(round, record)
-                    self._tell(talk, record, self._ranked(talk, round, record))
-                if round < self.config.rounds and self._due(round, self._run.checkpoint_every):
+                    self._rank(talk, round, record)
+                stops = self.choice.left == 0
+                if round < self.config.rounds and (stops or self._due(round, self._run.checkpoint_every)):
                     self._checkpoint(round)
         finally:
             if waiting is not None:  # the run ends early: what is known of the round is not lost
                 self._observer.on_round(waiting)
+        if self.choice.best is not None and self.choice.best.round < self.config.rounds:
+            self._test(talk, self.choice.best)
 
     def _conversation(self, grid: Grid) -> Conversation:
         directory, meter, eligible = self.directory, self.meter, self.models.eligible
         talk = Conversation(grid, self.setup, self.rules, directory, meter, eligible, self._item_list, self._resumes)
-        if (self._after < self.config.rounds or self._unranked) and self.setup.simulation is not None:
+        if (self.after < self.config.rounds or self._unranked) and self.setup.simulation is not None:
             talk.wait(self._run.simulation.nodes, _CONNECTING)
         return talk
 
     def _rank_what_was_trained(self, talk: Conversation, record: dict[str, Any]) -> None:
-        """Rank the last round of a resumed run, which went no further than to the checkpoint before its ranking."""
+        """Rank the last round of a resumed run, which went no further than to a checkpoint before the test."""
         talk.gather()
         talk.losses.counts.update(record["dropped_replies"])
         talk.losses.wasted.update(record["wasted_bytes"])
-        self._tell(talk, record, self._ranked(talk, self._after, record))
+        self._rank(talk, self.after, record)
 
     def _round(self, talk: Conversation, round: int, riding: Ranking | None) -> dict[str, Any]:
         """One round of training, with a ranking that rides on it if there is one; its record, without a ranking."""
@@ -250,7 +266,20 @@ class FederatedStrategy(ABC):
 
     def _ranking(self, after: int, sent: int, splits: Sequence[str]) -> Ranking:
         share = self.rules.node_limits(simulated=self.setup.simulation is not None).share
-        return Ranking(self.setup, self.models, after, sent, self._kept(sent), splits, self.rules.max_failures, share)
+        limits = (self.rules.max_failures, share)
+        return Ranking(self.setup, self.models, after, sent, self._kept(sent), splits, *limits, self.rival)
+
+    def _rank(self, talk: Conversation, round: int, record: dict[str, Any]) -> None:
+        """Rank after `round` in messages of its own, and tell the observer of the round.
+
+        Models that are trained to the end are written down before, and outlive whatever comes after; and once more if
+        they turn out to be better than those of an earlier round.
+        """
+        before = self.choice.best
+        made = self._checkpoint(round, record) if round == self.config.rounds else None
+        self._tell(talk, record, self._ranked(talk, round, record))
+        if made and before and self.choice.best and self.choice.best.round == round:
+            self._observer.on_checkpoint(replace(made, best=self.choice.best))
 
     def _ranked(self, talk: Conversation, round: int, record: dict[str, Any]) -> Ranking:
         """The ranking after `round` in messages of its own, the test with the last; what it cost goes into `record`."""
@@ -262,14 +291,31 @@ class FederatedStrategy(ABC):
         record["seconds"] += time.monotonic() - started
         return ranking
 
+    def _test(self, talk: Conversation, best: BestRound) -> None:
+        """Test the models of a round before the last: that one is tested along with its validation."""
+        talk.gather()
+        trained, counts, reports = self.models.states, self.models.counts, self.models.reports
+        self.models.restore(best.states, counts, reports)
+        ranking = self._ranking(best.round, best.round, [TEST])
+        talk.carry(ranking)
+        self.models.restore(trained, counts, reports)
+        self.lead = ranking.lead()
+        groups = {"groups": best.with_validation(ranking.by_group())} if len(self.models) > 1 else {}
+        self.ended = {VALIDATION: dict(best.validation), **ranking.means(), **groups, **talk.losses.record()}
+
     def _rides(self, round: int) -> bool:
         """Whether the ranking after `round` can ride on the next round's messages.
 
-        They must bring the same model, which the first round of a phase does not. And a checkpoint is of a round of
-        which nothing is still to come.
+        They must bring the same model, which the first round of a phase does not, and come, whatever the ranking says.
+        And a checkpoint is of a round of which nothing is still to come.
         """
         early = bool(self.rules.over_sampling)  # that round may end before everybody has answered
-        return not (early or self.models.enters(round + 1) or self._due(round, self._run.checkpoint_every))
+        return not (
+            early
+            or self.choice.left == 1
+            or self.models.enters(round + 1)
+            or self._due(round, self._run.checkpoint_every)
+        )
 
     def _tell(self, talk: Conversation, record: dict[str, Any], ranking: Ranking | None) -> None:
         """Tell the observer of a round, with its ranking if one was due."""
@@ -279,23 +325,26 @@ class FederatedStrategy(ABC):
             record["bytes_per_user"]["evaluation"] = self.meter.evaluation
             if VALIDATION in ranked:
                 record |= {VALIDATION: ranked[VALIDATION], **groups}
+                by_group = groups.get("groups", {})
+                self.choice.compare(BestRound(ranking.round, ranked[VALIDATION], ranking.states, by_group))
             self.ended = {**ranked, **groups, **talk.losses.record()} if TEST in ranked else {}
+            self.lead = ranking.lead()
         self._observer.on_round(record)
 
-    # Details ---------------------------------------------------------------------------------------------------------
-
     def _kept(self, round: int) -> int:
-        # Without checkpoints there is nothing to go back to, and no older private tensors need be kept.
-        return self._checkpoints[0] if self._run.checkpoint_every else round - 1
+        # Without checkpoints there is nothing to go back to but the best round; no older private tensors are needed.
+        oldest = self._checkpoints[0] if self._run.checkpoint_every else round - 1
+        return min(oldest, self.choice.best.round) if self.choice.best else oldest
 
     def _due(self, round: int, every: int) -> bool:
         return bool(round == self.config.rounds or (every and round % every == 0))
 
-    def _checkpoint(self, round: int, record: dict[str, Any] | None = None) -> None:
+    def _checkpoint(self, round: int, record: dict[str, Any] | None = None) -> Checkpoint:
         """Have the run written down as it is after `round`; `record`: that of the round, if it is yet to be ranked."""
-        users, groups, models = self.directory.keys.copy(), self.directory.groups.copy(), self.models
-        made = Checkpoint(
-            round, models.states, self.meter.state(), users, groups, models.counts, models.reports, record, self.clock
-        )
+        models, users, groups = self.models, self.directory.keys.copy(), self.directory.groups.copy()
+        about = (models.states, self.meter.state(), users, groups, models.counts, models.reports)
+        made = Checkpoint(round, *about, record, self.clock, self.choice.best)
         self._observer.on_checkpoint(made)
-        self._checkpoints.append(round)
+        if round != self._checkpoints[-1]:
+            self._checkpoints.append(round)
+        return made

@@ -6,8 +6,8 @@ the checkpoints to which the server may go back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from exchanges.records import grouped
+from federation.best_round import BestRound
 from federation.server_model import ServerState
 from federation.versions import OF_ANOTHER_PROTOCOL, Merges
 from fedrec.core.errors import StoreError
@@ -23,6 +24,9 @@ from fedrec.core.tensors import Tensors
 
 _STATE = ("trainable", "frozen", "kept", "optimiser")
 _MERGED = "merged"
+_BEST = "best"
+_LASTING = ("frozen", "kept")
+"""What stays as it is while the name of what is frozen does: it is not written twice."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,7 @@ class Checkpoint:
             checkpoint is made before the ranking, so that a model that is trained to the end outlives whatever comes
             after it: a run that goes on from here has nothing left to do but to rank.
         clock: Simulated seconds since the start; 0 without a simulated network.
+        best: The round with the best validation so far; None if there was none, or validation chooses no round.
     """
 
     round: int
@@ -52,14 +57,22 @@ class Checkpoint:
     reports: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
     record: Mapping[str, Any] | None = None
     clock: float = 0.0
+    best: BestRound | None = None
+
+    @property
+    def for_use(self) -> tuple[int, Mapping[str, ServerState]]:
+        """The round whose models are for use, and these: those of the best round, or else of this one."""
+        return (self.round, self.states) if self.best is None else (self.best.round, self.best.states)
 
     def tensors(self) -> Tensors:
         """Everything that is numbers by the thousand, by names that say what it belongs to."""
         found = {f"meter.{name}": torch.from_numpy(counts) for name, counts in self.meter.items()}
         for group, state in self.states.items():
-            parts = {part: getattr(state, part) for part in _STATE} | {_MERGED: state.merges.state()[1]}
-            for part, tensors in parts.items():
-                found |= {f"{grouped(part, group)}.{name}": tensor for name, tensor in tensors.items()}
+            found |= _tensors(state, group)
+        for group, state in {} if self.best is None or self.best.round == self.round else self.best.states.items():
+            shared = _LASTING if _same_version(_about(state), _about(self.states[group])) else ()
+            # Cloned: after a round in which nobody's update counted, the model is still the very same tensors.
+            found |= {f"{_BEST}.{name}": tensor.clone() for name, tensor in _tensors(state, group, shared).items()}
         found["meter.users"] = torch.from_numpy(self.users.view(np.int64))
         found["meter.groups"] = torch.from_numpy(self.groups)
         if self.counts is not None:
@@ -68,19 +81,19 @@ class Checkpoint:
 
     def facts(self) -> dict[str, Any]:
         """The rest, as plain data for JSON."""
+        best = {} if self.best is None else {group: _about(state) for group, state in self.best.states.items()}
         return {
             "round": self.round,
             "groups": {
                 group: {
-                    "phase": state.phase,
-                    "frozen_digest": state.frozen_digest,
-                    **state.merges.state()[0],
+                    **_about(state),
                     "reports": {phase: dict(facts) for phase, facts in self.reports.get(group, {}).items()},
                 }
                 for group, state in self.states.items()
             },
             "record": None if self.record is None else dict(self.record),
             "clock": self.clock,
+            "best": None if self.best is None else self.best.facts() | {"states": best},
         }
 
     @staticmethod
@@ -92,20 +105,9 @@ class Checkpoint:
         if "phase" in facts:  # the one model of a run, before there were groups
             raise StoreError(OF_ANOTHER_PROTOCOL)
 
-        def part(name: str) -> Tensors:
-            start = f"{name}."
-            return {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
-
-        meter = {name: tensor.numpy() for name, tensor in part("meter").items()}
-        states = {
-            group: ServerState(
-                phase=about["phase"],
-                frozen_digest=about["frozen_digest"],
-                merges=Merges.restored(about, part(grouped(_MERGED, group))),
-                **{name: part(grouped(name, group)) for name in _STATE},
-            )
-            for group, about in facts["groups"].items()
-        }
+        meter = {name: tensor.numpy() for name, tensor in _part(tensors, "meter").items()}
+        groups = facts["groups"]
+        states = {group: _restored(tensors, about, group) for group, about in groups.items()}
         return Checkpoint(
             round=facts["round"],
             states=states,
@@ -113,7 +115,54 @@ class Checkpoint:
             groups=meter.pop("groups"),
             meter=meter,
             counts=tensors.get("counts"),
-            reports={group: about["reports"] for group, about in facts["groups"].items()},
+            reports={group: about["reports"] for group, about in groups.items()},
             record=facts.get("record"),
             clock=facts.get("clock", 0.0),
+            best=_best(tensors, facts, states),
         )
+
+
+def _part(tensors: Tensors, name: str) -> Tensors:
+    start = f"{name}."
+    return {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
+
+
+def _tensors(state: ServerState, group: str, without: Collection[str] = ()) -> Tensors:
+    """The tensors of a group's state, but for the parts `without`, by names that say what they belong to."""
+    parts = {part: getattr(state, part) for part in _STATE if part not in without} | {_MERGED: state.merges.state()[1]}
+    return {
+        f"{grouped(part, group)}.{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()
+    }
+
+
+def _about(state: ServerState) -> dict[str, Any]:
+    """The rest of it."""
+    return {"phase": state.phase, "frozen_digest": state.frozen_digest, **state.merges.state()[0]}
+
+
+def _same_version(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    return all(one[name] == other[name] for name in ("phase", "frozen_digest"))
+
+
+def _restored(tensors: Tensors, about: Mapping[str, Any], group: str) -> ServerState:
+    """The inverse of `_tensors` and `_about`."""
+    return ServerState(
+        phase=about["phase"],
+        frozen_digest=about["frozen_digest"],
+        merges=Merges.restored(about, _part(tensors, grouped(_MERGED, group))),
+        **{name: _part(tensors, grouped(name, group)) for name in _STATE},
+    )
+
+
+def _best(tensors: Tensors, facts: Mapping[str, Any], states: Mapping[str, ServerState]) -> BestRound | None:
+    """The best round of a checkpoint whose own states are `states`."""
+    if (chosen := facts.get("best")) is None:
+        return None
+    if chosen["round"] == facts["round"]:
+        then = {group: replace(state, optimiser={}) for group, state in states.items()}
+    else:
+        then = {group: _restored(_part(tensors, _BEST), about, group) for group, about in chosen["states"].items()}
+    for group, state in then.items():
+        if _same_version(_about(state), _about(states[group])):
+            then[group] = replace(state, **{part: getattr(states[group], part) for part in _LASTING})
+    return BestRound(chosen["round"], chosen["validation"], then, chosen["groups"], chosen["since"])

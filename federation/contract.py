@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple, Protocol
 
 from annotated_types import Ge, Le
@@ -21,9 +21,12 @@ class StrategyConfig(MemberConfig):
 
     Attributes:
         rounds: Rounds of the whole run.
+        patience: Validations without a better one after which the run ends early (null: never).
     """
 
     rounds: Annotated[int, Ge(1), Le(MOST_ROUNDS)]
+    # With a default: a run of old has none in its folder.
+    patience: Annotated[int, Ge(1), Le(MOST_ROUNDS)] | None = field(default=None, kw_only=True)
 
 
 class Deployed(NamedTuple):

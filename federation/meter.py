@@ -152,9 +152,10 @@ class Meter:
 def _lacking(held: _Counts, users: NDArray[np.int64], frozen: FrozenBytes) -> tuple[_Counts, _Counts]:
     """Bytes for each of `users` who lack what is frozen: as it was at first, and what was merged into it since.
 
-    `held` has the version that each user of the directory was sent last, and is brought up to date.
+    `held` has the newest version that each user of the directory was sent, and is brought up to date. Who is asked to
+    go back to an earlier one downloads nothing: a device keeps all to which the server may go back.
     """
     had = held[users]
-    held[users] = frozen.version
-    behind = np.minimum((frozen.version - had) * frozen.merge, frozen.whole)
+    held[users] = np.maximum(had, frozen.version)
+    behind = np.minimum(np.maximum(frozen.version - had, 0) * frozen.merge, frozen.whole)
     return np.where(had == _NEVER, frozen.start, 0), np.where(had == _NEVER, frozen.merged_before, behind)

@@ -9,6 +9,8 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
 from typing_extensions import override
 
 from exchanges import members, records
@@ -19,7 +21,9 @@ from federation.exchange import Ledger
 from federation.group_models import GroupModels
 from federation.model_exchange import ModelExchange
 from federation.node_limits import parts_that_count
+from federation.rival import Rival
 from fedrec.core.errors import FederationError
+from fedrec.wire.lead import Lead
 from fedrec.wire.protocol import METRICS_COUNTS, Setup
 
 log = logging.getLogger("fedrec")
@@ -28,7 +32,11 @@ VALIDATION, TEST = "validation", "test"
 
 
 class Ranking(ModelExchange):
-    """One ranking, of one or more splits."""
+    """One ranking, of one or more splits.
+
+    Attributes:
+        states: Where the models stand that are ranked.
+    """
 
     ledger = Ledger.EVALUATION
 
@@ -42,6 +50,7 @@ class Ranking(ModelExchange):
         splits: Sequence[str],
         max_failures: float,
         share: float,
+        rival: Rival | None = None,
     ) -> None:
         """A ranking with the models as they are now, after the round `after`.
 
@@ -54,18 +63,23 @@ class Ranking(ModelExchange):
             splits: The splits.
             max_failures: Share of the nodes that may fail.
             share: The largest share of all ranked users for which one of three nodes or more counts.
+            rival: What the test is compared with; None: with nothing.
         """
         declared = members.Ranking(setup, models.trainable, splits)
         super().__init__(declared, f"ranking after round {after}", models, after, max_failures, sent, kept)
+        self.states = models.states
         self._splits = tuple(splits)
         self._share = share
         self._names = setup.metric_names()
         self._format = setup.metrics_format()
         self._sums: dict[tuple[str, str], dict[int, tuple[float, ...]]] = {}
+        self._rival = rival if TEST in self._splits else None
+        self._leads: dict[tuple[str, int], Lead] = {}
 
     @override
     def participants(self, directory: Directory) -> dict[int, Share]:
         self._sums = {(group, split): {} for group in self._groups for split in self._splits}
+        self._leads = {}
         return super().participants(directory)
 
     @override
@@ -73,14 +87,25 @@ class Ranking(ModelExchange):
         return {**super().fields(node), records.SPLITS: " ".join(self._splits), records.AFTER: self.round}
 
     @override
+    def arrays(self, node: int) -> Mapping[str, NDArray[np.generic]]:
+        if self._rival is None:
+            return {}
+        share, found = self.shares[node], np.zeros(self._directory.users_of(node))
+        found[share.slots] = self._rival.of(self._directory.keys[share.users])
+        return {records.RIVAL: found}
+
+    @override
     def take(self, node: int, answer: Content) -> None:
         """Take a node's sums, of all groups and splits or none."""
-        taken = {}
+        taken, leads = {}, {}
         for group, users in self.asked_of(node).items():
             for split in self._splits:
                 packet = answer.packet(grouped(records.METRICS + split, group))
                 scalars = self._format.decode(packet, phase=self.phase, round=self.round).scalars
                 taken[group, split] = check_sums(scalars, users)
+            if self._rival is not None:
+                leads[group, node] = Lead.read(answer.packet(grouped(records.LEAD, group)), users)
+        self._leads |= leads
         for key, scalars in taken.items():
             self._sums[key][node] = scalars
 
@@ -99,6 +124,14 @@ class Ranking(ModelExchange):
                 "or more, or the model has diverged (then lower optim.lr)"
             )
         return {split: means for split, means in found.items() if means is not None}
+
+    def lead(self) -> Lead | None:
+        """How far the tested model is ahead of the rival, over all users; None if it was compared with none."""
+        if not self._leads:
+            return None
+        # Sorted before they are added, as in `_mean`.
+        users, totals, squares = (sorted(column) for column in zip(*self._leads.values(), strict=True))
+        return Lead(sum(users), sum(totals), sum(squares))
 
     def by_group(self) -> dict[str, dict[str, dict[str, float]]]:
         """The same for each group of which anybody was ranked: group -> split -> means."""

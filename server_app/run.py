@@ -12,6 +12,7 @@ from typing import Any, cast
 from flwr.serverapp import Grid
 
 from federation.base import Deployed, FederatedStrategy
+from federation.rival import Rival
 from fedrec.config.describe import to_yaml
 from fedrec.config.schema import RunConfig
 from fedrec.core import registry
@@ -32,11 +33,13 @@ from fedrec.wire.protocol import (
 )
 from peft_embeddings.base_table import text_vectors
 from server_app.account import ledger_of, settled
-from server_app.baselines import simulated_baselines
+from server_app.baselines import best_of, simulated_baselines
+from server_app.chosen import chosen
 from server_app.manifest import manifest, new_run_id
 from server_app.resuming import Resumption, go_on, manifest_of_resumed, prepare
 from server_app.run_folder import CONFIG, MANIFEST, SETUP, SUMMARY, RunFolder
 from server_app.setup import base_table, make_setup, require_rankable, text_encoder
+from server_app.standing import standing
 from server_app.warnings import warnings_of
 from server_app.watching import Progress, Recorder, Silent, Watcher, at_ten, shown
 
@@ -109,7 +112,8 @@ def _run(
     folder.write_public(setup, dataset.catalogue)
     if not config.evaluation.validation:
         log.info("evaluation.validation=false: users train on all but their last item, and only the test ranks them")
-    baselines = {}
+    baselines: dict[str, dict[str, float]] = {}
+    rival: Rival | None = None
     if config.evaluation.baselines and not simulated:
         log.info("no baselines: they need everybody's interactions in one place, which no deployment has")
     elif config.evaluation.baselines:
@@ -117,10 +121,12 @@ def _run(
         vectors = None
         if config.base_table.start == "text":
             vectors = text_vectors(dataset.catalogue, text_encoder(config), cache_dir, progress)
-        baselines = simulated_baselines(setup, dataset, vectors, "test")
+        results = simulated_baselines(setup, dataset, vectors, "test")
+        baselines, rival = results.means, best_of(results, setup, dataset)
     strategy: FederatedStrategy = registry.strategies.get(config.strategy.name)(
         config, setup, table.table, eligible, Recorder(folder, watcher, config.checkpoints_kept, ledger), deployed
     )
+    strategy.rival = rival
     if resumption is not None:
         go_on(strategy, resumption, facts)
     watcher.stage("waiting for nodes")
@@ -129,9 +135,12 @@ def _run(
     training_seconds = time.monotonic() - training
     with folder.kept_up():
         write_curve(folder.path)
+    best = strategy.choice.best
     summary: dict[str, Any] = {
         "run": str(folder.path),
-        "rounds": strategy.config.rounds,
+        "rounds": strategy.after,
+        "best_round": strategy.after if best is None else best.round,
+        "chosen": chosen(strategy),
         "seconds": time.monotonic() - started,
         "training_seconds": training_seconds,
         "test": strategy.ended["test"],
@@ -150,13 +159,16 @@ def _run(
         "bytes_per_user": strategy.meter.per_user(),
         **({"simulated_seconds": strategy.clock} if strategy.timed else {}),
         **({"privacy": ledger.report()} if ledger else {}),
+        **standing(strategy),
     }
     summary = finite(summary)
     folder.write_json(SUMMARY, summary)
+    log.info("%s", summary["chosen"])
     log.info("test: %s", shown(at_ten(summary["test"])))
     if ledger:
         log.info("privacy: epsilon=%(epsilon).3f at delta=%(delta)g (%(unit)s), %(releases)d releases", ledger.report())
     log.info("run folder: %s", folder.path)
+    log.log(logging.INFO if summary["ahead"] is not False else logging.WARNING, "%s", summary["standing"])
     return summary
 
 

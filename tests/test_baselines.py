@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -14,11 +14,20 @@ import fedrec.evaluation.baselines
 from fedrec.core.errors import DataError, FedrecError
 from fedrec.data.negatives import NegativeSampler
 from fedrec.data.types import Interactions
-from fedrec.evaluation.baselines import SampledRanking, baseline_metrics
-from fedrec.evaluation.metrics import sampled_negatives
+from fedrec.evaluation.baselines import SampledRanking, baseline_results
+from fedrec.evaluation.metrics import curve_metric, sampled_negatives
 
 Split = Literal["validation", "test"]
 BACK: dict[Split, int] = {"validation": 2, "test": 1}
+
+
+def baseline_metrics(*arguments: Any, **more: Any) -> dict[str, dict[str, float]]:
+    """The means; what users have has the same mean."""
+    found = baseline_results(*arguments, **more)
+    for name, means in found.means.items():
+        assert found.each[name].shape == found.users.shape
+        assert found.each[name].mean() == pytest.approx(means[curve_metric(means)], abs=1e-12)
+    return found.means
 
 
 def interactions_of(histories: list[list[int]]) -> Interactions:

@@ -19,6 +19,7 @@ from fedrec.data.negatives import NegativeSampler
 from fedrec.evaluation.metrics import (
     RankCounter,
     add_sums,
+    curve_metric,
     metric_sums,
     ranking_metrics,
     sampled_negatives,
@@ -29,6 +30,8 @@ _NUMBERS_AT_ONCE = 2_000_000
 """Scores, with what a backbone holds on the way to them, that are in memory at once: bounds it, whatever the number of
 users or items, and keeps a network's activations in the processor's cache."""
 _ITEMS_AT_ONCE = 8_192
+LEAD, LEAD_SQUARES = "lead", "lead_squares"
+"""Sums over users of how far each is ahead of a baseline, and of the squares."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,12 @@ class RankingProtocol:
 
 
 def rank_users(
-    model: GlobalModel, cohort: Cohort, positives: NDArray[np.int64], private: Tensors, protocol: RankingProtocol
+    model: GlobalModel,
+    cohort: Cohort,
+    positives: NDArray[np.int64],
+    private: Tensors,
+    protocol: RankingProtocol,
+    rival: Tensor | None = None,
 ) -> dict[str, float]:
     """Sums over the users of every metric, by name, and their number as `users`.
 
@@ -57,6 +65,8 @@ def rank_users(
         positives: int64 [users], the held-out items.
         private: The users' private tensors [users, ...].
         protocol: What is measured.
+        rival: float64 [users], their results under a baseline, by the metric that models are compared by
+            (`curve_metric`); with it there are the sums `lead` and `lead_squares`.
     """
     backbone = model.model.backbone
     others = np.unique(positives[~protocol.sampler.contains(positives)])
@@ -77,7 +87,11 @@ def rank_users(
         history = SharedHistory(part, partial(wide.item_vectors, wide.trainable), model.model.embedding.dim)
         user = cast(model.model.user(wide.trainable, wide.frozen, own, history), backbone.ranking_dtype)
         chunk = _Chunk(model, shared, user, items, torch.from_numpy(positives[start:end]))
-        parts.append(metric_sums(_rank_chunk(chunk, part, protocol)))
+        metrics = _rank_chunk(chunk, part, protocol)
+        if rival is not None:
+            lead = metrics[curve_metric(metrics)] - rival[start:end]
+            metrics |= {LEAD: lead, LEAD_SQUARES: lead.square()}
+        parts.append(metric_sums(metrics))
     return add_sums(parts)
 
 

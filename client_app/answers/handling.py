@@ -42,7 +42,7 @@ _FIELDS = (
     records.AFTER,
     records.CARRIES,
 )
-_ARRAYS = (records.SLOTS, records.DOWN)
+_ARRAYS = (records.SLOTS, records.DOWN, records.RIVAL)
 _OF_GROUPS = (records.MODEL, records.HOLDS, records.CONTENT, records.VERSIONS)
 """Fields and arrays that there are for each group, under its name."""
 _PREFIXES = (records.FROZEN, records.MERGED)
@@ -179,6 +179,24 @@ def down_of(content: Content, users: int) -> NDArray[np.int64]:
     if down.dtype != np.int64 or down.shape != (users,) or (down < 0).any() or (down > MOST_BYTES).any():
         raise PacketError("malformed", f"{down.dtype} {list(down.shape)} came as the downloads of {users} users")
     return down
+
+
+def rival_of(content: Content, node: Node) -> NDArray[np.float64] | None:
+    """Each user's result under a baseline, float64 [users] by slot, if a simulation's server asks to be compared.
+
+    Raises PacketError (`malformed`); at a site, too, which has nothing to do with it.
+    """
+    if records.RIVAL not in content.arrays:
+        return None
+    if node.setup.simulation is None:
+        raise PacketError(
+            "malformed", "no user of a site is compared with a baseline: the server cannot know its result"
+        )
+    found: NDArray[Any] = content.arrays[records.RIVAL]
+    users = len(node.users)
+    if found.dtype != np.float64 or found.shape != (users,) or not ((found >= 0) & (found <= 1)).all():
+        raise PacketError("malformed", f"{found.dtype} {list(found.shape)} came as the results of {users} users")
+    return found
 
 
 def rounds_of(text: str) -> list[int]:

@@ -12,19 +12,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from client_app.answers.evaluation import RankingProtocol, rank_users
 from client_app.answers.granting import require_memory, require_users
 from client_app.answers.keeping import require_frozen
 from client_app.homes.home import Home, KeptHome, KeptRun, Place, SimulatedHome, SiteHome
 from client_app.homes.policy import Policy, policy_of
 from client_app.homes.site import Site
-from client_app.homes.site_data import mark_ended, require_site
+from client_app.homes.site_data import require_site
 from client_app.homes.users import Cohort, LocalUsers
 from client_app.stores.frozen import FrozenStore, MissingFrozenError, resident, tidy
 from client_app.stores.losses import Losses
 from client_app.stores.store import PrivateStore
 from client_app.training.cohort import CohortEngine
-from client_app.training.engine import Engine, GlobalModel, all_finite, moving
+from client_app.training.engine import Engine, GlobalModel, moving
 from client_app.training.oracle import OracleEngine
 from client_app.training.timing import Timer
 from exchanges import records
@@ -38,7 +37,6 @@ from fedrec.core.rng import derive
 from fedrec.core.shared_folder import require_shared
 from fedrec.core.tensors import Tensors, content_digest
 from fedrec.data.negatives import NegativeSampler
-from fedrec.data.split import HeldOut
 from fedrec.groupings.base import Users
 from fedrec.networks.simulated import SimulatedNetwork
 from fedrec.optim.base import Recipe
@@ -269,39 +267,6 @@ class Node:
             told = (*told, float(trained.update.packet_bytes))
         # What each user gives was rounded before it was added up: here nothing is but to what it is already.
         return fmt.encode(phase, round, trained.update.total, told, seed=None)
-
-    def evaluate(self, received: Received, after: int, of: HeldOut) -> bytes:
-        """Rank the held-out items of a split for all users of the model's group; the encoded sums of the metrics.
-
-        Args:
-            received: The model after the round `after`; it may have been sent to be trained in the round that follows.
-            after: The round whose private tensors the users are ranked with.
-            of: The split.
-        """
-        if of == "validation" and not self.setup.validation:
-            raise PacketError("malformed", "this run holds nothing out for validation: users train on those items")
-        model = received.model
-        evaluated = self.users.evaluated
-        cohort, positives = self.users.held_out(evaluated[self.groups[evaluated] == received.group], of)
-        if self.policy:
-            require_memory(self, self.policy, cohort, trains=False)
-        private, found = self.starts(cohort.keys, before=after + 1)
-        private = self.engine.solve(model, cohort, private, derive(self.secret, "solve", of, after))
-        # A user whose own tensors have diverged is left out and counted; the others are ranked all the same.
-        sane = np.flatnonzero(all_finite(private, len(cohort)).numpy())
-        diverged = len(cohort) - len(sane)
-        cohort, positives, found = cohort.select(sane), positives[sane], found[sane]
-        private = {name: tensor[torch.from_numpy(sane)] for name, tensor in private.items()}
-        setup = self.setup
-        protocol = RankingProtocol(setup.ks, self.sampler, setup.sampled_negatives, derive(setup.seed, "sampled", of))
-        if self.policy:
-            require_users("a ranking", len(cohort), self.policy.min_users_in_ranking)
-        if isinstance(self.place, Site) and of == "test":
-            mark_ended(self.place, self.setup.run_key, after)
-        sums = rank_users(model.cpu(), cohort, positives, private, protocol)
-        counts = (len(cohort), int((~found).sum()), diverged)
-        scalars = [*map(float, counts), *(sums.get(name, 0.0) for name in setup.metric_names())]
-        return setup.metrics_format().encode(received.phase, after, {}, scalars)
 
     def starts(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
         """What users begin a round or a ranking with, and who of them has trained in rounds earlier than `before`."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from client_app.answers import counting
-from client_app.answers.handling import down_of, round_of, slots_of
+from client_app.answers import counting, ranking
+from client_app.answers.handling import down_of, rival_of, round_of, slots_of
 from client_app.answers.keeping import keep_last_model
 from client_app.answers.node import Node, Received
 from exchanges import records
@@ -81,7 +81,10 @@ def train(asked: Question) -> Mapping[str, bytes]:
 
 
 def evaluate(asked: Question) -> Mapping[str, bytes]:
-    """Rank the held-out items of all users here; for their groups, sums of metrics of each split that is asked for."""
+    """Rank the held-out items of all users here; for their groups, sums of metrics of each split that is asked for.
+
+    In a simulation also, of the test, how far the model is ahead of a baseline.
+    """
     node, after = asked.node, asked.content.integer(records.AFTER)
     splits = asked.content.text(records.SPLITS).split()
     if unknown := [split for split in splits if split not in _HELD_OUT]:
@@ -90,13 +93,17 @@ def evaluate(asked: Question) -> Mapping[str, bytes]:
         raise PacketError("malformed", f"a ranking is of one split or of two, not of {splits[:5]}")
     if after not in (asked.round - 1, asked.round) or after < 0:
         raise PacketError("malformed", f"a model sent in round {asked.round} is not that after round {after}")
-    return {
-        grouped(records.METRICS + split, node.setup.groups[group]): node.evaluate(
-            asked.received(group), after, _HELD_OUT[split]
-        )
-        for group in np.unique(node.groups).tolist()
-        for split in splits
-    }
+    rival = rival_of(asked.content, node)
+    answer: dict[str, bytes] = {}
+    for group in np.unique(node.groups).tolist():
+        received, name = asked.received(group), node.setup.groups[group]
+        for split in splits:
+            against = rival if split == "test" else None
+            metrics, lead = ranking.evaluate(node, received, after, _HELD_OUT[split], against)
+            answer[grouped(records.METRICS + split, name)] = metrics
+            if lead is not None:
+                answer[grouped(records.LEAD, name)] = lead.packet()
+    return answer
 
 
 def count_items(asked: Question) -> Mapping[str, bytes]:

@@ -186,6 +186,15 @@ class PrivateStore:
             file.write(self._run, index.users[moved], index.rounds[moved], file.read(index, moved))
         file.delete(self._run, last)
 
+    def newest(self) -> int:
+        """The last round after which there are tensors of anybody; 0 if nobody has trained."""
+
+        def work() -> int:
+            with self._transaction(writing=False) as (_, index):
+                return int(index.rounds.max(initial=0))
+
+        return self._sound(work)
+
     def to_follow(self, resumes: Sequence[int]) -> Sequence[int]:
         """Of these resumptions those that the store has not followed yet."""
 

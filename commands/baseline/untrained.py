@@ -9,7 +9,7 @@ from typing import NamedTuple
 from commands.baseline.world import World
 from fedrec.core.errors import FedrecError
 from fedrec.data.split import HeldOut
-from fedrec.evaluation.curves import curve_metric
+from fedrec.evaluation.metrics import curve_metric
 from peft_embeddings.base_table import text_vectors
 from server_app.baselines import simulated_baselines
 from server_app.setup import text_encoder
@@ -38,7 +38,7 @@ def untrained(world: World, kind: str, cache_dir: Path, watcher: Watcher) -> Cho
     elif kind == "content":
         raise FedrecError("base_table.start=random reads no item texts, and `content` ranks by them: leave it out")
     splits: tuple[HeldOut, HeldOut] = ("validation", "test")
-    metrics = {split: simulated_baselines(world.setup, world.dataset, vectors, split) for split in splits}
+    metrics = {split: simulated_baselines(world.setup, world.dataset, vectors, split).means for split in splits}
     users = len(world.users.evaluated)
     for found in metrics.values():
         for values in found.values():

@@ -32,6 +32,7 @@ from fedrec.evaluation.metrics import (
     RankCounter,
     RankCounts,
     add_sums,
+    curve_metric,
     mean_metrics,
     metric_sums,
     ranking_metrics,
@@ -76,7 +77,21 @@ class _Chunk(NamedTuple):
         return with_positive(self.history.offsets, self.history.items, self.positive)
 
 
-def baseline_metrics(
+class BaselineResults(NamedTuple):
+    """What baselines come to.
+
+    Attributes:
+        means: Of every metric, over the ranked users, by baseline.
+        users: int64 [ranked], the positions of the ranked users in the data set.
+        each: By baseline, each of these users' value, float64 [ranked], of the metric that models are compared by.
+    """
+
+    means: dict[str, dict[str, float]]
+    users: NDArray[np.int64]
+    each: dict[str, NDArray[np.float64]]
+
+
+def baseline_results(
     interactions: Interactions,
     eligible: NDArray[np.integer[Any]],
     item_vectors: NDArray[np.float32] | csr_array | None,
@@ -84,8 +99,8 @@ def baseline_metrics(
     ks: Sequence[int],
     sampled: SampledRanking | None = None,
     users: NDArray[np.int64] | None = None,
-) -> dict[str, dict[str, float]]:
-    """Metrics of every baseline: means over the users who have a held-out item (three interactions or more).
+) -> BaselineResults:
+    """Metrics of every baseline, over the users who have a held-out item (three interactions or more).
 
     Memory is bounded by `USERS_AT_ONCE` users and `ROWS_AT_ONCE` rows at a time, beside the arguments.
 
@@ -100,7 +115,7 @@ def baseline_metrics(
         users: Positions of the users to rank, where the model is not evaluated on all. Popularity counts all anyway.
 
     Returns:
-        By baseline, the means of what `ranking_metrics` gives: `{"popularity": {"hr@10": .., "mrr": .., ..}, ..}`.
+        What `ranking_metrics` gives, in the mean, `{"popularity": {"hr@10": .., "mrr": .., ..}, ..}`, and of each user.
 
     Raises:
         DataError: vectors do not cover the catalogue rows in use, or are not finite.
@@ -112,6 +127,7 @@ def baseline_metrics(
     ranked = np.arange(interactions.users) if users is None else users
     ranked = ranked[evaluated(interactions, ranked)]
     sums: dict[str, list[dict[str, float]]] = {name: [] for name in ("random", "popularity")}
+    each: dict[str, list[NDArray[np.float64]]] = {}
     for start in range(0, len(ranked), USERS_AT_ONCE):
         chunk = _chunk(interactions, ranked[start : start + USERS_AT_ONCE], split, sampler, sampled)
         counts = {"random": _random(chunk, sampler), "popularity": popularity.ranks(chunk)}
@@ -123,7 +139,9 @@ def baseline_metrics(
             if sampled is not None:
                 metrics |= ranking_metrics(among, ks, f"sampled{sampled.n}/")
             sums.setdefault(name, []).append(metric_sums(metrics))
-    return {name: mean_metrics(add_sums(parts)) for name, parts in sums.items()}
+            each.setdefault(name, []).append(metrics[curve_metric(metrics)].double().numpy())
+    means = {name: mean_metrics(add_sums(parts)) for name, parts in sums.items()}
+    return BaselineResults(means, ranked, {name: np.concatenate(parts) for name, parts in each.items()})
 
 
 def _chunk(

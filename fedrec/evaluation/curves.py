@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from fedrec.core.disk import reading
 from fedrec.core.strict_json import number, parsed_object
 from fedrec.core.whole_files import write_text
+from fedrec.evaluation.metrics import curve_metric
 
 log = logging.getLogger("fedrec")
 
@@ -42,12 +43,6 @@ class Point(NamedTuple):
     bytes: Mapping[str, float] | None
     value: float
     seconds: float | None = None
-
-
-def curve_metric(names: Iterable[str]) -> str:
-    """The metric of a curve: NDCG@10 in full ranking, or NDCG at the largest cut-off if 10 is none of them."""
-    cut_offs = sorted(int(name.removeprefix("ndcg@")) for name in names if name.startswith("ndcg@"))
-    return f"ndcg@{10 if 10 in cut_offs else cut_offs[-1]}"
 
 
 def curve(records: Iterable[Mapping[str, Any]], metric: str) -> list[Point]:

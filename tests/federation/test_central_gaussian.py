@@ -36,6 +36,8 @@ def test_a_budget_is_all_that_is_typed(federate: Federate) -> None:
     account = outcome.summary["privacy"]
     assert 1.9 < account["epsilon"] <= 2.0
     assert (account["delta"], account["releases"], account["sampling"]) == (1e-5, 4, 0.3)
+    assert outcome.summary["best_round"] == outcome.summary["rounds"] == 4, "no metric chooses a round"
+    assert "charges nothing for metrics, so validation chooses no round" in outcome.summary["chosen"]
     kind = Sampled(privacy.noise_multiplier, 0.3)
     assert account["epsilon"] == pytest.approx(epsilon_of({kind: 4}, 1e-5))
     told = [line["privacy"]["epsilon"] for line in outcome.metrics if "privacy" in line]

@@ -177,7 +177,7 @@ def test_what_the_backbone_shares_or_froze_goes_on(federate: Federate, backbone:
 
 
 def test_a_ranking_that_rides_past_a_merge_ranks_the_same_model(federate: Federate) -> None:
-    overrides = [*MERGING, "strategy.rounds=8", "evaluation.every=1"]
+    overrides = [*MERGING, "strategy.rounds=8", "evaluation.every=1", "strategy.patience=null"]
     alone, riding = federate(*overrides, "checkpoint_every=1"), federate(*overrides, "checkpoint_every=0")
     for before, after in zip(alone.metrics, riding.metrics, strict=True):
         for name in ("validation", "loss", "users", "examples", "bytes", "merges"):

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from client_app.answers.node import Node, Place
+from client_app.answers.ranking import evaluate
 from client_app.homes.users import Cohort
 from client_app.training.cohort import CohortEngine
 from exchanges.records import unpack
@@ -73,4 +74,4 @@ def test_a_server_that_asks_for_validation_all_the_same_is_refused(federate: Fed
     enrolment = next(m for m in outcome.grid.sent if m.metadata.message_type == "query.enroll")
     node = Node(Setup.from_json(str(unpack(enrolment.content).fields["setup"])), Place(0, 2))
     with pytest.raises(PacketError, match="holds nothing out for validation"):
-        node.evaluate(None, 1, "validation")  # type: ignore[arg-type]
+        evaluate(node, None, 1, "validation")  # type: ignore[arg-type]
