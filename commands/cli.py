@@ -124,6 +124,21 @@ def train_command(overrides: Overrides = None, as_json: AsJson = False) -> None:
         end.update(train(config, same, console=console))
 
 
+@app.command("tune", cls=OverridesCommand)
+def tune_command(
+    overrides: Overrides = None,
+    among: Annotated[
+        list[str] | None, typer.Option("--among", help="An experiment to try; give it once for each.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Try a few experiments on your data, by validation, and train the best one: no settings are needed."""
+    with ending(as_json) as (console, end):
+        from commands.tune import CANDIDATES, tune  # the apps and torch: as above
+
+        end.update(tune(overrides or [], among or CANDIDATES, working_directory(), console=console))
+
+
 @app.command("split", cls=OverridesCommand)
 def split_command(
     sites: Annotated[int, typer.Argument(min=1, max=1_000_000, help="Sites to share the users out to.")],

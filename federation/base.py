@@ -98,10 +98,10 @@ class FederatedStrategy(ABC):
         self._item_list = deployed and records.wrap(item_list_packet(deployed.item_list))
         self._resumes: Sequence[int] = ()
         self._checkpoints: deque[int] = deque([0], maxlen=config.checkpoints_kept)
-        self.after = 0
-        """The last round that was trained."""
-        self.clock = 0.0
-        """Simulated seconds since the start."""
+        self.after = 0  # the last round that was trained
+        self.pause: int | None = None
+        """The round after which the run stops, to be resumed; to be set before `start`."""
+        self.clock = 0.0  # simulated seconds since the start
         self._unranked: dict[str, Any] | None = None  # of a resumed run: the record of its last round, yet to be ranked
 
     @classmethod
@@ -156,7 +156,7 @@ class FederatedStrategy(ABC):
         waiting: dict[str, Any] | None = None  # the record of a round whose ranking rides on the next one's messages
         try:
             for round in range(self.after + 1, self.config.rounds + 1):
-                if self.choice.left == 0:
+                if self.choice.left == 0 or self.after == self.pause:
                     break
                 riding = None if waiting is None else self._ranking(round - 1, round, [VALIDATION])
                 record = self._round(talk, round, riding)
@@ -176,7 +176,7 @@ class FederatedStrategy(ABC):
         finally:
             if waiting is not None:  # the run ends early: what is known of the round is not lost
                 self._observer.on_round(waiting)
-        if self.choice.best is not None and self.choice.best.round < self.config.rounds:
+        if self.choice.best and self.choice.best.round < self.config.rounds and self.after != self.pause:
             self._test(talk, self.choice.best)
 
     def _conversation(self, grid: Grid) -> Conversation:
@@ -337,7 +337,7 @@ class FederatedStrategy(ABC):
         return min(oldest, self.choice.best.round) if self.choice.best else oldest
 
     def _due(self, round: int, every: int) -> bool:
-        return bool(round == self.config.rounds or (every and round % every == 0))
+        return round in (self.config.rounds, self.pause) or bool(every and round % every == 0)
 
     def _checkpoint(self, round: int, record: dict[str, Any] | None = None) -> Checkpoint:
         """Have the run written down as it is after `round`; `record`: that of the round, if it is yet to be ranked."""

@@ -208,6 +208,23 @@ def sizes(config: RunConfig, setup: Setup, item_list: int | None = None) -> Size
     )
 
 
+def expected(found: Sizes, rounds: int) -> float:
+    """Bytes per user that a run is expected to have moved after so many rounds; at most, where updates are lists.
+
+    In so few rounds that not everybody is chosen in one of a phase, not everybody has been sent what is frozen in it.
+    """
+    total, left = float(sum(found.joining.values())), rounds
+    for phase in found.phases:
+        here = min(left, phase.rounds)
+        frozen = FrozenBytes(phase.whole, merge=phase.merge, lossy=phase.once)
+        total += found.fraction * here * (phase.up + phase.down) + (1 - (1 - found.fraction) ** here) * phase.once
+        total += expected_bytes(frozen, here, phase.merge_every, found.fraction)
+        left -= here
+    for exchange in found.exchanges:
+        total += (rounds - 1) // exchange.every * (exchange.up + exchange.down)
+    return total
+
+
 def _exchanges(regular: Sequence[Regular]) -> tuple[Exchange, ...]:
     """Those of equal intervals together."""
     found = []

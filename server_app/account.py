@@ -46,7 +46,12 @@ def planned(config: RunConfig) -> dict[str, Any] | None:
     }
 
 
+def accounts(config: RunConfig) -> bool:
+    """Whether a configuration's mechanism of privacy accounts for what a run gives away."""
+    return hasattr(config.privacy, "delta")
+
+
 def _release(config: RunConfig) -> Release | None:
     made = registry.privacies.get(config.privacy.name)(config.privacy)
-    release: Release | None = made.event(1) if hasattr(config.privacy, "delta") else None
+    release: Release | None = made.event(1) if accounts(config) else None
     return release

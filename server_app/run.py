@@ -46,11 +46,19 @@ from server_app.watching import Progress, Recorder, Silent, Watcher, at_ten, sho
 log = logging.getLogger("fedrec")
 
 
-def run(config: RunConfig, overrides: Sequence[str], grid: Grid, watcher: Watcher | None = None) -> dict[str, Any]:
+def run(
+    config: RunConfig,
+    overrides: Sequence[str],
+    grid: Grid,
+    watcher: Watcher | None = None,
+    *,
+    pause: int | None = None,
+) -> dict[str, Any]:
     """Carry out a run and return its summary (also in the run folder as `summary.json`).
 
-    `config` has its folders settled; if it names a run to resume, that run goes on in its own folder. Raises
-    FedrecError for whatever the user can mend.
+    `config` has its folders settled; if it names a run to resume, that run goes on in its own folder. With `pause` it
+    stops after that round, which is validated, as one that can be resumed, and returns what its summary would have
+    so far. Raises FedrecError for whatever the user can mend.
     """
     runs_dir, cache_dir = config.runs_dir, config.cache_dir
     assert runs_dir is not None
@@ -60,7 +68,7 @@ def run(config: RunConfig, overrides: Sequence[str], grid: Grid, watcher: Watche
     folder = (RunFolder.reopened if config.resume else RunFolder.new)(runs_dir / run_id)
     with folder.logged("the run"), folder.locked():
         resumption = prepare(folder) if config.resume else None
-        return _run(config, overrides, grid, folder, cache_dir, watcher or Silent(), resumption)
+        return _run(config, overrides, grid, folder, cache_dir, watcher or Silent(), resumption, pause)
 
 
 def _run(
@@ -71,6 +79,7 @@ def _run(
     cache_dir: Path,
     watcher: Watcher,
     resumption: Resumption | None,
+    pause: int | None,
 ) -> dict[str, Any]:
     started = time.monotonic()
     if resumption is None:
@@ -116,7 +125,7 @@ def _run(
     rival: Rival | None = None
     if config.evaluation.baselines and not simulated:
         log.info("no baselines: they need everybody's interactions in one place, which no deployment has")
-    elif config.evaluation.baselines:
+    elif config.evaluation.baselines and pause is None:
         watcher.stage("baselines")
         vectors = None
         if config.base_table.start == "text":
@@ -126,25 +135,31 @@ def _run(
     strategy: FederatedStrategy = registry.strategies.get(config.strategy.name)(
         config, setup, table.table, eligible, Recorder(folder, watcher, config.checkpoints_kept, ledger), deployed
     )
-    strategy.rival = rival
+    strategy.rival, strategy.pause = rival, pause
     if resumption is not None:
         go_on(strategy, resumption, facts)
     watcher.stage("waiting for nodes")
     training = time.monotonic()
     strategy.start(grid)
     training_seconds = time.monotonic() - training
-    with folder.kept_up():
-        write_curve(folder.path)
     best = strategy.choice.best
-    summary: dict[str, Any] = {
+    so_far: dict[str, Any] = {
         "run": str(folder.path),
         "rounds": strategy.after,
         "best_round": strategy.after if best is None else best.round,
+        "validation": strategy.ended.get("validation", {}) if best is None else dict(best.validation),
+        "bytes_per_user": strategy.meter.per_user(),
+    }
+    if strategy.after == pause:
+        return so_far
+    with folder.kept_up():
+        write_curve(folder.path)
+    summary: dict[str, Any] = {
+        **so_far,
         "chosen": chosen(strategy),
         "seconds": time.monotonic() - started,
         "training_seconds": training_seconds,
         "test": strategy.ended["test"],
-        "validation": strategy.ended.get("validation", {}),
         "baselines": baselines,
         "dropped_replies": strategy.ended["dropped_replies"],
         "warnings": warnings_of(folder.path / METRICS),
@@ -156,7 +171,6 @@ def _run(
             if facts
         },
         **({"groups": strategy.ended["groups"]} if "groups" in strategy.ended else {}),
-        "bytes_per_user": strategy.meter.per_user(),
         **({"simulated_seconds": strategy.clock} if strategy.timed else {}),
         **({"privacy": ledger.report()} if ledger else {}),
         **standing(strategy),

@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 
 from client_app.answers import app as app_module
 from client_app.homes.site import site_of
-from commands import cli
+from commands import cli, tune
 from fedrec.config.compose import compose
 from fedrec.config.schema import RunConfig
 
@@ -127,7 +127,11 @@ def carry_out(text: str, place: Place) -> None:
     assert program == "fedrec"
     model = place.stand_ins["/absolute/folder/of/a/model"]
     app_module._node.cache_clear()
-    with patch.object(cli, "compose", lambda overrides, base: bounded(compose(overrides, base=base), model)):
+
+    def small(overrides: list[str], base: Path) -> RunConfig:
+        return bounded(compose(overrides, base=base), model)
+
+    with patch.object(cli, "compose", small), patch.object(tune, "compose", small):
         done = CliRunner().invoke(cli.app, [{"simulate": "train"}.get(verb, verb), *rest])
     assert done.exit_code == 0, done.output
     assert "Traceback" not in done.output

@@ -1,0 +1,252 @@
+"""`fedrec tune`: which of a few experiments suits the data, by validation, for less traffic than the run itself.
+
+Successive halving over rounds: each candidate begins its own whole run, with its own schedule, and stops after a
+sixteenth of its rounds. The better half goes on for a larger share, and so on; the last one goes to its end, and is the
+run that `fedrec train` with this experiment is. So what the search costs is what the candidates that were given up have
+moved. That is planned beforehand to be at most what the cheapest of the candidates would move in a whole run; what
+cannot be tried for that is left out, the dearest first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from client_app.answers.app import app as client_app
+from commands.describe import describe
+from commands.local_grid import LocalGrid
+from commands.progress import RunProgress, amount, figure
+from commands.report import show_summary
+from federation.sizes import Sizes, expected
+from fedrec.config.compose import EXPERIMENT, compose, experiments
+from fedrec.config.paths import portable, settle
+from fedrec.config.schema import RunConfig
+from fedrec.core.errors import ConfigError
+from fedrec.core.registry import nearest
+from fedrec.core.strict_json import json_page
+from fedrec.core.whole_files import write_text
+from fedrec.evaluation.metrics import curve_metric
+from server_app.account import accounts
+from server_app.run import run
+
+log = logging.getLogger("fedrec")
+
+CANDIDATES = ("steady", "one_megabyte", "short_histories", "sequences_1mb")
+"""The experiments that are tried if no others are named: one for each kind of history that we know of."""
+_PARTS = 16
+"""A run is validated so many times, and the first rung is one part of it."""
+_RUNGS = (1, 2, 4, 8)
+
+
+@dataclass
+class Candidate:
+    """An experiment that is tried.
+
+    Attributes:
+        name: Of the experiment.
+        typed: The overrides that make its configuration.
+        config: That configuration, with its folders settled.
+        sizes: What its run would move.
+        round: The round until which it was trained.
+        value: Its best validation until then.
+        moved: Bytes per user until then, as the meter counted them.
+        ended: The summary, once the run has ended.
+    """
+
+    name: str
+    typed: list[str]
+    config: RunConfig
+    sizes: Sizes
+    round: int = 0
+    value: float = -math.inf
+    moved: float = 0.0
+    ended: dict[str, Any] | None = None
+
+    @property
+    def rounds(self) -> int:
+        """Those of the whole run."""
+        return sum(phase.rounds for phase in self.sizes.phases)
+
+    def after(self, parts: int) -> int:
+        """The round at which so many parts of its run are done, which is validated."""
+        every: int = self.config.evaluation.every
+        return min(self.rounds, every * max(1, round(parts * self.rounds / _PARTS / every)))
+
+    def planned(self, parts: int) -> float:
+        """Bytes per user, as they are planned, until so many parts are done."""
+        return expected(self.sizes, self.after(parts))
+
+
+def tune(overrides: Sequence[str], among: Sequence[str], base: Path, *, console: Console) -> dict[str, Any]:
+    """Try experiments with these overrides, carry the best one to its end, and return its summary with the search.
+
+    `tune.json` in the run's folder has the search, and the command that makes the same run again. Raises ConfigError.
+    """
+    torch.set_num_threads(1)  # as `fedrec train` does
+    candidates = _candidates(overrides, among, base)
+    left = list(candidates)
+    budget = min(candidate.planned(_PARTS) for candidate in left)
+    parts, given_up = 0, 0.0
+    while len(left) > 1:
+        rung, dearest = affordable(left, parts, budget - given_up)
+        if rung:
+            parts = rung
+            for candidate in left:
+                _train(candidate, candidate.after(parts), console)
+            left.sort(key=lambda each: -each.value)
+            half = (len(left) + 1) // 2
+            given_up += sum(each.moved for each in left[half:])
+            left = left[:half]
+        elif dearest is not None:
+            left.remove(dearest)
+            log.warning("experiment=%s is not tried: it moves too much before it can be judged", dearest.name)
+        else:
+            break
+    chosen = left[0]
+    summary = _train(chosen, None, console)
+    found = _found(chosen, candidates, budget)
+    write_text(Path(summary["run"]) / "tune.json", json_page(found))
+    _show(found, console)
+    show_summary(summary, console)
+    return {**summary, "tune": found}
+
+
+def affordable(left: Sequence[Candidate], parts: int, budget: float) -> tuple[int, Candidate | None]:
+    """The share of their runs, in parts, until which candidates can be tried next, within what may be given up.
+
+    All but one of them will have been given up for nothing: the cheapest is not counted.
+
+    Args:
+        left: The candidates.
+        parts: Until which they were tried.
+        budget: Bytes per user that may be spent on all but one.
+
+    Returns:
+        The next rung that can be afforded; of two candidates the last one. If there is none, 0, and the dearest if they
+        were never tried.
+    """
+
+    def spent(parts: int) -> float:
+        planned = [candidate.planned(parts) for candidate in left]
+        return sum(planned) - min(planned)
+
+    rungs = [rung for rung in _RUNGS if rung > parts and spent(rung) <= budget]
+    if rungs:
+        return rungs[-1 if len(left) == 2 else 0], None
+    return 0, max(left, key=lambda each: each.planned(_RUNGS[0])) if not parts else None
+
+
+def _candidates(overrides: Sequence[str], among: Sequence[str], base: Path) -> list[Candidate]:
+    """All candidates, none of them tried yet."""
+    typed = {text.partition("=")[0].strip(): text.partition("=")[2].strip() for text in overrides}
+    problems = [
+        f"{key}={typed[key]}: `fedrec tune` begins runs of its own, of the experiments that --among names; leave it out"
+        for key in (EXPERIMENT, "resume")
+        if key in typed
+    ]
+    problems += [
+        f"--among {name}: there is no such experiment; {nearest(name, experiments())}"
+        for name in among
+        if name not in experiments()
+    ]
+    if len(set(among)) < len(among) or not among:
+        problems.append(f"--among: expected experiments, each once, got {', '.join(among) or 'none'}")
+    if problems:
+        raise ConfigError(problems)
+    prefix = typed.get("run_id", time.strftime("tune-%Y%m%d-%H%M%S"))
+    rest = [text for text in overrides if text.partition("=")[0].strip() != "run_id"]
+    found: list[Candidate] = []
+    for name in among:
+        chosen = [f"{EXPERIMENT}={name}", *rest]
+        strategy: Any = compose(chosen, base=base).strategy
+        often = {"evaluation.every": str(max(1, strategy.rounds // _PARTS)), "strategy.patience": "null"}
+        chosen += [f"{key}={value}" for key, value in often.items() if key not in typed]
+        config = settle(compose([*chosen, f"run_id={prefix}-{name}"], base=base), base)
+        _require_choosable(config)
+        sizes = describe(config, found[0].sizes.items if found else None)
+        found.append(Candidate(name, portable(chosen, config), config, sizes))
+    return found
+
+
+def _require_choosable(config: RunConfig) -> None:
+    """Raise ConfigError if there is no validation by which a choice could be made."""
+    if config.runtime != "simulation":
+        raise ConfigError(["runtime=deployment: `fedrec tune` tries experiments in a simulation; leave it out"])
+    if not config.evaluation.validation:
+        raise ConfigError(["evaluation.validation=false: `fedrec tune` chooses by validation; leave it out"])
+    if accounts(config):
+        raise ConfigError(
+            [
+                f"privacy={config.privacy.name}: it accounts for what updates give away, and `fedrec tune` chooses by "
+                "metrics, for which nothing is charged: choose on data that need no such protection"
+            ]
+        )
+
+
+def _train(candidate: Candidate, until: int | None, console: Console) -> dict[str, Any]:
+    """Let a candidate's run go on until after a round, or to its end; what it came to."""
+    if candidate.ended is not None:
+        return candidate.ended
+    config = candidate.config
+    if candidate.round:
+        config = dataclasses.replace(config, resume=config.run_id)
+    with RunProgress(console) as progress, progress.warnings():
+        progress.note(f"experiment={candidate.name}: to round {until or candidate.rounds} of {candidate.rounds}")
+        grid = LocalGrid(client_app, config.simulation.nodes)
+        result = run(config, candidate.typed, grid, progress, pause=until)
+    candidate.round = result["rounds"]
+    candidate.value = result["validation"][curve_metric(result["validation"])]
+    candidate.moved = result["bytes_per_user"]["total"]
+    candidate.ended = result if "test" in result else None
+    return result
+
+
+def _found(chosen: Candidate, candidates: Sequence[Candidate], budget: float) -> dict[str, Any]:
+    """The search, for JSON."""
+    command = [text for text in chosen.typed if text.partition("=")[0] not in ("runs_dir", "cache_dir")]
+    return {
+        "experiment": chosen.name,
+        "command": shlex.join(["fedrec", "train", *command]),
+        "bytes_per_user": sum(each.moved for each in candidates if each is not chosen),
+        "budget": budget,
+        "candidates": [
+            {
+                "experiment": each.name,
+                "rounds": each.rounds,
+                "tried": each.round,
+                "validation": each.value if each.round else None,
+                "bytes_per_user": each.moved,
+            }
+            for each in candidates
+        ],
+    }
+
+
+def _show(found: dict[str, Any], console: Console) -> None:
+    """Print the search."""
+    table = Table(title="Tried, by the best validation", title_justify="left")
+    for column in ("experiment", "rounds", "of", "NDCG", "bytes per user"):
+        table.add_column(column, justify="left" if column == "experiment" else "right")
+    for each in found["candidates"]:
+        style = "bold" if each["experiment"] == found["experiment"] else None
+        cells = (str(each["tried"]), str(each["rounds"]), figure(each["validation"]), amount(each["bytes_per_user"]))
+        table.add_row(each["experiment"], *cells, style=style)
+    console.print(table)
+    console.print(
+        f"experiment={found['experiment']} suits the data best; finding that out has moved "
+        f"{amount(found['bytes_per_user'])} per user beside its own run. That run again: {found['command']}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )

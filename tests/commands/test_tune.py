@@ -1,0 +1,106 @@
+"""`fedrec tune`: the better half goes on, the last one is the run that its command makes, and the search is counted."""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from client_app.answers.app import app as client_app
+from commands.local_grid import LocalGrid
+from commands.tune import Candidate, affordable, tune
+from federation.sizes import expected
+from fedrec.config.compose import compose
+from fedrec.config.paths import settle
+from fedrec.core.errors import ConfigError
+from server_app.run import run
+
+SHOP = ["dataset.n_users=30", "dataset.n_items=60", "dataset.interactions_per_user=8", "dataset.topics=4"]
+SMALL = ["base_table.dim=8", "federation.fraction=0.3", "optim.negatives=10", "strategy.rounds=16"]
+AMONG = ["sequences_1mb", "sequences_2mb"]
+
+
+def tuned(place: Path, *overrides: str, among: list[str] = AMONG) -> tuple[dict[str, Any], str]:
+    shop = [] if "dataset=table" in overrides else SHOP
+    texts = [*shop, *SMALL, *overrides, f"runs_dir={place}/runs", f"cache_dir={place}/cache", "run_id=t"]
+    stream = io.StringIO()
+    return tune(texts, among, place, console=Console(file=stream, width=300)), stream.getvalue()
+
+
+def test_the_chosen_run_is_the_one_that_its_command_makes_and_the_search_costs_what_the_others_moved(
+    tmp_path: Path,
+) -> None:
+    summary, shown = tuned(tmp_path)
+    found = summary["tune"]
+    assert json.loads((Path(summary["run"]) / "tune.json").read_text()) == found
+    tried = {each["experiment"]: each for each in found["candidates"]}
+    assert list(tried) == AMONG
+    winner = tried.pop(found["experiment"])
+    (loser,) = tried.values()
+    assert (winner["tried"], loser["tried"]) == (16, 8)
+    lines = {
+        name: [json.loads(line) for line in (tmp_path / f"runs/t-{name}/metrics.jsonl").read_text().splitlines()]
+        for name in AMONG
+    }
+    best = {name: max(line["validation"]["ndcg@10"] for line in lines[name][:8]) for name in AMONG}
+    assert best[found["experiment"]] == max(best.values())
+    moved = lines[loser["experiment"]][-1]["bytes_per_user"]["total"]
+    assert found["bytes_per_user"] == loser["bytes_per_user"] == moved <= found["budget"]
+    assert f"experiment={found['experiment']} suits the data best" in shown
+    command = shlex.split(found["command"])
+    assert command[:2] == ["fedrec", "train"]
+    again = [*command[2:], f"runs_dir={tmp_path}/again", f"cache_dir={tmp_path}/cache", "run_id=again"]
+    rerun = run(settle(compose(again, base=None), None), again, LocalGrid(client_app, 2))
+    for name in ("test", "validation", "rounds", "best_round"):
+        assert rerun[name] == summary[name], name
+    assert rerun["bytes_per_user"]["total"] == summary["bytes_per_user"]["total"]
+
+
+WRONG: dict[str, tuple[list[str], list[str], str]] = {
+    "experiment": (["experiment=steady"], AMONG, "of the experiments that --among names"),
+    "unknown": ([], ["steadi"], "--among steadi: there is no such experiment; did you mean steady"),
+    "twice": ([], ["steady", "steady"], "each once"),
+    "no validation": (["evaluation.validation=false"], AMONG, "chooses by validation"),
+    "deployment": (["runtime=deployment", "dataset=table", "dataset.item_table=items.csv"], AMONG, "in a simulation"),
+    "accounts": ([], ["central_gaussian"], "for which nothing is charged"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_cannot_be_chosen_is_said_before_anything_is_trained(tmp_path: Path, case: str) -> None:
+    overrides, among, said = WRONG[case]
+    (tmp_path / "items.csv").write_text("item_id,title\ni,a title\n")
+    with pytest.raises(ConfigError, match=said):
+        tuned(tmp_path, *overrides, among=among)
+    assert not (tmp_path / "runs").exists()
+
+
+def candidate(name: str, once: int, each: int) -> Candidate:
+    phase = SimpleNamespace(rounds=160, up=each, down=each, once=once, whole=once, merge=0, merge_every=0)
+    sizes: Any = SimpleNamespace(joining={"setup": 1000}, fraction=1.0, phases=(phase,), exchanges=())
+    config: Any = SimpleNamespace(evaluation=SimpleNamespace(every=10))
+    return Candidate(name, [], config, sizes)
+
+
+def test_what_is_expected_counts_what_is_sent_once_to_those_who_are_chosen() -> None:
+    one = candidate("one", 5000, 10)
+    assert [one.after(parts) for parts in (1, 2, 8, 16)] == [10, 20, 80, 160]
+    assert one.planned(2) == 1000 + 5000 + 20 * 20
+    one.sizes.fraction = 0.5  # type: ignore[misc]
+    assert expected(one.sizes, 2) == 1000 + 0.75 * 5000 + 2 * 0.5 * 20
+
+
+def test_the_cheapest_is_not_counted_and_what_cannot_be_afforded_is_left_out() -> None:
+    cheap, fair, dear = candidate("cheap", 0, 10), candidate("fair", 0, 20), candidate("dear", 90_000, 10)
+    assert affordable([cheap, fair, dear], 0, 91_200 + 1_400) == (1, None), "of the first rung, fair and dear"
+    assert affordable([cheap, fair, dear], 0, 91_200 + 1_399) == (0, dear)
+    assert affordable([cheap, fair], 1, 1_000 + 8 * 400) == (8, None), "then the last that is affordable"
+    assert affordable([cheap, fair], 1, 1_000 + 8 * 400 - 1) == (4, None)
+    assert affordable([cheap, fair], 0, 1_000 + 8 * 400) == (8, None), "also if they were never tried"
+    assert affordable([cheap, fair], 4, 1_000 + 8 * 400 - 1) == (0, None)
