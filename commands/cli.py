@@ -256,6 +256,23 @@ def compare_command(
             console.print(f"plot: {plot}", soft_wrap=True, highlight=False, markup=False)
 
 
+@app.command("report", cls=PlainCommand)
+def report_command(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="FILE.html", help="Where the page goes; by default beside the run.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a finished run as one HTML page: metrics, curves, bytes, losses, data and configuration."""
+    with ending(as_json) as (console, end):
+        from commands.html_report import report
+
+        path = report(Path(run), None if out is None else Path(out))
+        end.update(report=str(path))
+        console.print(f"report: {path}", soft_wrap=True, highlight=False, markup=False)
+
+
 @app.command("recommend", cls=PlainCommand)
 def recommend_command(
     run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Folder of a simulated run.")] = None,
