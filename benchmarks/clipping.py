@@ -72,7 +72,7 @@ def noise(data: dict[str, Any], repeats: int) -> dict[str, Any]:
     seconds = []
     for number in range(repeats):
         started = time.process_time()
-        total.with_normal_noise(_CLIP, Draws(number, fresh=False))
+        total.with_noise(_CLIP, Draws(number, fresh=False))
         seconds.append(time.process_time() - started)
     numbers = sum(tensor.numel() for tensor in trainable.values())
     return {"items": data["items"], "numbers": numbers, "seconds": spread(seconds)}

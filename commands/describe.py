@@ -102,7 +102,9 @@ def show_sizes(found: Sizes, console: Console) -> None:
             f"{ups or f'{exchange.up:,} bytes up'}, and {exchange.down:,} bytes down, of what users tell each other or "
             "the server beside training. The totals have them."
         )
-    if found.privacy is not None:
+    if found.privacy is not None and "caveat" in found.privacy:
+        console.print(found.privacy["caveat"])
+    if found.privacy is not None and found.privacy["epsilon"] is not None:
         console.print(
             "After the last round epsilon={epsilon:.3f} at delta={delta:g} ({unit}), with a noise multiplier of "
             "{noise_multiplier:.4g} in {releases:,} rounds. Not in it: settings chosen on validation data, the metrics "

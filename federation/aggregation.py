@@ -106,7 +106,7 @@ class UpdateFold:
         self.check(packet, asked)
         scalars = dict(zip(UPDATE_SCALARS, packet.scalars, strict=True))
         for name, tensor in packet.tensors.items():
-            units = tensor if tensor.dtype == torch.int64 else self._in_units(tensor)
+            units = self._in_units(tensor) if tensor.is_floating_point() else tensor.long()
             self._sums[name] += units if part == 1.0 else (units * part).round().to(torch.int64)
         scalars["weight"], scalars["loss"] = scalars["weight"] * part, scalars["loss"] * part
         if believed := abs(scalars["loss"]) <= scalars["weight"] * LARGEST_LOSS:
@@ -118,7 +118,7 @@ class UpdateFold:
 
     def _require_norms(self, tensors: Tensors, weight: float, users: float) -> None:
         """Raise PacketError if a node's sum is larger than its users' updates, each within the limits, can make it."""
-        unit = self._scale if any(tensor.dtype == torch.int64 for tensor in tensors.values()) else 1.0
+        unit = 1.0 if all(tensor.is_floating_point() for tensor in tensors.values()) else self._scale
         squares = {  # of each row; a tensor that is no table has one
             name: (squared.flatten(1) if self._is_table(name) else squared.reshape(1, -1)).sum(1)
             for name, squared in ((name, tensor.double().square()) for name, tensor in tensors.items())

@@ -206,6 +206,8 @@ class FederatedStrategy(ABC):
         secret = derive(self._secret, "cohort", len(self._resumes) * self._deployed)
         kept, counts = self._kept(round), talk.losses.counts
         training = Training(self.setup, self.models, self.rules, self._cohorts, secret, round, kept, counts)
+        if self.setup.stages.noised_on_devices:
+            self._release(round)
         talk.carry(*([riding] if riding else []), training)
         self._step(training, round)
         self.models.merge(round)
@@ -227,8 +229,8 @@ class FederatedStrategy(ABC):
 
     def _step(self, training: Training, round: int) -> None:
         """The server's step on what the users of each group gave."""
-        if releases := self.setup.stages.events(round):
-            self._observer.on_release(round, releases)
+        if not self.setup.stages.noised_on_devices:
+            self._release(round)
         draws = Draws(derive(self._secret, "privacy", round), fresh=self._deployed)
         about = Round(round, self.rules.fraction, draws)
         given = {
@@ -236,6 +238,11 @@ class FederatedStrategy(ABC):
             for group, fold in training.folds.items()
         }
         self.models.states = self.next(self.models.states, given)
+
+    def _release(self, round: int) -> None:
+        """Tell the observer what the round is about to give away, before it leaves the devices or the server."""
+        if releases := self.setup.stages.events(round):
+            self._observer.on_release(round, releases)
 
     def next(self, states: Mapping[str, ServerState], given: Mapping[str, Given]) -> Mapping[str, ServerState]:
         """Where the groups' models stand after a round, given where they stood and what their users gave.

@@ -82,7 +82,7 @@ class Training(ModelExchange):
             self._trainable,
             users,
             self._rules.weight_cap,
-            stages.max_norm,
+            stages.largest(self._trainable),
             stages.units_per_one(users),
             stages.rows_of_one(self._trainable),
         )

@@ -8,8 +8,9 @@ from typing import Any
 
 from fedrec.config.schema import RunConfig
 from fedrec.core import registry
+from fedrec.privacy.accounted import Accounted
 from fedrec.privacy.accounting import Sampled, epsilon_of
-from fedrec.stages.base import Release
+from fedrec.privacy.base import PrivacyMechanism
 from server_app.ledger import LEDGER, Ledger
 
 
@@ -23,35 +24,50 @@ def ledger_of(config: RunConfig, folder: Path) -> Ledger | None:
     """The ledger of a run of a settled configuration; None if it promises nothing."""
     privacy: Any = config.privacy
     strategy: Any = config.strategy
-    if _release(config) is None:
+    made = _mechanism(config)
+    if not isinstance(made, Accounted):
         return None
-    return Ledger(folder / LEDGER, config.federation.fraction, privacy.epsilon, privacy.delta, strategy.rounds)
+    fraction = config.federation.fraction
+    return Ledger(folder / LEDGER, fraction, privacy.epsilon, privacy.delta, strategy.rounds, made.unit)
 
 
 def planned(config: RunConfig) -> dict[str, Any] | None:
-    """What a run of a settled configuration will have given away at its end; None if it promises nothing."""
-    release = _release(config)
-    if release is None:
-        return None
+    """What a run of a settled configuration will have given away at its end.
+
+    None if it promises nothing, and nobody may think that it does.
+    """
+    made = _mechanism(config)
+    if not isinstance(made, Accounted):
+        return stated(config, None)
+    release = made.event(1)
+    assert release is not None, "the configuration is settled"
     privacy: Any = config.privacy
     strategy: Any = config.strategy
-    sampled = Sampled(release.noise_multiplier, config.federation.fraction)
-    return {
+    sampled = Sampled.of(release, config.federation.fraction)
+    found = {
         "epsilon": epsilon_of({sampled: strategy.rounds}, privacy.delta),
         "delta": privacy.delta,
-        "unit": "user, add or remove one",
-        "sampling": config.federation.fraction,
+        "unit": made.unit,
+        "sampling": sampled.sampling,
         "releases": strategy.rounds,
         "noise_multiplier": release.noise_multiplier,
     }
+    return stated(config, found)
 
 
 def accounts(config: RunConfig) -> bool:
     """Whether a configuration's mechanism of privacy accounts for what a run gives away."""
-    return hasattr(config.privacy, "delta")
+    return isinstance(_mechanism(config), Accounted)
 
 
-def _release(config: RunConfig) -> Release | None:
-    made = registry.privacies.get(config.privacy.name)(config.privacy)
-    release: Release | None = made.event(1) if accounts(config) else None
-    return release
+def stated(config: RunConfig, account: dict[str, Any] | None) -> dict[str, Any] | None:
+    """An account, if there is one, with what has to be said beside it."""
+    caveat = _mechanism(config).caveat
+    if caveat is None:
+        return account
+    return {**(account or {"epsilon": None}), "caveat": caveat}
+
+
+def _mechanism(config: RunConfig) -> PrivacyMechanism:
+    made: PrivacyMechanism = registry.privacies.get(config.privacy.name)(config.privacy)
+    return made

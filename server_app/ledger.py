@@ -10,6 +10,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +24,23 @@ LEDGER = "ledger.jsonl"
 class Ledger:
     """The account of one run; it must be the only one on its file."""
 
-    def __init__(self, path: Path, sampling: float, epsilon: float | None, delta: float, rounds: int) -> None:
+    def __init__(
+        self, path: Path, fraction: float, epsilon: float | None, delta: float, rounds: int, unit: str
+    ) -> None:
         """Open the ledger, with what earlier processes of the run have written.
 
         Args:
             path: Of the file; it is made with the first release.
-            sampling: The probability with which a user is part of a release from now on.
+            fraction: The probability with which a user is chosen for a round.
             epsilon: The budget; None: there is none, and the account is kept all the same.
             delta: Of the epsilon.
             rounds: Releases in the plan.
+            unit: Whom the promise is about.
 
         Raises:
             StoreError: The file holds something that no ledger has.
         """
-        self._path, self._sampling = path, sampling
+        self._path, self._fraction, self._unit = path, fraction, unit
         self._budget, self._delta, self._rounds = epsilon, delta, rounds
         self._releases: Counter[Sampled] = Counter(_read(path))
         self._after: dict[int, Counter[Sampled]] = {}
@@ -53,8 +57,8 @@ class Ledger:
         return {
             "epsilon": self._of(releases),
             "delta": self._delta,
-            "unit": "user, add or remove one",
-            "sampling": self._sampling,
+            "unit": self._unit,
+            "sampling": max((release.sampling for release in releases), default=self._fraction),
             "releases": releases.total(),
         }
 
@@ -63,7 +67,7 @@ class Ledger:
 
         Raises BudgetError, and writes nothing, if the run would then have given away more than its budget.
         """
-        sampled = [Sampled(release.noise_multiplier, self._sampling) for release in releases]
+        sampled = [Sampled.of(release, self._fraction) for release in releases]
         after = self._releases + Counter(sampled)
         if self._budget is not None and not self._within(after):
             raise BudgetError(
@@ -74,8 +78,8 @@ class Ledger:
             )
         with self._path.open("a", encoding="utf-8") as file:
             for release in sampled:
-                line = {"round": round, "noise_multiplier": release.noise_multiplier, "sampling": release.sampling}
-                file.write(json.dumps(line) + "\n")
+                line = {name: value for name, value in asdict(release).items() if value is not None}
+                file.write(json.dumps({"round": round, **line}) + "\n")
             file.flush()
             os.fsync(file.fileno())
         self._releases = self._after[round] = after
@@ -104,7 +108,9 @@ def _read(path: Path) -> list[Sampled]:
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         try:
             values = json.loads(line)
-            found.append(Sampled(float(values["noise_multiplier"]), float(values["sampling"])))
+            kind = {"mechanism": str(values["mechanism"])} if "mechanism" in values else {}  # one of old is gaussian
+            grid = float(values["grid"]) if "grid" in values else None
+            found.append(Sampled(float(values["noise_multiplier"]), float(values["sampling"]), **kind, grid=grid))
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"line {number} of the ledger {path} cannot be read ({error!r}), so that nobody knows what the run has "

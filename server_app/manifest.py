@@ -21,6 +21,7 @@ from fedrec.wire.protocol import (
     SimulatedData,
 )
 from peft_embeddings.base_table import BaseTable
+from server_app.account import planned
 
 
 def new_run_id(config: RunConfig) -> str:
@@ -42,6 +43,7 @@ def manifest(
         "threads": torch.get_num_threads(),
         "overrides": list(overrides),
         "seed": config.seed,
+        **({"privacy": privacy} if (privacy := planned(config)) else {}),
         "data": {
             "name": dataset.name,
             "catalogue": dataset.catalogue.digest,

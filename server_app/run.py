@@ -32,7 +32,7 @@ from fedrec.wire.protocol import (
     pack_eligible,
 )
 from peft_embeddings.base_table import text_vectors
-from server_app.account import ledger_of, settled
+from server_app.account import ledger_of, settled, stated
 from server_app.baselines import best_of, simulated_baselines
 from server_app.chosen import chosen
 from server_app.manifest import manifest, new_run_id
@@ -172,7 +172,7 @@ def _run(
         },
         **({"groups": strategy.ended["groups"]} if "groups" in strategy.ended else {}),
         **({"simulated_seconds": strategy.clock} if strategy.timed else {}),
-        **({"privacy": ledger.report()} if ledger else {}),
+        **({"privacy": account} if (account := stated(config, ledger.report() if ledger else None)) else {}),
         **standing(strategy),
     }
     summary = finite(summary)
@@ -181,6 +181,8 @@ def _run(
     log.info("test: %s", shown(at_ten(summary["test"])))
     if ledger:
         log.info("privacy: epsilon=%(epsilon).3f at delta=%(delta)g (%(unit)s), %(releases)d releases", ledger.report())
+    if "caveat" in summary.get("privacy", {}):
+        log.warning("privacy=%s: %s", config.privacy.name, summary["privacy"]["caveat"])
     log.info("run folder: %s", folder.path)
     log.log(logging.INFO if summary["ahead"] is not False else logging.WARNING, "%s", summary["standing"])
     return summary

@@ -25,8 +25,9 @@ from fedrec.stages.addition import MOST_USERS
 from fedrec.stages.base import Release, Round, Stage
 from fedrec.stages.chain import Stages
 from fedrec.stages.contributions import Contributions, Rows, Touched
-from fedrec.stages.draws import KEY_BYTES, Draws, normal
+from fedrec.stages.draws import KEY_BYTES, Draws
 from fedrec.stages.limits import Limits
+from fedrec.stages.noise import normal
 from fedrec.stages.sums import Sum
 from fedrec.uplinks.sparse import SparseConfig, SparseUplink
 from fedrec.wire.packet import Kind, PacketFormat
@@ -94,7 +95,7 @@ class Clip(Stage):
         return given.clipped(self.bound)
 
     def on_sum(self, total: Sum, about: Round) -> Sum:
-        return total.with_normal_noise(self.deviation, about.draws) if self.noises_sum else total
+        return total.with_noise(self.deviation, about.draws) if self.noises_sum else total
 
     def event(self, round: int) -> Release | None:
         return Release("gaussian", self.deviation / self.bound)
@@ -328,17 +329,17 @@ def total(value: int = 7) -> Sum:
 
 
 def test_the_same_sum_has_the_same_noise_and_any_other_another() -> None:
-    first = total().with_normal_noise(1.0, DRAWS)
-    again = total().with_normal_noise(1.0, Draws(3, fresh=False))
+    first = total().with_noise(1.0, DRAWS)
+    again = total().with_noise(1.0, Draws(3, fresh=False))
     assert all(torch.equal(units, again.units[name]) for name, units in first.units.items())
     one_more = total()
     one_more.units["table"][0, 0] += 1
     others = [
-        one_more.with_normal_noise(1.0, DRAWS),
-        total(8).with_normal_noise(1.0, DRAWS),
-        total().with_normal_noise(1.0, Draws(4, fresh=False)),
-        total().with_normal_noise(1.0, Draws(3, fresh=True)),
-        total().with_normal_noise(1.0, Draws(3, fresh=True)),
+        one_more.with_noise(1.0, DRAWS),
+        total(8).with_noise(1.0, DRAWS),
+        total().with_noise(1.0, Draws(4, fresh=False)),
+        total().with_noise(1.0, Draws(3, fresh=True)),
+        total().with_noise(1.0, Draws(3, fresh=True)),
     ]
     noises = [first.units["dense"] - 7] + [
         other.units["dense"] - (8 if number == 1 else 7) for number, other in enumerate(others)
@@ -347,15 +348,15 @@ def test_the_same_sum_has_the_same_noise_and_any_other_another() -> None:
 
 
 def test_a_second_noise_over_a_noised_sum_is_another() -> None:
-    once = total().with_normal_noise(1.0, DRAWS)
-    twice = once.with_normal_noise(1.0, DRAWS)
+    once = total().with_noise(1.0, DRAWS)
+    twice = once.with_noise(1.0, DRAWS)
     assert not torch.equal(twice.units["table"] - once.units["table"], once.units["table"] - 7)
 
 
 def test_tensors_of_one_shape_have_noise_of_their_own() -> None:
     spec = {"a": TensorSpec((50,)), "b": TensorSpec((50,))}
     same = Sum(spec, {name: torch.zeros(50, dtype=torch.int64) for name in spec}, 1024.0, 1.0)
-    noised = same.with_normal_noise(1.0, DRAWS).units
+    noised = same.with_noise(1.0, DRAWS).units
     assert not torch.equal(noised["a"], noised["b"])
 
 
@@ -386,7 +387,7 @@ def test_normal_numbers_are_normal(shape: tuple[int, ...]) -> None:
 def test_noise_that_does_not_fit_is_refused() -> None:
     for deviation in (float("nan"), float("inf"), 1e300):
         with pytest.raises(ValueError, match="does not fit"):
-            total().with_normal_noise(deviation, DRAWS)
+            total().with_noise(deviation, DRAWS)
 
 
 def test_a_sum_over_nothing_has_no_mean_and_one_over_a_public_number_has() -> None:

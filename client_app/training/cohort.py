@@ -94,12 +94,12 @@ class CohortEngine(Engine):
                     continue
                 unknown = self._unknown(cohort, users)
             trained = users
-            if self.stages.exact and len(users) == 1:  # a batch of one takes other ways through the matrix products
+            if self.stages.alike and len(users) == 1:  # a batch of one takes other ways through the matrix products
                 trained = users.repeat(2)
                 unknown = self._unknown(cohort, trained)
             own = {name: tensor[torch.from_numpy(trained)] for name, tensor in private.items()}
             chunk = read.select(trained)
-            training = LocalTraining(self.recipe, unknown, model, chunk, own, seed, alike=self.stages.exact)
+            training = LocalTraining(self.recipe, unknown, model, chunk, own, seed, alike=self.stages.alike)
             training.run(steps)
             yield users, training
 
@@ -132,7 +132,7 @@ class CohortEngine(Engine):
             end = start + 1
             width = self._width(cohort, by_length[start])
             while end < len(by_length):
-                if self.stages.exact and self._width(cohort, by_length[end]) != width:
+                if self.stages.alike and self._width(cohort, by_length[end]) != width:
                     break
                 longest = int(cohort.lengths[by_length[end]])
                 held = longest + model.backbone.numbers_per_history(longest) / (_PER_PAIR * model.embedding.dim)

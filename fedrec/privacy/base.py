@@ -21,6 +21,9 @@ class PrivacyMechanism(Stage):
 
     config_class: ClassVar[type[MemberConfig]]
 
+    caveat: ClassVar[str | None] = None
+    """What has to be said wherever the member's promise is, because its name may let one expect more."""
+
     def __init__(self, config: Any) -> None:
         self.config = config
 

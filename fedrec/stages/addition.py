@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from fedrec.core.tensors import Tensors
+from fedrec.stages.base import Shares
 from fedrec.stages.contributions import Contributions, Rows
+from fedrec.stages.draws import Draws
 from fedrec.stages.rounding import Rounding
 
 MOST_USERS = 2**21
@@ -26,7 +28,7 @@ class Addition(ABC):
         """The sum of nobody yet, of `users` who may come, in the shapes and on the device of `like`."""
 
     @abstractmethod
-    def add(self, given: Contributions, total: Tensors) -> None:
+    def add(self, given: Contributions, total: Tensors, draws: Draws) -> None:
         """Add all users to `total`, in place; the values of `given` are of no use afterwards."""
 
 
@@ -37,7 +39,7 @@ class PlainAddition(Addition):
         """As in `Addition`."""
         return {name: torch.zeros_like(tensor) for name, tensor in like.items()}
 
-    def add(self, given: Contributions, total: Tensors) -> None:
+    def add(self, given: Contributions, total: Tensors, draws: Draws) -> None:
         """As in `Addition`."""
         kept, scale = given.kept, _scale(given)
         for name, blocks in given.rows.items():
@@ -70,7 +72,7 @@ class GridAddition(Addition):
         dtype = torch.int64 if users > 1 else None
         return {name: torch.zeros_like(tensor, dtype=dtype) for name, tensor in like.items()}
 
-    def add(self, given: Contributions, total: Tensors) -> None:
+    def add(self, given: Contributions, total: Tensors, draws: Draws) -> None:
         """As in `Addition`."""
         scale = _scale(given)
         for blocks in given.rows.values():
@@ -91,6 +93,34 @@ class GridAddition(Addition):
 
     def _put(self, values: Tensor, total: Tensor) -> Tensor:
         return values if total.is_floating_point() else in_units(values, self.units_per_one)
+
+
+class SharedNoise(Addition):
+    """On a public grid, each user's numbers with a share of noise of its own: whole numbers from the device on.
+
+    Attributes:
+        units_per_one: Grid points in a distance of 1, a power of two.
+    """
+
+    def __init__(self, shares: Shares) -> None:
+        self.units_per_one = shares.units_per_one
+        self._shares = shares
+
+    def zeros(self, like: Tensors, users: int) -> Tensors:
+        """As in `Addition`; int64, and int32 of a user alone, whose numbers and noise are far below that."""
+        dtype = torch.int64 if users > 1 else torch.int32
+        return {name: torch.zeros_like(tensor, dtype=dtype) for name, tensor in like.items()}
+
+    def add(self, given: Contributions, total: Tensors, draws: Draws) -> None:
+        """As in `Addition`; who is not kept sends no noise either."""
+        for user in given.one_by_one():
+            if not user.kept.all():
+                continue
+            scale = _scale(user)
+            units = {name: in_units(tensor[0] * scale, self.units_per_one) for name, tensor in user.whole.items()}
+            share = self._shares.of(units, int(user.keys[0]), draws)
+            for name, tensor in units.items():
+                total[name] += tensor + share[name].to(tensor.device)
 
 
 def in_units(values: Tensor, units_per_one: float) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
+from fedrec.core.tensors import Tensors
 from fedrec.stages.contributions import Contributions
 from fedrec.stages.draws import Draws
 from fedrec.stages.sums import Sum
@@ -33,13 +35,32 @@ class Release:
     """What a round gives away about any one user, for whoever keeps the account.
 
     Attributes:
-        mechanism: Which noise was added, `gaussian` for example.
-        noise_multiplier: Its standard deviation over the most that one user can change the sum by (in the norm that
-            belongs to the mechanism).
+        mechanism: Which noise was added: `gaussian`, `laplace` or `skellam`.
+        noise_multiplier: Its standard deviation (the scale of `laplace`) over the most that one user can change what is
+            noised (in the norm that belongs to the mechanism).
+        in_secret: Whether only the server knows who was chosen, each user by itself: then the choice is part of the
+            account.
+        grid: Of `skellam`, the most that one user can change the sum by in whole numbers.
     """
 
     mechanism: str
     noise_multiplier: float
+    in_secret: bool = True
+    grid: float | None = None
+
+
+class Shares(ABC):
+    """Whole numbers that devices add to their own on a public grid: each a share of the noise on the sum.
+
+    Attributes:
+        units_per_one: Grid points in a distance of 1, a power of two.
+    """
+
+    units_per_one: float
+
+    @abstractmethod
+    def of(self, units: Tensors, user: int, draws: Draws) -> Tensors:
+        """The share of one user's device: int64 for each tensor, drawn once only, for these numbers."""
 
 
 class Stage:
@@ -62,8 +83,34 @@ class Stage:
         return False
 
     @property
+    def hides_rows(self) -> bool:
+        """Whether noise is to hide, among others, which rows a user has changed: then no packet may tell them."""
+        return self.noises_sum
+
+    @property
+    def alike(self) -> bool:
+        """Whether noise is drawn for what users give or for their sum, which must then be the same wherever they live.
+
+        To the bit, but for what a processor sums in another order.
+        """
+        return self.noises_sum or self.noise_on_devices > 0
+
+    @property
+    def noise_on_devices(self) -> float:
+        """Standard deviation of the noise that a device adds to every number of its user's update; 0: none."""
+        return 0.0
+
+    @property
+    def shares(self) -> Shares | None:
+        """Where devices noise their numbers on a grid, and only the sum of their noise protects: grid and noise."""
+        return None
+
+    @property
     def max_norm(self) -> float | None:
-        """The largest norm of a user's update after `on_devices`, before its weight, where the stage sees to that."""
+        """The largest norm of a user's update after `on_devices`, where the stage sees to that.
+
+        Before its weight, and before the noise of devices.
+        """
         return None
 
     @property

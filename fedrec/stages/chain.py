@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
@@ -16,7 +17,7 @@ from fedrec.codecs.float32 import Float32Codec, Float32Config
 from fedrec.codecs.rounding import RoundingCodec
 from fedrec.core.errors import ConfigError, FederationError
 from fedrec.core.tensors import Spec, Tensors
-from fedrec.stages.addition import MOST_USERS, Addition, GridAddition, PlainAddition
+from fedrec.stages.addition import MOST_USERS, Addition, GridAddition, PlainAddition, SharedNoise
 from fedrec.stages.base import Reads, Release, Round, Stage
 from fedrec.stages.contributions import Contributions
 from fedrec.stages.draws import Draws
@@ -80,15 +81,18 @@ class Stages:
         self.uplink = DenseUplink(DenseConfig("dense"), codec) if uplink is None else uplink
         first = [stage for stage in members if stage.reads in ("rows", "dense")]
         last = [stage for stage in members if stage.reads in ("nothing", "norms")]
-        self.stages: Sequence[Stage] = [*first, *self.uplink.stages(row_limits), limits, *last]
+        shares = [stage.shares for stage in members if stage.shares is not None]
+        # Whole numbers are sent as they are: no codec rounds what a device puts on a grid.
+        sent = [row_limits] if shares and row_limits else [] if shares else self.uplink.stages(row_limits)
+        self.stages: Sequence[Stage] = [*first, *sent, limits, *last]
         self.row_limits = row_limits
         self.limits = limits
         self.codec = codec
         self.addition: Addition = PlainAddition()
-        if any(stage.noises_sum for stage in members):
+        if any(stage.hides_rows for stage in members):
             if self.uplink.tells_rows:
                 raise ConfigError([self.uplink.refusal(self.uplink.config.name)])
-            self.addition = GridAddition(self.max_norm, self.uplink.rounding)
+            self.addition = SharedNoise(*shares) if shares else GridAddition(self.max_norm, self.uplink.rounding)
 
     @cached_property
     def reads(self) -> Reads:
@@ -108,8 +112,28 @@ class Stages:
 
     @property
     def exact(self) -> bool:
-        """Whether sums are exact, because a stage draws noise from them."""
-        return isinstance(self.addition, GridAddition)
+        """Whether sums are exact, because a stage draws noise from them or they are made of noised whole numbers."""
+        return isinstance(self.addition, GridAddition | SharedNoise)
+
+    @property
+    def alike(self) -> bool:
+        """Whether each user's update has to be the same wherever users live, because noise is drawn for it."""
+        return any(stage.alike for stage in self.stages)
+
+    @property
+    def noised_on_devices(self) -> bool:
+        """Whether what a round gives away leaves the devices noised, before anything reaches the server."""
+        return any(stage.noise_on_devices > 0 for stage in self.stages)
+
+    def largest(self, spec: Spec) -> float:
+        """The norm that the update of one user has at most in a sum, for each unit of weight.
+
+        That of noise from devices is within twice its expectation, and a little more, but for a chance far below that
+        of any error of transmission.
+        """
+        noise = math.sqrt(sum(stage.noise_on_devices**2 for stage in self.stages))
+        numbers = sum(entry.size for entry in spec.values())
+        return self.max_norm + noise * (2 * math.sqrt(numbers) + 20)
 
     def rows_of_one(self, spec: Spec) -> Mapping[str, float]:
         """The largest norm in one user's part of a sum, of a row of each table, of any other tensor whole.
@@ -124,7 +148,7 @@ class Stages:
 
         Raises FederationError if it does not hold the sum of `users` users for certain.
         """
-        if not isinstance(self.addition, GridAddition):
+        if not isinstance(self.addition, GridAddition | SharedNoise):
             return None
         if users > MOST_USERS:
             raise FederationError(
@@ -146,12 +170,19 @@ class Stages:
         for part in given.one_by_one() if self.reads == "dense" and given.rows else (given,):
             done = self.on_devices(part, draws)
             if in_time is not None:
-                done = in_time(done, self.uplink.sizes(done))
-            update.packet_bytes += int(self.uplink.sizes(done).sum())
-            self.addition.add(done, update.total)
+                done = in_time(done, self._sizes(done))
+            update.packet_bytes += int(self._sizes(done).sum())
+            self.addition.add(done, update.total, draws)
             update.count(done)
             kept.append(done.kept)
         return torch.cat(kept)
+
+    def _sizes(self, given: Contributions) -> NDArray[np.int64]:
+        """Bytes of the tensors in each user's own packet."""
+        if isinstance(self.addition, SharedNoise):
+            spec, codec = self.sum_format(given.spec, 1)
+            return np.full(len(given), codec.size(spec), dtype=np.int64)
+        return self.uplink.sizes(given)
 
     def on_devices(self, given: Contributions, draws: Draws) -> Contributions:
         """What leaves the devices, before it is added up."""
@@ -165,8 +196,13 @@ class Stages:
         """Specification and codec of the packet that carries the sum of `users` users' updates.
 
         The sum of one is what the user's own device sends. A sum of several updates is no longer of a lossy codec's
-        numbers, nor an exact one of any float32's, and it changes more rows than a list is worth.
+        numbers, nor an exact one of any float32's, and it changes more rows than a list is worth. Numbers with a share
+        of noise are whole ones, of one user too.
         """
+        if isinstance(self.addition, SharedNoise) and users <= 1:
+            return {
+                name: dataclasses.replace(entry, dtype="int32") for name, entry in spec.items()
+            }, self.codec.of_sum()
         if users <= 1:
             return spec, self.uplink.packet
         if self.exact:

@@ -136,6 +136,16 @@ class Contributions:
         """
         return self.scaled((bound * _CLIP_MARGIN / self.norms).clamp(max=1.0))
 
+    def clipped_sums(self, bound: float) -> Contributions:
+        """With each update shortened until the sum of the sizes of its numbers (its L1 norm) is at most `bound`."""
+        sums = torch.zeros(len(self), dtype=torch.float64, device=self.loss.device)
+        for blocks in self.rows.values():
+            for block in blocks:
+                sums.index_add_(0, block.owner, block.values.flatten(1).abs().sum(1, dtype=torch.float64))
+        for tensor in self.whole.values():
+            sums += tensor.reshape(len(self), -1).abs().sum(1, dtype=torch.float64)
+        return self.scaled((bound * _CLIP_MARGIN / (sums * self.factor)).clamp(max=1.0))
+
     def dropping(self, users: Tensor, reason: str) -> Contributions:
         """Without `users` (bool [U]); who was not dropped before is counted under `reason`.
 

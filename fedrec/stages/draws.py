@@ -16,8 +16,6 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from fedrec.core.rng import derive
@@ -48,18 +46,3 @@ class Draws:
             return secrets.token_bytes(KEY_BYTES)
         label = f"{derive(self.seed, 'once', *path)}/{content_digest(noised)}"
         return hashlib.blake2b(label.encode(), digest_size=KEY_BYTES).digest()
-
-
-def normal(key: bytes, *shape: int) -> Tensor:
-    """Standard normal float64 numbers from a cryptographic generator: SHAKE-256 of the key, turned by Box and Muller.
-
-    The uniform numbers have 53 bits, so no draw is farther out than 8.6: what is noised has to be rounded to a grid
-    much coarser than the last bits of these numbers, for those tell a floating-point sum apart (Mironov, CCS 2012).
-    """
-    count = int(np.prod(shape, dtype=np.int64))
-    pairs = -(-count // 2)
-    bits = np.frombuffer(hashlib.shake_256(key).digest(16 * pairs), dtype="<u8") >> np.uint64(11)
-    uniform = torch.from_numpy(bits.astype(np.float64)).mul_(2.0**-53)
-    radius = uniform[:pairs].neg_().log1p_().mul_(-2.0).sqrt_()
-    angle = uniform[pairs:].mul_(2.0 * np.pi)
-    return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count].reshape(shape)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fedrec.core.tensors import DTYPES, Spec, Tensors
-from fedrec.stages.draws import Draws, normal
+from fedrec.stages.draws import Draws
+from fedrec.stages.noise import normal
+
+Standard = Callable[..., Tensor]
+"""Noise of the standard scale, float64, of a key and a shape (`fedrec.stages.noise`)."""
 
 _LARGEST_UNIT = 2.0**62
 
@@ -48,11 +52,11 @@ class Sum:
             units[name] = before + drawn.round().to(torch.int64)
         return dataclasses.replace(self, units=units)
 
-    def with_normal_noise(self, deviation: float, draws: Draws) -> Sum:
-        """With independent normal noise of this standard deviation on every number, drawn once only."""
+    def with_noise(self, scale: float, draws: Draws, standard: Standard = normal) -> Sum:
+        """With independent noise on every number, drawn once only: standard noise times `scale`."""
         key = draws.once(self.units)
         return self.plus(
-            {name: deviation * normal(key + name.encode(), *units.shape) for name, units in self.units.items()}
+            {name: scale * standard(key + name.encode(), *units.shape) for name, units in self.units.items()}
         )
 
     def mean(self) -> Tensors | None:

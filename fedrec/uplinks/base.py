@@ -91,7 +91,7 @@ class Uplink(ABC):
         """What is wrong with a configuration as a whole, one line each."""
         from fedrec.core.registry import privacies
 
-        if cls.tells_rows and privacies.get(config.privacy.name)(config.privacy).noises_sum:
+        if cls.tells_rows and privacies.get(config.privacy.name)(config.privacy).hides_rows:
             return [cls.refusal(config.uplink.name)]
         return []
 

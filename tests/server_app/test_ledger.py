@@ -18,7 +18,7 @@ BUDGET = epsilon_of({Sampled(8.0, 1.0): ROUNDS}, DELTA) * 1.001
 
 
 def ledger(path: Path, budget: float | None = BUDGET) -> Ledger:
-    return Ledger(path, 1.0, budget, DELTA, ROUNDS)
+    return Ledger(path, 1.0, budget, DELTA, ROUNDS, "user")
 
 
 def test_a_plan_within_its_budget_is_spent_to_the_end_and_no_further(tmp_path: Path) -> None:
@@ -47,6 +47,23 @@ def test_rounds_that_are_done_again_count_again(tmp_path: Path) -> None:
         resumed.spend(4, RELEASE)
     assert [json.loads(line)["round"] for line in path.read_text().splitlines()] == [1, 2, 3, 3]
     assert resumed.report()["releases"] == 4
+
+
+def test_what_kind_of_noise_it_was_is_written_and_read(tmp_path: Path) -> None:
+    """A choice of users that is no secret counts for nothing, and releases of old say no kind."""
+    path = tmp_path / "ledger.jsonl"
+    kinds = [Release("skellam", 8.0, in_secret=False, grid=100.0), Release("laplace", 9.0), Release("gaussian", 8.0)]
+    Ledger(path, 0.1, None, DELTA, ROUNDS, "user").spend(1, kinds[1:])
+    other = tmp_path / "other.jsonl"
+    Ledger(other, 0.1, None, DELTA, ROUNDS, "user").spend(1, kinds[:1])
+    with path.open("a") as file:
+        file.write('{"round": 2, "noise_multiplier": 8.0, "sampling": 0.1}\n')
+    found = Ledger(path, 0.1, None, DELTA, ROUNDS, "user").epsilon
+    assert found == epsilon_of({Sampled(9.0, 0.1, "laplace"): 1, Sampled(8.0, 0.1): 2}, DELTA)
+    assert Ledger(other, 0.1, None, DELTA, ROUNDS, "user").report()["sampling"] == 1.0
+    assert Ledger(other, 0.1, None, DELTA, ROUNDS, "user").epsilon == epsilon_of(
+        {Sampled(8.0, 1.0, "skellam", 100.0): 1}, DELTA
+    )
 
 
 def test_without_a_budget_the_account_is_kept_all_the_same(tmp_path: Path) -> None:
