@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,12 @@ SPEC: Spec = {"table": TableSpec((6, 3)), "dense": TensorSpec((3, 2)), "scalar":
 USERS = 4
 KEYS = np.arange(100, 100 + USERS, dtype=np.uint64)
 DRAWS = Draws(1, fresh=False)
+SETTLED: Mapping[str, Mapping[str, Any]] = {
+    **{name: {"noise_multiplier": 1.0, "population": 60} for name in ("central_gaussian", "central_laplace")},
+    **{name: {"noise_multiplier": 1.0} for name in ("local_gaussian", "local_laplace")},
+    "distributed_gaussian": {"noise_multiplier": 1.0, "survivors": USERS},
+}
+"""What the server fills in from the plan and the data, of fedrec's own members."""
 
 
 def dense(seed: int = 0) -> Contributions:

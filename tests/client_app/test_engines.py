@@ -36,6 +36,7 @@ from fedrec.stages.chain import Stages, plain_stages
 from fedrec.stages.contributions import Contributions
 from fedrec.stages.draws import Draws
 from fedrec.stages.limits import Limits
+from fedrec.testing.privacy import SETTLED
 from peft_embeddings.model import Model
 
 DIM = 6
@@ -390,8 +391,8 @@ def test_a_mechanism_sees_each_whole_update() -> None:
 @pytest.mark.parametrize("embedding", EMBEDDINGS)
 @pytest.mark.parametrize("privacy", [*registry.privacies.names(), "normal"])
 def test_every_mechanism_protects_as_the_oracle_has_it(privacy: str, embedding: str, pairs_at_once: int) -> None:
-    values = {"values": "normal"} if privacy == "normal" else {}
     name = "pseudo_items" if privacy == "normal" else privacy
+    values = {"values": "normal"} if privacy == "normal" else SETTLED.get(name, {})
     made = registry.privacies.get(name)(load_member("privacy", name, **values))
     model = make_model(embedding, make_backbone("mlp"), 200, torch.float64)
     pair = engines(Steps(RECIPES["adam"], 2, "bpr"), 200, privacy=made)
