@@ -197,7 +197,10 @@ class Training(ModelExchange):
     def record(self) -> dict[str, Any]:
         """What the round's line of the metrics says of it."""
         values = summary(list(self.folds.values()))
-        releases = [dataclasses.asdict(event) for event in self._setup.stages.events(self.round)]
+        releases = [
+            {name: value for name, value in dataclasses.asdict(event).items() if value is not None}
+            for event in self._setup.stages.events(self.round)
+        ]
         account = {"releases": releases} if releases else {}
         if not self._setup.stages.tells:
             return {"cohort": len(self.users), "users": values["users"], **account}

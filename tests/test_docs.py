@@ -286,7 +286,7 @@ def test_the_stage_fulfils_the_contract_of_its_family_and_trains_as_the_oracle_h
     summary = json.loads(run.stdout)
     lines = (Path(summary["run"]) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["releases"] for line in lines] == [
-        [{"mechanism": "gaussian", "noise_multiplier": 0.8}]
+        [{"mechanism": "gaussian", "noise_multiplier": 0.8, "in_secret": True}]
     ] * 2
 
 
