@@ -30,8 +30,9 @@ from torch import Tensor
 from commands.local_grid import LocalGrid
 from exchanges.records import CONTENT, FROZEN, KEYS, MODEL, TRAIN, UPDATE, Content, unpack
 from fedrec.core.tensors import Tensors
-from fedrec.wire.protocol import Setup, frozen_format
+from fedrec.wire.protocol import Setup
 from peft_embeddings.model import BASE, Model, models_of
+from peft_embeddings.versions import held_format
 
 
 @dataclass
@@ -100,9 +101,8 @@ class CuriousGrid(LocalGrid):
             if setup is None or not array.startswith(FROZEN) or name in (setup.catalogue, setup.eligible):
                 continue
             if name not in self._frozen:
-                spec = self.model(sent.integer("phase")).frozen
                 merged = name == sent.fields.get("frozen") != sent.fields.get(CONTENT)
-                form = frozen_format(spec) if merged else setup.start_format(spec, BASE)
+                form = held_format(setup, self.model(sent.integer("phase")), merged=merged)
                 self._frozen[name] = dict(form.decode(sent.packet(array)).tensors)
 
     def _look(self, number: int, sent: Content, answer: Content) -> None:

@@ -83,10 +83,12 @@ def show_sizes(found: Sizes, console: Console) -> None:
                 f"and {phase.least_up:,} where none do."
             )
         if phase.merge_every:
+            what = "a step of the tables that devices hold" if phase.steps else "a merge into the base table"
+            most = " at most" * phase.steps
             console.print(
-                f"{phase.name}: a merge into the base table every {phase.merge_every:,} rounds. A user downloads "
-                f"{phase.merge:,} bytes for each that it missed, at most {phase.whole:,}; the column merges has what "
-                "is to be expected of that."
+                f"{phase.name}: {what} every {phase.merge_every:,} rounds. A user downloads{most} {phase.merge:,} "
+                f"bytes for each that it missed, at most {phase.whole:,} in all; the column merges has what is to be "
+                "expected of that."
             )
     for name, time in (found.times or {}).items():
         console.print(

@@ -137,11 +137,11 @@ def _model(node: Node, round: int, state: ServerState, folder: Path) -> GlobalMo
             raise ValueError(str(error)) from error
         for what, found, spec in (
             ("trainable", state.trainable, model.trainable),
-            ("frozen", state.frozen, model.frozen),
+            ("frozen", state.frozen, model.held),
         ):
             if found.keys() != spec.keys() or not all(matches(spec[name], found[name]) for name in spec):
                 raise ValueError(f"its {what} tensors are not those of the model that {SETUP} names")
-    return GlobalModel(model, state.trainable, state.frozen)
+    return GlobalModel(model, *model.over(state.trainable, state.frozen))
 
 
 def _interactions(folder: Path, stored: Path) -> Interactions:

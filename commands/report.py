@@ -98,7 +98,7 @@ def _bytes_table(moved: Mapping[str, Any]) -> Table:
         table.add_row(phase, amount(ways["up"]), amount(ways["down"]), amount(ways["up"] + ways["down"]))
     table.add_row("one-time (setup, frozen tensors)", "", "", amount(moved["one_time"]))
     if moved.get("merges"):
-        table.add_row("merges into the base table", "", amount(moved["merges"]), amount(moved["merges"]))
+        table.add_row("merges into tables, and steps", "", amount(moved["merges"]), amount(moved["merges"]))
     table.add_row("total", amount(moved["up"]), amount(moved["down"]), amount(moved["total"]), style="bold")
     table.add_row("evaluation (not included)", "", "", amount(moved["evaluation"]), style="dim")
     return table

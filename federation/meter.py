@@ -157,5 +157,6 @@ def _lacking(held: _Counts, users: NDArray[np.int64], frozen: FrozenBytes) -> tu
     """
     had = held[users]
     held[users] = np.maximum(had, frozen.version)
-    behind = np.minimum(np.maximum(frozen.version - had, 0) * frozen.merge, frozen.whole)
+    missed = frozen.missed
+    behind = missed[np.clip(frozen.version - had, 0, len(missed) - 1)]
     return np.where(had == _NEVER, frozen.start, 0), np.where(had == _NEVER, frozen.merged_before, behind)

@@ -12,11 +12,13 @@ from torch import Tensor
 from exchanges import records
 from federation.reports import report_start
 from federation.versions import Frozen, FrozenBytes, Merged, Merges
+from fedrec.core.errors import FederationError
 from fedrec.core.registry import MemberConfig
 from fedrec.core.rng import derive, generator
 from fedrec.core.tensors import Tensors, content_digest, spec_of
 from fedrec.wire.protocol import Setup, frozen_format, version_name
-from peft_embeddings.model import BASE, Model, models_of
+from peft_embeddings.model import Model, models_of
+from peft_embeddings.versions import held_format, merged_format, next_version
 
 _ITEMS_AT_ONCE = 65_536
 
@@ -45,12 +47,12 @@ class ServerState:
     Attributes:
         phase: Number of the phase in the plan.
         trainable: What is trained and sent.
-        frozen: What was sent once.
-        frozen_digest: Names `frozen`: the digest of its content or, after a merge, the name of the base's version;
-            empty if nothing is frozen.
+        frozen: What devices hold: what was sent once, and tables as steps have moved them there.
+        frozen_digest: Names `frozen`: the digest of its content or, after a merge or a step, the name of the version;
+            empty if nothing is held.
         optimiser: The server optimiser's own tensors.
         kept: What the embedding keeps on the server, for items that come later.
-        merges: What was merged into the base table in this phase.
+        merges: What was merged into the base table in this phase, or the steps of its tables.
     """
 
     phase: int
@@ -119,24 +121,26 @@ class ServerModel:
 
     def _entered(self, phase: int, base: Tensor, shared: Tensors) -> ServerState:
         rng = generator(self._setup.seed, "embedding", self._plan[phase].name)
-        trainable, frozen, kept = self.models[phase].start(base, shared, rng, self.counts)
+        model = self.models[phase]
+        trainable, frozen, kept = model.start(base, shared, rng, self.counts)
+        frozen |= {name: trainable[name] for name in model.stepped}
         name = self._plan[phase].name
-        self.reports[name] = report_start(name, self.models[phase].embedding, frozen)
+        self.reports[name] = report_start(name, model.embedding, frozen)
         # One layout in memory, before a checkpoint and after it: the last bits of a product depend on it.
         trainable = {key: tensor.contiguous() for key, tensor in trainable.items()}
         return self._frozen(ServerState(phase, trainable, frozen, "", {}, kept))
 
     def _frozen(self, state: ServerState) -> ServerState:
-        """The state with the name of what is frozen, whose packet is made; it says since which round that is so.
+        """The state with the name of what is held, whose packet is made; it says since which round that is so.
 
-        Before the first merge, what is frozen becomes what its packet decodes to. Of a state that was here before this
+        Before the first merge, what is held becomes what its packet decodes to. Of a state that was here before this
         changes nothing.
         """
         self.once, self._content = {}, ""
         if not state.frozen:
             return replace(state, frozen_digest="")
-        merges, frozen, spec = state.merges, state.frozen, self.models[state.phase].frozen
-        fmt = frozen_format(spec) if merges.count else self._setup.start_format(spec, BASE)
+        merges, frozen = state.merges, state.frozen
+        fmt = held_format(self._setup, self.models[state.phase], merged=bool(merges.count))
         packet = fmt.encode(state.phase, merges.round, frozen, seed=None)
         if not merges.count:
             frozen = fmt.decode(packet).tensors
@@ -152,34 +156,63 @@ class ServerModel:
         self.state = self._frozen(replace(self.state, frozen=frozen))
 
     def merge(self, round: int) -> bool:
-        """If one is due after `round`, merge the correction into the base table and start it anew; whether it was due.
+        """If it is due after `round`, make the next version of what devices hold; whether it was due.
 
-        What is merged is what its packet decodes to, so that every device can make the same table. The server's
-        optimiser starts anew with the correction: its moments belong to the factors that are gone. What the backbone
-        shares goes on as it is. There is no merge at the end of a phase.
+        That is a step of the tables that they hold, or the correction that is merged into the base table. It is made of
+        what its packet decodes to, so that every device can make the same. A merge does not come at the end of a phase;
+        a step does, for nothing would be ranked, or be the next phase's base on devices, but what they hold.
+        """
+        phase, model = self._plan[self.state.phase], self.model
+        left = sum(each.rounds for each in self._plan[: self.state.phase + 1]) - round
+        every = self._setup.downlink_of_run.every if model.steps else phase.merge_every
+        due = (phase.rounds - left) % every == 0 if every and left else model.steps
+        if not due:
+            return False
+        state = self._stepping(round) if model.steps else self._merging(round)
+        self.state = self._frozen(state)
+        return True
+
+    def _stepping(self, round: int) -> ServerState:
+        """The state after a step: the server's own tables stay as they are, those that devices hold come closer.
+
+        Raises FederationError if the server's tables are not finite.
+        """
+        state, downlink = self.state, self._setup.downlink_of_run
+        change = {name: state.trainable[name] - state.frozen[name] for name in self.model.stepped}
+        if not all(bool(table.isfinite().all()) for table in change.values()):
+            raise FederationError(
+                f"after round {round} the model is not finite: its training has diverged; train anew with a lower "
+                "learning rate"
+            )
+        coded = downlink.coded(change, derive(self._setup.seed, "codec", "step", round))
+        return self._version(round, coded, seed=None)
+
+    def _merging(self, round: int) -> ServerState:
+        """The state after a merge: the correction and the server's optimiser start anew.
+
+        The optimiser's moments belong to the factors that are gone. What the backbone shares goes on as it is.
         """
         phase, state, model = self._plan[self.state.phase], self.state, self.model
-        left = sum(each.rounds for each in self._plan[: state.phase + 1]) - round
-        if not phase.merge_every or not left or (phase.rounds - left) % phase.merge_every:
-            return False
-        number, fmt = state.merges.count + 1, self._setup.merged_format(model.correction)
-        trained = {name: state.trainable[name] for name in model.correction}
-        packet = fmt.encode(state.phase, round, trained, seed=derive(self._setup.seed, "codec", "merge", round))
+        number = state.merges.count + 1
         restarted = model.embedding.restart(generator(self._setup.seed, "embedding", phase.name, "merge", number))
         if restarted is None:
             raise ValueError(f"embedding={phase.embedding.name} does not merge: the configuration was not checked")
+        trained = {name: state.trainable[name] for name in model.merging}
+        merged = self._version(round, trained, derive(self._setup.seed, "codec", "merge", round))
+        return replace(merged, trainable=model.named(restarted, model.shared(state.trainable)), optimiser={})
+
+    def _version(self, round: int, merged: Tensors, seed: int | None) -> ServerState:
+        """The state with the version of what devices hold that the packet of `merged` makes."""
+        state, model, fmt = self.state, self.model, merged_format(self._setup, self.model)
+        packet = fmt.encode(state.phase, round, merged, seed=seed)
         name, before = version_name(state.frozen_digest, packet), self.once[state.frozen_digest]
         made = Merged(state.frozen_digest, name, records.wrap(packet))
-        merged = replace(
+        return replace(
             state,
-            trainable=model.named(restarted, model.shared(state.trainable)),
-            frozen=state.frozen | {BASE: model.merged(fmt.decode(packet).tensors, state.frozen)},
+            frozen=next_version(self._setup, model, state.frozen, fmt.decode(packet).tensors),
             frozen_digest=name,
-            optimiser={},
             merges=state.merges.then(made, round, self.frozen_bytes.whole, before),
         )
-        self.state = self._frozen(merged)
-        return True
 
     def packet(self, round: int, kept: int) -> Array:
         """The model as every message of `round` carries it, wrapped once for all of them.
@@ -190,7 +223,8 @@ class ServerModel:
         if packet is None or state is not self.state or sent_in != (round, kept):
             fmt = self._setup.model_format(self.model.trainable)
             seed = derive(self._setup.seed, "codec", round)
-            packet = records.wrap(fmt.encode(self.state.phase, round, self.state.trainable, [float(kept)], seed))
+            sent = {name: self.state.trainable[name] for name in fmt.spec}
+            packet = records.wrap(fmt.encode(self.state.phase, round, sent, [float(kept)], seed))
             self._sent = (round, kept), self.state, packet
         return packet
 
@@ -205,9 +239,9 @@ class ServerModel:
 
     @property
     def frozen_bytes(self) -> FrozenBytes:
-        """Bytes of what is frozen in the present phase, as it is sent once, and of what was merged into it."""
-        frozen = self.model.frozen
-        if not frozen:
+        """Bytes of what devices hold in the present phase, as it is sent whole, and of what was merged into it."""
+        model, merges = self.model, self.state.merges
+        if not model.held:
             return FrozenBytes(0)
-        start, merge = self._setup.start_format(frozen, BASE).size(), self._setup.merged_format(self.model.correction)
-        return FrozenBytes(frozen_format(frozen).size(), self.state.merges.count, merge.size(), start)
+        start, whole = (held_format(self._setup, model, merged=merged).size() for merged in (False, True))
+        return FrozenBytes(whole, merges.count, merges.sizes, start)

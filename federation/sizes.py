@@ -15,7 +15,7 @@ from exchanges import members
 from exchanges.declaration import Participant, Regular
 from federation.server_model import Phase
 from federation.uplink import most_changed
-from federation.versions import FrozenBytes, expected_bytes
+from federation.versions import expected_bytes
 from fedrec.config.schema import RunConfig
 from fedrec.core import registry
 from fedrec.core.tensors import Spec, TensorSpec
@@ -23,7 +23,8 @@ from fedrec.optim.base import Recipe
 from fedrec.stages.base import Stage
 from fedrec.wire.packet import PacketFormat
 from fedrec.wire.protocol import Setup, eligible_spec, frozen_format
-from peft_embeddings.model import BASE, Model, models_of
+from peft_embeddings.model import Model, models_of
+from peft_embeddings.versions import held_format, merged_format
 
 EACH_ROUND, ONCE, NEVER = "each round", "once", "never"
 _DEVICE = Participant()
@@ -68,9 +69,11 @@ class PhaseSizes:
         down: Bytes of the model packet.
         once: Bytes of the frozen packet, the first time that a user is chosen in the phase; 0 if nothing is frozen.
         whole: Bytes of the frozen packet after a merge, when it is exact whatever the codec; 0 if nothing is frozen.
-        merge_every: Rounds between two merges of the correction into the base table; 0 for none.
-        merge: Bytes of the packet of a merge, down, for each that a user missed since it was last chosen, or `whole`
-            where that is less; 0 for no merges.
+        merge_every: Rounds between two merges of the correction into the base table, or two steps of the tables that
+            devices hold; 0 for none.
+        merge: Bytes of the packet of a merge, or the most of a step, down, for each that a user missed since it was
+            last chosen, or `whole` where that is less; 0 for no merges.
+        steps: Whether these are steps.
     """
 
     name: str
@@ -85,6 +88,7 @@ class PhaseSizes:
     whole: int
     merge_every: int
     merge: int
+    steps: bool
 
 
 @dataclass(frozen=True)
@@ -241,7 +245,8 @@ def _phase(phase: Phase, model: Model, setup: Setup, recipe: Recipe, privacy: St
     training = members.Training(setup, model.trainable)
     (down,) = training.down(_DEVICE).values()
     (up,) = training.up(_DEVICE).values()
-    frozen = setup.start_format(model.frozen, BASE)
+    held, whole = (held_format(setup, model, merged=merged) for merged in (False, True))
+    every = setup.downlink_of_run.every if model.steps else phase.merge_every
     least, most = training.range_up()
     changed = None
     uplink = setup.stages.uplink
@@ -250,7 +255,7 @@ def _phase(phase: Phase, model: Model, setup: Setup, recipe: Recipe, privacy: St
     private = {f"private.{name}": entry for name, entry in model.backbone.private.items()}
     rows = [
         *_sent(down, EACH_ROUND),
-        *_sent(frozen, ONCE),
+        *_sent(held, ONCE),
         *(_stays(name, entry, SERVER) for name, entry in model.embedding.kept.items()),
         *(_stays(name, entry, OWN) for name, entry in private.items()),
     ]
@@ -263,10 +268,11 @@ def _phase(phase: Phase, model: Model, setup: Setup, recipe: Recipe, privacy: St
         least_up=least,
         changed=None if changed is None else sum(changed.values()),
         down=training.down_bytes(_DEVICE),
-        once=frozen.size() if model.frozen else 0,
-        whole=frozen_format(model.frozen).size() if model.frozen else 0,
-        merge_every=phase.merge_every,
-        merge=setup.merged_format(model.correction).size() if phase.merge_every else 0,
+        once=held.size() if model.held else 0,
+        whole=whole.size() if model.held else 0,
+        merge_every=every,
+        merge=merged_format(setup, model).size() if every else 0,
+        steps=model.steps,
     )
 
 
@@ -289,8 +295,7 @@ def _totals(
         here = left if phase is phases[-1] else min(left, phase.rounds)
         up, down, left = up + here * phase.up, down + here * phase.down, left - here
         once += phase.once if here else 0
-        frozen = FrozenBytes(phase.whole, merge=phase.merge, lossy=phase.once)
-        merges += expected_bytes(frozen, here, phase.merge_every, fraction)
+        merges += expected_bytes(phase.whole, phase.once, phase.merge, here, phase.merge_every, fraction)
     all_up, all_down = fraction * up, fraction * down
     for exchange in exchanges:
         times = (rounds - 1) // exchange.every  # never after the last round

@@ -1,10 +1,11 @@
-"""Versions of a base table: what was merged into it, and the shortest way from a version to the newest.
+"""Versions of what devices hold: what was merged into it, and the shortest way from a version to the newest.
 
-Every so many rounds a strategy may fold the compressed correction into the frozen base table. The packet of what was
-merged, exactly as every device decodes it, makes the next version of the table on the server and on each device. A
-version is named by the chain of these packets (`fedrec.wire.protocol.version_name`). Who holds an earlier version is
-sent the packets since then, or all that is frozen where that is shorter. Who holds nothing is sent the first packet of
-the phase, which a lossy codec makes short, and what was merged since, or all that is frozen now.
+Every so many rounds a strategy may fold the compressed correction into the frozen base table, or a downlink moves the
+trained tables that devices hold by a step. The packet of what was merged, or of the step, exactly as every device
+decodes it, makes the next version of the table on the server and on each device. A version is named by the chain of
+these packets (`fedrec.wire.protocol.version_name`). Who holds an earlier version is sent the packets since then, or all
+that is held where that is shorter. Who holds nothing is sent the first packet of the phase, which a lossy codec makes
+short, and what was merged since, or all that is held now.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from flwr.app import Array
+from numpy.typing import NDArray
 
 from exchanges import records
 from fedrec.core.errors import StoreError
@@ -73,6 +76,11 @@ class Merges:
         while log and sum(records.size(each.packet) for each in log) >= whole:
             log = log[1:]
         return Merges(self.count + 1, round, log)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Bytes of the packets of the log, without the first of the phase."""
+        return tuple(records.size(each.packet) for each in self.log if each.before != NOTHING)
 
     def since(self, held: Container[str]) -> tuple[Merged, ...]:
         """The merges that lead to the newest version from the newest that is held; none if there is no shorter way."""
@@ -143,14 +151,14 @@ class FrozenBytes(NamedTuple):
 
     Attributes:
         whole: Bytes of the packet that holds all of them, exactly.
-        version: Merges into the base table so far.
-        merge: Bytes of the packet of one merge.
+        version: Merges so far.
+        merges: Bytes of the packets of the newest ones, oldest first; from before them there is no shorter way.
         lossy: Bytes of the packet that holds them as they were before the first merge, if the codec makes it shorter.
     """
 
     whole: int
     version: int = 0
-    merge: int = 0
+    merges: tuple[int, ...] = ()
     lossy: int | None = None
 
     @property
@@ -158,34 +166,47 @@ class FrozenBytes(NamedTuple):
         """Bytes of the first packet of the phase."""
         return self.whole if self.lossy is None else self.lossy
 
-    def since(self, version: int) -> int:
-        """Bytes of what was merged since that version, for who holds it."""
-        return min((self.version - version) * self.merge, self.whole)
+    @property
+    def missed(self) -> NDArray[np.int64]:
+        """int64 [n + 1], bytes for who has missed 0, 1, ..., n merges; who has missed more than n, as many as n."""
+        together = np.cumsum([0, *reversed(self.merges)], dtype=np.int64)
+        missed: NDArray[np.int64] = np.minimum(np.append(together, self.whole), self.whole)
+        return missed
 
     @property
     def merged_before(self) -> int:
         """Bytes beyond the first packet for who holds nothing."""
-        return min(self.version * self.merge, self.whole - self.start)
+        missed = self.missed
+        return min(int(missed[min(self.version, len(missed) - 1)]), self.whole - self.start)
 
 
-def expected_bytes(frozen: FrozenBytes, rounds: int, merge_every: int, fraction: float) -> float:
+def expected_bytes(whole: int, start: int, merge: int, rounds: int, merge_every: int, fraction: float) -> float:
     """What a user downloads of merges in a phase, in expectation, if it is chosen in a round with chance `fraction`.
 
     Between two merges the base stays as it is, so only the first time counts that a user is chosen there: then it gets
     what was merged since it was last chosen before, or since the beginning if it never was.
+
+    Args:
+        whole: Bytes of the packet of all that is held.
+        start: Bytes of the first packet of the phase.
+        merge: Bytes of the packet of a merge.
+        rounds: Of the phase.
+        merge_every: Rounds between two merges; 0: there are none.
+        fraction: Share of the users who are chosen in a round.
     """
     if not merge_every:
         return 0.0
     chosen = [1 - (1 - fraction) ** min(merge_every, rounds - start) for start in range(0, rounds, merge_every)]
-    total = 0.0
+    total, nobody_yet = 0.0, 1.0
     for number, now in enumerate(chosen):
-        not_since = now
+        not_since, never = now, now * nobody_yet
+        nobody_yet *= 1 - now
         for missed in range(1, number + 1):
-            before = chosen[number - missed]
-            total += not_since * before * frozen._replace(version=missed).since(0)
-            not_since *= 1 - before
-            if not_since < _NEGLIGIBLE:
+            if missed * merge >= whole or not_since < _NEGLIGIBLE:  # from here on the whole is the shortest
+                total += (not_since - never) * whole
                 break
-        else:
-            total += not_since * frozen._replace(version=number).merged_before
+            before = chosen[number - missed]
+            total += not_since * before * missed * merge
+            not_since *= 1 - before
+        total += never * min(number * merge, whole - start)
     return total

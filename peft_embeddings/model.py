@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from fedrec.backbones.base import Backbone, History, ScoreContext
 from fedrec.config.validate import member_config
 from fedrec.core import registry
 from fedrec.core.registry import MemberConfig
-from fedrec.core.tensors import Spec, TableSpec, Tensors
+from fedrec.core.tensors import Spec, TableSpec, Tensors, tables_of
 from fedrec.wire.protocol import Setup
 from peft_embeddings.base import ItemEmbedding
 
@@ -58,28 +58,46 @@ class Started(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """Any embedding works with any backbone; both are stateless, the tensors are handed in."""
+    """Any embedding works with any backbone; both are stateless, the tensors are handed in.
+
+    Attributes:
+        embedding: How an item becomes a vector.
+        backbone: How a vector is scored for a user.
+        steps: Whether devices hold the trained tables, and are sent steps of them (`fedrec.downlinks`).
+    """
 
     embedding: ItemEmbedding
     backbone: Backbone
+    steps: bool = False
 
     @staticmethod
-    def of(embedding: MemberConfig, backbone: Backbone, n_items: int) -> Model:
+    def of(embedding: MemberConfig, backbone: Backbone, n_items: int, *, steps: bool = False) -> Model:
         """The model of an embedding's configuration, for a catalogue of so many items."""
         made: ItemEmbedding = registry.embeddings.get(embedding.name)(embedding, n_items, backbone.dim)
-        return Model(made, backbone)
+        return Model(made, backbone, steps)
 
     @property
     def trainable(self) -> Spec:
-        """What is trained and travels each round: `embedding.<table or dense>` and `backbone.<shared>`."""
+        """What is trained: `embedding.<table or dense>` and `backbone.<shared>`.
+
+        All of it travels each round, but for tables that devices hold.
+        """
         parts = {**self.embedding.tables, **self.embedding.dense}
         embedding = {self.embedding_name(name): spec for name, spec in parts.items()}
         return embedding | {self.backbone_name(name): spec for name, spec in self.backbone.shared.items()}
 
     @property
-    def correction(self) -> Spec:
-        """Of what is trained, the embedding's part: what a merge folds into the base table."""
-        return {name: spec for name, spec in self.trainable.items() if name.startswith(_EMBEDDING)}
+    def stepped(self) -> Spec:
+        """The tables among it that devices hold, and that steps move there."""
+        return tables_of(self.trainable) if self.steps else {}
+
+    @property
+    def merging(self) -> Spec:
+        """What makes a version of what is held of the one before it: a step, or what is folded into the base table.
+
+        The latter is the embedding's part of what is trained.
+        """
+        return self.stepped or {name: spec for name, spec in self.trainable.items() if name.startswith(_EMBEDDING)}
 
     @staticmethod
     def embedding_name(name: str) -> str:
@@ -90,6 +108,21 @@ class Model:
     def backbone_name(name: str) -> str:
         """The name under which one of the backbone's shared tensors travels."""
         return _BACKBONE + name
+
+    @property
+    def held(self) -> Spec:
+        """What devices hold from earlier messages: what is frozen, and tables that steps move."""
+        return {**self.frozen, **self.stepped}
+
+    @property
+    def coded(self) -> Sequence[str]:
+        """The tables of that which travel in the run's codec."""
+        return sorted(self.stepped) if self.steps else [BASE] * self.embedding.uses_base
+
+    def over(self, sent: Tensors, held: Tensors) -> tuple[Tensors, Tensors]:
+        """The trained and the frozen tensors of what was sent with a message and what is held."""
+        stepped = {name: held[name] for name in self.stepped}
+        return sent | stepped, {name: tensor for name, tensor in held.items() if name not in stepped}
 
     @property
     def frozen(self) -> Spec:
@@ -206,4 +239,5 @@ def models_of(setup: Setup) -> tuple[Model, ...]:
     Raises ConfigError if the setup, which may have come over the network, describes none.
     """
     embeddings = [member_config("embedding", dict(phase.embedding)) for phase in setup.phases]
-    return tuple(Model.of(embedding, setup.backbone_of_run, setup.n_items) for embedding in embeddings)
+    steps = bool(setup.downlink_of_run.every)
+    return tuple(Model.of(embedding, setup.backbone_of_run, setup.n_items, steps=steps) for embedding in embeddings)

@@ -106,6 +106,7 @@ def make_setup(
         simulation=simulation,
         network=config.network.told(),
         uplink=dataclasses.asdict(config.uplink),
+        downlink=dataclasses.asdict(config.downlink),
     )
 
 

@@ -40,7 +40,7 @@ def test_the_codec_is_part_of_the_specification(name: str) -> None:
 def test_and_so_are_its_settings(name: str) -> None:
     """Two sides with other settings would read each other's bytes as other numbers, where the sizes are the same."""
     spec: Spec = {"base": TableSpec((1, 4))}
-    for make in (lambda codec: codec, lambda codec: BaseTableCodec("base", codec, made("float32"))):
+    for make in (lambda codec: codec, lambda codec: BaseTableCodec(["base"], codec, made("float32"))):
         by_tensor, by_row = (
             PacketFormat(Kind.MODEL, spec, make(codecs.get(name)(load_member("codec", name, scale=scale))), 0)
             for scale in ("tensor", "row")

@@ -48,6 +48,7 @@ from fedrec.data.store import open_store
 from fedrec.wire.item_list import ItemList, item_list_packet, pack_item_list, unpack_item_list
 from fedrec.wire.packet import Kind, PacketFormat
 from fedrec.wire.protocol import Setup, frozen_format, pack_eligible
+from peft_embeddings.versions import held_format
 from server_app.setup import make_setup
 
 
@@ -99,7 +100,7 @@ FORMS: dict[Kind | str, PacketFormat] = {
     "sparse": PacketFormat(Kind.UPDATE, SPEC, SparseCodec(_codec("int8")), 9),
     Kind.MODEL: PacketFormat(Kind.MODEL, SPEC, _codec("float32"), 1),
     Kind.UPDATE: PacketFormat(Kind.UPDATE, SPEC, _codec("int8", scale="row"), 8),
-    Kind.FROZEN: PacketFormat(Kind.FROZEN, SPEC, BaseTableCodec("a", _codec("int8"), _codec("float32")), 0),
+    Kind.FROZEN: PacketFormat(Kind.FROZEN, SPEC, BaseTableCodec(["a"], _codec("int8"), _codec("float32")), 0),
     Kind.MERGED: PacketFormat(Kind.MERGED, SPEC, _codec("float16", scale="row"), 0),
     Kind.METRICS: PacketFormat(Kind.METRICS, {}, _codec("float32"), 13),
     Kind.COUNTS: PacketFormat(Kind.COUNTS, {"counts": TensorSpec((40,), "int32")}, _codec("float32"), 1),
@@ -150,6 +151,7 @@ ITEMS = 12
 CHOICES = [
     [],
     ["optim=fast", "codec=int8", "privacy=pseudo_items", "uplink=actions"],
+    ["strategy=full", "codec=int8", "uplink=sampled", "downlink=actions"],
     ["backbone=fedpergnn", "backbone.layers=2"],
     ["backbone=pfedrec", "embedding=rqvae", "embedding.codes=4"],
     ["backbone=fedncf", "embedding=hash_senet", "codec=float16", "uplink=sparse"],
@@ -236,7 +238,7 @@ def test_a_bent_setup_is_refused_by_name_or_can_be_worked_with(text: str) -> Non
         object.__setattr__(node, "sampler", None)  # the engine needs it only to draw
         for number, model in enumerate(node.models):
             assert node.model_format(number).size() > 0
-            assert setup.start_format(model.frozen, "base").size() >= 0
+            assert held_format(setup, model, merged=False).size() >= 0
         assert node.engine.recipe.local_steps()
         assert len(node.engine.recipe.solve_steps()) <= 10_000
         assert setup.metrics_format().size() < 100_000
@@ -283,7 +285,7 @@ class Shop:
         base = torch.randn(ITEMS, 4, generator=torch.Generator().manual_seed(0))
         trainable, held = model.init(base, {}, torch.Generator().manual_seed(0))
         self.frozen = content_digest(held)
-        frozen_packet = self.setup.start_format(model.frozen, "base").encode(1, 2, held)
+        frozen_packet = held_format(self.setup, model, merged=False).encode(1, 2, held)
         model_packet = node.model_format(1).encode(1, 2, trainable, [0.0])
         about: dict[str, records.Field] = {"phase": 1, "round": 2, "frozen": self.frozen}
         about[records.CONTENT] = self.frozen

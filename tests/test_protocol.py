@@ -87,12 +87,13 @@ def test_there_and_back() -> None:
     assert reading().to_json() == SETUP.to_json()
 
 
-def test_the_plain_uplink_is_not_told() -> None:
+@pytest.mark.parametrize("told", [{"uplink": {"name": "sparse"}}, {"downlink": {"name": "actions", "actions": 8}}])
+def test_plain_links_are_not_told(told: dict[str, Any]) -> None:
     """What a client is told counts as bytes, and a run of old said nothing of it."""
-    sparse = dataclasses.replace(SETUP, uplink={"name": "sparse"})
-    assert "uplink" not in VALUES
-    assert json.loads(sparse.to_json()) == {**VALUES, "uplink": {"name": "sparse"}}
-    assert Setup.from_json(sparse.to_json()) == sparse
+    other = dataclasses.replace(SETUP, **told)
+    assert not {"uplink", "downlink"} & VALUES.keys()
+    assert json.loads(other.to_json()) == {**VALUES, **told}
+    assert Setup.from_json(other.to_json()) == other
 
 
 def test_no_network_is_not_told() -> None:
@@ -420,7 +421,7 @@ def test_of_what_is_frozen_first_the_base_alone_is_in_the_codec_of_the_run(codec
     sent = {"base": torch.randn(30, 4, generator=rng), "copy": torch.randn(5, 4, generator=rng)}
     sent |= {"codes": torch.arange(30), "degree": torch.rand(30, generator=rng)}
     spec = {**spec_of(sent), "base": TableSpec((30, 4)), "copy": TableSpec((5, 4))}
-    fmt = setup.start_format(spec, "base")
+    fmt = setup.held_format(spec, ["base"], merged=False)
     packet = fmt.encode(1, 0, sent, seed=None)
     assert len(packet) == fmt.size()
     assert (len(packet) < frozen_format(spec).size()) == (codec != "float32")
@@ -431,6 +432,7 @@ def test_of_what_is_frozen_first_the_base_alone_is_in_the_codec_of_the_run(codec
     assert (back["base"] - sent["base"]).abs().max() <= sent["base"].abs().max() / 127 / 2 + 1e-6
     assert fmt.encode(1, 0, back, seed=None) == packet, "what it decodes to is what is sent"
     assert (fmt.digest() == frozen_format(spec).digest()) == (codec == "float32")
+    assert setup.held_format(spec, ["base"], merged=True).digest() == frozen_format(spec).digest()
 
 
 @settings(deadline=None)

@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Message
@@ -201,9 +200,9 @@ def _content(content: Content, group: str, name: str) -> str:
 
 
 def _keep_merged(node: Node, content: Content) -> None:
-    """Bring the base tables up to date with what was merged into them, one merge after the other."""
+    """Bring what is held up to date with the steps and corrections that came, one after the other."""
     for group in node.setup.groups:
         if (field := grouped(records.VERSIONS, group)) in content.fields:
-            for before, after in pairwise(content.text(field).split()):
-                packet = content.packet(records.MERGED + after)
-                keep_merged(node, content.integer("phase"), group, before, after, packet)
+            versions = content.text(field).split()
+            packets = [content.packet(records.MERGED + after) for after in versions[1:]]
+            keep_merged(node, content.integer("phase"), group, versions, packets)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from client_app.homes.site import Site
@@ -14,6 +15,7 @@ from fedrec.core.tensors import Tensors, content_digest, matches
 from fedrec.wire.item_list import item_list_format
 from fedrec.wire.protocol import eligible_spec, frozen_format, version_name
 from peft_embeddings.model import BASE, Model
+from peft_embeddings.versions import held_format, merged_format, next_version
 
 if TYPE_CHECKING:
     from client_app.answers.node import Node, Received
@@ -28,10 +30,8 @@ def keep_frozen(node: Node, phase: int, group: str, name: str, packet: bytes, co
         form = item_list_format(len(packet))
     elif name == setup.eligible:
         form = frozen_format(eligible_spec(setup.n_items))
-    elif name == content:
-        form = setup.start_format(node.model(phase).frozen, BASE)
     else:
-        form = frozen_format(node.model(phase).frozen)
+        form = held_format(setup, node.model(phase), merged=name != content)
     received = form.decode(packet)
     of_the_run = name not in (setup.catalogue, setup.eligible)
     if of_the_run and (problem := node.model(phase).embedding.frozen_problem(received.tensors)):
@@ -40,32 +40,42 @@ def keep_frozen(node: Node, phase: int, group: str, name: str, packet: bytes, co
     node.frozen_store.put(received.tensors, name, content, since)
 
 
-def keep_merged(node: Node, phase: int, group: str, before: str, after: str, packet: bytes) -> None:
-    """Make the version `after` of a group's base table from `before` and the packet of what was merged, and keep it.
+def keep_merged(node: Node, phase: int, group: str, versions: Sequence[str], packets: Sequence[bytes]) -> None:
+    """Make the last of some versions of what a group holds from the newest of them that is here, and keep it.
 
-    Nothing is done if it is here already, or if `before` is not: then what is missing will be asked for. Raises
-    PacketError (`malformed`) if merging the packet does not make a version of that name.
+    Nothing is done if the last is here already, or none is: then what is missing will be asked for. Raises PacketError
+    (`malformed`) if a packet does not make the version that it is said to make.
+
+    Args:
+        node: The node.
+        phase: The phase to which they belong.
+        group: The group.
+        versions: Their names, oldest first.
+        packets: What makes each of them of the one before it, from the second on.
     """
-    held = node.frozen_store.get(before)
-    if held is None or node.frozen_store.get(after) is not None:
+    store, setup = node.frozen_store, node.setup
+    place = next((place for place in reversed(range(len(versions))) if store.get(versions[place]) is not None), None)
+    if place is None or place == len(versions) - 1:
         return
-    if version_name(before, packet) != after:
-        raise PacketError("malformed", f"what came to be merged into {before} does not make {after}")
     model = node.model(phase)
-    if BASE not in model.frozen:
+    if not model.steps and BASE not in model.frozen:
         raise PacketError("malformed", f"in phase {phase} there is no base table to merge anything into")
-    require_frozen(model, held, before)
-    merged = node.setup.merged_format(model.correction).decode(packet, phase=phase)
-    frozen = held | {BASE: model.merged(merged.tensors, held)}
-    since = Since(grouped(node.setup.run_key, group), merged.round)
-    node.frozen_store.put(frozen, after, content_digest(frozen), since)
+    form, since = merged_format(setup, model), 0
+    held = dict(store.get(versions[place]) or {})
+    require_held(model, held, versions[place])
+    for before, after, packet in zip(versions[place:], versions[place + 1 :], packets[place:], strict=False):
+        if version_name(before, packet) != after:
+            raise PacketError("malformed", f"what came to be merged into {before} does not make {after}")
+        merged = form.decode(packet, phase=phase)
+        held, since = next_version(setup, model, held, merged.tensors), merged.round
+    store.put(held, versions[-1], content_digest(held), Since(grouped(setup.run_key, group), since))
 
 
-def require_frozen(model: Model, held: Tensors, name: str) -> None:
-    """Raise PacketError (`malformed`) if what is kept under a name is not what is frozen under the model."""
-    spec = model.frozen
+def require_held(model: Model, held: Tensors, name: str) -> None:
+    """Raise PacketError (`malformed`) if what is kept under a name is not what is held under the model."""
+    spec = model.held
     if held.keys() != spec.keys() or not all(matches(spec[each], held[each]) for each in spec):
-        raise PacketError("malformed", f"what was sent as {name!r} is not what is frozen in this phase")
+        raise PacketError("malformed", f"what was sent as {name!r} is not what is held in this phase")
 
 
 def keep_last_model(node: Node, received: Received, packet: bytes, frozen: str) -> None:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from client_app.answers.granting import require_memory, require_users
-from client_app.answers.keeping import require_frozen
+from client_app.answers.keeping import require_held
 from client_app.homes.home import Home, KeptHome, KeptRun, Place, SimulatedHome, SiteHome
 from client_app.homes.policy import Policy, policy_of
 from client_app.homes.site import Site
@@ -226,11 +226,14 @@ class Node:
         received = self.model_format(phase).decode(packet, phase=phase, round=round)
         device = _device()
         held = resident(self.frozen_store, frozen, device) if frozen else {}
-        require_frozen(self.model(phase), held, frozen)
-        trainable = {name: tensor.to(device) for name, tensor in received.tensors.items()}
+        model = self.model(phase)
+        require_held(model, held, frozen)
+        trainable, under = model.over({name: tensor.to(device) for name, tensor in received.tensors.items()}, held)
         back_to = checkpoint_round(received)
-        tidy(self.frozen_store, records.grouped(self.setup.run_key, self.setup.groups[group]), frozen, back_to)
-        return Received(phase, round, group, GlobalModel(self.models[phase], trainable, held), back_to)
+        # A version of every round would be too much to keep; who lacks one that is asked for again is sent the whole.
+        needed = round if model.steps else back_to
+        tidy(self.frozen_store, records.grouped(self.setup.run_key, self.setup.groups[group]), frozen, needed)
+        return Received(phase, round, group, GlobalModel(model, trainable, under), back_to)
 
     @cached_property
     def network(self) -> SimulatedNetwork | None:

@@ -1,4 +1,4 @@
-"""What is frozen: the base table in the run's codec, everything else exactly.
+"""What devices hold: some of its tables in the run's codec, everything else exactly.
 
 Not a member of the family: it follows from the codec that the run has. Codes, hash functions and degrees are few bytes,
 and an error in them would be another model; frozen copies of what is trained have to equal it.
@@ -6,6 +6,7 @@ and an error in them would be another model; frozen copies of what is trained ha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from typing_extensions import override
@@ -24,12 +25,12 @@ class BaseTableConfig(MemberConfig):
 
 
 class BaseTableCodec(Codec):
-    """The tensor of one name by one codec, then all others by another."""
+    """The tensors of some names by one codec, then all others by another."""
 
-    def __init__(self, base: str, codec: Codec, others: Codec) -> None:
-        name = f"{codec.config.name} {base}, {others.config.name}"
+    def __init__(self, tables: Sequence[str], codec: Codec, others: Codec) -> None:
+        name = f"{codec.config.name} {' '.join(tables)}, {others.config.name}"
         super().__init__(BaseTableConfig(name, codec.config, others.config))
-        self._base, self._codec, self._others = base, codec, others
+        self._tables, self._codec, self._others = tuple(tables), codec, others
 
     @override
     def size(self, spec: Spec) -> int:
@@ -48,5 +49,5 @@ class BaseTableCodec(Codec):
         return self._codec.decode(data[:end], base) | self._others.decode(data[end:], others)
 
     def _parted(self, spec: Spec) -> tuple[Spec, Spec]:
-        base = {name: entry for name, entry in spec.items() if name == self._base}
-        return base, {name: entry for name, entry in spec.items() if name != self._base}
+        tables = {name: entry for name, entry in spec.items() if name in self._tables}
+        return tables, {name: entry for name, entry in spec.items() if name not in self._tables}

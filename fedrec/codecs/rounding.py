@@ -11,7 +11,7 @@ from __future__ import annotations
 import zlib
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -46,6 +46,29 @@ class RoundingCodec(Codec):
     """Of one number."""
     coarsest: ClassVar[float]
     """The largest distance between two neighbours that a number in [-1, 1] is rounded to."""
+
+    def __init__(self, config: RoundingConfig, *, steady: bool = False) -> None:
+        """With `steady`, every scale is a power of two, the smallest that will do.
+
+        So a tensor of which little changes keeps its scale, and what did not change stays as it was rounded before.
+        """
+        super().__init__(config)
+        self._steady = steady
+
+    def steady(self) -> Self:
+        """The same codec with steady scales."""
+        return type(self)(self.config, steady=True)
+
+    def _scale(self, rows: Tensor) -> Tensor:
+        """Of numbers [n, m]: the scale of each row, float32 [n, 1]; 0 where all are 0."""
+        if not rows.numel():
+            return torch.zeros(len(rows), 1)
+        largest = rows.abs().amax(1, keepdim=True)
+        if not self._steady:
+            return largest
+        part, exponent = torch.frexp(largest)  # part in [0.5, 1)
+        power = torch.ldexp(torch.ones_like(largest), exponent - (part == 0.5).to(exponent))
+        return torch.where(largest > 0, power, largest)
 
     @abstractmethod
     def round(self, unit: Tensor, uniform: Tensor) -> Tensor:
@@ -103,7 +126,7 @@ class RoundingCodec(Codec):
                 parts.append(tensor.numpy().tobytes())
                 continue
             rows = (tensor.flatten(1) if self.by_row(spec[name]) else tensor.reshape(1, -1)).float()
-            scale = rows.abs().amax(1, keepdim=True) if rows.numel() else torch.zeros(len(rows), 1)
+            scale = self._scale(rows)
             divisor = torch.where(scale > 0, scale, torch.ones_like(scale))
             uniform = torch.full_like(rows, 0.5) if seed is None else _draws(seed, name, rows)
             parts += [scale.numpy().tobytes(), self.pack(self.round(rows / divisor, uniform))]

@@ -29,7 +29,7 @@ _ONE = MemberConfig("one")
 _NONE = MemberConfig("none")
 """Their network."""
 _DENSE = MemberConfig("dense")
-"""Their uplink, if nothing says another (`fedrec.config.describe`)."""
+"""Their uplink, if nothing says another (`fedrec.config.describe`), and their downlink."""
 
 
 @dataclass(frozen=True)
@@ -265,3 +265,4 @@ class RunConfig:
     grouping: MemberConfig = _ONE
     network: MemberConfig = _NONE
     uplink: MemberConfig = _DENSE
+    downlink: MemberConfig = _DENSE

@@ -112,6 +112,7 @@ cohorts = Family("cohort", "federation.cohorts")
 groupings = Family("grouping", "fedrec.groupings")
 networks = Family("network", "fedrec.networks")
 uplinks = Family("uplink", "fedrec.uplinks")
+downlinks = Family("downlink", "fedrec.downlinks")
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
@@ -129,5 +130,6 @@ FAMILIES: Mapping[str, Family] = {
         groupings,
         networks,
         uplinks,
+        downlinks,
     )
 }

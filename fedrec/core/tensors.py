@@ -93,6 +93,16 @@ def matches(spec: TensorSpec, tensor: Tensor) -> bool:
     return tuple(tensor.shape) == spec.shape and tensor.dtype == DTYPES[spec.dtype]
 
 
+def tables_of(spec: Spec) -> Spec:
+    """The tables of a specification."""
+    return {name: entry for name, entry in spec.items() if isinstance(entry, TableSpec)}
+
+
+def without_tables(spec: Spec) -> Spec:
+    """Everything else."""
+    return {name: entry for name, entry in spec.items() if not isinstance(entry, TableSpec)}
+
+
 def zeros(spec: Spec) -> Tensors:
     """Zero tensors for a whole specification."""
     return {name: entry.zeros() for name, entry in spec.items()}

@@ -36,6 +36,7 @@ SERVER_ONLY = frozenset(
         "fedrec/evaluation/curves.py",
         "fedrec/testing/backbone.py",
         "fedrec/testing/codec.py",
+        "fedrec/testing/downlink.py",
         "fedrec/testing/embedding.py",
         "fedrec/testing/optim.py",
         "fedrec/testing/privacy.py",

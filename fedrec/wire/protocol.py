@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Literal
@@ -23,6 +23,7 @@ from pydantic import Field
 
 from fedrec.backbones.base import Backbone
 from fedrec.codecs.base import Codec
+from fedrec.codecs.rounding import RoundingCodec
 from fedrec.core import registry
 from fedrec.core.bounds import (
     LARGEST_NORM,
@@ -35,7 +36,8 @@ from fedrec.core.bounds import (
     CutOffs,
 )
 from fedrec.core.errors import PacketError
-from fedrec.core.tensors import Spec, Tensors, TensorSpec, matches
+from fedrec.core.tensors import Spec, Tensors, TensorSpec, matches, without_tables
+from fedrec.downlinks.base import Downlink
 from fedrec.groupings.base import Grouping
 from fedrec.networks.base import Network
 from fedrec.optim.base import Recipe
@@ -129,12 +131,14 @@ class Setup:
     simulation: SimulatedData | None
     network: Mapping[str, Any] = field(default_factory=lambda: dict(_NO_NETWORK))
     uplink: Mapping[str, Any] = field(default_factory=lambda: dict(_DENSE))
+    downlink: Mapping[str, Any] = field(default_factory=lambda: dict(_DENSE))
 
     def to_json(self) -> str:
-        """One line of JSON with sorted keys; of uplink and network it says nothing while these are the plain ones."""
+        """One line of JSON with sorted keys; of links and network it says nothing while these are the plain ones."""
         told = dataclasses.asdict(self)
-        if self.uplink == _DENSE:
-            del told["uplink"]
+        for link in ("uplink", "downlink"):
+            if told[link] == _DENSE:
+                del told[link]
         if self.network == _NO_NETWORK:
             del told["network"]
         return json.dumps(told, sort_keys=True, separators=(",", ":"))
@@ -258,9 +262,19 @@ class Setup:
             return None
         return RowLimits(lambda width: cap * recipe.row_reach(width), cap)
 
+    @cached_property
+    def downlink_of_run(self) -> Downlink:
+        """How the trained tables travel to devices."""
+        from fedrec.config.validate import member_config
+
+        config = member_config("downlink", dict(self.downlink))
+        downlink: Downlink = registry.downlinks.get(config.name)(config, self.codec_of_run)
+        return downlink
+
     def model_format(self, trainable: Spec) -> PacketFormat:
-        """Server to client, every round."""
-        return PacketFormat(Kind.MODEL, trainable, self.codec_of_run, len(MODEL_SCALARS))
+        """Server to client, every round: what is trained, without the tables where devices hold these."""
+        sent = without_tables(trainable) if self.downlink_of_run.every else trainable
+        return PacketFormat(Kind.MODEL, sent, self.codec_of_run, len(MODEL_SCALARS))
 
     def update_format(self, trainable: Spec, users: int) -> PacketFormat:
         """Client to server, every round, from a node that was asked to train `users` users: the sum over them.
@@ -272,21 +286,32 @@ class Setup:
         unseen = users > 1 and self.stages.uplink.tells_rows
         return PacketFormat(Kind.UPDATE, spec, codec, len(UPDATE_SCALARS) + unseen)
 
-    def start_format(self, frozen: Spec, base: str) -> PacketFormat:
-        """Server to client, once a phase, until something is merged into the table of the name `base`.
+    def held_format(self, held: Spec, coded: Sequence[str], *, merged: bool) -> PacketFormat:
+        """Server to client: all that devices hold under the model, once a phase, and for who is too far behind.
 
-        That table travels in the run's codec, and everything else exactly. What the packet decodes to, to the bit, is
-        what is frozen, on the server too.
+        What the packet decodes to, to the bit, is what is held, on the server too.
+
+        Args:
+            held: What that is.
+            coded: The tables in it that travel in the run's codec; everything else travels exactly.
+            merged: Whether something was merged into a base table among them, which travels exactly from then on.
+                Tables that are moved by steps stay of the codec's numbers instead, whose scales are steady then.
         """
         from fedrec.codecs.base_table import BaseTableCodec
 
-        if self.codec_of_run.exact:
-            return frozen_format(frozen)
-        return PacketFormat(Kind.FROZEN, frozen, BaseTableCodec(base, self.codec_of_run, _plain_codec()), 0)
+        codec, steps = self.codec_of_run, bool(self.downlink_of_run.every)
+        if not isinstance(codec, RoundingCodec) or (merged and not steps):
+            return frozen_format(held)
+        codec = codec.steady() if steps else codec
+        return PacketFormat(Kind.FROZEN, held, BaseTableCodec(coded, codec, _plain_codec()), 0)
 
-    def merged_format(self, correction: Spec) -> PacketFormat:
-        """Server to client: a correction that has been merged into the base, for who holds the base before it."""
-        return PacketFormat(Kind.MERGED, correction, self.codec_of_run, 0)
+    def merged_format(self, merged: Spec) -> PacketFormat:
+        """Server to client: what makes a version of what devices hold of the one before it.
+
+        Where tables are moved by steps that is a step, else a correction of the base table.
+        """
+        codec = self.downlink_of_run.packet if self.downlink_of_run.every else self.codec_of_run
+        return PacketFormat(Kind.MERGED, merged, codec, 0)
 
     def metrics_format(self) -> PacketFormat:
         """Client to server after an evaluation: `METRICS_COUNTS`, then the sums of the metrics."""

@@ -27,6 +27,7 @@ defaults:
   - grouping: stand_in
   - network: stand_in
   - uplink: stand_in
+  - downlink: stand_in
   - strategy: two_phase
   - _self_
 seed: 0
@@ -78,7 +79,18 @@ FILES = {
     "experiment/wrong": "# @package _global_\nembedding: {rnk: 3}\n",
 } | {
     f"{family}/stand_in": "name: stand_in\n"
-    for family in ("backbone", "encoder", "reduction", "codec", "privacy", "cohort", "grouping", "network", "uplink")
+    for family in [
+        "backbone",
+        "encoder",
+        "reduction",
+        "codec",
+        "privacy",
+        "cohort",
+        "grouping",
+        "network",
+        "uplink",
+        "downlink",
+    ]
 }
 
 

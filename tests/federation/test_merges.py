@@ -46,7 +46,7 @@ def setup_of(outcome: Any) -> Setup:
 def correction(outcome: Any, packet: bytes) -> Tensor:
     """What a packet of a merge decodes to, multiplied out by hand (the scaling is 1)."""
     node = Node(setup_of(outcome), Place(0, 1))
-    fmt = node.setup.merged_format(node.models[1].correction)
+    fmt = node.setup.merged_format(node.models[1].merging)
     factors = fmt.decode(packet).tensors
     return factors["embedding.A"].double() @ factors["embedding.B"].double()
 

@@ -191,15 +191,23 @@ def test_the_bytes_of_what_users_changed_and_simulated_time_are_counted_on(
     assert_same(result(tmp_path, summary), uninterrupted(*overrides))
 
 
-@pytest.mark.parametrize("codec", ["float32", "int8"])
-def test_merges_go_on_where_they_were(
-    carry: Carry, uninterrupted: Callable[..., Any], tmp_path: Path, codec: str
+MERGES = {
+    "merges": ([*KEYS["lora"], "strategy.warmup_rounds=1", "strategy.merge_every=1"], ROUNDS - 2),
+    "merges in int8": ([*KEYS["lora"], "strategy.warmup_rounds=1", "strategy.merge_every=1", "codec=int8"], ROUNDS - 2),
+    "steps": (["strategy=full", "downlink=actions", "downlink.actions=8", "codec=int8"], ROUNDS),
+}
+
+
+@pytest.mark.parametrize("name", MERGES)
+def test_merges_and_steps_go_on_where_they_were(
+    carry: Carry, uninterrupted: Callable[..., Any], tmp_path: Path, name: str
 ) -> None:
-    overrides = ("optim=fast", *KEYS["lora"], "strategy.warmup_rounds=1", "strategy.merge_every=1", f"codec={codec}")
+    chosen, merges = MERGES[name]
+    overrides = ("optim=fast", *chosen)
     assert carry(tmp_path, *overrides, deliveries=7) is None
     summary = carry(tmp_path, resume=True)
     assert summary is not None
-    assert summary["merges"] == ROUNDS - 2
+    assert summary["merges"] == merges
     assert_same(result(tmp_path, summary), uninterrupted(*overrides))
 
 

@@ -26,6 +26,11 @@ def down(meter: Meter, phase: int, users: NDArray[np.int64], model: int, frozen:
     return meter.moved
 
 
+def behind(version: int, lossy: int | None = None) -> FrozenBytes:
+    """After so many merges of 10 bytes into what takes 35: three of them are shorter."""
+    return FrozenBytes(35, version, (10,) * min(version, 3), lossy)
+
+
 def merged(number: int, size: int = 10) -> Merged:
     return Merged(f"v{number - 1}", f"v{number}", wrap(bytes([number]) * size))
 
@@ -93,7 +98,7 @@ def test_a_log_of_another_protocol_is_refused_with_its_mend() -> None:
 def test_the_meter_by_hand() -> None:
     meter = Meter(["warmup", "peft"])
     meter.grow(4, enrolment=1)
-    all_of, frozen = np.arange(4), [FrozenBytes(35, version, 10) for version in range(9)]
+    all_of, frozen = np.arange(4), [behind(version) for version in range(9)]
     assert down(meter, 1, all_of[:2], 7, frozen[0])["one_time"] == 70
     assert down(meter, 1, all_of[1:3], 7, frozen[2]) == {"up": 0, "down": 14, "one_time": 35, "merges": 20}
     # The first user missed eight merges, the second and the third six: all are cheaper off with the table.
@@ -113,16 +118,16 @@ def test_the_meter_by_hand_where_the_first_packet_is_short() -> None:
     meter = Meter(["peft"])
     meter.grow(3, enrolment=0)
     first, second, third = np.arange(3)[:, None]
-    assert down(meter, 0, first, 0, FrozenBytes(35, 0, 10, 12)) == {
+    assert down(meter, 0, first, 0, behind(0, 12)) == {
         "up": 0,
         "down": 0,
         "one_time": 12,
         "merges": 0,
     }
-    assert down(meter, 0, second, 0, FrozenBytes(35, 2, 10, 12))["merges"] == 20
-    moved = down(meter, 0, third, 0, FrozenBytes(35, 3, 10, 12))
+    assert down(meter, 0, second, 0, behind(2, 12))["merges"] == 20
+    moved = down(meter, 0, third, 0, behind(3, 12))
     assert (moved["one_time"], moved["merges"]) == (12, 23), "35 in all: the table as it is now is shorter"
-    assert down(meter, 0, first, 0, FrozenBytes(35, 3, 10, 12))["merges"] == 30
+    assert down(meter, 0, first, 0, behind(3, 12))["merges"] == 30
 
 
 @pytest.mark.parametrize(
@@ -130,18 +135,18 @@ def test_the_meter_by_hand_where_the_first_packet_is_short() -> None:
     [(10, 0, 1.0, 0.0), (10, 2, 1.0, 40.0), (11, 2, 1.0, 50.0), (3, 5, 1.0, 0.0), (0, 5, 1.0, 0.0), (2, 1, 0.5, 2.5)],
 )
 def test_the_expectation_by_hand(rounds: int, every: int, fraction: float, expected: float) -> None:
-    assert expected_bytes(FrozenBytes(35, merge=10), rounds, every, fraction) == pytest.approx(expected)
+    assert expected_bytes(35, 35, 10, rounds, every, fraction) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("first", [35, 12])
 @pytest.mark.parametrize(("fraction", "every"), [(0.1, 5), (0.3, 2), (0.05, 20)])
 def test_the_expectation_is_the_mean_of_many_users(fraction: float, every: int, first: int) -> None:
-    users, rounds, size, whole = 2_000, 203, 10, 35
+    users, rounds = 2_000, 203
     directory, meter = Directory(), Meter(["peft"])
     directory.join(1, counter_bits(1, np.arange(users)))
     meter.grow(users, 0)
     for round in range(1, rounds + 1):
         chosen = directory.cohort(FixedCohort(FixedConfig("fixed")), round, fraction, Roots(0, 0))
-        down(meter, 0, chosen, 0, FrozenBytes(whole, (round - 1) // every, size, first))
-    expected = expected_bytes(FrozenBytes(whole, merge=size, lossy=first), rounds, every, fraction)
+        down(meter, 0, chosen, 0, behind((round - 1) // every, first))
+    expected = expected_bytes(35, first, 10, rounds, every, fraction)
     assert meter.per_user()["merges"] == pytest.approx(expected, rel=0.03)

@@ -1,0 +1,1 @@
+"""How the trained tables travel to devices: the family `downlink`, one file a member."""
