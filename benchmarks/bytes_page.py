@@ -128,6 +128,23 @@ def coded_uplinks() -> str:
     return text + "\n"
 
 
+def steps_down() -> str:
+    """The packet of a step of the whole table in `int8`, by how many actions it has, for catalogues of three sizes."""
+    actions = (64, 16)
+    head = " | ".join(("items", "`dense`, each round chosen", *(f"`actions`, {k}, a step" for k in actions)))
+    text = f"\n| {head} | beside a step |\n|{'---:|' * (len(actions) + 3)}\n"
+    for items in (3_706, 100_000, 1_000_000):
+        chosen = ["strategy=full", "codec=int8"]
+        dense = describe(compose(chosen, base=ROOT), items).phases[-1]
+        steps = [
+            describe(compose([*chosen, "downlink=actions", f"downlink.actions={k}"], base=ROOT), items).phases[-1]
+            for k in actions
+        ]
+        cells = [f"{items:,}", f"{dense.down:,}", *(f"{step.merge:,}" for step in steps), f"{steps[0].down:,}"]
+        text += f"| {' | '.join(cells)} |\n"
+    return text + "\n"
+
+
 def _line(method: Method, items: int) -> tuple[str, int, str]:
     """Backbone and bytes up, to sort by, and the line itself."""
     found = describe(method.config, items)
@@ -140,6 +157,7 @@ def _line(method: Method, items: int) -> tuple[str, int, str]:
 def main(arguments: Sequence[str]) -> int:
     data = Path(os.environ.get("FEDREC_DATA") or ROOT.parent / "shared" / "data").absolute()
     blocks = {"bytes": f"\n{tables(industrial_items(data))}", "sparse": sparse_uplink(), "coded": coded_uplinks()}
+    blocks["steps"] = steps_down()
     return documents.write(PAGE, blocks, command="python -m benchmarks.bytes_page", check="--check" in arguments)
 
 

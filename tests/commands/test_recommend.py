@@ -14,6 +14,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from client_app.answers import app as app_module
@@ -70,26 +71,24 @@ def a_run(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def a_site(folder: Path, a_run: Path) -> Path:
     """A site with the same users, whose own file is gone by now."""
+    return deployed(folder, a_run, "deployed", *SMALL, "embedding.rank=2", "strategy.merge_every=1")
+
+
+def deployed(folder: Path, a_run: Path, run_id: str, *overrides: str) -> Path:
+    """The state-dir of a site with the users of a run, after a run of its own; its own file is gone by then."""
     items = json.loads((a_run / "items.json").read_text())["ids"]
     (folder / "items.csv").write_text("item_id,title\n" + "".join(f"{item},[Title] of {item}\n" for item in items))
     store = open_store(Path(json.loads((a_run / "setup.json").read_text())["simulation"]["interactions"]))
     lines = [f"{user},{items[row]}" for n, user in enumerate(store.user_ids) for row in store.history(n).tolist()]
     (folder / "clicks.csv").write_text("user_id,item_id\n" + "\n".join(lines) + "\n")
-    config = {"interactions": f"{folder}/clicks.csv", "state-dir": f"{folder}/device", "time-column": ""}
-    texts = [
-        *SMALL,
-        "embedding.rank=2",
-        "runtime=deployment",
-        "strategy.merge_every=1",
-        "dataset=table",
-        f"dataset.item_table={folder}/items.csv",
-    ]
+    config = {"interactions": f"{folder}/clicks.csv", "state-dir": f"{folder}/{run_id}", "time-column": ""}
+    texts = [*overrides, "runtime=deployment", "dataset=table", f"dataset.item_table={folder}/items.csv"]
     texts += ["base_table.start=random", "simulation.nodes=1"]
-    texts += [f"runs_dir={folder}/runs", f"cache_dir={folder}/cache", "run_id=deployed"]
+    texts += [f"runs_dir={folder}/runs", f"cache_dir={folder}/cache", f"run_id={run_id}"]
     app_module._node.cache_clear()
     run(settle(compose(texts, base=None), None), texts, LocalGrid(client_app, [config]))
     (folder / "clicks.csv").unlink()  # what recommends needs nothing but the state-dir
-    return folder / "device"
+    return folder / run_id
 
 
 def ids(found: dict[str, Any]) -> list[str]:
@@ -260,6 +259,18 @@ def test_a_site_recommends_from_its_state_dir_alone(a_site: Path) -> None:
     assert not known & set(ids(found))
     assert found["round"] == 3
     assert found["trained"]
+
+
+def test_a_site_and_its_server_recommend_with_the_table_that_steps_have_moved(folder: Path, a_run: Path) -> None:
+    small = [text for text in SMALL if text != WARM]
+    source = of_site(deployed(folder, a_run, "stepped", *small, "strategy=full", "codec=int8", "downlink=actions"))
+    checkpoint = load_file(folder / "runs/stepped/checkpoints/round-000003.safetensors")
+    found = source.models[0].model.trainable["embedding.items"]
+    assert torch.equal(found, checkpoint["frozen.embedding.items"])
+    assert not torch.equal(found, checkpoint["trainable.embedding.items"])
+    simulation = of_run(simulated(folder, "steps", "strategy=full", "codec=int8", "downlink=actions"))
+    checkpoint = load_file(folder / "runs/steps/checkpoints/round-000003.safetensors")
+    assert torch.equal(simulation.models[0].model.trainable["embedding.items"], checkpoint["frozen.embedding.items"])
 
 
 def test_the_command_prints_a_table_or_one_line_of_json(a_site: Path) -> None:
