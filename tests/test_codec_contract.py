@@ -79,6 +79,31 @@ def test_float16_keeps_the_mean_of_numbers_below_its_smallest_step() -> None:
     assert float(small.mean()) == pytest.approx(0.3, abs=0.025)
 
 
+@pytest.mark.parametrize("scale", ["tensor", "row"])
+@pytest.mark.parametrize("name", ["float16", "int8", "int4"])
+def test_with_steady_scales_what_does_not_change_stays_as_it_was_rounded(name: str, scale: str) -> None:
+    """Also where the largest number of a tensor becomes smaller, or somewhat larger; of 0.0, 1.0 and 0.5 alike."""
+    codec: Codec = codecs.get(name)(load_member("codec", name, scale=scale)).steady()
+    spec: Spec = {"t": TableSpec((52, 6))}
+    first = torch.cat([draw({"t": TableSpec((50, 6))})["t"].clamp(-3.9, 3.9), torch.zeros(2, 6)])
+    first[7, 3], first[9] = 3.9, torch.tensor([1.0, 0.5, 0.25, 0.0, -1.0, -0.5])
+
+    def settled(table: torch.Tensor) -> torch.Tensor:
+        data = codec.encode({"t": table}, spec, None)
+        assert len(data) == codec.size(spec)
+        return codec.decode(memoryview(data), spec)["t"]
+
+    held = settled(first)
+    assert torch.equal(settled(held), held)
+    for largest in (2.2, 3.99):
+        moved = held.clone()
+        moved[7, 3] = largest
+        again = settled(moved)
+        assert torch.equal(again[:7], held[:7])
+        assert torch.equal(again[8:], held[8:])
+        assert (again - moved).abs().max() <= 4 * codec.coarsest
+
+
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_two_numbers_of_int4_are_in_a_byte(count: int) -> None:
     """Every step there is comes back, also where the last byte is half full."""
