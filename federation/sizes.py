@@ -220,9 +220,8 @@ def expected(found: Sizes, rounds: int) -> float:
     total, left = float(sum(found.joining.values())), rounds
     for phase in found.phases:
         here = min(left, phase.rounds)
-        frozen = FrozenBytes(phase.whole, merge=phase.merge, lossy=phase.once)
         total += found.fraction * here * (phase.up + phase.down) + (1 - (1 - found.fraction) ** here) * phase.once
-        total += expected_bytes(frozen, here, phase.merge_every, found.fraction)
+        total += expected_bytes(phase.whole, phase.once, phase.merge, here, phase.merge_every, found.fraction)
         left -= here
     for exchange in found.exchanges:
         total += (rounds - 1) // exchange.every * (exchange.up + exchange.down)

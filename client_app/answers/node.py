@@ -230,9 +230,7 @@ class Node:
         require_held(model, held, frozen)
         trainable, under = model.over({name: tensor.to(device) for name, tensor in received.tensors.items()}, held)
         back_to = checkpoint_round(received)
-        # A version of every round would be too much to keep; who lacks one that is asked for again is sent the whole.
-        needed = round if model.steps else back_to
-        tidy(self.frozen_store, records.grouped(self.setup.run_key, self.setup.groups[group]), frozen, needed)
+        tidy(self.frozen_store, records.grouped(self.setup.run_key, self.setup.groups[group]), frozen, back_to)
         return Received(phase, round, group, GlobalModel(model, trainable, under), back_to)
 
     @cached_property
