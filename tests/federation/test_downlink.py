@@ -138,9 +138,7 @@ def test_the_layout_changes_nothing(federate: Federate, more: list[str], layouts
     for nodes in layouts:
         many = federate(*overrides, nodes=nodes)
         for name, tensor in one.checkpoint().items():
-            if not name.startswith(
-                ("meter.", "merged", "best.merged")
-            ):  # versions are named by packets, to the last bit
+            if not name.startswith(("meter.", "merged", "best.merged")):  # named by packets, to the last bit
                 torch.testing.assert_close(many.checkpoint()[name], tensor, atol=1e-5, rtol=1e-5, msg=name)
         assert [line["bytes_per_user"] for line in many.metrics] == [line["bytes_per_user"] for line in one.metrics]
         assert many.summary["test"] == pytest.approx(one.summary["test"], abs=1e-6)
