@@ -34,7 +34,7 @@ ABLATION = ROOT / "docs" / "img" / "accuracy-ablation.png"
 LEADING = ROOT / "docs" / "img" / "leading.png"
 _CURVES = {
     "self-attention,\nrows that changed": "sequences/movielens-1m-sasrec-sequences-2mb-validated-every-131-rounds.json",
-    "factorisation,\nP-LoRA": "accuracy/p-lora-int8-4-contexts-seed-0.json",
+    "factorisation,\nP-LoRA": "accuracy/p-lora-int8-contexts-1mb-seed-0.json",
     "factorisation,\nwhole table, int8": "accuracy/full-int8-of-100-rounds-1-000-negatives-falling-rate.json",
     "factorisation,\nwhole table, float32": "accuracy/full-float32.json",
 }

@@ -38,8 +38,8 @@ _HEAD = (
 
 _LEADING = {
     "1 MB: MovieLens 1M sasrec, experiment sequences_1mb": ("MovieLens 1M", "self-attention, rows that changed"),
-    "MovieLens 1M P-LoRA, experiment one_megabyte": ("MovieLens 1M", "matrix factorisation, P-LoRA"),
-    "Amazon Industrial P-LoRA, experiment short_histories": ("Amazon Industrial", "matrix factorisation, P-LoRA"),
+    "MovieLens 1M P-LoRA with contexts, experiment contexts_1mb": ("MovieLens 1M", "matrix factorisation, P-LoRA"),
+    "Amazon Industrial recency, experiment recency_1mb": ("Amazon Industrial", "decaying mean over a frozen table"),
     "Embedded default": ("the embedded shop", "`fedrec train` as it is"),
 }
 """Kept runs in the README's table: the data and the model, as it calls them."""
