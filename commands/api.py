@@ -1,4 +1,4 @@
-"""The Python interface: `import fedrec`, then `fedrec.train(...)`, `fedrec.Run(folder)` and `fedrec.compare(...)`.
+"""The Python interface: `import fedrec`, then `fedrec.train(...)` or `tune(...)`, `Run(folder)` and `compare(...)`.
 
 It does what the commands do, in this process, and gives frames of pandas. `fedrec/__init__.py` offers these names and
 imports this module when one of them is first asked for, so that nothing of it is on the path of a client.
@@ -22,6 +22,7 @@ from rich.console import Console
 from client_app.homes.users import Cohort
 from commands import compare as comparing
 from commands import train as training
+from commands import tune as tuning
 from commands.arrow_frames import kept_frame
 from commands.kept_run import of_run
 from commands.recommend import newcomer
@@ -60,14 +61,38 @@ def train(
 
     Raises ConfigError, which names all that is wrong with the configuration, or another FedrecError.
     """
-    base = working_directory()
-    texts = [*overrides, *(text for name, value in sections.items() for text in _overrides(name, value))]
-    if interactions is not None or items is not None:
-        texts += _tables(texts, interactions, items)
+    base, texts = working_directory(), _typed(overrides, sections, interactions, items)
     config = settle(composed(texts, base=base), base)
     console = Console(file=sys.stderr, quiet=quiet)
     summary = training.train(config, portable(texts, config), console=console)
     return Run(summary["run"])
+
+
+def tune(
+    *overrides: str,
+    among: Sequence[str] = tuning.CANDIDATES,
+    interactions: Any = None,
+    items: Any = None,
+    quiet: bool = False,
+    **sections: Value,
+) -> Run:
+    """Try a few experiments by validation, and train the best one, as `fedrec tune` does.
+
+    Args:
+        overrides: As in `train`; they hold for all experiments.
+        among: The experiments.
+        interactions: As in `train`.
+        items: As in `train`.
+        quiet: Show nothing.
+        sections: More overrides.
+
+    Returns:
+        The finished run of the best one; its `summary` does not have the search, which is in its folder's `tune.json`.
+
+    Raises as `train` does.
+    """
+    base, texts = working_directory(), _typed(overrides, sections, interactions, items)
+    return Run(tuning.tune(texts, list(among), base, console=Console(file=sys.stderr, quiet=quiet))["run"])
 
 
 def compare(runs: Sequence[Run | str | Path], ceiling: Run | str | float | None = None) -> pandas.DataFrame:
@@ -220,6 +245,12 @@ class Run:
             for slot, mine in zip(slots.tolist(), lines, strict=True):
                 found[slot] = [(names[slot], *line) for line in mine]
         return pandas.DataFrame([line for slot in range(len(names)) for line in found[slot]], columns=list(COLUMNS))
+
+
+def _typed(overrides: Sequence[str], sections: Mapping[str, Value], interactions: Any, items: Any) -> list[str]:
+    """All overrides as text, with those that name the files of given tables."""
+    texts = [*overrides, *(text for name, value in sections.items() for text in _overrides(name, value))]
+    return texts + (_tables(texts, interactions, items) if interactions is not None or items is not None else [])
 
 
 def _overrides(key: str, value: Value) -> list[str]:

@@ -1,7 +1,7 @@
 """What server and clients share, free of Flower: data, registry, configuration, backbones, recipes, codecs, packets.
 
-It is also where the Python interface is found: `fedrec.train`, `fedrec.Run` and `fedrec.compare`, which live in
-`commands/api.py` and are imported when they are first asked for.
+It is also where the Python interface is found: `fedrec.train`, `fedrec.tune`, `fedrec.Run` and `fedrec.compare`, which
+live in `commands/api.py` and are imported when they are first asked for.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from commands.api import Run as Run
     from commands.api import compare as compare
     from commands.api import train as train
+    from commands.api import tune as tune
 
 __version__ = "0.1.0"
 
-_INTERFACE = ("Run", "compare", "train")
+_INTERFACE = ("Run", "compare", "train", "tune")
 
 
 def __getattr__(name: str) -> Any:

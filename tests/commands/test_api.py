@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -71,6 +72,16 @@ def run(home: Path, clicks: pandas.DataFrame, films: pandas.DataFrame) -> fedrec
         return fedrec.train(
             "optim=fast", optim={"negatives": 5}, interactions=clicks, items=films, runs_dir=home / "runs", **SMALL
         )
+
+
+def test_what_suits_frames_is_found_and_trained(home: Path, clicks: pandas.DataFrame, films: pandas.DataFrame) -> None:
+    among = ["steady", "one_megabyte"]
+    named: dict[str, Any] = {"runs_dir": home / "tuned", "run_id": "t", "optim": {"negatives": 5}}
+    found = fedrec.tune(interactions=clicks, items=films, among=among, **named, **SMALL)
+    search = json.loads((found.folder / "tune.json").read_text())
+    assert [each["experiment"] for each in search["candidates"]] == among
+    assert found.folder == home / "tuned" / f"t-{search['experiment']}"
+    assert found.summary["rounds"] == 2
 
 
 def test_a_run_is_trained_from_frames_and_opened_from_its_folder(run: fedrec.Run, clicks: pandas.DataFrame) -> None:
