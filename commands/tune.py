@@ -183,8 +183,9 @@ def _require_choosable(config: RunConfig) -> None:
     """Raise ConfigError if there is no validation by which a choice could be made."""
     if config.runtime != "simulation":
         raise ConfigError(["runtime=deployment: `fedrec tune` tries experiments in a simulation; leave it out"])
-    if not config.evaluation.validation:
-        raise ConfigError(["evaluation.validation=false: `fedrec tune` chooses by validation; leave it out"])
+    for key, on in (("validation=false", config.evaluation.validation), ("every=0", config.evaluation.every)):
+        if not on:
+            raise ConfigError([f"evaluation.{key}: `fedrec tune` chooses by validation; leave it out"])
     if accounts(config):
         raise ConfigError(
             [

@@ -67,6 +67,7 @@ WRONG: dict[str, tuple[list[str], list[str], str]] = {
     "unknown": ([], ["steadi"], "--among steadi: there is no such experiment; did you mean steady"),
     "twice": ([], ["steady", "steady"], "each once"),
     "no validation": (["evaluation.validation=false"], AMONG, "chooses by validation"),
+    "no rounds": (["evaluation.every=0"], AMONG, "chooses by validation"),
     "deployment": (["runtime=deployment", "dataset=table", "dataset.item_table=items.csv"], AMONG, "in a simulation"),
     "accounts": ([], ["central_gaussian"], "for which nothing is charged"),
 }
