@@ -92,6 +92,7 @@ def _page(
     return template.render(
         name=Path(str(summary["run"])).name,
         facts=_facts(summary, manifest),
+        notes=[str(summary[name]) for name in ("chosen", "standing") if name in summary],
         warnings=[str(warning) for warning in summary.get("warnings", ())],
         curves=Markup(_curves(summary, records)) if records else "",
         sections=sections,

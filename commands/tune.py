@@ -42,7 +42,7 @@ from server_app.run import run
 
 log = logging.getLogger("fedrec")
 
-CANDIDATES = ("steady", "one_megabyte", "short_histories", "sequences_1mb")
+CANDIDATES = ("steady", "contexts_1mb", "recency_1mb", "sequences_1mb")
 """The experiments that are tried if no others are named: one for each kind of history that we know of."""
 _PARTS = 16
 """A run is validated so many times, and the first rung is one part of it."""

@@ -83,6 +83,8 @@ def test_the_page_has_the_figures_of_the_run(finished: Path) -> None:
         "base_table.dim 32 8",
         "flwr",
         "training loss",
+        summary["chosen"],
+        summary["standing"],
     ):
         assert said in page.text, said
     assert "NDCG@10 at validation" in page.text
