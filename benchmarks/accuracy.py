@@ -4,9 +4,9 @@
     python -m benchmarks.accuracy --check     exit 1 if the page has another table
 
 Runs are kept by `python -m benchmarks.results_table --to FOLDER --add NAME RUN`: in `accuracy`, with their curves;
-`central`, what they are measured by; `last`, runs without validation; `amazon`, `backbones`, `sequences` and `equal`;
-`ablation`, one ingredient changed at a time, each with the name of the change; `search`, what was tried on the way.
-Seeds of one configuration have names that end with `seed <n>`; the tables have their means.
+`central`, what they are measured by; `last`, runs without validation; `amazon`, `backbones`, `sequences`, `equal` and
+`catalogue`; `ablation`, one ingredient changed at a time, each with the name of the change; `search`, what was tried on
+the way. Seeds of one configuration have names that end with `seed <n>`; the tables have their means.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _CURVES = {
 }
 """The curves of the README's picture, by what stands beside their ends."""
 _CENTRAL = "sequences/movielens-1m-central-sasrec.json"
-_PLAIN = ("last", "amazon", "sequences", "equal")
+_PLAIN = ("last", "amazon", "sequences", "equal", "catalogue")
 """Folders whose runs make a table without a curve."""
 _NOT_DRAWN = ("without warm-up", "300 negatives", "50 rounds")
 """Parts of the names of runs that are in the table alone: more curves than eight tell nobody anything."""
