@@ -40,7 +40,7 @@ def standing(strategy: FederatedStrategy) -> dict[str, Any]:
     sure = (
         ""
         if ahead
-        else f": not ahead by {_ERRORS} standard errors; if you have not yet, let `fedrec tune` look for what suits the data"
+        else f": not ahead by {_ERRORS} standard errors; `fedrec tune` looks for what suits the data, if it has not yet"
     )
     return {
         "standing": f"{said} (standard error {error:.4f}, {lead.users:,} users){sure}",
