@@ -32,6 +32,7 @@ from fedrec.testing.uplink import USERS, given_by
 from fedrec.uplinks.actions import ActionsConfig, ActionsUplink
 from fedrec.uplinks.base import Room
 from fedrec.uplinks.clusters import of_numbers, of_rows
+from fedrec.uplinks.levels import of_levels
 from fedrec.uplinks.padded import Padded
 from fedrec.uplinks.sampled import Sampling, chances
 from fedrec.wire.updates import NodeUpdate
@@ -89,6 +90,28 @@ def rows_of(values: Tensor, counts: list[int]) -> Padded:
     owner = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
     place = torch.cat([torch.arange(count) for count in counts])
     return Padded.of(Touched(owner, place, values[owner, place]), len(counts))
+
+
+def test_drawn_levels_keep_the_mean_of_every_number() -> None:
+    """Many small numbers of one sign and a few large ones of the other, all of one sign, one number, and none."""
+    rng = generator(0, "levels")
+    small = 0.02 * torch.rand(4, 300, generator=rng)
+    small[:2, :30] = -0.1 - 0.5 * torch.rand(2, 30, generator=rng)
+    counts = torch.tensor([300, 180, 1, 0])
+    there = torch.arange(300) < counts[:, None]
+    numbers, rows = torch.where(there, small, 0.0), torch.arange(300).expand(4, 300)
+    for most in (torch.tensor([4, 3, 4, 4]), torch.tensor([16, 9, 5, 3])):
+        total = torch.zeros(4, 300, dtype=torch.float64)
+        for draw in range(400):
+            found = of_levels(numbers, there, rows, most, np.arange(4, dtype=np.uint64) + 100 * draw)
+            assert (found.taken.amax(1) < most).all()
+            levels = torch.nn.functional.pad(found.centres[..., 0], (1, 0))
+            total += levels.gather(1, found.taken)
+        alone = of_levels(numbers[1:2], there[1:2], rows[1:2], most[1:2], np.array([1 + 100 * draw], dtype=np.uint64))
+        assert torch.equal(alone.taken[0], found.taken[1]), "whoever is beside it"
+        spread = (levels.amax(1) - levels.amin(1))[:, None] / 2 / 20  # five standard errors of a draw between two
+        assert ((total / 400 - numbers).abs() <= 5 * spread).all()
+        assert (total[:, :].sum(1) / 400 - numbers.double().sum(1)).abs().max() < 0.35
 
 
 def test_rows_are_means_of_their_clusters_and_nearest_to_them() -> None:

@@ -13,6 +13,8 @@ from fedrec.uplinks.base import Uplink
 
 CODECS: dict[str, dict[str, Any]] = {"float32": {}, "float16": {"scale": "row"}, "int8": {"scale": "tensor"}}
 SMALL: dict[str, dict[str, Any]] = {"actions": {"actions": 5}, "sampled": {"rows": 7}}
+CHOICES = {name: (name, SMALL.get(name, {})) for name in uplinks.names()}
+CHOICES["actions, drawn"] = ("actions", {"actions": 5, "levels": "drawn"})
 
 
 class TestEveryMember(UplinkContract):
@@ -20,10 +22,9 @@ class TestEveryMember(UplinkContract):
     def codec(self, request: pytest.FixtureRequest) -> str:
         return str(request.param)
 
-    @pytest.fixture(params=uplinks.names())
+    @pytest.fixture(params=CHOICES)
     def uplink(self, request: pytest.FixtureRequest, codec: str) -> Uplink:
-        config = load_member("uplink", request.param, **SMALL.get(request.param, {}))
-        made: Uplink = uplinks.get(request.param)(
-            config, codecs.get(codec)(load_member("codec", codec, **CODECS[codec]))
-        )
+        name, values = CHOICES[request.param]
+        config = load_member("uplink", name, **values)
+        made: Uplink = uplinks.get(name)(config, codecs.get(codec)(load_member("codec", codec, **CODECS[codec])))
         return made

@@ -32,6 +32,7 @@ from fedrec.stages.rounding import Rounding
 from fedrec.stages.rows import RowLimits
 from fedrec.uplinks.base import Room, Uplink
 from fedrec.uplinks.clusters import Clusters, of_numbers, of_rows
+from fedrec.uplinks.levels import of_levels
 from fedrec.uplinks.padded import Padded
 
 
@@ -41,10 +42,16 @@ class ActionsConfig(MemberConfig):
 
     Attributes:
         actions: How many there are for each table of an update (K), with that of not moving.
+        levels: Where rows are multiples of one, and so are clustered by their factors: whether a factor becomes the
+            `nearest` level, which is the mean of its cluster, or is `drawn` from the two around it, which keeps its
+            mean. With few actions many small factors fall to not moving, and their sum with them, unless they are
+            drawn. With two actions there is one level, and nothing to draw.
     """
 
     name: Literal["actions"]
     actions: Annotated[int, Ge(2), Le(MOST_ACTIONS)]
+    # With a default: a run of old has none in its folder.
+    levels: Literal["nearest", "drawn"] = "nearest"
 
 
 class Found(NamedTuple):
@@ -99,8 +106,10 @@ class Acting(Stage):
 
     reads = "rows"
 
-    def __init__(self, packet: ActionCodec, codec: Codec, rounding: Rounding | None, room: Room | None) -> None:
-        self._packet, self._codec, self._rounding, self._room = packet, codec, rounding, room
+    def __init__(
+        self, packet: ActionCodec, codec: Codec, rounding: Rounding | None, room: Room | None, levels: str
+    ) -> None:
+        self._packet, self._codec, self._rounding, self._room, self._levels = packet, codec, rounding, room, levels
 
     @override
     def on_devices(self, given: Contributions, draws: Draws) -> Contributions:
@@ -183,7 +192,7 @@ class Acting(Stage):
         centres = given.values.new_zeros(users, self._packet.config.actions - 1, width)
         taken = torch.zeros(users, places, dtype=torch.int64, device=centres.device)
         if len(alike):
-            by_factor = of_numbers(found.direction.factors[alike], given.there[alike], most[alike])
+            by_factor = self._of_factors(found, alike, seeds, most)
             row = self._rounded(found.direction.row[alike][:, None], seeds[alike.cpu().numpy()], by_row=False)
             multiples = by_factor.centres.float() * row
             centres[alike, : multiples.shape[1]] = multiples
@@ -195,6 +204,19 @@ class Acting(Stage):
             centres[apart, : rounded.shape[1]] = rounded
             taken[apart] = by_row.taken
         return Clusters(centres, taken)
+
+    def _of_factors(self, found: Found, alike: Tensor, seeds: NDArray[np.uint64], most: Tensor) -> Clusters:
+        """Clusters of the factors of the users `alike`, int64 [A], all of whose rows are multiples of one."""
+        factors, there = found.direction.factors[alike], found.rows.there[alike]
+        nearest = of_numbers(factors, there, most[alike])
+        if self._packet.config.actions == 2 or self._levels == "nearest":
+            return nearest
+        drawn = of_levels(factors, there, found.rows.rows[alike], most[alike].clamp(min=3), seeds[alike.cpu().numpy()])
+        several = (most[alike] > 2)[:, None]
+        apart = torch.nn.functional.pad(nearest.centres, (0, 0, 0, drawn.centres.shape[1] - nearest.centres.shape[1]))
+        return Clusters(
+            torch.where(several[..., None], drawn.centres, apart), torch.where(several, drawn.taken, nearest.taken)
+        )
 
     def _rounded(self, actions: Tensor, seeds: NDArray[np.uint64], *, by_row: bool) -> Tensor:
         """What is decoded of `actions` [U, n, width], each user's a tensor of its own."""
@@ -242,7 +264,7 @@ class ActionsUplink(Uplink):
     @override
     def stages(self, row_limits: RowLimits | None) -> Sequence[Stage]:
         limits = [row_limits] if row_limits else []
-        return [*limits, Acting(self.packet, self.codec, self.rounding, self.room)]
+        return [*limits, Acting(self.packet, self.codec, self.rounding, self.room, self.config.levels)]
 
     @override
     def sizes(self, given: Contributions) -> NDArray[np.int64]:

@@ -27,6 +27,7 @@ USERS = 60  # one node per user
 RUNS = {
     "levels": ["strategy=fedras", "uplink.actions=4", *FAST, *SGD],
     "levels in int8": ["strategy=fedras", "uplink.actions=4", "codec=int8", "strategy.rounds=2", *FAST, *SGD],
+    "drawn levels": ["strategy=fedras", "uplink.actions=4", "uplink.levels=drawn", *FAST, *SGD],
     "rows": ["strategy=fedras", "uplink.actions=8", "backbone=sasrec", "optim.window=6", *FAST, *SGD],
     "drawn": ["strategy=fedras", "uplink=sampled", "uplink.rows=6", "backbone=sasrec", "optim.window=6", *FAST, *SGD],
     "of a correction": ["uplink=actions", "uplink.actions=4", *FAST, *SGD],
