@@ -45,9 +45,9 @@ def _chosen(run: Mapping[str, Any]) -> float:
     return float(run["summary"]["rounds"]) * float(values.get("federation.fraction", 0.1))
 
 
-def kept() -> dict[str, dict[str, Any]]:
-    """The kept runs by name."""
-    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "fedras").glob("*.json"))]
+def kept(folder: str = "fedras") -> dict[str, dict[str, Any]]:
+    """The kept runs of a folder by name."""
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / folder).glob("*.json"))]
     return {run["name"]: run for run in runs}
 
 
@@ -89,8 +89,9 @@ def table() -> str:
 
 
 def timed() -> dict[str, dict[str, Any]]:
-    """The runs that have times, the one by which they are measured first."""
-    runs = {name: run for name, run in kept().items() if "simulated_seconds" in run.get("curve", [{}])[0]}
+    """The runs that have times, the one by which they are measured first, also those that went only as far as that."""
+    everything = kept() | kept("fedras-time")
+    runs = {name: run for name, run in everything.items() if "simulated_seconds" in run.get("curve", [{}])[0]}
     return {name: runs[name] for name in sorted(runs, key=lambda name: (name != _TIMED, name))}
 
 
