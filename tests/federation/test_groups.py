@@ -338,7 +338,7 @@ def test_what_cannot_be_grouped_is_said_before_anything_starts(tmp_path: Path) -
         compose(["grouping=site", "grouping.groups=[a,a]", "runtime=deployment"], base=None)
     with pytest.raises(ConfigError, match=r"grouping\.groups"):
         compose(["grouping=site", "grouping.groups=[../x,b]", "runtime=deployment"], base=None)
-    with pytest.raises(ConfigError, match="says nothing of groups"):
+    with pytest.raises(ConfigError, match="says nothing of what a group tells"):
         compose(["experiment=central_gaussian", "grouping=key"], base=None)
 
 
