@@ -44,7 +44,8 @@ _PLAIN = ("last", "amazon", "sequences", "equal", "catalogue")
 """Folders whose runs make a table without a curve."""
 _NOT_DRAWN = ("without warm-up", "300 negatives", "50 rounds")
 """Parts of the names of runs that are in the table alone: more curves than eight tell nobody anything."""
-_SEED = re.compile(r",? seed \d+$")
+SEED = re.compile(r",? seed \d+$")
+"""The end of the name of one of several seeds of a configuration."""
 _SHARES = ("90", "95")
 _WAYS = {"up": "up", "down": "down", "one_time": "one-time", "merges": "merges", "total": "total"}
 
@@ -60,7 +61,7 @@ def comparison() -> Comparison:
 def drawn(found: Comparison) -> Comparison:
     """What the picture shows: of several seeds the first, of central training the ceiling, and not every variant."""
     plain = [run for run in found.runs if not any(text in run.name for text in _NOT_DRAWN)]
-    first = [run for run in plain if not _SEED.search(run.name) or run.name.endswith("seed 0")]
+    first = [run for run in plain if not SEED.search(run.name) or run.name.endswith("seed 0")]
     return replace(found, runs=[run for run in first if run.bytes is not None or run.name == found.ceiling.source])
 
 
@@ -68,7 +69,7 @@ def table(found: Comparison) -> str:
     """One line a configuration: means (and spread) over its seeds, bytes, and what it took to come near the ceiling."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for run in found.as_dict()["runs"]:
-        groups.setdefault(_SEED.sub("", run["run"]), []).append(run)
+        groups.setdefault(SEED.sub("", run["run"]), []).append(run)
     columns = (
         "run",
         "seeds",
@@ -104,7 +105,7 @@ def kept(folder: str) -> dict[str, list[dict[str, Any]]]:
     groups: dict[str, list[dict[str, Any]]] = {}
     for path in sorted((RESULTS / folder).glob("*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
-        groups.setdefault(_SEED.sub("", run["name"]), []).append(run["summary"])
+        groups.setdefault(SEED.sub("", run["name"]), []).append(run["summary"])
     return groups
 
 

@@ -10,15 +10,19 @@ have names that end with `seed <n>`.
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import documents
-from benchmarks.accuracy import kept, mean_of
-from benchmarks.results_table import ROOT
+from benchmarks.accuracy import SEED, kept, mean_of
+from benchmarks.results_table import RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "privacy.md"
+_ITEMS = 3_706
+"""Of MovieLens 1M: popularity is a number for each."""
 _COLUMNS = (
     "run",
     "epsilon",
@@ -30,6 +34,31 @@ _COLUMNS = (
     "share of the users",
     "bytes per user",
 )
+
+
+_COUNTED = ("statistic", "epsilon", "seeds", "validation NDCG@10", "NDCG@10", "HR@10", "numbers a user sends, once")
+
+
+def statistics() -> str:
+    """One line a kept statistic, those without a budget last."""
+    counted = {}
+    for path in sorted((RESULTS / "privacy" / "statistics").glob("*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        given = dict(text.split("=", 1) for text in run["overrides"])
+        counted[SEED.sub("", run["name"])] = int(given.get("statistics.items", 0))
+    runs = kept("privacy/statistics")
+    lines = [f"| {' | '.join(_COUNTED)} |", f"|---|{'---:|' * (len(_COUNTED) - 1)}"]
+    for name in sorted(runs, key=lambda name: (_budget(runs[name]), name)):
+        items, budget = counted[name], _budget(runs[name])
+        ranked = (("validation", "ndcg@10"), ("test", "ndcg@10"), ("test", "hr@10"))
+        cells = [name, "none" if budget == math.inf else f"{budget:.2f}", str(len(runs[name]))]
+        cells += [mean_of(runs[name], split, metric) for split, metric in ranked]
+        lines.append(f"| {' | '.join([*cells, f'{_ITEMS + items * (items - 1) // 2:,}'])} |")
+    return "\n".join(lines)
+
+
+def _budget(summaries: Sequence[Mapping[str, Any]]) -> float:
+    return _epsilon(summaries) if "privacy" in summaries[0] else math.inf
 
 
 def table() -> str:
@@ -56,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.private_accuracy", description="NDCG against epsilon.")
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args(arguments).check
-    blocks = {"epsilon": f"\n{table()}\n\n"}
+    blocks = {"epsilon": f"\n{table()}\n\n", "statistics": f"\n{statistics()}\n\n"}
     return documents.write(PAGE, blocks, command="python -m benchmarks.private_accuracy", check=check)
 
 

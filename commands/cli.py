@@ -58,6 +58,7 @@ class BaselineKind(StrEnum):
     LOCAL = "local"
     CONTENT = "content"
     POPULARITY = "popularity"
+    CO_OCCURRENCE = "co_occurrence"
     RANDOM = "random"
 
 

@@ -21,7 +21,6 @@ from fedrec.wire.protocol import (
     SimulatedData,
 )
 from peft_embeddings.base_table import BaseTable
-from server_app.account import planned
 
 
 def new_run_id(config: RunConfig) -> str:
@@ -43,7 +42,6 @@ def manifest(
         "threads": torch.get_num_threads(),
         "overrides": list(overrides),
         "seed": config.seed,
-        **({"privacy": privacy} if (privacy := planned(config)) else {}),
         "data": {
             "name": dataset.name,
             "catalogue": dataset.catalogue.digest,

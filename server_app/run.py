@@ -32,7 +32,7 @@ from fedrec.wire.protocol import (
     pack_eligible,
 )
 from peft_embeddings.base_table import text_vectors
-from server_app.account import ledger_of, settled, stated
+from server_app.account import ledger_of, planned, settled, stated
 from server_app.baselines import best_of, simulated_baselines
 from server_app.chosen import chosen
 from server_app.manifest import manifest, new_run_id
@@ -115,6 +115,8 @@ def _run(
     if deployed is not None:
         setup = dataclasses.replace(setup, run_key=_run_key(str(config.run_id), folder, deployed, resumption))
     facts = manifest(config, overrides, dataset, table, place)
+    if account := planned(config):
+        facts["privacy"] = account
     if resumption is not None:
         facts = manifest_of_resumed(folder, facts, resumption.round)
     folder.write_json(MANIFEST, facts)
@@ -172,7 +174,7 @@ def _run(
         },
         **({"groups": strategy.ended["groups"]} if "groups" in strategy.ended else {}),
         **({"simulated_seconds": strategy.clock} if strategy.timed else {}),
-        **({"privacy": account} if (account := stated(config, ledger.report() if ledger else None)) else {}),
+        **({"privacy": given} if (given := stated(config, ledger.report() if ledger else None)) else {}),
         **standing(strategy),
     }
     summary = finite(summary)

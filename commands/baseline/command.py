@@ -14,6 +14,7 @@ from rich.console import Console
 
 from commands.baseline.central import train_centrally
 from commands.baseline.local import train_alone
+from commands.baseline.statistics import ranked, statistics
 from commands.baseline.untrained import untrained
 from commands.baseline.world import World
 from commands.progress import RunProgress
@@ -31,7 +32,7 @@ from server_app.watching import Progress, Watcher
 
 log = logging.getLogger("fedrec")
 
-Kind = Literal["central", "local", "content", "popularity", "random"]
+Kind = Literal["central", "local", "content", "popularity", "co_occurrence", "random"]
 
 
 def baseline(kind: Kind, config: RunConfig, overrides: Sequence[str], *, console: Console) -> dict[str, Any]:
@@ -68,7 +69,8 @@ def _carry_out(
     facts = manifest(config, overrides, world.dataset, world.table, place)
     folder.write_json(MANIFEST, {**facts, "baseline": kind})
     baselines = None  # before the training, so that nothing trained is lost if they cannot be computed
-    if kind in ("central", "local"):
+    counted = kind == "co_occurrence" or (kind == "popularity" and config.privacy.name != "none")
+    if kind in ("central", "local") or counted:
         wanted = config.evaluation.baselines
         baselines = untrained(world, "popularity", cache_dir, watcher).metrics["test"] if wanted else {}
     training = time.monotonic()
@@ -77,6 +79,8 @@ def _carry_out(
     elif kind == "local":
         watcher.stage("every user alone")
         found = {"rounds": config.local.rounds, **train_alone(world, Progress(watcher))}
+    elif counted:
+        found = _statistics(world, kind, folder, watcher)
     else:
         found = _untrained(world, kind, cache_dir, watcher)
     seconds = time.monotonic() - training
@@ -114,6 +118,13 @@ def _central(world: World, folder: RunFolder, watcher: Watcher) -> dict[str, Any
     own = {name: tensor[torch.from_numpy(slots)] for name, tensor in trained.private.items()}
     test = world.means(world.sums(trained.model, own, slots, "test", trained.epoch))
     return {"rounds": trained.epochs, "best_round": trained.epoch, "test": test, "validation": trained.validation}
+
+
+def _statistics(world: World, kind: Kind, folder: RunFolder, watcher: Watcher) -> dict[str, Any]:
+    watcher.stage("counting")
+    found, ledger = statistics(kind, world, folder.path)
+    account = {"privacy": ledger.report()} if ledger else {}
+    return {"rounds": 0, **ranked(world, found), **account}
 
 
 def _untrained(world: World, kind: Kind, cache_dir: Path, watcher: Watcher) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Strict
 
 from fedrec.core.bounds import (
@@ -17,6 +17,7 @@ from fedrec.core.bounds import (
     MOST_ITEMS,
     MOST_NEGATIVES,
     MOST_ROUNDS,
+    MOST_WIDTH,
     CutOffs,
 )
 from fedrec.core.registry import MemberConfig
@@ -215,6 +216,29 @@ class LocalConfig:
 
 
 @dataclass(frozen=True)
+class StatisticsConfig:
+    """What `fedrec baseline popularity` and `co_occurrence` count, and how users ask by it.
+
+    Attributes:
+        items: Most popular items whose co-occurrences are counted; noise grows with their square.
+        lags: How far apart two items of a history may stand.
+        lag_decay: What a pair counts for less than one that stands a place nearer.
+        rank: Largest eigenvalues of the matrix that are kept.
+        popularity_share: Of the budget of privacy, what is spent on finding these items.
+        history_decay: What an item of its history counts for less than the one after it, where a user asks.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
+
+    items: Annotated[int, Ge(2), Le(MOST_WIDTH)] = 300
+    lags: Annotated[int, Ge(1), Le(1000)] = 5
+    lag_decay: Annotated[float, Gt(0), Le(1)] = 0.8
+    rank: Annotated[int, Ge(1), Le(MOST_WIDTH)] = 64
+    popularity_share: Annotated[float, Gt(0), Lt(1)] = 0.1
+    history_decay: Annotated[float, Gt(0), Le(1)] = 0.6
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything that determines a run.
 
@@ -266,3 +290,4 @@ class RunConfig:
     network: MemberConfig = _NONE
     uplink: MemberConfig = _DENSE
     downlink: MemberConfig = _DENSE
+    statistics: StatisticsConfig = StatisticsConfig()
