@@ -133,7 +133,7 @@ def statistics(kind: str, world: World, folder: Path) -> tuple[Statistics, Ledge
     matrix = _co_occurrences(cohort, top, world, releases)
     weight = np.maximum(counts[top], 1.0) ** -0.25
     values, axes = np.linalg.eigh(weight[:, None] * matrix * weight[None, :])
-    largest = [place for place in np.argsort(-values)[: settings.rank].tolist() if values[place] > 0]
+    largest = [place for place in np.argsort(-values)[: settings.factors].tolist() if values[place] > 0]
     vectors = np.zeros((world.setup.n_items, max(1, len(largest))), dtype=np.float32)
     if largest:
         vectors[top] = axes[:, largest] * np.sqrt(values[largest])

@@ -223,7 +223,7 @@ class StatisticsConfig:
         items: Most popular items whose co-occurrences are counted; noise grows with their square.
         lags: How far apart two items of a history may stand.
         lag_decay: What a pair counts for less than one that stands a place nearer.
-        rank: Largest eigenvalues of the matrix that are kept.
+        factors: Largest eigenvalues of the matrix that are kept.
         popularity_share: Of the budget of privacy, what is spent on finding these items.
         history_decay: What an item of its history counts for less than the one after it, where a user asks.
     """
@@ -233,7 +233,7 @@ class StatisticsConfig:
     items: Annotated[int, Ge(2), Le(MOST_WIDTH)] = 300
     lags: Annotated[int, Ge(1), Le(1000)] = 5
     lag_decay: Annotated[float, Gt(0), Le(1)] = 0.8
-    rank: Annotated[int, Ge(1), Le(MOST_WIDTH)] = 64
+    factors: Annotated[int, Ge(1), Le(MOST_WIDTH)] = 64
     popularity_share: Annotated[float, Gt(0), Lt(1)] = 0.1
     history_decay: Annotated[float, Gt(0), Le(1)] = 0.6
 

@@ -27,7 +27,7 @@ SHOP = [
     "dataset.topics=5",
     "base_table.dim=8",
     "statistics.items=30",
-    "statistics.rank=10",
+    "statistics.factors=10",
     "base_table.start=random",
 ]
 CENTRAL = "privacy=central_gaussian"
@@ -65,7 +65,7 @@ def by_hand(world: World) -> np.ndarray:
 
 
 def test_co_occurrences_are_those_of_the_histories(tmp_path: Path) -> None:
-    world = world_of(tmp_path, "statistics.items=50", "statistics.rank=50")
+    world = world_of(tmp_path, "statistics.items=50", "statistics.factors=50")
     counted = np.bincount(world.users.training(np.arange(60)).items, minlength=50)
     found, ledger = statistics("co_occurrence", world, tmp_path)
     assert ledger is None
