@@ -36,7 +36,7 @@ _COLUMNS = (
 )
 
 
-_COUNTED = ("statistic", "epsilon", "seeds", "validation NDCG@10", "NDCG@10", "HR@10", "numbers a user sends, once")
+_COUNTED = ("statistic", "epsilon", "seeds", "validation NDCG@10", "NDCG@10", "HR@10", "numbers in the sums")
 
 
 def statistics() -> str:
