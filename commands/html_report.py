@@ -19,7 +19,6 @@ from markupsafe import Markup
 
 from commands.changes import shown
 from commands.progress import amount, duration, figure
-from commands.report import BASELINES
 from fedrec.config.compose import compose
 from fedrec.config.describe import differences
 from fedrec.config.resume import config_in
@@ -28,6 +27,7 @@ from fedrec.core.errors import FedrecError
 from fedrec.core.strict_json import parsed_object
 from fedrec.core.whole_files import write_text
 from fedrec.data.report import MEANING
+from fedrec.evaluation.baselines import NAMES
 from fedrec.evaluation.curves import read_records
 from server_app.run_folder import MANIFEST, SUMMARY
 
@@ -115,7 +115,7 @@ def _best_baseline(summary: Mapping[str, Any]) -> tuple[str, float] | None:
     known = {name: found.get("ndcg@10") for name, found in summary.get("baselines", {}).items()}
     finite = {name: value for name, value in known.items() if value is not None}
     name = max(finite, key=lambda each: finite[each], default=None)
-    return None if name is None else (BASELINES.get(name, name), finite[name])
+    return None if name is None else (NAMES.get(name, name), finite[name])
 
 
 def _metrics(summary: Mapping[str, Any]) -> Iterable[Section]:
@@ -125,7 +125,7 @@ def _metrics(summary: Mapping[str, Any]) -> Iterable[Section]:
         start = f"{prefix}/" if prefix else ""
         names = [name for name in test if name.startswith(start) and _is_metric(name.removeprefix(start))]
         rows = [
-            [BASELINES.get(kind, kind), *(figure(found.get(name)) for name in names)]
+            [NAMES.get(kind, kind), *(figure(found.get(name)) for name in names)]
             for kind, found in summary.get("baselines", {}).items()
         ]
         rows.append(["this model", *(_with_error(name.removeprefix(start), test, name) for name in names)])

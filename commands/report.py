@@ -11,13 +11,7 @@ from rich.table import Table
 
 from commands.progress import amount, duration, figure
 from federation.reports import fact_line
-
-BASELINES = {
-    "random": "random",
-    "popularity": "popularity",
-    "content_mean": "text, mean of the history",
-    "content_last": "text, last item",
-}
+from fedrec.evaluation.baselines import NAMES
 
 
 def show_summary(summary: Mapping[str, Any], console: Console) -> None:
@@ -47,7 +41,7 @@ def show_baseline(summary: Mapping[str, Any], console: Console) -> None:
     name = str(summary.get("member") or summary["baseline"])
     others = {key: value for key, value in summary["baselines"].items() if key != name}
     for prefix, title in _protocols(summary["test"]):
-        console.print(_metrics_table({**summary, "baselines": others}, prefix, title, BASELINES.get(name, name)))
+        console.print(_metrics_table({**summary, "baselines": others}, prefix, title, NAMES.get(name, name)))
     validated = summary["validation"]
     best = f", the best validation after epoch {summary['best_round']}" if validated and "best_round" in summary else ""
     if shown := ", ".join(f"{key} {figure(value)}" for key, value in validated.items() if "@10" in key):
@@ -70,7 +64,7 @@ def _metrics_table(summary: Mapping[str, Any], prefix: str, title: str, own: str
     for name in names:
         table.add_column(name.removeprefix(prefix).upper(), justify="right")
     for name, metrics in summary["baselines"].items():
-        table.add_row(BASELINES.get(name, name), *(figure(metrics[column]) for column in names), style="dim")
+        table.add_row(NAMES.get(name, name), *(figure(metrics[column]) for column in names), style="dim")
     table.add_row(own, *(figure(summary["test"][column]) for column in names), style="bold")
     return table
 

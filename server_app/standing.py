@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from federation.base import FederatedStrategy
+from fedrec.evaluation.baselines import NAMES
 from fedrec.evaluation.metrics import curve_metric
 
 _ERRORS = 2
@@ -31,9 +32,8 @@ def standing(strategy: FederatedStrategy) -> dict[str, Any]:
     metric, error = curve_metric(strategy.ended["test"]), lead.standard_error
     figures = {"baseline": rival.name, "metric": metric, "difference": lead.mean, "standard_error": error}
     side = "above" if lead.mean >= 0 else "below"
-    said = (
-        f"{metric.upper()} is {abs(lead.mean):.4f} {side} that of {rival.name}, the best baseline that trains nothing"
-    )
+    best = NAMES.get(rival.name, rival.name)
+    said = f"{metric.upper()} is {abs(lead.mean):.4f} {side} that of '{best}', the best baseline that trains nothing"
     if error is None:
         return {"standing": f"{said}; one user has no standard error", "ahead": None, "lead": figures}
     ahead = lead.mean > _ERRORS * error

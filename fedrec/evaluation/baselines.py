@@ -47,6 +47,14 @@ if TYPE_CHECKING:
 USERS_AT_ONCE = 256
 ROWS_AT_ONCE = 8192
 
+NAMES = {
+    "random": "random",
+    "popularity": "popularity",
+    "content_mean": "text, mean of the history",
+    "content_last": "text, last item",
+}
+"""What people read of a baseline."""
+
 
 @dataclass(frozen=True)
 class SampledRanking:
