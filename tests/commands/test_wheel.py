@@ -56,4 +56,4 @@ def test_the_wheel_holds_no_tests_and_no_stray_files(site: Path) -> None:
         for path in site.rglob("*")
         if path.is_file() and ".dist-info" not in str(path) and path.suffix != ".pyc"
     }
-    assert kinds <= {".py", ".yaml", ".toml", ""}
+    assert kinds <= {".py", ".yaml", ".toml", ".j2", ""}

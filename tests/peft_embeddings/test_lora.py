@@ -87,4 +87,4 @@ def test_a_merged_base_is_the_vectors_there_were(scaling: float) -> None:
     before = model.item_vectors(correction, frozen, torch.arange(ITEMS))
     torch.testing.assert_close(merged, before, atol=1e-5, rtol=1e-5)
     assert torch.equal(frozen["base"], table()), "what was given is as it was"
-    assert model.correction.keys() == correction.keys()
+    assert model.merging.keys() == correction.keys()
