@@ -21,6 +21,8 @@ from fedrec.core.registry import FAMILIES
 from fedrec.data.report import MEANING
 
 ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:  # benchmarks are not installed
+    sys.path.append(str(ROOT))
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 README, CONTRIBUTING, DATA, CONFIGURATION, RUNS = (
     (ROOT / name).read_text(encoding="utf-8")

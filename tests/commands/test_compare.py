@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import io
 import json
 import sys
@@ -22,6 +22,8 @@ from fedrec.evaluation.curves import Point, curve, reached, read_records, write_
 from fedrec.evaluation.metrics import curve_metric
 
 ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:  # benchmarks are not installed
+    sys.path.append(str(ROOT))
 
 
 def metrics(ndcg: float) -> dict[str, float]:
@@ -220,11 +222,7 @@ def test_damaged_metrics_are_a_plain_error(runs: list[str]) -> None:
 
 
 def test_a_kept_run_has_its_curve_and_one_without_has_its_end(runs: list[str], tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("results_table", ROOT / "benchmarks" / "results_table.py")
-    assert spec is not None
-    assert spec.loader is not None
-    results_table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(results_table)
+    results_table = importlib.import_module("benchmarks.results_table")
     timed = folder(tmp_path / "timed", {2: 0.05, 4: 0.07}, timed=1.5)
     for run in [str(timed), *runs]:
         kept = results_table.kept("kept", Path(run))
