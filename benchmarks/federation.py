@@ -29,7 +29,8 @@ from fedrec.core.rng import generator
 from fedrec.core.shared_folder import leave_token
 from fedrec.core.tensors import content_digest
 from fedrec.data.store import open_store
-from fedrec.wire.protocol import SimulatedData, pack_eligible
+from fedrec.wire.eligible import pack_eligible
+from fedrec.wire.protocol import SimulatedData
 from server_app.run_folder import METRICS, SUMMARY
 from server_app.setup import make_setup
 

@@ -10,8 +10,9 @@ from exchanges import records
 from exchanges.declaration import Declaration, Participant
 from exchanges.records import grouped
 from fedrec.core.tensors import Spec
+from fedrec.wire.item_counts import counts_format
 from fedrec.wire.packet import PacketFormat
-from fedrec.wire.protocol import Setup, counts_format
+from fedrec.wire.protocol import Setup
 
 KEY_BYTES, GROUP_BYTES = 8, 2
 

@@ -15,8 +15,7 @@ from federation.exchange import Exchange, Ledger
 from federation.versions import Frozen
 from fedrec.core.errors import FederationError, PacketError
 from fedrec.groupings.base import EVERYBODY
-from fedrec.wire.item_counts import ItemCounting, estimate
-from fedrec.wire.protocol import COUNTS
+from fedrec.wire.item_counts import COUNTS, ItemCounting, estimate
 
 
 class Counting(Exchange):

@@ -16,9 +16,9 @@ from fedrec.core.errors import FederationError
 from fedrec.core.registry import MemberConfig
 from fedrec.core.rng import derive, generator
 from fedrec.core.tensors import Tensors, content_digest, spec_of
-from fedrec.wire.protocol import Setup, frozen_format, version_name
+from fedrec.wire.protocol import Setup, frozen_format
 from peft_embeddings.model import Model, models_of
-from peft_embeddings.versions import held_format, merged_format, next_version
+from peft_embeddings.versions import held_format, merged_format, next_version, version_name
 
 _ITEMS_AT_ONCE = 65_536
 

@@ -21,8 +21,9 @@ from fedrec.core import registry
 from fedrec.core.tensors import Spec, TensorSpec
 from fedrec.optim.base import Recipe
 from fedrec.stages.base import Stage
+from fedrec.wire.eligible import eligible_spec
 from fedrec.wire.packet import PacketFormat
-from fedrec.wire.protocol import Setup, eligible_spec, frozen_format
+from fedrec.wire.protocol import Setup, frozen_format
 from peft_embeddings.model import Model, models_of
 from peft_embeddings.versions import held_format, merged_format
 

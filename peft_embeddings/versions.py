@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from fedrec.core.tensors import Tensors
 from fedrec.wire.packet import PacketFormat
 from fedrec.wire.protocol import Setup
@@ -29,3 +31,11 @@ def next_version(setup: Setup, model: Model, held: Tensors, merged: Tensors) -> 
     moved = held | {name: held[name] + merged[name] for name in model.stepped}
     whole = held_format(setup, model, merged=True)
     return whole.codec.decode(memoryview(whole.codec.encode(moved, whole.spec, None)), whole.spec)
+
+
+def version_name(before: str, merged: bytes) -> str:
+    """The name of the base table that the packet `merged` makes of the one named `before`: 64 hexadecimal digits.
+
+    A chain of names, not a digest of the table: adding up may round differently on another machine.
+    """
+    return hashlib.sha256(before.encode() + b"\0" + hashlib.sha256(merged).digest()).hexdigest()

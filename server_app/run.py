@@ -26,11 +26,9 @@ from fedrec.data.prepare import load, load_items
 from fedrec.data.store import write_store
 from fedrec.datasets.base import DatasetConfig
 from fedrec.evaluation.curves import METRICS, write_curve
+from fedrec.wire.eligible import pack_eligible
 from fedrec.wire.item_list import pack_item_list
-from fedrec.wire.protocol import (
-    SimulatedData,
-    pack_eligible,
-)
+from fedrec.wire.protocol import SimulatedData
 from peft_embeddings.base_table import text_vectors
 from server_app.account import ledger_of, planned, settled, stated
 from server_app.baselines import best_of, simulated_baselines

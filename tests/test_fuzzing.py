@@ -45,9 +45,10 @@ from fedrec.core.errors import FedrecError, PacketError
 from fedrec.core.secret import own_secret
 from fedrec.core.tensors import Spec, TableSpec, Tensors, TensorSpec, content_digest, spec_of
 from fedrec.data.store import open_store
+from fedrec.wire.eligible import pack_eligible
 from fedrec.wire.item_list import ItemList, item_list_packet, pack_item_list, unpack_item_list
 from fedrec.wire.packet import Kind, PacketFormat
-from fedrec.wire.protocol import Setup, frozen_format, pack_eligible
+from fedrec.wire.protocol import Setup, frozen_format
 from peft_embeddings.versions import held_format
 from server_app.setup import make_setup
 

@@ -22,19 +22,9 @@ from fedrec.core.errors import ConfigError, FedrecError, PacketError
 from fedrec.core.rng import generator
 from fedrec.core.tensors import DTYPES, TableSpec, TensorSpec, matches, spec_of
 from fedrec.wire import protocol
+from fedrec.wire.eligible import ELIGIBLE, eligible_spec, pack_eligible, unpack_eligible
 from fedrec.wire.packet import Kind
-from fedrec.wire.protocol import (
-    ELIGIBLE,
-    MODEL_SCALARS,
-    UPDATE_SCALARS,
-    PhaseSetup,
-    Setup,
-    SimulatedData,
-    eligible_spec,
-    frozen_format,
-    pack_eligible,
-    unpack_eligible,
-)
+from fedrec.wire.protocol import MODEL_SCALARS, UPDATE_SCALARS, PhaseSetup, Setup, SimulatedData, frozen_format
 from fedrec.wire.updates import NodeUpdate
 
 LORA = {"name": "lora", "variant": "P", "start": "auto", "rank": 2, "init_std": 0.1, "scaling": 1.0}

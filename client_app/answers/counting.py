@@ -13,8 +13,7 @@ from exchanges import members, records
 from exchanges.declaration import Participant
 from fedrec.core.errors import PacketError
 from fedrec.core.rng import derive
-from fedrec.wire.item_counts import report_sum
-from fedrec.wire.protocol import COUNTS
+from fedrec.wire.item_counts import COUNTS, report_sum
 
 if TYPE_CHECKING:
     from client_app.answers.node import Node

@@ -12,10 +12,11 @@ from client_app.stores.last_model import LastModel, keep_model
 from exchanges.records import grouped
 from fedrec.core.errors import PacketError
 from fedrec.core.tensors import Tensors, content_digest, matches
+from fedrec.wire.eligible import eligible_spec
 from fedrec.wire.item_list import item_list_format
-from fedrec.wire.protocol import eligible_spec, frozen_format, version_name
+from fedrec.wire.protocol import frozen_format
 from peft_embeddings.model import BASE, Model
-from peft_embeddings.versions import held_format, merged_format, next_version
+from peft_embeddings.versions import held_format, merged_format, next_version, version_name
 
 if TYPE_CHECKING:
     from client_app.answers.node import Node, Received

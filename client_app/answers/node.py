@@ -40,8 +40,9 @@ from fedrec.data.negatives import NegativeSampler
 from fedrec.groupings.base import Users
 from fedrec.networks.simulated import SimulatedNetwork
 from fedrec.optim.base import Recipe
+from fedrec.wire.eligible import unpack_eligible
 from fedrec.wire.packet import PacketFormat
-from fedrec.wire.protocol import Setup, checkpoint_round, unpack_eligible
+from fedrec.wire.protocol import Setup, checkpoint_round
 from peft_embeddings.model import Model, models_of
 
 log = logging.getLogger("fedrec")

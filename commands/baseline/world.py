@@ -31,7 +31,8 @@ from fedrec.evaluation.metrics import mean_metrics
 from fedrec.optim.base import Recipe
 from fedrec.stages.chain import plain_stages
 from fedrec.stages.limits import Limits
-from fedrec.wire.protocol import Setup, pack_eligible
+from fedrec.wire.eligible import pack_eligible
+from fedrec.wire.protocol import Setup
 from peft_embeddings.base_table import BaseTable
 from peft_embeddings.model import Model, models_of
 from server_app.setup import base_table, make_setup

@@ -26,8 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedrec.core.rng import counter_bits, counter_integers, counter_uniform, derive
+from fedrec.core.tensors import TensorSpec
 from fedrec.data.negatives import sorted_distinct
+from fedrec.wire.packet import Kind, PacketFormat
 
+COUNTS = "counts"
 _KEPT = 0.5
 """Probability of a 1 for the item that was drawn."""
 _BITS_AT_ONCE = 4_000_000
@@ -145,3 +148,12 @@ def estimate(counting: ItemCounting, total: NDArray[np.int64], users: int) -> ND
     spread, mean = float(counts.var()), float(counts.mean())
     signal = max(0.0, 1.0 - noise / spread) if spread > 0 else 0.0
     return np.asarray(mean + signal * (counts - mean))
+
+
+def counts_format(n_items: int) -> PacketFormat:
+    """Client to server, once: the sum of its users' reported items, and how many users; exact, whatever the codec."""
+    from fedrec.codecs.float32 import Float32Codec, Float32Config
+
+    return PacketFormat(
+        Kind.COUNTS, {COUNTS: TensorSpec((n_items,), "int32")}, Float32Codec(Float32Config("float32")), 1
+    )

@@ -7,7 +7,6 @@ up in the registry by name and their values validated against the member's own c
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,6 @@ from functools import cached_property, partial
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from annotated_types import Ge, Gt, Le, MaxLen, MinLen, Predicate
 from numpy.typing import NDArray
 from pydantic import Field
@@ -36,7 +34,7 @@ from fedrec.core.bounds import (
     CutOffs,
 )
 from fedrec.core.errors import PacketError
-from fedrec.core.tensors import Spec, Tensors, TensorSpec, matches, without_tables
+from fedrec.core.tensors import Spec, without_tables
 from fedrec.downlinks.base import Downlink
 from fedrec.groupings.base import Grouping
 from fedrec.networks.base import Network
@@ -318,43 +316,6 @@ class Setup:
         return PacketFormat(Kind.METRICS, {}, self.codec_of_run, len(METRICS_COUNTS) + len(self.metric_names()))
 
 
-ELIGIBLE = "eligible"
-
-
-def eligible_spec(n_items: int) -> Spec:
-    """The public list of items that may be recommended, as it travels: one bit an item."""
-    return {ELIGIBLE: TensorSpec(((n_items + 7) // 8,), "uint8")}
-
-
-def pack_eligible(eligible: NDArray[np.integer[Any]], n_items: int) -> Tensors:
-    """Item rows as one bit an item."""
-    bits = np.zeros(n_items, dtype=np.bool_)
-    bits[eligible] = True
-    return {ELIGIBLE: torch.from_numpy(np.packbits(bits))}
-
-
-def unpack_eligible(packed: Tensors, n_items: int) -> NDArray[np.int64]:
-    """The inverse of `pack_eligible`: item rows, ascending.
-
-    Raises PacketError (`malformed`) if the tensors are no such list of that many items.
-    """
-    if packed.keys() != {ELIGIBLE} or not matches(eligible_spec(n_items)[ELIGIBLE], packed[ELIGIBLE]):
-        raise PacketError("malformed", f"the list of eligible items is none of one bit for each of {n_items} items")
-    return np.flatnonzero(np.unpackbits(packed[ELIGIBLE].numpy(), count=n_items)).astype(np.int64)
-
-
-COUNTS = "counts"
-
-
-def counts_format(n_items: int) -> PacketFormat:
-    """Client to server, once: the sum of its users' reported items, and how many users; exact, whatever the codec."""
-    from fedrec.codecs.float32 import Float32Codec, Float32Config
-
-    return PacketFormat(
-        Kind.COUNTS, {COUNTS: TensorSpec((n_items,), "int32")}, Float32Codec(Float32Config("float32")), 1
-    )
-
-
 def frozen_format(frozen: Spec) -> PacketFormat:
     """Server to client: what is frozen after a merge, and public lists; exact, whatever the run's codec."""
     return PacketFormat(Kind.FROZEN, frozen, _plain_codec(), 0)
@@ -372,14 +333,6 @@ def checkpoint_round(packet: Packet) -> int:
             f"the earliest round to go back to should be a whole one up to {packet.round}, not {value!r}",
         )
     return int(value)
-
-
-def version_name(before: str, merged: bytes) -> str:
-    """The name of the base table that the packet `merged` makes of the one named `before`: 64 hexadecimal digits.
-
-    A chain of names, not a digest of the table: adding up may round differently on another machine.
-    """
-    return hashlib.sha256(before.encode() + b"\0" + hashlib.sha256(merged).digest()).hexdigest()
 
 
 def _plain_codec() -> Codec:

@@ -26,7 +26,7 @@ from fedrec.core.registry import backbones
 from fedrec.core.tensors import Tensors, text_digest
 from fedrec.data import split
 from fedrec.data.store import open_store
-from fedrec.wire.protocol import counts_format
+from fedrec.wire.item_counts import counts_format
 
 Federate = Callable[..., Any]
 

@@ -36,16 +36,9 @@ from fedrec.core.registry import MemberConfig, embeddings, strategies
 from fedrec.core.rng import generator
 from fedrec.core.tensors import Tensors, TensorSpec, content_digest, matches
 from fedrec.wire.code import code_digest
+from fedrec.wire.eligible import eligible_spec, pack_eligible
 from fedrec.wire.packet import Kind, Packet, PacketFormat
-from fedrec.wire.protocol import (
-    PROTOCOL_VERSION,
-    UPDATE_SCALARS,
-    PhaseSetup,
-    Setup,
-    SimulatedData,
-    eligible_spec,
-    pack_eligible,
-)
+from fedrec.wire.protocol import PROTOCOL_VERSION, UPDATE_SCALARS, PhaseSetup, Setup, SimulatedData
 
 ITEMS, DIM = 20, 4
 BASE = Path("/somewhere")
