@@ -30,7 +30,9 @@ from commands.recommend_all import COLUMNS, lines_of
 from commands.recommendable import Recommendable, RecommendError
 from fedrec.config.compose import compose as composed
 from fedrec.config.paths import assign, portable, settle, working_directory
+from fedrec.core.disk import reading
 from fedrec.core.errors import ConfigError
+from fedrec.core.strict_json import parsed_object
 from fedrec.evaluation.curves import CURVE, read_records
 from server_app.run_folder import SUMMARY
 
@@ -128,8 +130,8 @@ class Run:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """What `summary.json` holds: metrics of the test, of baselines, bytes per user, and so on."""
-        found: dict[str, Any] = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
-        return found
+        with reading(str(self.folder / SUMMARY), "restore the run folder from a copy"):
+            return parsed_object((self.folder / SUMMARY).read_text(encoding="utf-8"))
 
     @property
     def metrics(self) -> pandas.DataFrame:

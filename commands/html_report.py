@@ -19,6 +19,7 @@ from markupsafe import Markup
 
 from commands.changes import shown
 from commands.progress import amount, duration, figure
+from commands.report import byte_rows, group_rows, protocols
 from fedrec.config.compose import compose
 from fedrec.config.describe import differences
 from fedrec.config.resume import config_in
@@ -28,7 +29,8 @@ from fedrec.core.strict_json import parsed_object
 from fedrec.core.whole_files import write_text
 from fedrec.data.report import MEANING
 from fedrec.evaluation.baselines import NAMES
-from fedrec.evaluation.curves import read_records
+from fedrec.evaluation.curves import curve, read_records
+from fedrec.evaluation.metrics import curve_metric
 from server_app.run_folder import MANIFEST, SUMMARY
 
 if TYPE_CHECKING:
@@ -38,8 +40,8 @@ NAME = "report.html"
 """What the page is called if nobody says: in the run's folder."""
 
 _TEMPLATE = Path(__file__).with_name("report.html.j2")
+_LOSS = "training loss"
 _LINE, _SECOND, _GREY = "#3b82c4", "#d97706", "#8a8f98"
-_SHOWN = ("hr@10", "ndcg@10", "mrr")
 
 
 class Section(NamedTuple):
@@ -69,14 +71,15 @@ def report(folder: Path, out: Path | None) -> Path:
         folder: The run's.
         out: The file; None: `NAME` in the run's folder.
 
-    Raises FedrecError if the run has not ended, matplotlib is not installed, or the page cannot be written.
+    Raises FedrecError if the run has not ended, its files are damaged, matplotlib is missing, or the disk refuses.
     """
     with reading(f"{folder} is not the folder of a finished run: {SUMMARY}", "give runs/<id>"):
         summary = parsed_object((folder / SUMMARY).read_text(encoding="utf-8"))
         manifest = parsed_object((folder / MANIFEST).read_text(encoding="utf-8"))
     records = read_records(folder)
+    with reading(f"{folder}: what {SUMMARY}, {MANIFEST} or the metrics hold", "restore the run folder from a copy"):
+        page = _page(folder, summary, manifest, records)
     path = out or folder / NAME
-    page = _page(folder, summary, manifest, records)
     with writing(f"the report {path}", "give another file with --out"):
         write_text(path, page)
     return path
@@ -94,7 +97,7 @@ def _page(
         facts=_facts(summary, manifest),
         notes=[str(summary[name]) for name in ("chosen", "standing") if name in summary],
         warnings=[str(warning) for warning in summary.get("warnings", ())],
-        curves=Markup(_curves(summary, records)) if records else "",
+        curves=Markup(_curves(records, curve_metric(summary["test"]))),
         sections=sections,
     )
 
@@ -121,8 +124,7 @@ def _best_baseline(summary: Mapping[str, Any]) -> tuple[str, float] | None:
 def _metrics(summary: Mapping[str, Any]) -> Iterable[Section]:
     """A table for full ranking and one for each kind of sampled negatives, with a standard error where it is known."""
     test = summary["test"]
-    for prefix in sorted({name.rpartition("/")[0] for name in test}):
-        start = f"{prefix}/" if prefix else ""
+    for start, title in protocols(test):
         names = [name for name in test if name.startswith(start) and _is_metric(name.removeprefix(start))]
         rows = [
             [NAMES.get(kind, kind), *(figure(found.get(name)) for name in names)]
@@ -130,7 +132,6 @@ def _metrics(summary: Mapping[str, Any]) -> Iterable[Section]:
         ]
         rows.append(["this model", *(_with_error(name.removeprefix(start), test, name) for name in names)])
         note = "With the standard error of the mean over users where it follows from the mean (hit rates)."
-        title = f"Test, {prefix or 'full ranking'}"
         yield Section(title, ["", *(name.removeprefix(start).upper() for name in names)], rows, note, True)
 
 
@@ -147,27 +148,15 @@ def _with_error(kind: str, test: Mapping[str, Any], name: str) -> str:
 
 def _groups(summary: Mapping[str, Any]) -> Iterable[Section]:
     if groups := summary.get("groups"):
-        names = [name for name in _SHOWN if name in next(iter(groups.values()))["test"]]
-        rows = [
-            [name, f"{int(found['test']['users']):,}", *(figure(found["test"][each]) for each in names)]
-            for name, found in groups.items()
-        ]
-        yield Section("Test, by group", ["", "users", *(name.upper() for name in names)], rows)
+        head, rows = group_rows({name: ranked["test"] for name, ranked in groups.items()})
+        yield Section("Test, by group", head, rows)
 
 
 def _bytes(summary: Mapping[str, Any]) -> Iterable[Section]:
-    if not (moved := summary.get("bytes_per_user")):
-        return
-    rows = [
-        [phase, amount(ways["up"]), amount(ways["down"]), amount(ways["up"] + ways["down"])]
-        for phase, ways in moved["by_phase"].items()
-    ]
-    rows.append(["one-time (setup, frozen tensors)", "", "", amount(moved["one_time"])])
-    if moved.get("merges"):
-        rows.append(["merges into the base table", "", amount(moved["merges"]), amount(moved["merges"])])
-    rows.append(["total", amount(moved["up"]), amount(moved["down"]), amount(moved["total"])])
-    note = f"Rankings moved {amount(moved['evaluation'])} more, which are not included."
-    yield Section("Bytes per user, mean over all users", ["", "up", "down", "total"], rows, note, True)
+    if moved := summary.get("bytes_per_user"):
+        note = f"Rankings moved {amount(moved['evaluation'])} more, which are not included."
+        head = ["", "up", "down", "total"]
+        yield Section("Bytes per user, mean over all users", head, byte_rows(moved), note, True)
 
 
 def _losses(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> Iterable[Section]:
@@ -216,46 +205,44 @@ def _environment(manifest: Mapping[str, Any]) -> Section:
 # Curves ---------------------------------------------------------------------------------------------------------------
 
 
-def _curves(summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
+def _curves(records: Sequence[Mapping[str, Any]], metric: str) -> str:
     """The validations by rounds and by bytes, and the loss, as one SVG."""
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise FedrecError("a report needs matplotlib, which is not installed: pip install matplotlib") from error
-    validated = [record for record in records if record.get("validation")]
-    validated = validated if len(validated) > 1 else []  # one point is no curve
+    points = curve(records, metric)
+    points = points if len(points) > 1 else []  # one is no curve
     losses = [record for record in records if isinstance(record.get("loss"), int | float)]
-    panels = [kind for kind, there in (("rounds", validated), ("bytes", validated), ("loss", losses)) if there]
+    panels: list[tuple[str, str, Sequence[float], Sequence[float]]] = []
+    if points:
+        values = [point.value for point in points]
+        panels.append(("round", f"{metric.upper()} at validation", [point.round for point in points], values))
+        if all(point.bytes for point in points):  # central training moves none
+            moved = [(point.bytes or {})["total"] / 1e6 for point in points]
+            panels.append(("MB per user", f"{metric.upper()} at validation", moved, values))
+    if losses:
+        panels.append(("round", _LOSS, [each["round"] for each in losses], [each["loss"] for each in losses]))
     if not panels:
         return ""
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "fedrec", "font.family": "sans-serif", "font.size": 9}):
         drawing = Figure(figsize=(4.0 * len(panels), 2.9), layout="constrained")
         drawing.patch.set_alpha(0.0)
-        for axes, kind in zip(drawing.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            _panel(axes, kind, losses if kind == "loss" else validated, summary)
+        for axes, panel in zip(drawing.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            _panel(axes, *panel)
         text = io.StringIO()
         drawing.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     return re.sub(r"^.*?(?=<svg)", "", text.getvalue(), flags=re.DOTALL)
 
 
-def _panel(axes: Axes, kind: str, records: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> None:
-    if kind == "bytes":
-        places = [record["bytes_per_user"]["total"] / 1e6 for record in records]
-    else:
-        places = [record["round"] for record in records]
-    if kind == "loss":
-        values = [record["loss"] for record in records]
-    else:
-        metric = "ndcg@10" if "ndcg@10" in records[0]["validation"] else next(iter(records[0]["validation"]))
-        values = [record["validation"][metric] for record in records]
-        axes.set_ylabel(f"{metric.upper()} at validation")
-        axes.set_ylim(0, 1.15 * max([value for value in values if value is not None], default=1.0) or 1.0)
-    drawn = [math.nan if value is None else value for value in values]
-    axes.plot(places, drawn, color=_SECOND if kind == "loss" else _LINE, marker="o" if len(drawn) < 60 else "", ms=3)
-    axes.set_xlabel({"rounds": "round", "bytes": "MB per user", "loss": "round"}[kind])
-    if kind == "loss":
-        axes.set_ylabel("training loss")
+def _panel(axes: Axes, across: str, up: str, places: Sequence[float], values: Sequence[float]) -> None:
+    loss = up == _LOSS
+    axes.plot(places, values, color=_SECOND if loss else _LINE, marker="o" if len(values) < 60 else "", ms=3)
+    if not loss:
+        axes.set_ylim(0, 1.15 * max(values) or 1.0)
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
     axes.patch.set_alpha(0.0)
     axes.tick_params(colors=_GREY)
     for text in (axes.xaxis.label, axes.yaxis.label):

@@ -16,7 +16,7 @@ from fedrec.evaluation.baselines import NAMES
 
 def show_summary(summary: Mapping[str, Any], console: Console) -> None:
     """Print a run's `summary.json`: a table of metrics, a table of bytes, and where everything is."""
-    for prefix, title in _protocols(summary["test"]):
+    for prefix, title in protocols(summary["test"]):
         console.print(_metrics_table(summary, prefix, title))
     if groups := summary.get("groups"):
         console.print(_groups_table({name: ranked["test"] for name, ranked in groups.items()}))
@@ -40,7 +40,7 @@ def show_baseline(summary: Mapping[str, Any], console: Console) -> None:
     """Print the `summary.json` of `fedrec baseline`: the metrics, and where everything is. Nothing was sent."""
     name = str(summary.get("member") or summary["baseline"])
     others = {key: value for key, value in summary["baselines"].items() if key != name}
-    for prefix, title in _protocols(summary["test"]):
+    for prefix, title in protocols(summary["test"]):
         console.print(_metrics_table({**summary, "baselines": others}, prefix, title, NAMES.get(name, name)))
     validated = summary["validation"]
     best = f", the best validation after epoch {summary['best_round']}" if validated and "best_round" in summary else ""
@@ -50,7 +50,8 @@ def show_baseline(summary: Mapping[str, Any], console: Console) -> None:
     console.print(f"run folder: {summary['run']}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _protocols(test: Mapping[str, Any]) -> list[tuple[str, str]]:
+def protocols(test: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Of each way in which users were ranked, how its metrics' names begin, and what its table is called."""
     prefixes = sorted({name.rpartition("/")[0] for name in test})
     return [(f"{name}/" if name else "", f"Test, {name or 'full ranking'}") for name in prefixes]
 
@@ -69,18 +70,41 @@ def _metrics_table(summary: Mapping[str, Any], prefix: str, title: str, own: str
     return table
 
 
-def _groups_table(groups: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Each group's metrics; then the mean over groups, whatever their size, the lowest, and the standard deviation."""
+def group_rows(groups: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Names of columns, and a row for each group's metrics.
+
+    Three more have the mean over groups, whatever their size, the lowest, and the standard deviation.
+    """
     first = next(iter(groups.values()))
     names = [name for name in ("hr@10", "ndcg@10", "mrr") if name in first]
-    table = Table(title="Test, by group", title_justify="left")
-    for column in ("", "users", *(name.upper() for name in names)):
-        table.add_column(column, justify="right" if column else "left")
-    for name, metrics in groups.items():
-        table.add_row(name, f"{metrics['users']:,}", *(figure(metrics[column]) for column in names))
+    rows = [
+        [name, f"{int(metrics['users']):,}", *(figure(metrics[column]) for column in names)]
+        for name, metrics in groups.items()
+    ]
     for name, over in (("mean of the groups", fmean), ("worst", min), ("standard deviation", pstdev)):
-        values = (over([metrics[column] for metrics in groups.values()]) for column in names)
-        table.add_row(name, "", *map(figure, values), style="bold")
+        rows.append([name, "", *(figure(over([each[column] for each in groups.values()])) for column in names)])
+    return ["", "users", *(name.upper() for name in names)], rows
+
+
+def byte_rows(moved: Mapping[str, Any]) -> list[list[str]]:
+    """Up, down and total: a row for each phase, for what is sent once or with merges, and the sum of all last."""
+    rows = [
+        [phase, amount(ways["up"]), amount(ways["down"]), amount(ways["up"] + ways["down"])]
+        for phase, ways in moved["by_phase"].items()
+    ]
+    rows.append(["one-time (setup, frozen tensors)", "", "", amount(moved["one_time"])])
+    if moved.get("merges"):
+        rows.append(["merges into tables, and steps", "", amount(moved["merges"]), amount(moved["merges"])])
+    return [*rows, ["total", amount(moved["up"]), amount(moved["down"]), amount(moved["total"])]]
+
+
+def _groups_table(groups: Mapping[str, Mapping[str, Any]]) -> Table:
+    head, rows = group_rows(groups)
+    table = Table(title="Test, by group", title_justify="left")
+    for column in head:
+        table.add_column(column, justify="right" if column else "left")
+    for number, row in enumerate(rows):
+        table.add_row(*row, style=None if number < len(groups) else "bold")
     return table
 
 
@@ -88,11 +112,9 @@ def _bytes_table(moved: Mapping[str, Any]) -> Table:
     table = Table(title="Bytes per user, mean over all users", title_justify="left")
     for column in ("", "up", "down", "total"):
         table.add_column(column, justify="right" if column else "left")
-    for phase, ways in moved["by_phase"].items():
-        table.add_row(phase, amount(ways["up"]), amount(ways["down"]), amount(ways["up"] + ways["down"]))
-    table.add_row("one-time (setup, frozen tensors)", "", "", amount(moved["one_time"]))
-    if moved.get("merges"):
-        table.add_row("merges into tables, and steps", "", amount(moved["merges"]), amount(moved["merges"]))
-    table.add_row("total", amount(moved["up"]), amount(moved["down"]), amount(moved["total"]), style="bold")
+    *rows, total = byte_rows(moved)
+    for row in rows:
+        table.add_row(*row)
+    table.add_row(*total, style="bold")
     table.add_row("evaluation (not included)", "", "", amount(moved["evaluation"]), style="dim")
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -11,17 +12,28 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from client_app.answers import app as app_module
 from client_app.answers.app import app as client_app
+from commands.baseline.command import baseline
 from commands.cli import app
 from commands.html_report import report
 from commands.local_grid import LocalGrid
+from commands.report import byte_rows, group_rows, show_summary
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
 from fedrec.core.errors import FedrecError
 from server_app.run import run
+
+SMALL = [
+    "dataset.n_users=40",
+    "dataset.n_items=60",
+    "dataset.interactions_per_user=8",
+    "dataset.topics=4",
+    "base_table.dim=8",
+]
 
 
 class Page(HTMLParser):
@@ -49,11 +61,7 @@ class Page(HTMLParser):
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     texts = [
-        "dataset.n_users=40",
-        "dataset.n_items=60",
-        "dataset.interactions_per_user=8",
-        "dataset.topics=4",
-        "base_table.dim=8",
+        *SMALL,
         "strategy.rounds=3",
         "strategy.warmup_rounds=1",
         "strategy.merge_every=1",
@@ -109,6 +117,49 @@ def test_what_comes_from_elsewhere_is_escaped(finished: Path, tmp_path: Path) ->
     assert "users left out by their own node: <i>late</i> 3" in page.text
     assert "<script>alert(1)</script>" in page.text
     assert "<b>name" in page.text
+
+
+def test_a_baseline_has_a_page_too_without_bytes(finished: Path, tmp_path: Path) -> None:
+    texts = [
+        *SMALL,
+        "central.epochs=2",
+        "strategy=full",
+        f"runs_dir={tmp_path}",
+        f"cache_dir={finished.parents[1]}/cache",
+    ]
+    config = settle(compose(texts, base=None), None)
+    summary = baseline("central", config, texts, console=Console(file=io.StringIO()))
+    page = Page(report(Path(summary["run"]), None))
+    assert "NDCG@10 at validation" in page.text
+    assert "bytes per user" not in page.text.lower()
+
+
+def test_groups_and_bytes_are_those_that_the_command_prints(finished: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    summary = json.loads((copy / "summary.json").read_text())
+    test = {"users": 20, "hr@10": 0.5, "ndcg@10": 0.25, "mrr": 0.125}
+    summary["groups"] = {"a": {"test": test}, "b": {"test": {**test, "ndcg@10": 0.75}}}
+    (copy / "summary.json").write_text(json.dumps(summary))
+    shown = io.StringIO()
+    show_summary(summary, Console(file=shown, width=200))
+    page = Page(report(copy, tmp_path / "page.html"))
+    for row in (
+        *group_rows({name: ranked["test"] for name, ranked in summary["groups"].items()})[1],
+        *byte_rows(summary["bytes_per_user"]),
+    ):
+        assert " ".join(cell for cell in row if cell) in page.text
+        assert all(cell in shown.getvalue() for cell in row)
+    assert "worst 0.5000 0.2500" in page.text
+
+
+@pytest.mark.parametrize("damaged", ["{}", '{"test": 3}', "[1]", '{"test": {"users": "x"}, "run": "r"}'])
+def test_a_damaged_summary_is_said(finished: Path, tmp_path: Path, damaged: str) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / "summary.json").write_text(damaged)
+    with pytest.raises(FedrecError, match="damaged"):
+        report(copy, None)
 
 
 def test_the_same_run_has_the_same_page(finished: Path, tmp_path: Path) -> None:
