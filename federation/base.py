@@ -97,7 +97,9 @@ class FederatedStrategy(ABC):
         self._deployed = deployed is not None
         self._item_list = deployed and records.wrap(item_list_packet(deployed.item_list))
         self._resumes: Sequence[int] = ()
-        self._checkpoints: deque[int] = deque([0], maxlen=config.checkpoints_kept)
+        # What each kept checkpoint needs of users' private tensors, and the last one's round.
+        self._needs: deque[int] = deque([0], maxlen=config.checkpoints_kept)
+        self._written = 0
         self.after = 0  # the last round that was trained
         self.pause: int | None = None
         """The round after which the run stops, to be resumed; to be set before `start`."""
@@ -127,14 +129,15 @@ class FederatedStrategy(ABC):
 
         Args:
             checkpoint: The one to go on from.
-            kept: Rounds of the checkpoints that are kept, this one the last.
+            kept: What each checkpoint that is kept needs (`Checkpoint.needs`), this one the last.
             resumes: The round after which the run went on each time that it was resumed, this time included.
         """
         self._resumes = resumes
         if checkpoint is not None:
             self.after = checkpoint.round
             self.clock = checkpoint.clock
-            self._checkpoints.extend(kept)
+            self._needs.extend(kept)
+            self._written = checkpoint.round
             self.directory.restore(checkpoint.users, checkpoint.groups)
             self.meter.restore(checkpoint.meter)
             self.models.restore(checkpoint.states, checkpoint.counts, checkpoint.reports)
@@ -340,7 +343,7 @@ class FederatedStrategy(ABC):
 
     def _kept(self, round: int) -> int:
         # Without checkpoints there is nothing to go back to but the best round; no older private tensors are needed.
-        oldest = self._checkpoints[0] if self._run.checkpoint_every else round - 1
+        oldest = min(self._needs) if self._run.checkpoint_every else round - 1
         return min(oldest, self.choice.best.round) if self.choice.best else oldest
 
     def _due(self, round: int, every: int) -> bool:
@@ -352,6 +355,8 @@ class FederatedStrategy(ABC):
         about = (models.states, self.meter.state(), users, groups, models.counts, models.reports)
         made = Checkpoint(round, *about, record, self.clock, self.choice.best)
         self._observer.on_checkpoint(made)
-        if round != self._checkpoints[-1]:
-            self._checkpoints.append(round)
+        if round == self._written:  # the same again, of a run that was resumed after its last round
+            self._needs.pop()
+        self._needs.append(made.needs)
+        self._written = round
         return made

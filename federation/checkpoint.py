@@ -64,6 +64,11 @@ class Checkpoint:
         """The round whose models are for use, and these: those of the best round, or else of this one."""
         return (self.round, self.states) if self.best is None else (self.best.round, self.best.states)
 
+    @property
+    def needs(self) -> int:
+        """The earliest round whose private tensors are needed to go on from here: that of the models for use."""
+        return self.for_use[0]
+
     def tensors(self) -> Tensors:
         """Everything that is numbers by the thousand, by names that say what it belongs to."""
         found = {f"meter.{name}": torch.from_numpy(counts) for name, counts in self.meter.items()}

@@ -60,7 +60,7 @@ class Checkpoints:
                     path.unlink()
 
     def newest(self) -> tuple[Checkpoint | None, list[int]]:
-        """The newest sound checkpoint, and the rounds of all kept ones up to it; None if none was ever written.
+        """The newest sound checkpoint, and what all kept ones up to it need (`Checkpoint.needs`); None without any.
 
         Damaged ones are named in the log and passed over. Raises StoreError if all of them are damaged, or one may not
         be read.
@@ -68,7 +68,8 @@ class Checkpoints:
         names = self._names()
         while names:
             try:
-                return self._read(names[-1]), [int(name.removeprefix("round-")) for name in names]
+                newest = self._read(names[-1])
+                return newest, [*map(self._needs, names[:-1]), newest.needs]
             except (OSError, *DAMAGE) as error:
                 if number(error) in DENIED:  # it may be sound: to pass over it would lose what was good
                     with reading(f"the checkpoint {names[-1]} in {self._folder}", _RESTORE):
@@ -85,6 +86,14 @@ class Checkpoints:
     def rounds(self) -> list[int]:
         """Rounds of all checkpoints that are there, sound or damaged, ascending. Raises StoreError."""
         return [int(name.removeprefix("round-")) for name in self._names()]
+
+    def _needs(self, name: str) -> int:
+        """What a checkpoint needs, sound or not; all rounds, if that cannot be told."""
+        try:
+            facts = parsed_object((self._folder / f"{name}.json").read_text(encoding="utf-8"))
+            return int((facts.get("best") or facts)["round"])
+        except (OSError, *DAMAGE):
+            return 0
 
     def _read(self, name: str) -> Checkpoint:
         facts = parsed_object((self._folder / f"{name}.json").read_text(encoding="utf-8"))

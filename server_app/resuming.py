@@ -24,7 +24,7 @@ class Resumption(NamedTuple):
 
     Attributes:
         checkpoint: After which it goes on; None if it was interrupted before the first one: it begins again.
-        kept: Rounds of the checkpoints that are kept, this one the last.
+        kept: What each checkpoint that is kept needs, this one the last.
     """
 
     checkpoint: Checkpoint | None

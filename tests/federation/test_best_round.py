@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from client_app.answers.app import app as client_app
+from client_app.stores import store
 from client_app.stores.last_model import kept_models, read_model
 from commands.local_grid import LocalGrid
 from commands.recommend import recommend
@@ -95,8 +96,34 @@ def test_a_run_that_is_resumed_chooses_and_stops_as_if_it_had_not_been(tmp_path:
             run(settled(texts, place), texts, Mortal(killed))
         again = ["resume=r", f"runs_dir={place}"]
         summary = run(settle(compose(again, base=None), None), again, Mortal(10**6))
-        for name in ("test", "validation", "best_round", "rounds", "chosen", "merges"):
+        for name in ("test", "validation", "best_round", "rounds", "chosen", "merges", "bytes_per_user"):
             assert summary[name] == whole[name], name
+
+
+def test_devices_keep_what_the_best_round_of_a_kept_checkpoint_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first round is the best until the ninth is; the run is killed after that, and goes on from the eighth."""
+    late = True
+    monkeypatch.setattr(store, "_FEW", 1)  # so that what is not needed is dropped at once
+    monkeypatch.setattr(
+        BestRound, "value", property(lambda best: 9.0 if late and best.round == 9 else -float(best.round))
+    )
+    texts = ["strategy.rounds=16", "evaluation.every=1", "strategy.patience=null", "strategy.warmup_rounds=1"]
+    texts += ["dataset.n_users=40", "dataset.n_items=60", "dataset.interactions_per_user=10.0", "dataset.topics=5"]
+    texts += ["base_table.dim=8", "embedding.rank=2", "optim.solve_epochs=3", "federation.fraction=0.8"]
+    texts += ["checkpoint_every=8", "checkpoints_kept=1", "run_id=r", f"cache_dir={tmp_path}/cache"]
+    grid = Mortal(10**6)
+    run(settled(texts, tmp_path / "whole"), texts, grid)
+    with pytest.raises(Killed):
+        run(settled(texts, tmp_path / "cut"), texts, Mortal(10**6 - grid.left - 2))
+    assert recommend(f"{tmp_path}/cut/r", None, "u01", None, 3)["round"] == 1
+    late = False
+    uninterrupted = run(settled(texts, tmp_path / "plain"), texts, Mortal(10**6))
+    again = ["resume=r", f"runs_dir={tmp_path}/cut"]
+    summary = run(settle(compose(again, base=None), None), again, Mortal(10**6))
+    assert summary["best_round"] == uninterrupted["best_round"] == 1
+    assert summary["test"] == uninterrupted["test"]
 
 
 def settled(texts: list[str], place: Path) -> Any:

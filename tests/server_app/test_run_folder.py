@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from exchanges.records import wrap
 from federation.base import ServerState
+from federation.best_round import BestRound
 from federation.checkpoint import Checkpoint
 from federation.exchange import Ledger
 from federation.meter import Meter
@@ -241,6 +242,15 @@ def test_a_checkpoint_is_read_as_it_was_written(folder: RunFolder) -> None:
         one.froze(Ledger.TRAINING, 1, np.array([0, 3]), FrozenBytes(7))
         one.froze(Ledger.EVALUATION, 1, np.arange(4), FrozenBytes(7))
     assert counting.per_user() == again.per_user()
+
+
+def test_what_each_kept_checkpoint_needs_is_told(folder: RunFolder) -> None:
+    for round, best in ((7, 2), (9, 9), (11, 10)):
+        state = checkpoint(round)
+        folder.checkpoints.write(dataclasses.replace(state, best=BestRound(best, {"ndcg@10": 0.1}, state.states)))
+    assert folder.checkpoints.newest()[1] == [2, 9, 10]
+    (folder.path / "checkpoints/round-000009.json").write_text("{")
+    assert folder.checkpoints.newest()[1] == [2, 0, 10], "of a damaged one everything, for nobody knows"
 
 
 @pytest.mark.parametrize("flipped", [0, 9, 200, -1])
