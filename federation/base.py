@@ -212,7 +212,7 @@ class FederatedStrategy(ABC):
         if self.setup.stages.noised_on_devices:
             self._release(round)
         talk.carry(*([riding] if riding else []), training)
-        self._step(training, round)
+        moved = self._step(training, round)
         self.models.merge(round)
         self.within(talk, round)
         self.clock += talk.elapsed
@@ -222,6 +222,7 @@ class FederatedStrategy(ABC):
             "rounds": self.config.rounds,
             "phase": self.models.phase_name,
             **training.record(),
+            **({} if moved else {"unchanged": True}),
             "merges": self.models.merges,
             **talk.losses.record(),
             "bytes": self.meter.moved,
@@ -230,8 +231,8 @@ class FederatedStrategy(ABC):
             "seconds": time.monotonic() - started,
         }
 
-    def _step(self, training: Training, round: int) -> None:
-        """The server's step on what the users of each group gave."""
+    def _step(self, training: Training, round: int) -> bool:
+        """The server's step on what the users of each group gave; whether any of it counts."""
         if not self.setup.stages.noised_on_devices:
             self._release(round)
         draws = Draws(derive(self._secret, "privacy", round), fresh=self._deployed)
@@ -241,6 +242,7 @@ class FederatedStrategy(ABC):
             for group, fold in training.folds.items()
         }
         self.models.states = self.next(self.models.states, given)
+        return any(each.mean is not None for each in given.values())
 
     def _release(self, round: int) -> None:
         """Tell the observer what the round is about to give away, before it leaves the devices or the server."""

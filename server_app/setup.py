@@ -12,7 +12,7 @@ import numpy as np
 
 from fedrec.config.schema import ROW_OF_GRADIENTS, RunConfig
 from fedrec.core import registry
-from fedrec.core.errors import DataError
+from fedrec.core.errors import ConfigError, DataError
 from fedrec.core.tensors import text_digest
 from fedrec.data.types import Dataset
 from fedrec.optim.base import Recipe
@@ -24,6 +24,7 @@ from fedrec.wire.protocol import (
 )
 from peft_embeddings.base_table import BaseTable, build_base_table, random_base_table
 from peft_embeddings.encoders.base import Progress, TextEncoder
+from peft_embeddings.model import models_of
 
 log = logging.getLogger("fedrec")
 
@@ -78,10 +79,12 @@ def make_setup(
         catalogue: The catalogue's digest.
         eligible: The digest of the list of eligible items, as it is sent.
         simulation: Where a simulated node finds its users' data.
+
+    Raises ConfigError if nobody's update could ever count.
     """
     strategy: Any = config.strategy
     phases = registry.strategies.get(strategy.name).phases(config)
-    return Setup(
+    setup = Setup(
         protocol=PROTOCOL_VERSION,
         run_key=text_digest(str(config.run_id)),
         seed=config.seed,
@@ -108,6 +111,9 @@ def make_setup(
         uplink=dataclasses.asdict(config.uplink),
         downlink=dataclasses.asdict(config.downlink),
     )
+    if refused := {why for model in models_of(setup) if (why := setup.stages.refusal(model.trainable))}:
+        raise ConfigError(sorted(refused))
+    return setup
 
 
 def _row_norm(config: RunConfig) -> float | Literal["auto"] | None:

@@ -33,8 +33,7 @@ class Warnings:
         self._rounds += 1
         self._asked += record["cohort"]
         said = []
-        drawn = record["cohort"] and not record.get("releases")  # else nothing is wrong, or the noise has moved it
-        if drawn and not record["users"] and self._often("nobody"):
+        if record["cohort"] and record.get("unchanged") and self._often("nobody"):
             said.append(f"round {record['round']}: {self._nobody()}")
         for name, count in record.get("dropped_users", {}).items():
             self._users[name] += count
@@ -53,13 +52,15 @@ class Warnings:
         return not self._rounds_of[name] & (self._rounds_of[name] - 1)
 
     def _nobody(self) -> str:
-        return f"nobody's update counted, the model is as it was ({self._rounds_of['nobody']:,} such rounds so far)"
+        why = "nobody's update counted, or fewer than the noise needs"
+        return f"the model is as it was: {why} ({self._rounds_of['nobody']:,} such rounds so far)"
 
     def of_the_run(self) -> list[str]:
         """A line for each reason, over all rounds that were counted."""
         said = []
         if nobody := self._rounds_of["nobody"]:
-            said.append(f"in {nobody:,} of {self._rounds:,} rounds nobody's update counted: they have changed nothing")
+            rounds = f"{nobody:,} of {self._rounds:,} rounds"
+            said.append(f"{rounds} have changed nothing: nobody's update counted, or fewer than the noise needs")
         for name, count in sorted(self._users.items()):
             share = f"{count:,} of {self._asked:,} times ({_percent(count, self._asked)}) that a user was chosen"
             said.append(f"{share} it was left out, {name}: {USERS.get(name, 'see the log')}")

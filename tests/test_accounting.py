@@ -61,6 +61,15 @@ def test_the_noise_is_what_the_budget_asks_for(rounds: int, sampling: float, eps
     assert epsilon_of({Sampled(0.99 * found, sampling): rounds}, DELTA) > epsilon
 
 
+@pytest.mark.parametrize(("epsilon", "rounds", "delta"), [(3.0, 7, 1e-12), (1.00005, 1, 1e-9), (5.0, 3, 1e-6)])
+def test_calibrated_laplace_noise_is_within_the_budget_by_its_own_accountant(
+    epsilon: float, rounds: int, delta: float
+) -> None:
+    found = calibrated(Release("laplace", 1.0), rounds, 1.0, epsilon, delta)
+    assert epsilon_of({Sampled(found, 1.0, "laplace"): rounds}, delta) <= epsilon
+    assert found == pytest.approx(rounds / epsilon, rel=0.01)
+
+
 # ---- Laplace and Skellam noise ---------------------------------------------------------------------------------------
 
 

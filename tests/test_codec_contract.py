@@ -79,6 +79,16 @@ def test_float16_keeps_the_mean_of_numbers_below_its_smallest_step() -> None:
     assert float(small.mean()) == pytest.approx(0.3, abs=0.025)
 
 
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+@pytest.mark.parametrize("name", ["float16", "int8", "int4"])
+def test_with_steady_scales_what_is_not_finite_does_not_become_so(name: str, bad: float) -> None:
+    codec: Codec = codecs.get(name)(load_member("codec", name)).steady()
+    spec: Spec = {"t": TableSpec((3, 2))}
+    table = torch.tensor([[bad, 1.0], [5.0, 2.0], [0.0, 3.0]])
+    found = codec.decode(memoryview(codec.encode({"t": table}, spec, None)), spec)["t"]
+    assert not found.isfinite().all()
+
+
 @pytest.mark.parametrize("scale", ["tensor", "row"])
 @pytest.mark.parametrize("name", ["float16", "int8", "int4"])
 def test_with_steady_scales_what_does_not_change_stays_as_it_was_rounded(name: str, scale: str) -> None:

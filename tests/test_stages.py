@@ -205,6 +205,14 @@ def test_a_dropped_user_is_no_part_of_the_sum_even_if_its_factor_is_none() -> No
             torch.testing.assert_close(update.total[name], tensor)
 
 
+def test_the_same_sum_with_another_scale_has_other_noise() -> None:
+    """Or the difference of two runs with other budgets would tell the sum."""
+    total = Sum({"t": TensorSpec((40,))}, {"t": torch.arange(40) << 20}, 2.0**20, denominator=1.0)
+    noise = [(total.with_noise(scale, DRAWS).units["t"] - total.units["t"]) / scale for scale in (1.0, 3.0)]
+    assert (noise[0] - noise[1]).abs().min() > 2.0**-10
+    assert torch.equal(total.with_noise(3.0, DRAWS).units["t"], total.with_noise(3.0, DRAWS).units["t"])
+
+
 def test_a_user_is_dropped_and_counted_once() -> None:
     given = users(3)
     once = given.dropping(torch.tensor([True, False, False]), "too_large")

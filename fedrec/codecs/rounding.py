@@ -68,7 +68,7 @@ class RoundingCodec(Codec):
             return largest
         part, exponent = torch.frexp(largest)  # part in [0.5, 1)
         power = torch.ldexp(torch.ones_like(largest), exponent - (part == 0.5).to(exponent))
-        return torch.where(largest > 0, power, largest)
+        return torch.where((largest > 0) & largest.isfinite(), power, largest)  # infinity stays what it is
 
     @abstractmethod
     def round(self, unit: Tensor, uniform: Tensor) -> Tensor:

@@ -89,6 +89,8 @@ def calibrated(release: Release, rounds: int, fraction: float, epsilon: float, d
         return epsilon_of(Counter({kind: rounds}), delta) <= epsilon
 
     low, high = 0.0, _enough(release, rounds, fraction, epsilon, delta)
+    while not within(high):  # the accountant rounds up, and may find a little more than the closed form does
+        low, high = high, high * (1 + _TOLERANCE)
     while high - low > _TOLERANCE * high:
         middle = max((low + high) / 2, 0.7 * high)
         if within(middle):

@@ -21,6 +21,9 @@ class PrivacyMechanism(Stage):
 
     config_class: ClassVar[type[MemberConfig]]
 
+    promises: ClassVar[bool] = True
+    """Whether what it does is to protect anybody; noise that is not may be drawn again."""
+
     caveat: ClassVar[str | None] = None
     """What has to be said wherever the member's promise is, because its name may let one expect more."""
 

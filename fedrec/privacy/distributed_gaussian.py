@@ -79,7 +79,7 @@ class SkellamShares(Shares):
     def of(self, units: Tensors, user: int, draws: Draws) -> Tensors:
         if self.at_once:
             return {name: torch.zeros_like(tensor) for name, tensor in units.items()}
-        return self.summed(units, draws.once(units, "share", user), 1)
+        return self.summed(units, draws.once(units, "share", user, repr(self.variance)), 1)
 
     def summed(self, units: Mapping[str, Tensor], key: bytes, devices: int) -> Tensors:
         """The sum of the shares of so many devices."""
@@ -123,8 +123,15 @@ class DistributedGaussian(Accounted):
     @override
     def settled(cls, config: RunConfig, users: int) -> MemberConfig:
         settled: Any = super().settled(config, users)
+        chosen = max(1, int(config.federation.fraction * users + 0.5))
+        if users > 1 and (settled.survivors or 0) > chosen:  # one: who asks does not know how many there are
+            raise ConfigError(
+                [
+                    f"privacy.survivors={settled.survivors}: {chosen} of {users} users are chosen for a round, so that "
+                    f"none would ever release anything; give at most {chosen}, or a larger federation.fraction"
+                ]
+            )
         if settled.survivors is None:
-            chosen = max(1, int(config.federation.fraction * users + 0.5))
             settled = dataclasses.replace(settled, survivors=max(1, math.floor((1 - settled.dropouts) * chosen)))
         made = cls(settled)
         if (deviation := made.multiplier * made.most_units) > LARGEST_DEVIATION / 2:
@@ -187,7 +194,7 @@ class DistributedGaussian(Accounted):
             return total.over(0.0)  # too little noise: nothing is released, and nothing changes
         if not shares.at_once:
             return total
-        noise = shares.summed(total.units, about.draws.once(total.units), devices)
+        noise = shares.summed(total.units, about.draws.once(total.units, repr(shares.variance)), devices)
         return dataclasses.replace(total, units={name: units + noise[name] for name, units in total.units.items()})
 
     @override

@@ -69,17 +69,19 @@ class Local(Accounted):
 
     @override
     def on_devices(self, given: Contributions, draws: Draws) -> Contributions:
-        given = self.kind.clip(given.with_norms(), self.config.clip)
+        given = given.with_norms()
+        finite = given.norms.isfinite().tolist()
+        given = self.kind.clip(given, self.config.clip)
         # Whole numbers on a public grid, for the last bits of floating-point numbers tell a sum apart.
         units_per_one = 2.0 ** (_GRID_BITS - math.floor(math.log2(self.scale)))
         whole = {name: torch.empty_like(tensor) for name, tensor in given.whole.items()}
         for user, (key, factor) in enumerate(zip(given.keys.tolist(), given.factor.tolist(), strict=True)):
-            if not math.isfinite(factor):  # it is dropped as it is
+            if not finite[user]:  # it is dropped as it is: infinity times a factor of 0 is no number of grid points
                 for tensor in whole.values():
                     tensor[user] = torch.nan
                 continue
             units = {name: in_units(tensor[user] * factor, units_per_one) for name, tensor in given.whole.items()}
-            secret = draws.once(units, "update", key)
+            secret = draws.once(units, "update", key, repr(self.scale))
             for name, own in units.items():
                 noise = self.scale * self.kind.standard(secret + name.encode(), *own.shape)
                 noised = own + (noise * units_per_one).round().to(own)

@@ -16,7 +16,6 @@ from typing import Annotated, Literal
 from annotated_types import Gt, Le
 from typing_extensions import override
 
-from fedrec.core.bounds import LARGEST_NORM
 from fedrec.core.registry import MemberConfig, privacies
 from fedrec.privacy.base import PrivacyMechanism
 from fedrec.stages.base import Round
@@ -33,7 +32,7 @@ class NoiseWithoutGuaranteeConfig(MemberConfig):
     """
 
     name: Literal["noise_without_guarantee"]
-    scale: Annotated[float, Gt(0), Le(LARGEST_NORM)]
+    scale: Annotated[float, Gt(0), Le(100)]
 
 
 @privacies.register("noise_without_guarantee")
@@ -42,6 +41,7 @@ class NoiseWithoutGuarantee(PrivacyMechanism):
 
     config_class = NoiseWithoutGuaranteeConfig
     config: NoiseWithoutGuaranteeConfig
+    promises = False
     caveat = (
         "Noise without a guarantee: updates are not clipped, so that no amount of noise hides a user, and epsilon is "
         "infinite. It is there for comparison."

@@ -135,6 +135,17 @@ class Stages:
         numbers = sum(entry.size for entry in spec.values())
         return self.max_norm + noise * (2 * math.sqrt(numbers) + 20)
 
+    def refusal(self, spec: Spec) -> str | None:
+        """Why nobody's update would ever count: noise that devices add is longer than the limit of an update's norm."""
+        before = [stage for stage in self.stages if stage.reads == "dense" and stage.noise_on_devices > 0]
+        if not before or (largest := self.largest(spec)) <= self.limits.max_update_norm:
+            return None
+        return (
+            f"federation.max_update_norm={self.limits.max_update_norm:g}: with the noise that this budget asks for an "
+            f"update of {sum(entry.size for entry in spec.values()):,} numbers has a norm of up to {largest:,.0f}, and "
+            "would be left out; give a larger privacy.epsilon, a smaller privacy.clip, or fewer rounds"
+        )
+
     def rows_of_one(self, spec: Spec) -> Mapping[str, float]:
         """The largest norm in one user's part of a sum, of a row of each table, of any other tensor whole.
 

@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-LARGEST_DEVIATION = 2.0**22
-"""Of Skellam numbers: there is a table of their distribution."""
+LARGEST_DEVIATION = 2.0**18
+"""Of Skellam numbers: there is a table of their distribution, some 40 MB and seconds of work at this one."""
 
 _SMALLEST_SHARE = 1e-25
 
@@ -43,7 +43,7 @@ def skellam(key: bytes, variance: float, *shape: int) -> Tensor:
 
     A sum of independent ones is one of the sum of their variances.
 
-    Raises ValueError for a variance that is not positive or has no table (a standard deviation above 2**22).
+    Raises ValueError for a variance that is not positive or has no table (a standard deviation above 2**18).
     """
     limits, least = _quantiles(variance)
     count = int(np.prod(shape, dtype=np.int64))

@@ -53,8 +53,11 @@ class Sum:
         return dataclasses.replace(self, units=units)
 
     def with_noise(self, scale: float, draws: Draws, standard: Standard = normal) -> Sum:
-        """With independent noise on every number, drawn once only: standard noise times `scale`."""
-        key = draws.once(self.units)
+        """With independent noise on every number, drawn once only: standard noise times `scale`.
+
+        Another scale has other noise: of the same sum with multiples of the same noise the difference would be the sum.
+        """
+        key = draws.once(self.units, repr(scale))
         return self.plus(
             {name: scale * standard(key + name.encode(), *units.shape) for name, units in self.units.items()}
         )

@@ -138,7 +138,7 @@ class PrivacyContract:
 
         A mechanism that promises nothing may do as it likes.
         """
-        if mechanism.event(1) is None and mechanism.caveat is not None:
+        if not mechanism.promises:
             return
         noise = {value: added(noised(mechanism, value), value) for value in (0.25, 0.25 + 2**-20, 0.5)}
         assert same(noise[0.25], added(noised(mechanism, 0.25), 0.25))
@@ -149,7 +149,7 @@ class PrivacyContract:
         assert same(*fresh) is not mechanism.noises_sum
 
     def test_a_sum_of_nobody_is_noised_too(self, mechanism: PrivacyMechanism) -> None:
-        if mechanism.event(1) is None and mechanism.caveat is not None:
+        if not mechanism.promises:
             return
         assert any(bool(tensor.any()) for tensor in noised(mechanism, 0.0).values()) is mechanism.noises_sum
 
@@ -174,6 +174,16 @@ class PrivacyContract:
         others += [noise(one, Draws(1, fresh=True)) for _ in range(2)]
         drawn = torch.cat([first, *others])
         assert (torch.pdist(drawn) > 0.1 * mechanism.noise_on_devices).all()
+
+    def test_what_is_not_finite_is_left_for_the_limits_to_drop(self, mechanism: PrivacyMechanism) -> None:
+        """Whatever noises an update on a device: infinity must not become a number."""
+        if mechanism.shares is not None or not mechanism.noise_on_devices:
+            return
+        for bad in (torch.inf, -torch.inf, torch.nan):
+            (one, *_) = list(dense().one_by_one())
+            for tensor in one.whole.values():
+                tensor.view(-1)[0] = bad
+            assert not one_vector(mechanism.on_devices(one, DRAWS)).isfinite().all()
 
     def test_it_may_depend_on_each_user_alone(self, mechanism: PrivacyMechanism) -> None:
         whole, alone = (one_by_one(mechanism, dense()) for _ in range(2))

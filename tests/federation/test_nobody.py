@@ -56,11 +56,11 @@ def test_with_min_users_0_it_passes_and_everything_says_so(tmp_path: Path) -> No
     assert [record["users"] for record in records] == [0] * 6
     written = (tmp_path / "runs/r/summary.json").read_text()
     assert json.loads(written)["warnings"] == summary["warnings"]
-    assert "in 6 of 6 rounds nobody's update counted" in summary["warnings"][0]
+    assert "6 of 6 rounds have changed nothing: nobody's update counted" in summary["warnings"][0]
     assert "180 of 180 times (100 %) that a user was chosen it was left out, too_large" in summary["warnings"][1]
     log = (tmp_path / "runs/r/log.txt").read_text()
     for text in (log, shown):
-        assert "round 1: nobody's update counted" in text
+        assert "round 1: the model is as it was: nobody's update counted" in text
         assert "round 1: 30 of 30 chosen users were left out, too_large: " in text
         assert "lower optim.lr" in text
         assert "loss -" in text or "loss=-" in text

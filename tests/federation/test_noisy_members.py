@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from flwr.app import Message
 from rich.console import Console
 from scipy import stats
 
+from client_app.answers.app import app
 from commands.describe import describe, show_sizes
 from exchanges.records import UPDATE
 from fedrec.config.compose import compose
@@ -135,12 +137,29 @@ def test_noise_drawn_at_once_has_the_distribution_of_the_shares(federate: Federa
 SGD = ["optim=fast", "optim.server.kind=sgd", "optim.server.lr=1.0"]
 
 
-def test_with_too_few_survivors_nothing_is_released(federate: Federate) -> None:
+def test_with_too_few_survivors_nothing_is_released_which_is_said(federate: Federate) -> None:
     given = ["privacy=distributed_gaussian", *LARGE, *SMALL, "checkpoint_every=1"]
-    outcome = federate(*given, "privacy.survivors=19")
+
+    def client(message: Message, context: Any) -> Message:
+        if message.metadata.message_type == "train" and context.node_config["partition-id"] == 1:
+            raise RuntimeError("this node is down")
+        return app(message, context)
+
+    outcome = federate(*given, "privacy.survivors=18", client=client)
+    assert 0 < outcome.metrics[-1]["users"] < 18
+    assert all(record["unchanged"] for record in outcome.metrics)
+    assert "2 of 2 rounds have changed nothing" in outcome.summary["warnings"][0]
     start, end = (outcome.checkpoint(round)["trainable.embedding.items"] for round in (1, 2))
     assert torch.equal(start, end)
     assert outcome.summary["privacy"]["releases"] == 2, "it was in the ledger before anybody was asked"
+
+
+def test_what_can_never_count_is_said_before_anything_is_trained(federate: Federate) -> None:
+    with pytest.raises(ConfigError, match=r"privacy\.survivors=19: 18 of 60 users are chosen .* give at most 18"):
+        federate("privacy=distributed_gaussian", *LARGE, *SMALL, "privacy.survivors=19")
+    loud = ["privacy.epsilon=null", "privacy.noise_multiplier=2000", "privacy.clip=1000"]
+    with pytest.raises(ConfigError, match=r"federation\.max_update_norm=1e\+06: with the noise that this budget asks"):
+        federate("privacy=local_laplace", *loud, *SMALL)
 
 
 @pytest.mark.parametrize("name", ["local_gaussian", "distributed_gaussian"])
@@ -156,10 +175,6 @@ def test_a_round_is_in_the_ledger_before_a_device_is_asked(
         spent.append(round)
 
     monkeypatch.setattr(Recorder, "on_release", spy)
-    from flwr.app import Message
-
-    from client_app.answers.app import app
-
     asked: list[list[int]] = []
 
     def client(message: Message, context: Any) -> Message:
