@@ -7,8 +7,10 @@ imports this module when one of them is first asked for, so that nothing of it i
 from __future__ import annotations
 
 import json
+import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,10 +33,12 @@ from commands.recommendable import Recommendable, RecommendError
 from fedrec.config.compose import compose as composed
 from fedrec.config.paths import assign, portable, settle, working_directory
 from fedrec.core.disk import reading
-from fedrec.core.errors import ConfigError
+from fedrec.core.errors import ConfigError, FedrecError
 from fedrec.core.strict_json import parsed_object
 from fedrec.evaluation.curves import CURVE, read_records
 from server_app.run_folder import SUMMARY
+
+log = logging.getLogger("fedrec")
 
 Value = str | int | float | bool | Path | None | Sequence[Any] | Mapping[str, Any]
 """What a key of the configuration, or a section of it, can be given."""
@@ -66,7 +70,8 @@ def train(
     base, texts = working_directory(), _typed(overrides, sections, interactions, items)
     config = settle(composed(texts, base=base), base)
     console = Console(file=sys.stderr, quiet=quiet)
-    summary = training.train(config, portable(texts, config), console=console)
+    with _one_thread():
+        summary = training.train(config, portable(texts, config), console=console)
     return Run(summary["run"])
 
 
@@ -94,7 +99,9 @@ def tune(
     Raises as `train` does.
     """
     base, texts = working_directory(), _typed(overrides, sections, interactions, items)
-    return Run(tuning.tune(texts, list(among), base, console=Console(file=sys.stderr, quiet=quiet))["run"])
+    console = Console(file=sys.stderr, quiet=quiet)
+    with _one_thread():
+        return Run(tuning.tune(texts, _several(among, "among"), base, console=console)["run"])
 
 
 def compare(runs: Sequence[Run | str | Path], ceiling: Run | str | float | None = None) -> pandas.DataFrame:
@@ -107,7 +114,9 @@ def compare(runs: Sequence[Run | str | Path], ceiling: Run | str | float | None 
     Raises FedrecError as the command does.
     """
     named = None if ceiling is None else str(ceiling.folder if isinstance(ceiling, Run) else ceiling)
-    paths = [str(run.folder if isinstance(run, Run) else run) for run in runs]
+    paths = [str(run.folder if isinstance(run, Run) else run) for run in _several(runs, "runs")]
+    if not paths:
+        raise FedrecError("runs: expected at least one, it is empty")
     return pandas.json_normalize(comparing.compare(paths, named).as_dict()["runs"])
 
 
@@ -145,7 +154,6 @@ class Run:
 
     @cached_property
     def _source(self) -> Recommendable:
-        torch.set_num_threads(1)
         return of_run(self.folder)
 
     @property
@@ -171,12 +179,14 @@ class Run:
 
         Returns:
             Columns `user_id`, `rank`, `item_id`, `title` and `score`, the users in the order in which they were asked.
+            There is nothing for a user who knows everything, or whose private tensors are not finite, which the log
+            says.
 
         Raises RecommendError for a user who is not in the data, and StoreError if the model has diverged.
         """
         node = self._source.node
         place = {user: slot for slot, user in enumerate(self.users)}
-        asked = list(place) if users is None else list(map(str, users))
+        asked = list(place) if users is None else _several(users, "users")
         if unknown := [user for user in asked if user not in place]:
             raise RecommendError(f"none of the {len(place):,} users here has the id {_some(unknown)}")
         slots = np.array([place[user] for user in asked], dtype=np.int64)
@@ -200,11 +210,12 @@ class Run:
 
     def _rows(self, name: str, items: Sequence[str]) -> list[int]:
         """The catalogue rows of a history, each once."""
-        if unknown := [str(item) for item in items if str(item) not in self._row_of]:
-            raise RecommendError(f"history of {name}: there is no item {_some(unknown)}")
-        if not items:
+        named = _several(items, f"history of {name}")
+        if not named:
             raise RecommendError(f"history of {name}: expected the ids of items, it is empty")
-        return list(dict.fromkeys(self._row_of[str(item)] for item in items))
+        if unknown := [item for item in named if item not in self._row_of]:
+            raise RecommendError(f"history of {name}: there is no item {_some(unknown)}")
+        return list(dict.fromkeys(self._row_of[item] for item in named))
 
     @cached_property
     def _row_of(self) -> dict[str, int]:
@@ -212,7 +223,10 @@ class Run:
 
     def item_vectors(self, group: str = "") -> NDArray[np.float32]:
         """The vectors of all items, float32 [items, dim], in the order of `items`; in a run with groups, of one."""
-        received = self._source.model_of(self._source.node.setup.groups.index(group))
+        groups = self._source.node.setup.groups
+        if group not in groups:
+            raise RecommendError(f"group {group!r}: the run has {', '.join(map(repr, groups))}")
+        received = self._source.model_of(groups.index(group))
         model = received.model.cpu()
         vectors = model.item_vectors(model.trainable, torch.arange(self._source.node.setup.n_items))
         found: NDArray[np.float32] = vectors.detach().float().numpy()
@@ -234,18 +248,23 @@ class Run:
         similarity = vectors @ vectors[row] / (lengths * lengths[row])
         others = self._source.node.sampler.eligible
         others = others[others != row]
-        best = others[np.argsort(-similarity[others], kind="stable")[:n]].tolist()
+        best = others[np.argsort(-similarity[others], kind="stable")[: _count(n)]].tolist()
         columns = {"item_id": [ids[other] for other in best], "title": [titles[other] for other in best]}
         return pandas.DataFrame({**columns, "similarity": similarity[best]})
 
     def _frame(self, names: list[str], cohort: Cohort, groups: NDArray[np.int64], n: int) -> pandas.DataFrame:
         """Recommendations for a cohort, a model a group, in the order of the cohort."""
         found: dict[int, list[tuple[Any, ...]]] = {}
+        diverged = 0
         for group in np.unique(groups).tolist():
             slots = np.flatnonzero(groups == group)
-            lines, _ = lines_of(self._source, group, cohort.select(slots), n)
+            with _one_thread():
+                lines, how = lines_of(self._source, group, cohort.select(slots), _count(n))
+            diverged += int((~how.sane).sum())
             for slot, mine in zip(slots.tolist(), lines, strict=True):
                 found[slot] = [(names[slot], *line) for line in mine]
+        if diverged:
+            log.warning("%d of %d users get nothing: their private tensors are not finite", diverged, len(names))
         return pandas.DataFrame([line for slot in range(len(names)) for line in found[slot]], columns=list(COLUMNS))
 
 
@@ -257,6 +276,8 @@ def _typed(overrides: Sequence[str], sections: Mapping[str, Value], interactions
 
 def _overrides(key: str, value: Value) -> list[str]:
     """The overrides that give a key, or all that a mapping names below it, a value."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, Mapping):
         return [text for name, inner in value.items() for text in _overrides(f"{key}.{name}", inner)]
     if value is None or isinstance(value, bool):
@@ -265,6 +286,10 @@ def _overrides(key: str, value: Value) -> list[str]:
         return [assign(key, value)]
     if isinstance(value, int | float):
         return [f"{key}={value!r}"]
+    if not isinstance(value, list | tuple) or any(isinstance(inner, Mapping) for inner in value):
+        raise ConfigError(
+            [f"{key}: expected a number, a text, true or false, None, or a list or a section of these, got {value!r}"]
+        )
     return [f"{key}=[{','.join(_overrides('', inner)[0][1:] for inner in value)}]"]
 
 
@@ -278,6 +303,31 @@ def _tables(texts: Sequence[str], interactions: Any, items: Any) -> list[str]:
         raise ConfigError([f"{key} is given, and a table as well: leave one of them out" for key in named])
     found = ["dataset=table", assign("dataset.interactions", kept_frame(interactions, "interactions"))]
     return found + ([assign("dataset.item_table", kept_frame(items, "items"))] if items is not None else [])
+
+
+def _several(values: Iterable[Any], what: str) -> list[Any]:
+    """Several values, ids and names as text. Raises RecommendError for one text, whose letters would be taken."""
+    if isinstance(values, str | bytes):
+        raise RecommendError(f"{what}: expected a list, got the one text {values!r}; give [{values!r}]")
+    return [value if isinstance(value, Run | Path) else str(value) for value in values]
+
+
+def _count(n: int) -> int:
+    """How many items are asked for. Raises RecommendError if that is not one or more."""
+    if n < 1:
+        raise RecommendError(f"n={n}: expected 1 or more")
+    return n
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Torch in one thread meanwhile, which is faster for many small operations; then as the caller had it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _some(names: Sequence[str]) -> str:

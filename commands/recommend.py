@@ -62,6 +62,8 @@ def recommend(
     who, group = _known_user(source, user) if user is not None else _newcomer(node, source.items, str(history))
     received = source.model_of(group)
     found = best(node, received, who, top)
+    if not found.sane[0]:
+        raise StoreError("the user's private tensors are not finite: its training has diverged; train anew")
     rows = [row for row in found.rows[0].tolist() if row != NOTHING]
     if not rows:
         raise RecommendError("there is nothing left to recommend: every item that may be is known to this user already")

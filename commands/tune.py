@@ -32,7 +32,7 @@ from federation.sizes import Sizes, expected
 from fedrec.config.compose import EXPERIMENT, compose, experiments
 from fedrec.config.paths import portable, settle
 from fedrec.config.schema import RunConfig
-from fedrec.core.errors import ConfigError
+from fedrec.core.errors import ConfigError, FederationError
 from fedrec.core.registry import nearest
 from fedrec.core.strict_json import json_page
 from fedrec.core.whole_files import write_text
@@ -62,6 +62,7 @@ class Candidate:
         value: Its best validation until then.
         moved: Bytes per user until then, as the meter counted them.
         ended: The summary, once the run has ended.
+        failed: Why its run could not go on; empty if it could.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Candidate:
     value: float = -math.inf
     moved: float = 0.0
     ended: dict[str, Any] | None = None
+    failed: str = ""
 
     @property
     def rounds(self) -> int:
@@ -103,7 +105,11 @@ def tune(overrides: Sequence[str], among: Sequence[str], base: Path, *, console:
         if rung:
             parts = rung
             for candidate in left:
-                _train(candidate, candidate.after(parts), console)
+                _try(candidate, parts, console)
+            if not (able := [each for each in left if not each.failed]):
+                raise FederationError("; ".join(f"experiment={each.name}: {each.failed}" for each in left))
+            given_up += sum(each.moved for each in left if each.failed)
+            left = able
             left.sort(key=lambda each: -each.value)
             half = (len(left) + 1) // 2
             given_up += sum(each.moved for each in left[half:])
@@ -155,6 +161,11 @@ def _candidates(overrides: Sequence[str], among: Sequence[str], base: Path) -> l
         for key in (EXPERIMENT, "resume")
         if key in typed
     ]
+    if typed.get("strategy.patience", "null") != "null":
+        problems.append(
+            f"strategy.patience={typed['strategy.patience']}: `fedrec tune` itself ends the runs that are not good "
+            "enough; leave it out"
+        )
     problems += [
         f"--among {name}: there is no such experiment; {nearest(name, experiments())}"
         for name in among
@@ -195,6 +206,15 @@ def _require_choosable(config: RunConfig) -> None:
         )
 
 
+def _try(candidate: Candidate, parts: int, console: Console) -> None:
+    """Let a candidate go on until so many parts of its run are done; one that cannot, is out of the search."""
+    try:
+        _train(candidate, candidate.after(parts), console)
+    except FederationError as error:  # it diverged, say: unknown recipes on unknown data do
+        candidate.failed, candidate.moved = str(error), candidate.planned(parts)
+        log.warning("experiment=%s is out of the search: %s", candidate.name, error)
+
+
 def _train(candidate: Candidate, until: int | None, console: Console) -> dict[str, Any]:
     """Let a candidate's run go on until after a round, or to its end; what it came to."""
     if candidate.ended is not None:
@@ -228,6 +248,7 @@ def _found(chosen: Candidate, candidates: Sequence[Candidate], budget: float) ->
                 "tried": each.round,
                 "validation": each.value if each.round else None,
                 "bytes_per_user": each.moved,
+                **({"failed": each.failed} if each.failed else {}),
             }
             for each in candidates
         ],

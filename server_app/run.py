@@ -56,7 +56,7 @@ def run(
 
     `config` has its folders settled; if it names a run to resume, that run goes on in its own folder. With `pause` it
     stops after that round, which is validated, as one that can be resumed, and returns what its summary would have
-    so far. Raises FedrecError for whatever the user can mend.
+    so far; validation must be on, and patience off. Raises FedrecError for whatever the user can mend.
     """
     runs_dir, cache_dir = config.runs_dir, config.cache_dir
     assert runs_dir is not None

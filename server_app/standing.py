@@ -21,16 +21,20 @@ def standing(strategy: FederatedStrategy) -> dict[str, Any]:
         error (of the paired differences), and the number of users.
     """
     lead, rival = strategy.lead, strategy.rival
-    if lead is None or rival is None or not lead.users:
-        why = (
-            "evaluation.baselines=false" if strategy.setup.simulation else "no deployment has everybody's interactions"
-        )
+    if rival is None or lead is None or not lead.users:
+        if rival is not None:
+            why = "nobody was ranked by both"
+        elif strategy.setup.simulation:
+            why = "evaluation.baselines=false"
+        else:
+            why = "no deployment has everybody's interactions"
         return {
             "standing": f"nothing is said of how the model stands against untrained baselines: {why}",
             "ahead": None,
         }
     metric, error = curve_metric(strategy.ended["test"]), lead.standard_error
-    figures = {"baseline": rival.name, "metric": metric, "difference": lead.mean, "standard_error": error}
+    figures: dict[str, Any] = {"baseline": rival.name, "metric": metric, "users": lead.users}
+    figures |= {"difference": lead.mean, "standard_error": error}
     side = "above" if lead.mean >= 0 else "below"
     best = NAMES.get(rival.name, rival.name)
     said = f"{metric.upper()} is {abs(lead.mean):.4f} {side} that of '{best}', the best baseline that trains nothing"
@@ -45,5 +49,5 @@ def standing(strategy: FederatedStrategy) -> dict[str, Any]:
     return {
         "standing": f"{said} (standard error {error:.4f}, {lead.users:,} users){sure}",
         "ahead": ahead,
-        "lead": {**figures, "users": lead.users},
+        "lead": figures,
     }

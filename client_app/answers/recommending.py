@@ -52,7 +52,7 @@ def recommend(node: Node, received: Received, users: Cohort, top: int) -> Recomm
     These are started as for anybody who comes new if a user has none; the result of solving is not kept. What a user
     is recommended does not depend on who else is asked for.
 
-    Raises StoreError if the list of items is missing, nobody's tensors are finite, or a score is not.
+    Raises StoreError if the list of items is missing, or a score is not finite.
     """
     try:
         eligible = torch.from_numpy(node.sampler.eligible)
@@ -63,16 +63,14 @@ def recommend(node: Node, received: Received, users: Cohort, top: int) -> Recomm
         ) from error
     private, trained = node.starts(users.keys, before=received.round + 1)
     sane: NDArray[np.bool_] = all_finite(private, len(users)).numpy()
-    if not sane.any():
-        raise StoreError("the user's private tensors are not finite: its training has diverged; train anew")
-    there = np.flatnonzero(sane)
+    there, top = np.flatnonzero(sane), min(top, len(eligible))
+    rows, scores = torch.full((len(users), top), NOTHING), torch.full((len(users), top), -torch.inf)
+    if not len(there):
+        return Recommended(rows, scores, trained, sane)
     asked, own = users.select(there), {name: tensor[torch.from_numpy(there)] for name, tensor in private.items()}
     model = received.model.cpu()
-    top = min(top, len(eligible))
     own = node.engine.solve(model, asked, own, derive(node.secret, "solve", "recommend", received.round))
-    best = best_items(model, asked, own, eligible, top)
-    rows, scores = torch.full((len(users), top), NOTHING), torch.full((len(users), top), -torch.inf)
-    rows[torch.from_numpy(there)], scores[torch.from_numpy(there)] = best
+    rows[torch.from_numpy(there)], scores[torch.from_numpy(there)] = best_items(model, asked, own, eligible, top)
     return Recommended(rows, scores, trained, sane)
 
 

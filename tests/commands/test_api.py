@@ -14,11 +14,12 @@ import numpy as np
 import pandas
 import pyarrow
 import pytest
+import torch
 
 import fedrec
 from commands.recommend import recommend
 from commands.recommendable import RecommendError
-from fedrec.core.errors import ConfigError, DataError
+from fedrec.core.errors import ConfigError, DataError, FedrecError
 
 SMALL: dict[str, Any] = {
     "strategy": {"rounds": 2, "warmup_rounds": 1},
@@ -112,7 +113,7 @@ def test_users_get_what_the_command_gives_them(run: fedrec.Run, clicks: pandas.D
 
 
 def test_newcomers_get_what_the_command_gives_them(run: fedrec.Run) -> None:
-    histories = {"she": ["3", "9", "3"], "he": ["11"]}
+    histories = {"she": ["3", "9", "3"], "he": np.array(["11"])}
     found = run.recommend_from(histories, n=5)
     for name, items in histories.items():
         alone = recommend(str(run.folder), None, None, ",".join(items), 5)["items"]
@@ -146,6 +147,16 @@ def test_the_same_table_from_another_library_is_the_same_file(clicks: pandas.Dat
     assert one.parent == home / "cache" / "frames"
 
 
+def test_the_callers_threads_stay_as_they_were(run: fedrec.Run) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        fedrec.Run(run.folder).recommend(["3"], n=1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_sections_are_overrides(home: Path) -> None:
     from commands.api import _overrides
 
@@ -154,7 +165,7 @@ def test_sections_are_overrides(home: Path) -> None:
         "evaluation": {"ks": [5, 10], "baselines": False},
         "run_id": None,
         "dataset": {"text_columns": ["title", "a b"], "root": Path("/it's here")},
-        "optim": {"lr": 1e-05},
+        "optim": {"lr": 1e-05, "negatives": np.int64(3), "half_life": np.float64(0.5), "private_anew": np.bool_(True)},
     }
     assert [text for name, value in given.items() for text in _overrides(name, value)] == [
         "strategy.rounds=2",
@@ -164,6 +175,9 @@ def test_sections_are_overrides(home: Path) -> None:
         "dataset.text_columns=[title,'a b']",
         "dataset.root='/it\\'s here'",
         "optim.lr=1e-05",
+        "optim.negatives=3",
+        "optim.half_life=0.5",
+        "optim.private_anew=true",
     ]
 
 
@@ -205,6 +219,23 @@ def test_mistakes_are_said_plainly(run: fedrec.Run, clicks: pandas.DataFrame, tm
         fedrec.train("dataset=ml_1m", interactions=clicks, quiet=True)
     with pytest.raises(ConfigError, match=r"strategy\.rounds=0"):
         fedrec.train(strategy={"rounds": 0}, quiet=True)
+    for letters in (
+        lambda: run.recommend("12"),
+        lambda: run.recommend_from({"me": "12"}),
+        lambda: fedrec.compare("runs"),
+    ):
+        with pytest.raises(RecommendError, match="expected a list, got the one text"):
+            letters()
+    for count in (0, -1):
+        for asked in (lambda n=count: run.recommend(n=n), lambda n=count: run.similar_items("5", n=n)):
+            with pytest.raises(RecommendError, match=f"n={count}: expected 1 or more"):
+                asked()
+    with pytest.raises(RecommendError, match="group 'north': the run has ''"):
+        run.item_vectors("north")
+    with pytest.raises(FedrecError, match="runs: expected at least one"):
+        fedrec.compare([])
+    with pytest.raises(ConfigError, match=r"optim\.lr: expected a number, a text"):
+        fedrec.train(optim={"lr": object()}, quiet=True)
     with pytest.raises(AttributeError, match="has no attribute 'trian'"):
         fedrec.trian  # noqa: B018 - a misspelt name
 
@@ -220,4 +251,4 @@ def test_importing_fedrec_imports_nothing_heavy() -> None:
         check=True,
     )
     assert done.stdout.split() == []
-    assert {"Run", "train", "compare"} <= set(dir(fedrec))
+    assert {"Run", "train", "tune", "compare"} <= set(dir(fedrec))

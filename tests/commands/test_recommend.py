@@ -164,6 +164,13 @@ def test_all_users_get_in_a_file_what_each_gets_alone(a_run: Path, tmp_path: Pat
         assert [float(line["score"]) for line in mine] == pytest.approx([item["score"] for item in alone], rel=1e-6)
 
 
+def damaged_first(starts: Any, node: Node, keys: Any, before: int) -> Any:
+    """What users begin with, the first of them with numbers that are none."""
+    private, trained = starts(node, keys, before)
+    next(iter(private.values()))[0] = torch.nan
+    return private, trained
+
+
 def test_a_site_writes_all_its_users_and_says_who_is_left_out(
     a_site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +186,16 @@ def test_a_site_writes_all_its_users_and_says_who_is_left_out(
     done = CliRunner().invoke(app, ["recommend", "--state-dir", str(a_site), "--all", "--out", str(out), "--json"])
     told = json.loads(done.stdout)
     assert (told["users"], told["never_trained"], told["left_out"]) == (39, 0, {"diverged": 1})
+    monkeypatch.setattr(recommend_all_module, "_USERS_AT_ONCE", 3)  # the fourth user is then the first of its part
+    monkeypatch.setattr(Node, "starts", lambda node, keys, before: damaged_first(starts, node, keys, before))
+    parts = recommend_all_module.recommend_all(None, str(a_site), 3, str(tmp_path / "parts.csv"))
+    assert (parts["users"], parts["left_out"]) == (26, {"diverged": 14})
+    monkeypatch.setattr(recommend_all_module, "_USERS_AT_ONCE", 1)
+    with pytest.raises(
+        RecommendError, match=r"none of the 40 users here can be recommended anything: .*'diverged': 40"
+    ):
+        recommend_all_module.recommend_all(None, str(a_site), 3, str(tmp_path / "parts.csv"))
+    monkeypatch.setattr(Node, "starts", damaged)
     ids = of_site(a_site).node.users.ids(np.arange(40))
     assert list(dict.fromkeys(line["user_id"] for line in table(out))) == [*ids[:3], *ids[4:]]
 

@@ -34,7 +34,7 @@ def summary(**changes: Any) -> dict[str, Any]:
     base = {
         "run": "/runs/[bold]a long name that no terminal should ever break in the middle of a word: it is copied",
         "rounds": 100,
-        "chosen": "the model is that of round 70, with the best validation, not that of the last, 100",
+        "chosen": "the model is that of round 70, with the best validation, not of the last, 100",
         "standing": "NDCG@10 is 0.0375 above that of popularity",
         "ahead": True,
         "seconds": 185.0,

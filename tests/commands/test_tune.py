@@ -13,12 +13,13 @@ import pytest
 from rich.console import Console
 
 from client_app.answers.app import app as client_app
+from commands import tune as tuning
 from commands.local_grid import LocalGrid
 from commands.tune import Candidate, affordable, tune
 from federation.sizes import expected
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
-from fedrec.core.errors import ConfigError
+from fedrec.core.errors import ConfigError, FederationError, RoundError
 from server_app.run import run
 
 SHOP = ["dataset.n_users=30", "dataset.n_items=60", "dataset.interactions_per_user=8", "dataset.topics=4"]
@@ -66,6 +67,7 @@ WRONG: dict[str, tuple[list[str], list[str], str]] = {
     "experiment": (["experiment=steady"], AMONG, "of the experiments that --among names"),
     "unknown": ([], ["steadi"], "--among steadi: there is no such experiment; did you mean steady"),
     "twice": ([], ["steady", "steady"], "each once"),
+    "patience": (["strategy.patience=1"], AMONG, "itself ends the runs"),
     "no validation": (["evaluation.validation=false"], AMONG, "chooses by validation"),
     "no rounds": (["evaluation.every=0"], AMONG, "chooses by validation"),
     "deployment": (["runtime=deployment", "dataset=table", "dataset.item_table=items.csv"], AMONG, "in a simulation"),
@@ -80,6 +82,28 @@ def test_what_cannot_be_chosen_is_said_before_anything_is_trained(tmp_path: Path
     with pytest.raises(ConfigError, match=said):
         tuned(tmp_path, *overrides, among=among)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_candidate_that_fails_is_out_of_the_search_and_costs_what_it_moved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = tuning.run
+
+    def failing(config: Any, *given: Any, **more: Any) -> dict[str, Any]:
+        if config.run_id == "t-sequences_1mb":
+            raise RoundError("it diverged")
+        return original(config, *given, **more)
+
+    monkeypatch.setattr(tuning, "run", failing)
+    summary, _ = tuned(tmp_path, "evaluation.ks=[10]")
+    found = summary["tune"]
+    assert found["experiment"] == "sequences_2mb"
+    (failed,) = [each for each in found["candidates"] if "failed" in each]
+    assert (failed["experiment"], failed["failed"], failed["tried"]) == ("sequences_1mb", "it diverged", 0)
+    assert 0 < found["bytes_per_user"] == failed["bytes_per_user"] <= found["budget"]
+    monkeypatch.setattr(tuning, "run", lambda *_, **__: (_ for _ in ()).throw(RoundError("all of them")))
+    with pytest.raises(FederationError, match="experiment=sequences_1mb: all of them; experiment=sequences_2mb: all"):
+        tuned(tmp_path / "again")
 
 
 def candidate(name: str, once: int, each: int) -> Candidate:

@@ -42,7 +42,7 @@ def test_its_model_is_tested_and_recommended_as_if_the_run_had_ended_there(
     assert values(whole).index(max(values(whole))) == BEST - 1
     ended = federate(*overrides[1:], f"strategy.rounds={BEST}")
     assert (whole.summary["best_round"], whole.summary["rounds"]) == (BEST, 6)
-    assert "round 3, with the best validation, not that of the last, 6" in whole.summary["chosen"]
+    assert "round 3, with the best validation, not of the last, 6" in whole.summary["chosen"]
     assert whole.summary["validation"] == whole.metrics[BEST - 1]["validation"]
     assert whole.summary["test"] == pytest.approx(ended.summary["test"], abs=1e-6)
     assert whole.summary["bytes_per_user"]["total"] == whole.metrics[-1]["bytes_per_user"]["total"]
@@ -57,7 +57,7 @@ def test_patience_ends_the_run_whatever_the_layout_and_however_rankings_travel(f
     many = federate(*HASTY, "strategy.patience=2", "checkpoint_every=0", nodes=7)
     for outcome in (one, many):
         assert (outcome.summary["rounds"], outcome.summary["best_round"]) == (BEST + 2, BEST)
-        assert "the run ended after 5 of 6 rounds, for strategy.patience=2" in outcome.summary["chosen"]
+        assert "the run ended after 5 of 6 rounds, because the last 2 validations" in outcome.summary["chosen"]
         assert [record["round"] for record in outcome.metrics] == [1, 2, 3, 4, 5]
     assert one.summary["test"] == pytest.approx(many.summary["test"], abs=1e-6)
     assert prepare(RunFolder(many.folder)).round == BEST + 2, "the last checkpoint is of the last round"
