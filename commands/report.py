@@ -39,9 +39,11 @@ def show_summary(summary: Mapping[str, Any], console: Console) -> None:
 def show_baseline(summary: Mapping[str, Any], console: Console) -> None:
     """Print the `summary.json` of `fedrec baseline`: the metrics, and where everything is. Nothing was sent."""
     name = str(summary.get("member") or summary["baseline"])
-    others = {key: value for key, value in summary["baselines"].items() if key != name}
+    # A member is one of the baselines itself; what is noised stands beside the exact one.
+    others = {key: value for key, value in summary["baselines"].items() if key != summary.get("member")}
+    own = NAMES.get(name, name) + (", noised" if "privacy" in summary else "")
     for prefix, title in protocols(summary["test"]):
-        console.print(_metrics_table({**summary, "baselines": others}, prefix, title, NAMES.get(name, name)))
+        console.print(_metrics_table({**summary, "baselines": others}, prefix, title, own))
     validated = summary["validation"]
     best = f", the best validation after epoch {summary['best_round']}" if validated and "best_round" in summary else ""
     if shown := ", ".join(f"{key} {figure(value)}" for key, value in validated.items() if "@10" in key):

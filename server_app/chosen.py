@@ -18,8 +18,8 @@ def chosen(strategy: FederatedStrategy) -> str:
     ended = ""
     if last < planned:
         ended = (
-            f"; the run ended after {last} of {planned} rounds, because the last {strategy.config.patience} validations "
-            "were no better (strategy.patience)"
+            f"; the run ended after {last} of {planned} rounds, because the last {strategy.config.patience} "
+            "validations were no better (strategy.patience)"
         )
     which = "which is also the last" if best.round == last else f"not of the last, {last}"
     return f"the model is that of round {best.round}, with the best validation, {which}{ended}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from rich.console import Console
 
 from commands.baseline.central import train_centrally
 from commands.baseline.local import train_alone
-from commands.baseline.statistics import ranked, statistics
+from commands.baseline.statistics import Statistics, noise_plan, ranked, statistics
 from commands.baseline.untrained import untrained
 from commands.baseline.world import World
 from commands.progress import RunProgress
@@ -26,6 +27,7 @@ from fedrec.core.strict_json import finite
 from fedrec.data.store import write_store
 from fedrec.evaluation.curves import write_curve
 from fedrec.wire.protocol import SimulatedData
+from server_app.ledger import Ledger
 from server_app.manifest import manifest, new_run_id
 from server_app.run_folder import CONFIG, MANIFEST, SUMMARY, RunFolder
 from server_app.watching import Progress, Watcher
@@ -45,19 +47,27 @@ def baseline(kind: Kind, config: RunConfig, overrides: Sequence[str], *, console
         raise ConfigError(["runtime=deployment: a baseline needs everybody's interactions in one place; leave it out"])
     if config.resume is not None:
         raise ConfigError([f"resume={config.resume}: a baseline is not resumed; leave it out, and start it again"])
+    counted = kind == "co_occurrence" or (kind == "popularity" and config.privacy.name != "none")
+    plan = noise_plan(kind, config) if counted else None  # what cannot be noised is refused before anything is done
     runs_dir = config.runs_dir
     assert runs_dir is not None
     run_id = config.run_id or f"{new_run_id(config)}-{kind}"
     config = dataclasses.replace(config, run_id=run_id)
     folder = RunFolder.new(runs_dir / run_id, resumable=False)
     with folder.logged("the baseline"), RunProgress(console) as progress:
-        summary = _carry_out(kind, config, overrides, folder, progress)
+        count = partial(statistics, kind, plan=plan) if counted else None
+        summary = _carry_out(kind, config, overrides, folder, progress, count)
     show_baseline(summary, console)
     return summary
 
 
 def _carry_out(
-    kind: Kind, config: RunConfig, overrides: Sequence[str], folder: RunFolder, watcher: Watcher
+    kind: Kind,
+    config: RunConfig,
+    overrides: Sequence[str],
+    folder: RunFolder,
+    watcher: Watcher,
+    count: Callable[..., tuple[Statistics, Ledger | None]] | None,
 ) -> dict[str, Any]:
     started = time.monotonic()
     cache_dir = config.cache_dir
@@ -69,8 +79,7 @@ def _carry_out(
     facts = manifest(config, overrides, world.dataset, world.table, place)
     folder.write_json(MANIFEST, {**facts, "baseline": kind})
     baselines = None  # before the training, so that nothing trained is lost if they cannot be computed
-    counted = kind == "co_occurrence" or (kind == "popularity" and config.privacy.name != "none")
-    if kind in ("central", "local") or counted:
+    if kind in ("central", "local") or count:
         wanted = config.evaluation.baselines
         baselines = untrained(world, "popularity", cache_dir, watcher).metrics["test"] if wanted else {}
     training = time.monotonic()
@@ -79,8 +88,8 @@ def _carry_out(
     elif kind == "local":
         watcher.stage("every user alone")
         found = {"rounds": config.local.rounds, **train_alone(world, Progress(watcher))}
-    elif counted:
-        found = _statistics(world, kind, folder, watcher)
+    elif count:
+        found = _statistics(world, count, folder, watcher)
     else:
         found = _untrained(world, kind, cache_dir, watcher)
     seconds = time.monotonic() - training
@@ -120,9 +129,11 @@ def _central(world: World, folder: RunFolder, watcher: Watcher) -> dict[str, Any
     return {"rounds": trained.epochs, "best_round": trained.epoch, "test": test, "validation": trained.validation}
 
 
-def _statistics(world: World, kind: Kind, folder: RunFolder, watcher: Watcher) -> dict[str, Any]:
+def _statistics(
+    world: World, count: Callable[..., tuple[Statistics, Ledger | None]], folder: RunFolder, watcher: Watcher
+) -> dict[str, Any]:
     watcher.stage("counting")
-    found, ledger = statistics(kind, world, folder.path)
+    found, ledger = count(world=world, folder=folder.path)
     account = {"privacy": ledger.report()} if ledger else {}
     return {"rounds": 0, **ranked(world, found), **account}
 

@@ -1,8 +1,9 @@
-"""Statistics that rank by themselves: how often items are had, and which follow which; exact, or released with noise.
+"""Statistics that rank by themselves: how often items are had, and which are had near each other; exact or with noise.
 
 A user's part in each is one vector that is scaled to a norm of 1 (Euclidean for normal noise, the sum of its sizes for
 Laplace noise) and put on a grid, cut off towards zero: so one user more or less changes a sum by at most 1, however
-many items it has. With a central mechanism of privacy each sum gets noise once, for the budget of the configuration,
+many items it has, and an item counts for less with one who has many: popularity without privacy is another statistic,
+plain counts. With a central mechanism of privacy each sum gets noise once, for the budget of the configuration,
 and is in the folder's ledger before that. Everybody takes part, so nothing is gained by sampling. Popularity alone
 takes the whole budget; before co-occurrences it takes `statistics.popularity_share` of it, and says which items are
 counted.
@@ -14,6 +15,7 @@ is in its own history alone, by which it asks.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +37,7 @@ from fedrec.core.rng import derive
 from fedrec.core.tensors import TensorSpec
 from fedrec.data.split import HeldOut
 from fedrec.privacy.accounted import GAUSSIAN, Noise
-from fedrec.privacy.accounting import calibrated
+from fedrec.privacy.accounting import Sampled, calibrated, epsilon_of
 from fedrec.privacy.central import Central
 from fedrec.stages.base import Release
 from fedrec.stages.draws import Draws
@@ -60,41 +62,69 @@ class Statistics(NamedTuple):
     decay: float
 
 
+class NoisePlan(NamedTuple):
+    """The noise of some releases of one budget.
+
+    Attributes:
+        kind: Which noise.
+        multipliers: Of each release, in their order.
+        unit: Whom the promise is about.
+    """
+
+    kind: Noise
+    multipliers: Sequence[float]
+    unit: str
+
+
+def noise_plan(kind: str, config: RunConfig) -> NoisePlan | None:
+    """What noises a statistic of a kind; None if it is exact. It reads no data.
+
+    Popularity is one release. Before co-occurrences it is one, too, with the share `statistics.popularity_share` of the
+    precision of normal noise, 1 / scale**2, or of the epsilon of Laplace noise.
+
+    Raises ConfigError for a mechanism that is not the server's, and for a noise multiplier that is over the budget.
+    """
+    privacy: Any = config.privacy
+    if privacy.name == "none":
+        return None
+    made = registry.privacies.get(privacy.name)(privacy)
+    if not isinstance(made, Central):
+        raise ConfigError(
+            [
+                f"privacy={privacy.name}: statistics are noised by a trusted server; take "
+                "privacy=central_gaussian, central_laplace or, for exact ones, none"
+            ]
+        )
+    noise, share = made.kind, config.statistics.popularity_share
+    shares = [1.0] if kind == "popularity" else [share, 1 - share]
+    # A little more than enough: the account of two is rounded twice.
+    multiplier = privacy.noise_multiplier or 1.001 * calibrated(
+        Release(noise.name, 1.0), 1, 1.0, privacy.epsilon, privacy.delta
+    )
+    multipliers = [multiplier * (1 / math.sqrt(share) if noise is GAUSSIAN else 1 / share) for share in shares]
+    spent = epsilon_of(Counter(Sampled(each, 1.0, noise.name) for each in multipliers), privacy.delta)
+    if privacy.epsilon is not None and spent > privacy.epsilon:
+        raise ConfigError(
+            [
+                f"privacy.noise_multiplier={privacy.noise_multiplier:g}: with it the statistic is epsilon={spent:.3f}, "
+                f"and the budget is privacy.epsilon={privacy.epsilon:g}; leave it out, or give more"
+            ]
+        )
+    return NoisePlan(noise, multipliers, made.unit)
+
+
 class Releases:
-    """Sums over users, each noised once, or exact where the configuration has no privacy."""
+    """Sums over users, each noised once, or exact where there is no noise."""
 
-    def __init__(self, config: RunConfig, secret: int, folder: Path, shares: Sequence[float]) -> None:
-        """For so many releases, each with a share of the budget: they add up to 1.
-
-        Raises ConfigError for a mechanism that is not the server's, and so noises no statistics.
-        """
+    def __init__(self, config: RunConfig, plan: NoisePlan | None, secret: int, folder: Path) -> None:
+        """With the ledger of these releases in a folder."""
         privacy: Any = config.privacy
-        made = registry.privacies.get(privacy.name)(privacy)
-        self._secret, self._shares, self._done = secret, shares, 0
-        self.kind: Noise = GAUSSIAN
+        self._plan, self._secret, self._done = plan, secret, 0
+        self.kind = GAUSSIAN if plan is None else plan.kind
         self.ledger: Ledger | None = None
-        self._multiplier = 0.0
-        if privacy.name == "none":
-            return
-        if not isinstance(made, Central):
-            raise ConfigError(
-                [
-                    f"privacy={privacy.name}: statistics are noised by a trusted server; take "
-                    "privacy=central_gaussian, central_laplace or, for exact ones, none"
-                ]
-            )
-        self.kind = made.kind
-        plan = len(shares)
-        self.ledger = Ledger(folder / LEDGER, 1.0, privacy.epsilon, privacy.delta, plan, made.unit)
-        self._multiplier = privacy.noise_multiplier or self._calibrated(privacy.epsilon, privacy.delta)
-
-    def _calibrated(self, epsilon: float, delta: float) -> float:
-        """For all releases together, a little more than enough: the account of two is rounded twice."""
-        return 1.001 * calibrated(Release(self.kind.name, 1.0), 1, 1.0, epsilon, delta)
-
-    def _spread(self, share: float) -> float:
-        """How much more noise a release has that takes a share of the budget."""
-        return 1 / math.sqrt(share) if self.kind is GAUSSIAN else 1 / share
+        if plan is not None:
+            count = len(plan.multipliers)
+            self.ledger = Ledger(folder / LEDGER, 1.0, privacy.epsilon, privacy.delta, count, plan.unit)
 
     def parts(self, owners: NDArray[np.int64], values: NDArray[np.float64], users: int) -> NDArray[np.float64]:
         """`values` with those of each owner scaled to a norm of 1, on the grid: whole numbers."""
@@ -111,20 +141,19 @@ class Releases:
             {"sum": TensorSpec(summed.shape)}, {"sum": torch.from_numpy(summed).long()}, _UNITS_PER_ONE, denominator=1.0
         )
         self._done += 1
-        if self.ledger is not None:
-            multiplier = self._multiplier * self._spread(self._shares[self._done - 1])
+        if self._plan is not None and self.ledger is not None:
+            multiplier = self._plan.multipliers[self._done - 1]
             self.ledger.spend(self._done, [Release(self.kind.name, multiplier)])
             draws = Draws(derive(self._secret, "statistics", self._done), fresh=False)
             total = total.with_noise(multiplier, draws, self.kind.standard)
         return total.units["sum"].double().numpy() / _UNITS_PER_ONE
 
 
-def statistics(kind: str, world: World, folder: Path) -> tuple[Statistics, Ledger | None]:
+def statistics(kind: str, world: World, plan: NoisePlan | None, folder: Path) -> tuple[Statistics, Ledger | None]:
     """The statistic of a kind, `popularity` or `co_occurrence`, over all users; and its ledger, if it has noise."""
     settings = world.config.statistics
     cohort = world.users.training(np.arange(len(world.users)))
-    shares = [1.0] if kind == "popularity" else [settings.popularity_share, 1 - settings.popularity_share]
-    releases = Releases(world.config, world.secret, folder, shares)
+    releases = Releases(world.config, plan, world.secret, folder)
     counts = _popularity(cohort, world.setup.n_items, releases)
     if kind == "popularity":
         return Statistics(torch.from_numpy(counts).float()[:, None], 0.0), releases.ledger

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from commands.baseline.command import baseline
-from commands.baseline.statistics import Releases, statistics
+from commands.baseline.statistics import Releases, noise_plan, statistics
 from commands.baseline.world import World
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
@@ -49,6 +49,10 @@ def carried(tmp_path: Path, kind: Any, *overrides: str) -> dict[str, Any]:
     return baseline(kind, config_of(tmp_path, *overrides), list(overrides), console=console)
 
 
+def releases_of(config: Any, secret: int, folder: Path) -> Releases:
+    return Releases(config, noise_plan("popularity", config), secret, folder)
+
+
 def by_hand(world: World) -> np.ndarray:
     """The sum over users of their scaled co-occurrences of all items, one pair after the other."""
     size, settings = world.setup.n_items, world.config.statistics
@@ -67,7 +71,7 @@ def by_hand(world: World) -> np.ndarray:
 def test_co_occurrences_are_those_of_the_histories(tmp_path: Path) -> None:
     world = world_of(tmp_path, "statistics.items=50", "statistics.factors=50")
     counted = np.bincount(world.users.training(np.arange(60)).items, minlength=50)
-    found, ledger = statistics("co_occurrence", world, tmp_path)
+    found, ledger = statistics("co_occurrence", world, None, tmp_path)
     assert ledger is None
     matrix = by_hand(world)
     cohort = world.users.training(np.arange(60))
@@ -86,7 +90,9 @@ def test_co_occurrences_are_those_of_the_histories(tmp_path: Path) -> None:
 @pytest.mark.parametrize("privacy", [CENTRAL, "privacy=central_laplace"])
 def test_one_user_more_changes_a_sum_by_at_most_one(tmp_path: Path, privacy: str) -> None:
     """In the norm of the noise, whatever the user has, and on the grid too."""
-    releases = Releases(config_of(tmp_path, privacy, "privacy.noise_multiplier=1.0"), 1, tmp_path, [1.0])
+    releases = releases_of(
+        config_of(tmp_path, privacy, "privacy.epsilon=null", "privacy.noise_multiplier=1.0"), 1, tmp_path
+    )
     rng = np.random.default_rng(0)
     owners, values = np.repeat([0, 1, 2], [1, 7, 4000]), rng.exponential(size=4008)
     parts = releases.parts(owners, values, 3) / 2**20
@@ -97,20 +103,24 @@ def test_one_user_more_changes_a_sum_by_at_most_one(tmp_path: Path, privacy: str
     assert (parts * 2**20 == np.trunc(parts * 2**20)).all()
 
 
-def test_the_budget_is_shared_by_two_releases_and_each_is_written_down(tmp_path: Path) -> None:
-    world = world_of(tmp_path, CENTRAL, "privacy.epsilon=2")
-    found, ledger = statistics("co_occurrence", world, tmp_path)
+@pytest.mark.parametrize("mechanism", ["gaussian", "laplace"])
+def test_the_budget_is_shared_by_two_releases_and_each_is_written_down(tmp_path: Path, mechanism: str) -> None:
+    world = world_of(tmp_path, f"privacy=central_{mechanism}", "privacy.epsilon=2")
+    plan = noise_plan("co_occurrence", world.config)
+    found, ledger = statistics("co_occurrence", world, plan, tmp_path)
     assert ledger is not None
     report = ledger.report()
     assert 1.95 < report["epsilon"] <= 2.0
     assert (report["releases"], report["sampling"]) == (2, 1.0)
     lines = [json.loads(line) for line in (tmp_path / "ledger.jsonl").read_text().splitlines()]
     first, second = (line["noise_multiplier"] for line in lines)
-    assert (1 / first**2) / (1 / second**2) == pytest.approx(0.1 / 0.9)
-    assert epsilon_of({Sampled(first, 1.0): 1, Sampled(second, 1.0): 1}, 1e-5) == report["epsilon"]
+    power = 2 if mechanism == "gaussian" else 1
+    assert (1 / first**power) / (1 / second**power) == pytest.approx(0.1 / 0.9)
+    spent = {Sampled(first, 1.0, mechanism): 1, Sampled(second, 1.0, mechanism): 1}
+    assert epsilon_of(spent, 1e-5) == report["epsilon"]
     assert len(found.vectors) == world.setup.n_items
     with pytest.raises(BudgetError):
-        statistics("popularity", world, tmp_path)
+        statistics("popularity", world, noise_plan("popularity", world.config), tmp_path)
 
 
 def test_noise_is_that_of_the_ledger_and_the_same_for_the_same_seed(tmp_path: Path) -> None:
@@ -119,7 +129,7 @@ def test_noise_is_that_of_the_ledger_and_the_same_for_the_same_seed(tmp_path: Pa
     drawn = []
     for place, seed in (("a", 1), ("b", 1), ("c", 2)):
         (tmp_path / place).mkdir()
-        drawn.append(Releases(config, seed, tmp_path / place, [1.0]))
+        drawn.append(releases_of(config, seed, tmp_path / place))
     first, again, other = (releases.release(summed) - summed / 2**20 for releases in drawn)
     assert first.std() == pytest.approx(3.0, rel=0.03)
     assert (first == again).all()
@@ -140,6 +150,29 @@ def test_a_noised_statistic_ranks_and_stands_beside_the_exact_baselines(tmp_path
         assert exact["test"]["ndcg@10"] > exact["baselines"]["random"]["ndcg@10"]
 
 
-def test_only_a_trusted_server_noises_statistics(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="statistics are noised by a trusted server"):
-        carried(tmp_path, "popularity", "privacy=local_gaussian")
+@pytest.mark.parametrize(
+    ("kind", "given", "said"),
+    [
+        ("popularity", ["privacy=local_gaussian"], "statistics are noised by a trusted server"),
+        ("co_occurrence", ["privacy=pseudo_items"], "statistics are noised by a trusted server"),
+        (
+            "co_occurrence",
+            [CENTRAL, "privacy.noise_multiplier=0.1"],
+            r"noise_multiplier=0\.1: with it the statistic is",
+        ),
+    ],
+)
+def test_what_cannot_be_noised_is_refused_before_anything_is_done(
+    tmp_path: Path, kind: str, given: list[str], said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        carried(tmp_path, kind, *given, "privacy.epsilon=8" if given[0] == CENTRAL else "seed=1", "run_id=b")
+    assert not (tmp_path / "runs/b").exists()
+
+
+def test_a_noised_popularity_is_shown_beside_the_exact_one(tmp_path: Path) -> None:
+    shown = io.StringIO()
+    config = config_of(tmp_path, CENTRAL, "privacy.epsilon=null", "privacy.noise_multiplier=2.0")
+    baseline("popularity", config, [], console=Console(file=shown, width=120))
+    assert "popularity, noised" in shown.getvalue()
+    assert shown.getvalue().count("popularity ") == 2
