@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import documents
-from benchmarks.results_table import RESULTS, ROOT
+from benchmarks.results_table import RESULTS, ROOT, rounds_of
 from commands.compare import Comparison, compare
 from commands.curve_plot import draw
 from commands.progress import amount
@@ -126,7 +126,7 @@ def plain(folder: str) -> str:
             )
         ]
         moved = [run["bytes_per_user"]["total"] for run in runs if "bytes_per_user" in run]
-        cells = [name, str(len(runs)), *values, str(runs[0]["rounds"]), f"{np.mean(moved):,.0f}" if moved else "-"]
+        cells = [name, str(len(runs)), *values, rounds_of(runs[0]), f"{np.mean(moved):,.0f}" if moved else "-"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

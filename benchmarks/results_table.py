@@ -6,7 +6,8 @@
 
 A kept run is one JSON file, never edited: `{"name": .., "overrides": [..], "summary": <summary.json of the run>}`; and
 `"curve"`, for `fedrec compare`, if it was validated on the way. `--to FOLDER` keeps it in a folder below, and it makes
-no line of the tables. The README's has the runs that `_LEADING` names.
+no line of the tables. A run's baselines are its own, those of other runs on the same data, and those in the folder
+`untrained` (`fedrec baseline co_occurrence`). The README's table has the runs that `_LEADING` names.
 Absolute paths are cut to their last two parts, for the rest means nothing elsewhere.
 """
 
@@ -30,9 +31,16 @@ PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
 _PLACES = ("runs_dir", "cache_dir", "run_id")
 _WAYS = ("up", "down", "one_time", "merges", "total")
 _SECONDS = "simulated_seconds"
-_SINGLE = {"random": "random", "popularity": "popularity", "content_mean": "text, mean", "content_last": "text, last"}
+_SINGLE = {
+    "random": "random",
+    "popularity": "popularity",
+    "content_mean": "text, mean of the history",
+    "content_last": "text, last item",
+    "co_occurrence": "co-occurrence",
+}
+_UNTRAINED = "untrained"
 _HEAD = (
-    "| run | rounds | NDCG@10 | HR@10 | NDCG@10 of the baselines | bytes per user up | down | one-time | total |\n"
+    "| run | rounds | NDCG@10 | HR@10 | best baseline | bytes per user up | down | one-time | total |\n"
     "|---|---:|---:|---:|---|---:|---:|---:|---:|\n"
 )
 
@@ -43,7 +51,7 @@ _LEADING = {
     "Embedded default": ("the embedded shop", "`fedrec train` as it is"),
 }
 """Kept runs in the README's table: the data and the model, as it calls them."""
-_BRIEF = "| data | model | NDCG@10 | best baseline | bytes per user, total |\n|---|---|---:|---:|---:|\n"
+_BRIEF = "| data | model | NDCG@10 | best baseline | bytes per user, total |\n|---|---|---:|---|---:|\n"
 
 Result = Mapping[str, Any]
 
@@ -57,7 +65,8 @@ def block(results: Sequence[Result]) -> str:
     """What stands on the page of results: a table with a line for each run, and how to make each again."""
     if not results:
         return "No runs are kept in `benchmarks/results/` yet.\n"
-    rows = "".join(_row(result) for result in results)
+    found = _baselines(results)
+    rows = "".join(_row(result, found[_data(result)]) for result in results)
     commands = "".join(
         f"fedrec train {' '.join(map(_quoted, result['overrides']))}  # {result['name']}\n" for result in results
     )
@@ -70,27 +79,59 @@ def block(results: Sequence[Result]) -> str:
 def leading(results: Sequence[Result]) -> str:
     """The README's table: some of the runs, each beside the best baseline that any run on the same data has."""
     named = {result["name"]: result for result in results}
-    rows = [_brief(named[name], results, *said) for name, said in _LEADING.items()]
+    found = _baselines(results)
+    rows = [_brief(named[name], found[_data(named[name])], *said) for name, said in _LEADING.items()]
     return _BRIEF + "".join(rows)
 
 
-def _brief(result: Result, results: Sequence[Result], data: str, model: str) -> str:
-    same = [other for other in results if _data(other) == _data(result)]
-    best = max(found["ndcg@10"] for other in same for found in other["summary"]["baselines"].values())
+def _baselines(results: Sequence[Result]) -> dict[frozenset[str], dict[str, float]]:
+    """Of each data set, the best NDCG@10 of every baseline, whichever text vectors it had."""
+    best: dict[frozenset[str], dict[str, float]] = {_data(result): {} for result in results}
+    for result in [*results, *load(RESULTS / _UNTRAINED)]:
+        summary = result["summary"]
+        own = {summary["baseline"]: summary["test"]} if "baseline" in summary else {}
+        known = best.setdefault(_data(result), {})
+        for name, metrics in {**summary["baselines"], **own}.items():
+            known[name] = max(known.get(name, 0.0), metrics["ndcg@10"])
+    return best
+
+
+def _brief(result: Result, baselines: Mapping[str, float], data: str, model: str) -> str:
     summary = result["summary"]
     cells = (
         data,
         model,
         f"**{summary['test']['ndcg@10']:.3f}**",
-        f"{best:.3f}",
+        _best(baselines),
         f"{round(summary['bytes_per_user']['total']):,}",
     )
     return f"| {' | '.join(cells)} |\n"
 
 
-def _data(result: Result) -> set[str]:
+def rounds_of(summary: Mapping[str, Any]) -> str:
+    """How many rounds a run has, and whether its model is that of the best of them and not of the last."""
+    return f"{summary['rounds']}, best" if "best_round" in summary else str(summary["rounds"])
+
+
+def _best(baselines: Mapping[str, float]) -> str:
+    name = max(baselines, key=lambda name: baselines[name])
+    return f"{baselines[name]:.3f}, {_SINGLE[name]}"
+
+
+def untrained(results: Sequence[Result]) -> str:
+    """What stands on the page of results of the baselines: a line for each data set."""
+    found = _baselines(results)
+    lines = [f"| data | {' | '.join(_SINGLE.values())} |\n|---|{'---:|' * len(_SINGLE)}\n"]
+    for result in load(RESULTS / _UNTRAINED):
+        known = found[_data(result)]
+        data = result["name"].removesuffix(f" {_SINGLE['co_occurrence']}")
+        lines.append(f"| {data} | {' | '.join(f'{known[name]:.3f}' for name in _SINGLE)} |\n")
+    return "".join(lines)
+
+
+def _data(result: Result) -> frozenset[str]:
     """Of a run's overrides, those that say what it read."""
-    return {text for text in result["overrides"] if re.match(r"dataset(\.root|\.interactions)?=", text)}
+    return frozenset(text for text in result["overrides"] if re.match(r"dataset(\.root|\.interactions)?=", text))
 
 
 def kept(name: str, run: Path) -> Result:
@@ -136,18 +177,15 @@ def _quoted(override: str) -> str:
     return override if re.fullmatch(r"[\w./=-]+", override) else f'"{override}"'
 
 
-def _row(result: Result) -> str:
+def _row(result: Result, baselines: Mapping[str, float]) -> str:
     summary = result["summary"]
     test, moved = summary["test"], summary["bytes_per_user"]
-    baselines = ", ".join(
-        f"{_SINGLE.get(name, name)} {metrics['ndcg@10']:.3f}" for name, metrics in summary["baselines"].items()
-    )
     cells = (
         str(result["name"]),
-        str(summary["rounds"]),
+        rounds_of(summary),
         f"**{test['ndcg@10']:.3f}**",
         f"{test['hr@10']:.3f}",
-        baselines or "-",
+        _best(baselines),
         f"{round(moved['up']):,}",
         f"{round(moved['down']):,}",
         f"{round(moved['one_time']):,}",
@@ -173,8 +211,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = "python -m benchmarks.results_table"
     results = load()
     statuses = [
-        documents.write(page, {name: text}, command=command, check=chosen.check)
-        for page, name, text in ((PAGE, "results", block(results)), (README, "leading", leading(results)))
+        documents.write(page, texts, command=command, check=chosen.check)
+        for page, texts in (
+            (PAGE, {"results": block(results), "untrained": f"\n{untrained(results)}\n"}),
+            (README, {"leading": leading(results)}),
+        )
     ]
     return max(statuses)
 

@@ -81,11 +81,11 @@ def test_the_best_baseline_is_that_of_any_run_on_the_same_data() -> None:
         return {"name": name, "overrides": [f"dataset.root={data}", "seed=1"], "summary": summary}
 
     one, *others = results_table._LEADING
-    results = [kept(one, "a", 0.25), kept("b", "a", 0.1, random=0.01, popularity=0.03), kept("c", "b", 0.3, text=0.2)]
-    results += [kept(name, "b", 0.125) for name in others]
+    results = [kept(one, "a", 0.25), kept("b", "a", 0.1, random=0.01, popularity=0.03)]
+    results += [kept("c", "b", 0.3, content_last=0.2), *(kept(name, "b", 0.125) for name in others)]
     lines = results_table.leading(results).splitlines()
-    assert lines[2].endswith("| **0.250** | 0.030 | 1,234 |")
-    assert lines[3].endswith("| **0.125** | 0.200 | 1,234 |")
+    assert lines[2].endswith("| **0.250** | 0.030, popularity | 1,234 |")
+    assert lines[3].endswith("| **0.125** | 0.200, text, last item | 1,234 |")
 
 
 def test_the_readme_is_short() -> None:
@@ -101,6 +101,11 @@ def test_the_bytes_of_every_method_are_those_that_describe_works_out() -> None:
 
 
 def test_kept_runs_are_as_the_table_needs_them_and_name_no_place() -> None:
+    untrained = results_table.load(results_table.RESULTS / "untrained")
+    assert len(untrained) == len({results_table._data(result) for result in untrained})
+    for result in untrained:
+        assert result["summary"]["baseline"] == "co_occurrence"
+        compose(result["overrides"], base=ROOT)
     for result in results_table.load():
         assert result.keys() - {"curve"} == {"name", "overrides", "summary"}
         assert {"rounds", "test", "baselines", "bytes_per_user"} <= result["summary"].keys()
@@ -125,7 +130,7 @@ def test_a_run_is_kept_without_its_places_and_becomes_a_line(tmp_path: Path) -> 
     assert kept["overrides"] == ["seed=1", "dataset.root=where/ml-100k", "evaluation.ks=[5,10]"]
     assert kept["summary"] == {**summary, "run": tmp_path.name}
     text = results_table.block([kept])
-    assert "| A run | 7 | **0.250** | 0.500 | random 0.005 | 1,234 | 1,000,000 | 3 | 1,001,238 |\n" in text
+    assert "| A run | 7 | **0.250** | 0.500 | 0.005, random | 1,234 | 1,000,000 | 3 | 1,001,238 |\n" in text
     assert 'fedrec train seed=1 dataset.root=where/ml-100k "evaluation.ks=[5,10]"  # A run\n' in text
 
 

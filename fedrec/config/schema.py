@@ -224,7 +224,8 @@ class StatisticsConfig:
         lags: How far apart two items of a history may stand.
         lag_decay: What a pair counts for less than one that stands a place nearer.
         factors: Largest eigenvalues of the matrix that are kept.
-        popularity_share: Of the budget of privacy, what is spent on finding these items.
+        popularity_share: What finding these items gets of the precision, 1 / scale**2, that a budget of privacy allows
+            normal noise; of Laplace noise, of the epsilon.
         history_decay: What an item of its history counts for less than the one after it, where a user asks.
     """
 
