@@ -75,7 +75,7 @@ class Checkpoint:
         for group, state in self.states.items():
             found |= _tensors(state, group)
         for group, state in {} if self.best is None or self.best.round == self.round else self.best.states.items():
-            shared = _LASTING if _same_version(_about(state), _about(self.states[group])) else ()
+            shared = _LASTING if _same_version(state, self.states[group]) else ()
             # Cloned: after a round in which nobody's update counted, the model is still the very same tensors.
             found |= {f"{_BEST}.{name}": tensor.clone() for name, tensor in _tensors(state, group, shared).items()}
         found["meter.users"] = torch.from_numpy(self.users.view(np.int64))
@@ -145,8 +145,8 @@ def _about(state: ServerState) -> dict[str, Any]:
     return {"phase": state.phase, "frozen_digest": state.frozen_digest, **state.merges.state()[0]}
 
 
-def _same_version(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    return all(one[name] == other[name] for name in ("phase", "frozen_digest"))
+def _same_version(one: ServerState, other: ServerState) -> bool:
+    return (one.phase, one.frozen_digest) == (other.phase, other.frozen_digest)
 
 
 def _restored(tensors: Tensors, about: Mapping[str, Any], group: str) -> ServerState:
@@ -168,6 +168,6 @@ def _best(tensors: Tensors, facts: Mapping[str, Any], states: Mapping[str, Serve
     else:
         then = {group: _restored(_part(tensors, _BEST), about, group) for group, about in chosen["states"].items()}
     for group, state in then.items():
-        if _same_version(_about(state), _about(states[group])):
+        if _same_version(state, states[group]):
             then[group] = replace(state, **{part: getattr(states[group], part) for part in _LASTING})
     return BestRound(chosen["round"], chosen["validation"], then, chosen["groups"], chosen["since"])

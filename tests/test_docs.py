@@ -175,10 +175,20 @@ def test_every_data_set_and_every_rule_of_preparation_is_described() -> None:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_links_and_named_files_exist(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\((?!https?://)([^)#]+)", text):
-        assert (path.parent / target).exists(), target
-    for name in re.findall(r"`((?:fedrec|peft_embeddings|strategies|client_app|server_app|tests|conf)/[\w/.]+)`", text):
+    for target, anchor in re.findall(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)", text):
+        found = path.parent / target if target else path
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found.read_text(encoding="utf-8")), f"{target}#{anchor}"
+    folders = "|".join((*PACKAGES, "commands", "tests", "benchmarks", "deploy"))
+    for name in re.findall(rf"`((?:{folders})/[\w/.-]+)`", text):
         assert (ROOT / name).exists() or name in EXAMPLE, name
+
+
+def anchors(text: str) -> set[str]:
+    """What links to the places of a document are called: its headings, as GitHub names them, and its own marks."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    named = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return named | set(re.findall(r'<a id="([^"]+)">', text))
 
 
 # ---- the worked examples ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -14,6 +15,7 @@ from fedrec.config.schema import RunConfig
 from fedrec.core.bounds import LARGEST_NORM, LARGEST_RATE
 from fedrec.core.registry import MemberConfig, backbones
 from fedrec.privacy.base import PrivacyMechanism
+from fedrec.stages.base import Release
 from fedrec.stages.contributions import Contributions
 from fedrec.stages.noise import laplace, normal
 from fedrec.stages.sums import Standard
@@ -69,6 +71,9 @@ class Accounted(PrivacyMechanism):
     """What the section `federation` has to say, for what happens to a round must not depend on who was drawn for it, or
     on who is quick; and nobody is asked twice."""
 
+    sampling: ClassVar[tuple[str, str]] = ("", "")
+    """The only cohort that the account is right for, and why; empty if it is right for any."""
+
     @classmethod
     def problems(cls, config: RunConfig) -> list[str]:
         """What cannot be accounted, or not be done, one line each."""
@@ -81,6 +86,11 @@ class Accounted(PrivacyMechanism):
             found.append(
                 f"grouping={config.grouping.name}: privacy={name} is accounted for users of one model, and says "
                 "nothing of what a group tells; take grouping=one"
+            )
+        cohort, reason = cls.sampling
+        if cohort and config.cohort.name != cohort:
+            found.append(
+                f"cohort={config.cohort.name}: with privacy={name} {reason}; leave it out, or give cohort={cohort}"
             )
         for key, only in cls.rules.items():
             if (value := getattr(rules, key)) != only:
@@ -111,11 +121,25 @@ class Accounted(PrivacyMechanism):
         strategy: Any = config.strategy
         if privacy.noise_multiplier is not None:
             return config.privacy
-        event = cls(dataclasses.replace(privacy, noise_multiplier=1.0)).event(1)
-        assert event is not None
+        event = cls(privacy).release(1.0)
         fraction = config.federation.fraction
         multiplier = calibrated(event, strategy.rounds, fraction, privacy.epsilon, privacy.delta)
         found: MemberConfig = dataclasses.replace(privacy, noise_multiplier=multiplier)
+        return found
+
+    @override
+    def event(self, round: int) -> Release | None:
+        multiplier = self.config.noise_multiplier
+        return None if multiplier is None else self.release(multiplier)
+
+    @abstractmethod
+    def release(self, multiplier: float) -> Release:
+        """What a round gives away, for the accountant, with a noise multiplier."""
+
+    @property
+    @override
+    def max_norm(self) -> float:
+        found: float = self.config.clip
         return found
 
     @property

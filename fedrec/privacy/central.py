@@ -52,6 +52,7 @@ class Central(Accounted):
     reads = "norms"
     unit = "user, add or remove one"
     kind: ClassVar[Noise]
+    sampling = ("poisson", "the account is of users who are drawn by themselves, in secret")
 
     @classmethod
     @override
@@ -60,11 +61,6 @@ class Central(Accounted):
         found = []
         if privacy.population is None and config.runtime == "deployment":
             found.append("privacy.population=null: with runtime=deployment nobody counts the users; give their number")
-        if config.cohort.name != "poisson":
-            found.append(
-                f"cohort={config.cohort.name}: privacy={privacy.name} is accounted for users who are drawn by "
-                "themselves, in secret; leave it out, or give cohort=poisson"
-            )
         return found + super().problems(config)
 
     @classmethod
@@ -74,11 +70,6 @@ class Central(Accounted):
         population = users if settled.population is None else settled.population
         found: MemberConfig = dataclasses.replace(settled, population=population)
         return found
-
-    @property
-    @override
-    def max_norm(self) -> float:
-        return self.config.clip
 
     @property
     @override
@@ -98,6 +89,5 @@ class Central(Accounted):
         return noised.over(about.fraction * population)
 
     @override
-    def event(self, round: int) -> Release | None:
-        multiplier = self.config.noise_multiplier
-        return None if multiplier is None else Release(self.kind.name, multiplier)
+    def release(self, multiplier: float) -> Release:
+        return Release(self.kind.name, multiplier)

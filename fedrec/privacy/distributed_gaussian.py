@@ -94,6 +94,7 @@ class DistributedGaussian(Accounted):
     config_class = DistributedGaussianConfig
     config: DistributedGaussianConfig
     reads = "norms"
+    sampling = ("fixed", "the shares of the noise are sized for a number of users that is known")
     unit = "user, its data or none of it; who takes part is known"
     caveat = (
         "The sum over all chosen users is what is protected. Nothing in this version keeps the server from the sums of "
@@ -111,11 +112,6 @@ class DistributedGaussian(Accounted):
                 "privacy=distributed_gaussian: it protects a sum whose parts the server cannot see, and in this "
                 "version a real server sees them; take privacy=central_gaussian (the server is trusted) or "
                 "local_gaussian"
-            )
-        if config.cohort.name != "fixed":
-            found.append(
-                f"cohort={config.cohort.name}: with privacy=distributed_gaussian the shares of the noise are sized for "
-                "a number of users that is known; leave it out, or give cohort=fixed"
             )
         return found + super().problems(config)
 
@@ -178,11 +174,6 @@ class DistributedGaussian(Accounted):
     def noises_sum(self) -> bool:
         return self.config.drawn == "sum"
 
-    @property
-    @override
-    def max_norm(self) -> float:
-        return self.config.clip
-
     @override
     def on_devices(self, given: Contributions, draws: Draws) -> Contributions:
         return given.clipped(self.config.clip).weighing(torch.ones_like(given.weight))
@@ -198,6 +189,5 @@ class DistributedGaussian(Accounted):
         return dataclasses.replace(total, units={name: units + noise[name] for name, units in total.units.items()})
 
     @override
-    def event(self, round: int) -> Release | None:
-        multiplier = self.config.noise_multiplier
-        return None if multiplier is None else Release("skellam", multiplier, in_secret=False, grid=self.most_units)
+    def release(self, multiplier: float) -> Release:
+        return Release("skellam", multiplier, in_secret=False, grid=self.most_units)

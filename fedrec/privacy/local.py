@@ -53,14 +53,8 @@ class Local(Accounted):
         return self.multiplier * 2 * self.config.clip
 
     @override
-    def event(self, round: int) -> Release | None:
-        multiplier = self.config.noise_multiplier
-        return None if multiplier is None else Release(self.kind.name, multiplier, in_secret=False)
-
-    @property
-    @override
-    def max_norm(self) -> float:
-        return self.config.clip
+    def release(self, multiplier: float) -> Release:
+        return Release(self.kind.name, multiplier, in_secret=False)
 
     @property
     @override

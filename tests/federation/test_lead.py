@@ -49,6 +49,7 @@ def test_it_is_the_mean_of_paired_differences_whatever_the_layout(federate: Fede
     config: Any = from_dict(yaml.safe_load((each.folder / "config.yaml").read_text()))
     data = load(config.dataset)
     baselines = baseline_results(data.interactions, data.eligible, None, "test", [10])
+    assert list(few.grid.packets(few.grid.sent, RIVAL))
     name = few.summary["lead"]["baseline"]
     assert name == max(few.summary["baselines"], key=lambda one: few.summary["baselines"][one]["ndcg@10"])
     mine = results(each)
