@@ -12,11 +12,10 @@ messages of the lone users' nodes as they pass. What it believes is compared wit
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -30,6 +29,8 @@ from benchmarks import documents, rendering
 from benchmarks.common import ROOT, case, options, table_overrides, write
 from benchmarks.curious_server import CuriousGrid, Seen
 from client_app.answers.app import app as client_app
+from commands.audit.one_run import auc
+from commands.audit.tables import write_interactions, write_items
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
 from fedrec.data import split
@@ -120,9 +121,7 @@ def share_out(dataset: Dataset, lone: int, folder: Path) -> Share:
     """Write the files of `lone` users drawn at random, one each, and of all others together."""
     interactions, catalogue = dataset.interactions, dataset.catalogue
     items = folder / "items.csv"
-    _write(
-        items, ("item_id", "title", "text"), zip(catalogue.item_ids, catalogue.titles, catalogue.sentences, strict=True)
-    )
+    write_items(catalogue, items)
     trainable = np.flatnonzero(split.evaluated(interactions))
     alone = np.sort(np.random.default_rng(0).permutation(trainable)[:lone])
     rest = np.setdiff1d(np.arange(interactions.users), alone)
@@ -130,23 +129,11 @@ def share_out(dataset: Dataset, lone: int, folder: Path) -> Share:
     for number, users in enumerate([*np.split(alone, lone), rest]):
         path = folder / f"node-{number}" / "interactions.csv"
         path.parent.mkdir()
-        rows = (
-            (interactions.user_ids[user], catalogue.item_ids[item], time)
-            for user in users
-            for time, item in enumerate(interactions.history(user))
-        )
-        _write(path, ("user_id", "item_id", "timestamp"), rows)
+        write_interactions(catalogue, interactions, path, users)
         nodes.append({"interactions": str(path), "state-dir": str(path.parent / "state")})
     known = split.histories(interactions, "train", alone)
     histories = [known.items[start:end].astype(np.int64) for start, end in pairwise(known.offsets)]
     return Share(items, nodes, histories)
-
-
-def _write(path: Path, names: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(names)
-        writer.writerows(rows)
 
 
 def load_dataset(data: Path | None) -> Dataset:
@@ -220,14 +207,6 @@ def _means(cases: Sequence[tuple[NDArray[np.float64], int, NDArray[np.int64]]]) 
         )
     names = ("history_auc", "history_precision", "last_auc", "last_precision")
     return dict(zip(names, map(float, np.mean(figures, axis=0)), strict=True))
-
-
-def auc(score: NDArray[np.float64], label: NDArray[np.bool_]) -> float:
-    """The chance that a true one has a higher score than another; a tie counts half."""
-    _, places, counts = np.unique(score, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[places]
-    true, false = int(label.sum()), int((~label).sum())
-    return float((ranks[label].sum() - true * (true + 1) / 2) / (true * false))
 
 
 # ---- the result, and the page that shows it -------------------------------------------------------------------------

@@ -10,14 +10,15 @@ import typer
 from rich.syntax import Syntax
 from rich.text import Text
 
+from commands.audit.cli import audit_app
 from commands.changes import change_as_dict, changes_table, shown
-from commands.ending import JSON_OPTION, command_line, ending
+from commands.ending import command_line, ending
+from commands.options import AsJson, Overrides, prepared
 from commands.overrides_help import BaselineCommand, OverridesCommand, PlainCommand
 from fedrec import __version__
 from fedrec.config.compose import compose
 from fedrec.config.describe import differences, to_dict, to_yaml
-from fedrec.config.paths import portable, settle, working_directory
-from fedrec.config.schema import RunConfig
+from fedrec.config.paths import settle, working_directory
 
 app = typer.Typer(
     name="fedrec",
@@ -28,27 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-audit_app = typer.Typer(
-    help="Attack a simulated federation, and say what is reached.", no_args_is_help=True, rich_markup_mode=None
-)
 app.add_typer(audit_app, name="audit")
-
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[OVERRIDES]...", help="group=member or section.key=value", show_default=False),
-]
-AsJson = Annotated[
-    bool, typer.Option(JSON_OPTION, help="End with one line of JSON on stdout; all else goes to stderr.")
-]
-
-
-class PromotionKind(StrEnum):
-    """How `fedrec audit promotion` can attack."""
-
-    ONE_ROW = "one_row"
-    POPULARITY = "popularity"
-    SURROGATE = "surrogate"
-    ADAPTIVE = "adaptive"
 
 
 class BaselineKind(StrEnum):
@@ -106,7 +87,7 @@ def describe_command(
 ) -> None:
     """Show what a run would train, who holds it, when it crosses the network, and how many bytes that is."""
     with ending(as_json) as (console, end):
-        config, _ = _prepared(overrides or [])
+        config, _ = prepared(overrides or [])
         from commands.describe import describe, show_sizes  # the strategies and torch: as below
 
         found = describe(config, items)
@@ -119,7 +100,7 @@ def describe_command(
 def train_command(overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Train in this process, with the real server and clients but without Flower's runtime: for quick work."""
     with ending(as_json) as (console, end):
-        config, same = _prepared(overrides or [])
+        config, same = prepared(overrides or [])
         from commands.train import train  # the apps and torch: not needed to print help or an error
 
         end.update(train(config, same, console=console))
@@ -149,7 +130,7 @@ def split_command(
 ) -> None:
     """Share a data set out by user, a file for each site, to try a deployment: `fedrec split 3 DIR dataset=ml_100k`."""
     with ending(as_json) as (console, end):
-        config, _ = _prepared(overrides or [])
+        config, _ = prepared(overrides or [])
         from commands.split import split  # as above
 
         dataset = split(config, sites, folder)
@@ -192,7 +173,7 @@ def simulate_command(
 
     # Composing takes seconds, of which torch's import is most: Flower can start meanwhile.
     with ending(as_json) as (console, end), signals_as_exceptions(), SuperLink() as superlink:
-        config, same = _prepared(overrides or [])
+        config, same = prepared(overrides or [])
         from commands.report import show_summary
         from commands.simulate import simulate  # as above
 
@@ -208,28 +189,10 @@ def baseline_command(
 ) -> None:
     """Rank without a federation: the same data, split, candidates and model as a run with these overrides."""
     with ending(as_json) as (console, end):
-        config, same = _prepared(overrides or [])
+        config, same = prepared(overrides or [])
         from commands.baseline.command import baseline  # as above
 
         end.update(baseline(kind.value, config, same, console=console))
-
-
-@audit_app.command("promotion", cls=OverridesCommand)
-def promotion_command(
-    overrides: Overrides = None,
-    attack: Annotated[PromotionKind, typer.Option("--attack", help="How they push.")] = PromotionKind.ADAPTIVE,
-    share: Annotated[
-        float, typer.Option("--share", min=0.0, max=1.0, help="Attackers, as a share of the honest users.")
-    ] = 0.01,
-    as_json: AsJson = False,
-) -> None:
-    """Train with users among the others who push one item that few have, and count who is shown it."""
-    with ending(as_json) as (console, end):
-        config, same = _prepared(overrides or [])
-        from commands.audit.promotion import promotion, show_promotion  # the apps and torch: as above
-
-        end.update(promotion(config, same, attack.value, share, console=console))
-        show_promotion(end, console)
 
 
 @app.command("compare", cls=PlainCommand)
@@ -305,12 +268,6 @@ def recommend_command(
         end.update(recommend(run, state_dir, user, history, top))
         if not as_json:
             show_recommendation(end, console)
-
-
-def _prepared(overrides: list[str]) -> tuple[RunConfig, list[str]]:
-    """The configuration, and overrides that make the same one in any working directory."""
-    config = settle(compose(overrides, base=working_directory()), working_directory())
-    return config, portable(overrides, config)
 
 
 def main() -> None:

@@ -33,14 +33,6 @@ def kept() -> dict[str, dict[str, Any]]:
     return {entry["name"]: entry for entry in result["figures"]["runs"]}
 
 
-@pytest.mark.parametrize(
-    ("score", "expected"), [([3.0, 2.0, 1.0, 0.0], 1.0), ([0.0, 1.0, 2.0, 3.0], 0.0), ([1.0, 1.0, 1.0, 1.0], 0.5)]
-)
-def test_the_area_under_the_curve_counts_a_tie_half(score: list[float], expected: float) -> None:
-    label = np.array([True, True, False, False])
-    assert item_recovery.auc(np.array(score), label) == expected
-
-
 def direction(seed: int) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.randn(8, generator=torch.Generator().manual_seed(seed)), dim=0)
 

@@ -1,0 +1,164 @@
+"""`fedrec audit membership`: a run in which candidates take part by a coin each, and what its models tell of it.
+
+Who looks is given much: every model that the server sends, the candidates' histories, and the draws that their devices
+make. At each model it works out the update that a candidate would send, and how far the next model has gone along it;
+what adds up over the run is the score, as for the canaries of Andrew et al. (ICLR 2024), of which the guesses about
+the coins are made (`commands.audit.one_run`). Beside it stands who has the last model alone, and scores by the loss of
+a candidate's history. Private tensors of other rounds are not known: they are as at the start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from rich.console import Console
+
+from commands.audit.candidates import candidates
+from commands.audit.one_run import CONFIDENCE, auc, lower_bound
+from commands.audit.tables import write_interactions, write_items
+from commands.audit.watching import WatchedGrid
+from commands.kept_run import of_run
+from commands.progress import RunProgress
+from fedrec.config.describe import load_member
+from fedrec.config.schema import RunConfig
+from fedrec.core import registry
+from fedrec.core.errors import ConfigError
+from fedrec.data.prepare import load
+from fedrec.datasets.base import DatasetConfig
+from fedrec.privacy.central import Central
+from server_app.run import run
+
+_DELTA = 1e-5
+"""Of the bound where the run has none of its own."""
+
+
+def membership(
+    config: RunConfig, overrides: Sequence[str], count: int, *, canaries: bool, console: Console
+) -> dict[str, Any]:
+    """Carry out a run with candidates and say what is shown of its epsilon; `config` has its folders settled.
+
+    Args:
+        config: Of the run. Its test is not validated on the way, and has no baselines.
+        overrides: What makes the same configuration.
+        count: Candidates.
+        canaries: Whether they are made up, or users of the data.
+        console: Where progress is shown.
+
+    Returns:
+        Of both who look, `all_models` and `last_model`: the area under the ROC curve, and the bound of epsilon with the
+        guesses it is made of; the account's epsilon, if there is one, and whether it holds: None without one.
+
+    Raises FedrecError for whatever the user can mend.
+    """
+    torch.set_num_threads(1)  # as `train`
+    _require_audited(config, count)
+    dataset = load(cast(DatasetConfig, config.dataset), lambda *_: None)
+    chosen = candidates(dataset, count, config.seed, canaries=canaries)
+    with tempfile.TemporaryDirectory(prefix="fedrec-audit-") as place:
+        folder = Path(place)
+        write_items(dataset.catalogue, folder / "items.csv")
+        write_interactions(dataset.catalogue, chosen.run, folder / "interactions.csv")
+        config, changes = _audited(config, folder, dataset.interactions.users + count * canaries)
+        kept = [text for text in overrides if text.partition("=")[0].partition(".")[0] != "dataset"]
+        grid = WatchedGrid(config, chosen)
+        with RunProgress(console) as progress, progress.warnings():
+            summary = run(config, [*kept, *changes], grid, progress)
+    watcher, last = grid.watcher, of_run(Path(summary["run"])).model_of(0)
+    watcher.see(last)
+    account: Mapping[str, Any] = summary.get("privacy", {})
+    delta = float(account.get("delta", _DELTA))
+    looks = {"all_models": watcher.along, "last_model": watcher.fit(last)}
+    bounds = {name: lower_bound(score, chosen.took_part, delta) for name, score in looks.items()}
+    promised = account.get("epsilon")
+    return {
+        "run": summary["run"],
+        "candidates": count,
+        "canaries": canaries,
+        "took_part": int(chosen.took_part.sum()),
+        "confidence": CONFIDENCE,
+        "delta": delta,
+        **{name: {"auc": auc(score, chosen.took_part), **bounds[name]._asdict()} for name, score in looks.items()},
+        "account": promised,
+        "holds": None if promised is None else all(bound.epsilon <= promised for bound in bounds.values()),
+        "test": summary["test"],
+        "warnings": summary["warnings"],
+    }
+
+
+def show_membership(found: Mapping[str, Any], console: Console) -> None:
+    """Print what `membership` has found in words."""
+    kind = "canaries" if found["canaries"] else "users of the data"
+    lines = [f"{found['candidates']:,} candidates, {kind}, of whom {found['took_part']:,} took part"]
+    for name, who in (("all_models", "all models of the run"), ("last_model", "the last model")):
+        look = found[name]
+        lines.append(
+            f"who has {who} tells them apart with an AUC of {look['auc']:.3f}; {look['right']} of {look['guesses']} "
+            f"guesses right: epsilon is at least {look['epsilon']:.2f} ({found['confidence']:.0%} confidence, "
+            f"delta={found['delta']:g})"
+        )
+    if found["holds"] is None:
+        lines.append("the run keeps no account of privacy")
+    elif found["holds"]:
+        lines.append(f"the account says {found['account']:.2f}, and holds")
+    else:
+        lines.append(
+            f"warning: the account says {found['account']:.2f}, which is less than was shown: please report it"
+        )
+    lines += [*(f"warning: {warning}" for warning in found["warnings"]), f"run folder: {found['run']}"]
+    for line in lines:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _require_audited(config: RunConfig, count: int) -> None:
+    """Raise ConfigError for a configuration that cannot be audited so."""
+    privacy: Any = config.privacy
+    made = registry.privacies.get(privacy.name)(privacy)
+    problems = [
+        f"{key}={value}: {why}; leave it out"
+        for key, value, only, why in (
+            ("runtime", config.runtime, "simulation", "an audit simulates all users"),
+            ("grouping", config.grouping.name, "one", "candidates have no group"),
+            ("resume", config.resume, None, "an audit is a run of its own"),
+        )
+        if value != only
+    ]
+    if hasattr(privacy, "epsilon") and not isinstance(made, Central):
+        problems.append(
+            f"privacy={privacy.name}: its account is not of adding or removing a user, which is what candidates do; "
+            "take privacy=central_gaussian, central_laplace, or one without an account"
+        )
+    if count < 1:
+        problems.append(f"--candidates {count}: give at least 1")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _audited(config: RunConfig, folder: Path, population: int) -> tuple[RunConfig, list[str]]:
+    """The configuration of the audited run, and the overrides that make it of the other."""
+    values: dict[str, Any] = {
+        "interactions": folder / "interactions.csv",
+        "item_table": folder / "items.csv",
+        "text_columns": ["text"],
+        "items": "listed",  # a list of rated items would tell who is there, beside the account
+    }
+    config = dataclasses.replace(
+        config,
+        dataset=load_member("dataset", "table", **values),
+        evaluation=dataclasses.replace(config.evaluation, every=0, baselines=False),
+    )
+    changes = ["dataset=table", *(f"dataset.{key}={_text(value)}" for key, value in values.items())]
+    changes += ["evaluation.every=0", "evaluation.baselines=false"]
+    privacy: Any = config.privacy
+    if getattr(privacy, "population", 0) is None:
+        config = dataclasses.replace(config, privacy=dataclasses.replace(privacy, population=population))
+        changes.append(f"privacy.population={population}")
+    return config, changes
+
+
+def _text(value: object) -> str:
+    return f"[{','.join(value)}]" if isinstance(value, list) else str(value)
