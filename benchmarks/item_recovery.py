@@ -5,8 +5,7 @@
     python -m benchmarks.item_recovery --check         exit 1 if the page has other figures
 
 MovieLens 1M as a deployment in one process: some users, drawn at random, have a node each, as phones have, and all
-others share one node. The server is the real one and the run an ordinary one; `benchmarks.curious_server` reads the
-messages of the lone users' nodes as they pass. What it believes is compared with the items that they train on.
+others share one node. What is measured, and how: `commands.audit.recovery`.
 """
 
 from __future__ import annotations
@@ -17,32 +16,22 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from benchmarks import documents, rendering
 from benchmarks.common import ROOT, case, options, table_overrides, write
-from benchmarks.curious_server import CuriousGrid, Seen
-from client_app.answers.app import app as client_app
-from commands.audit.one_run import auc
-from commands.audit.tables import write_interactions, write_items
+from commands.audit.recovery import by_popularity, looked_at, share_out
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
-from fedrec.data import split
 from fedrec.data.prepare import load
 from fedrec.data.types import Dataset
 from fedrec.datasets.base import DatasetConfig
-from server_app.run import run as run_on_server
 
 RESULTS = ROOT / "benchmarks" / "results" / "privacy"
 PAGE = ROOT / "docs" / "privacy.md"
-LAST = 10
-"""How many of a user's last training items the columns of the last items are about."""
 
 
 class Run(NamedTuple):
@@ -103,39 +92,6 @@ def overrides(run: Run, items: Path, rounds: int | None = None) -> list[str]:
     ]
 
 
-class Share(NamedTuple):
-    """A data set shared out to nodes, as a deployment finds it: paths, and what is true of the lone users.
-
-    Attributes:
-        items: The item table.
-        nodes: Node configurations, those of lone users first.
-        histories: The lone users' training items, oldest first, as rows of the item table.
-    """
-
-    items: Path
-    nodes: list[dict[str, str]]
-    histories: list[NDArray[np.int64]]
-
-
-def share_out(dataset: Dataset, lone: int, folder: Path) -> Share:
-    """Write the files of `lone` users drawn at random, one each, and of all others together."""
-    interactions, catalogue = dataset.interactions, dataset.catalogue
-    items = folder / "items.csv"
-    write_items(catalogue, items)
-    trainable = np.flatnonzero(split.evaluated(interactions))
-    alone = np.sort(np.random.default_rng(0).permutation(trainable)[:lone])
-    rest = np.setdiff1d(np.arange(interactions.users), alone)
-    nodes = []
-    for number, users in enumerate([*np.split(alone, lone), rest]):
-        path = folder / f"node-{number}" / "interactions.csv"
-        path.parent.mkdir()
-        write_interactions(catalogue, interactions, path, users)
-        nodes.append({"interactions": str(path), "state-dir": str(path.parent / "state")})
-    known = split.histories(interactions, "train", alone)
-    histories = [known.items[start:end].astype(np.int64) for start, end in pairwise(known.offsets)]
-    return Share(items, nodes, histories)
-
-
 def load_dataset(data: Path | None) -> Dataset:
     """MovieLens 1M in a folder of data sets; None: a small synthetic shop."""
     if data is None:
@@ -152,61 +108,8 @@ def look(number: int, data: str | None, lone: int, rounds: int | None, threads: 
         folder = Path(place)
         share = share_out(load_dataset(None if data is None else Path(data)), lone, folder)
         texts = [*overrides(RUNS[number], share.items, rounds), f"runs_dir={folder}/runs", f"cache_dir={folder}/cache"]
-        grid = CuriousGrid(client_app, share.nodes, lone)
-        summary = run_on_server(settle(compose(texts, base=None), None), texts, grid)
-        found = compared(grid.seen, share.histories)
+        summary, found = looked_at(settle(compose(texts, base=None), None), texts, share)
         return {**found, "test_ndcg@10": summary["test"]["ndcg@10"]}
-
-
-def compared(seen: Sequence[Seen], histories: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
-    """Means over the lone users who trained.
-
-    `history` is about all items that a user trains on, `last` about the latest ten of them, without the earlier ones.
-    Each has the area under the ROC curve, and the precision among as many of the highest scores: of the history as
-    many as its updates say that there are (so that it is the recall as well).
-    """
-    pairs = [(one, history) for one, history in zip(seen, histories, strict=True) if one.scores]
-    last_phase = max(max(one.phases) for one, _ in pairs)
-    late = [(one, history) for one, history in pairs if last_phase in one.phases]
-    figures = {
-        "users": len(pairs),
-        "updates": float(np.mean([len(one.scores) for one, _ in pairs])),
-        "history_length": float(np.mean([len(history) for _, history in pairs])),
-        "one_update": _means([(one.score([last_phase], 1), one.examples, history) for one, history in late]),
-        "last_phase": _means([(one.score([last_phase]), one.examples, history) for one, history in late]),
-        "whole_run": _means([(one.score(), one.examples, history) for one, history in pairs]),
-    }
-    always = [(one.always(), history) for one, history in pairs]
-    hits = [(mask[history].sum(), mask.sum(), len(history)) for mask, history in always]
-    figures["in_every_update"] = {
-        "precision": float(np.mean([right / named if named else 0.0 for right, named, _ in hits])),
-        "recall": float(np.mean([right / true for right, _, true in hits])),
-    }
-    return figures
-
-
-def _means(cases: Sequence[tuple[NDArray[np.float64], int, NDArray[np.int64]]]) -> dict[str, float]:
-    """Over scores of items, the number of items that the updates name, and the true history."""
-    rng = np.random.default_rng(0)
-    figures: list[tuple[float, float, float, float]] = []
-    for score, examples, history in cases:
-        order = rng.permutation(len(score))  # ties are drawn, not given to those who stand first
-        ranked = order[np.argsort(-score[order], kind="stable")]
-        mine = np.zeros(len(score), np.bool_)
-        mine[history] = True
-        recent = np.zeros(len(score), np.bool_)
-        recent[history[-LAST:]] = True
-        either = recent | ~mine
-        figures.append(
-            (
-                auc(score, mine),
-                float(mine[ranked[:examples]].mean()),
-                auc(score[either], recent[either]),
-                float(recent[ranked[:LAST]].mean()),
-            )
-        )
-    names = ("history_auc", "history_precision", "last_auc", "last_precision")
-    return dict(zip(names, map(float, np.mean(figures, axis=0)), strict=True))
 
 
 # ---- the result, and the page that shows it -------------------------------------------------------------------------
@@ -229,9 +132,7 @@ def popularity(data: str | None, lone: int) -> dict[str, float]:
     """What somebody recovers who knows nothing but how many users have each item."""
     with tempfile.TemporaryDirectory(prefix="item-recovery-") as place:
         dataset = load_dataset(None if data is None else Path(data))
-        share = share_out(dataset, lone, Path(place))
-        counts = np.bincount(dataset.interactions.items, minlength=len(dataset.catalogue)).astype(np.float64)
-        return _means([(counts, len(history), history) for history in share.histories])
+        return by_popularity(dataset, share_out(dataset, lone, Path(place)).histories)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -18,8 +18,8 @@ if str(ROOT) not in sys.path:  # benchmarks are not installed
     sys.path.append(str(ROOT))
 
 from benchmarks import item_recovery  # noqa: E402
-from benchmarks.curious_server import Seen, along  # noqa: E402
 from client_app.answers import app as app_module  # noqa: E402
+from commands.audit.curious import Seen, along  # noqa: E402
 from fedrec.config.compose import compose  # noqa: E402
 
 NUMBER = {run.name: number for number, run in enumerate(item_recovery.RUNS)}

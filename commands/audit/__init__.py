@@ -1,1 +1,1 @@
-"""Attacks on a federation by who takes part in it, simulated: what they reach, and what the limits leave of it."""
+"""Attacks on a simulated federation: what those who take part reach, and what those who look learn."""

@@ -69,3 +69,18 @@ def membership_command(
         canaries = of is CandidateKind.CANARIES
         end.update(membership(config, same, candidates, canaries=canaries, console=console))
         show_membership(end, console)
+
+
+@audit_app.command("recovery", cls=OverridesCommand)
+def recovery_command(
+    overrides: Overrides = None,
+    users: Annotated[int, typer.Option("--users", min=1, max=100_000, help="Who are alone on their nodes.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Train with users who are alone on their nodes, and name their items from the updates that the server gets."""
+    with ending(as_json) as (console, end):
+        config, same = prepared(overrides or [])
+        from commands.audit.recovery import recovery, show_recovery  # the apps and torch: as above
+
+        end.update(recovery(config, same, users, console=console))
+        show_recovery(end, console)

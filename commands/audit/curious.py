@@ -53,11 +53,13 @@ class Seen:
     def score(self, phases: Sequence[int] | None = None, updates: int | None = None) -> NDArray[np.float64]:
         """The sum over updates: of these phases (None: of all), and of the first so many of them (None: of all)."""
         chosen = [score for phase, score in zip(self.phases, self.scores, strict=True) if not phases or phase in phases]
-        return np.sum(chosen[:updates], axis=0, dtype=np.float64)
+        total: NDArray[np.float64] = np.sum(chosen[:updates], axis=0, dtype=np.float64)
+        return total
 
     def always(self) -> NDArray[np.bool_]:
         """The items that every update moves towards the user."""
-        return np.all([score > 0 for score in self.scores], axis=0)
+        towards: NDArray[np.bool_] = np.all([score > 0 for score in self.scores], axis=0)
+        return towards
 
 
 class CuriousGrid(LocalGrid):
@@ -158,4 +160,5 @@ def along(moved: Tensor, start: Tensor | None, earlier: NDArray[np.float64] | No
     else:
         sign = float(direction @ start.double()) if earlier is None else float(score @ earlier)
     size = np.sqrt(np.mean(score[score != 0] ** 2)) if (score != 0).any() else 1.0
-    return (np.copysign(1.0, sign) * score / size).astype(np.float32)
+    found: NDArray[np.float32] = (np.copysign(1.0, sign) * score / size).astype(np.float32)
+    return found
