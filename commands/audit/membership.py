@@ -33,6 +33,9 @@ from fedrec.datasets.base import DatasetConfig
 from fedrec.privacy.central import Central
 from server_app.run import run
 
+LEAST = 10
+"""Candidates: of fewer, all coins may well be the same."""
+
 _DELTA = 1e-5
 """Of the bound where the run has none of its own."""
 
@@ -51,7 +54,8 @@ def membership(
 
     Returns:
         Of both who look, `all_models` and `last_model`: the area under the ROC curve, and the bound of epsilon with the
-        guesses it is made of; the account's epsilon, if there is one, and whether it holds: None without one.
+        guesses it is made of (both bounds together at the confidence); the account's epsilon, if there is one, and
+        whether it holds: None without one.
 
     Raises FedrecError for whatever the user can mend.
     """
@@ -73,7 +77,7 @@ def membership(
     account: Mapping[str, Any] = summary.get("privacy", {})
     delta = float(account.get("delta", _DELTA))
     looks = {"all_models": watcher.along, "last_model": watcher.fit(last)}
-    bounds = {name: lower_bound(score, chosen.took_part, delta) for name, score in looks.items()}
+    bounds = {name: lower_bound(score, chosen.took_part, delta, len(looks)) for name, score in looks.items()}
     promised = account.get("epsilon")
     return {
         "run": summary["run"],
@@ -132,8 +136,8 @@ def _require_audited(config: RunConfig, count: int) -> None:
             f"privacy={privacy.name}: its account is not of adding or removing a user, which is what candidates do; "
             "take privacy=central_gaussian, central_laplace, or one without an account"
         )
-    if count < 1:
-        problems.append(f"--candidates {count}: give at least 1")
+    if count < LEAST:
+        problems.append(f"--candidates {count}: guesses about so few coins show nothing; give at least {LEAST}")
     if problems:
         raise ConfigError(problems)
 

@@ -59,13 +59,14 @@ def chance(candidates: int, guesses: int, right: int, epsilon: float, delta: flo
     return min(1.0, float(binom.sf(right - 1, guesses, each)) + 2 * candidates * delta * largest)
 
 
-def lower_bound(score: NDArray[np.float64], took_part: NDArray[np.bool_], delta: float) -> Bound:
+def lower_bound(score: NDArray[np.float64], took_part: NDArray[np.bool_], delta: float, scores: int = 1) -> Bound:
     """The best bound that a score of the candidates gives: high ones took part, low ones did not.
 
     Args:
         score: float64 [candidates].
         took_part: bool [candidates], the coins, each of chance one half.
         delta: Of the promise.
+        scores: Of so many scores the bounds hold together, at the confidence of one.
     """
     candidates = len(score)
     order = np.argsort(score, kind="stable")
@@ -75,7 +76,7 @@ def lower_bound(score: NDArray[np.float64], took_part: NDArray[np.bool_], delta:
         if half == 0:
             continue
         right = int(took_part[order[-half:]].sum() + (~took_part[order[:half]]).sum())
-        error = (1 - CONFIDENCE) / len(_SHARES)
+        error = (1 - CONFIDENCE) / (len(_SHARES) * scores)
         if chance(candidates, 2 * half, right, 0.0, delta) > error:
             continue
         low, high = 0.0, _MOST

@@ -23,6 +23,7 @@ from exchanges.records import MODEL, TRAIN, UPDATE, unpack
 from fedrec.codecs.float32 import Float32Codec, Float32Config
 from fedrec.config.schema import RunConfig
 from fedrec.core.bounds import LARGEST_NORM
+from fedrec.core.errors import ConfigError
 from fedrec.core.rng import derive
 from fedrec.core.tensors import Tensors
 from fedrec.stages.base import Stage
@@ -31,6 +32,9 @@ from fedrec.stages.contributions import Contributions
 from fedrec.stages.draws import Draws
 from fedrec.stages.limits import Limits
 from fedrec.wire.protocol import Setup
+
+_MOST_NUMBERS = 2**29
+"""In the updates of all candidates together, which are formed twice: 4 GiB."""
 
 
 class WatchedGrid(LocalGrid):
@@ -113,12 +117,14 @@ class Watching:
         """Compare a model with the one before it, and work out what candidates would send next."""
         if self._before is not None and _same_under(self._before[0], received):
             then, updates = self._before
-            self.along += (updates @ (_flat(received) - _flat(then))).numpy()
+            step = _flat(received) - _flat(then)
+            self.along += np.array([float(update.double() @ step) for update in updates])
         node, keys = self._node, self._cohort.keys.tolist()
+        _require_memory(len(keys), len(_flat(received)))
         start = node.backbone.init_private(node.setup.seed, self._cohort.keys)
         nothing = torch.zeros(len(_flat(received)))  # of who has no item to learn from
         sent = self._answers(received, start).updates
-        updates = torch.stack([sent.get(key, nothing) for key in keys]).double()
+        updates = torch.stack([sent.get(key, nothing) for key in keys])
         self._before = (received, torch.nn.functional.normalize(updates, dim=1))
 
     def fit(self, received: Received) -> NDArray[np.float64]:
@@ -137,6 +143,17 @@ class Watching:
         engine: Engine = ENGINES[node.setup.engine](node.recipe, node.sampler, stages, node.setup.pairs_at_once)
         engine.train(received.model, self._cohort, private, derive(node.secret, "train", received.round))
         return kept
+
+
+def _require_memory(candidates: int, numbers: int) -> None:
+    """Raise ConfigError if the candidates' updates would not fit a machine's memory."""
+    if candidates * numbers > _MOST_NUMBERS:
+        raise ConfigError(
+            [
+                f"--candidates {candidates}: their updates of {numbers:,} numbers each are held at once, at most "
+                f"{_MOST_NUMBERS // numbers:,} of them; give fewer, or a smaller model"
+            ]
+        )
 
 
 def _flat(received: Received) -> Tensor:

@@ -16,6 +16,7 @@ from scipy.stats import binom
 from typer.testing import CliRunner
 
 from commands import cli
+from commands.audit import watching
 from commands.audit.candidates import candidates
 from commands.audit.membership import membership
 from commands.audit.one_run import auc, chance, lower_bound
@@ -87,6 +88,21 @@ def test_a_bound_of_a_mechanism_whose_epsilon_is_known_is_below_it_and_near() ->
     assert np.median(found) > 1.4
 
 
+def test_bounds_of_several_scores_hold_together() -> None:
+    rng = np.random.default_rng(2)
+    coins = rng.random(300) < 0.5
+    score = coins + rng.normal(size=300)
+    assert 0 < lower_bound(score, coins, 0.0, 2).epsilon < lower_bound(score, coins, 0.0).epsilon
+
+
+def test_updates_that_would_fill_the_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "_MOST_NUMBERS", 10_000)
+    with pytest.raises(
+        ConfigError, match="--candidates 20: their updates of 800 numbers each are held at once, at most 12"
+    ):
+        audited(tmp_path, 20)
+
+
 def test_scores_that_say_nothing_show_nothing() -> None:
     rng = np.random.default_rng(1)
     assert lower_bound(rng.random(500), rng.random(500) < 0.5, 1e-5) == (0.0, 0, 0)
@@ -142,6 +158,7 @@ def test_whose_coin_says_no_is_not_there(tmp_path: Path) -> None:
         (10, True, ["privacy=local_gaussian", "privacy.epsilon=8"], "privacy=local_gaussian: its account is not"),
         (10, True, ["grouping=key"], "grouping=key: candidates have no group"),
         (60, False, [], "--candidates 60: the data have 60 users"),
+        (9, True, [], "--candidates 9: .* give at least 10"),
     ],
 )
 def test_what_an_audit_cannot_take_is_said(
