@@ -199,16 +199,13 @@ class Contributions:
         if name not in self.rows:
             owner, row = torch.nonzero((self.whole[name] != 0).any(2), as_tuple=True)
             return Touched(owner, row, self.whole[name][owner, row])
-        owners, numbers, changes = [], [], []
-        for block in self.rows[name]:
-            values = block.values.flatten(0, 1)
-            hit = torch.nonzero((values != 0).any(-1)).flatten()
-            owners.append(block.owner.repeat_interleave(block.rows.shape[1]).index_select(0, hit))
-            numbers.append(block.rows.flatten().index_select(0, hit))
-            changes.append(values.index_select(0, hit))
-        owner, row = torch.cat(owners), torch.cat(numbers)
-        order = torch.argsort(owner * self.spec[name].shape[0] + row)
-        return Touched(owner[order], row[order], torch.cat(changes).index_select(0, order))
+        blocks = self.rows[name]
+        owner = torch.cat([block.owner.repeat_interleave(block.rows.shape[1]) for block in blocks])
+        row = torch.cat([block.rows.flatten() for block in blocks])
+        values = torch.cat([block.values.flatten(0, 1) for block in blocks])
+        hit = torch.nonzero(values.abs().amax(1) != 0).flatten()
+        hit = hit[torch.argsort(owner[hit] * self.spec[name].shape[0] + row[hit])]
+        return Touched(owner[hit], row[hit], values.index_select(0, hit))
 
     def replacing(self, name: str, by: Touched) -> Contributions:
         """With these rows of a table in the place of all that users have changed."""

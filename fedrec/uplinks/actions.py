@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import override
 
-from fedrec.codecs.actions import MOST_ACTIONS, ActionCodec, Direction, direction
+from fedrec.codecs.actions import MOST_ACTIONS, ActionCodec, Directions, directions
 from fedrec.codecs.base import Codec
 from fedrec.codecs.rounding import RoundingCodec, tensor_seed
 from fedrec.core.registry import MemberConfig, uplinks
@@ -33,7 +33,7 @@ from fedrec.stages.rows import RowLimits
 from fedrec.uplinks.base import Room, Uplink
 from fedrec.uplinks.clusters import Clusters, of_numbers, of_rows
 from fedrec.uplinks.levels import of_levels
-from fedrec.uplinks.padded import Padded
+from fedrec.uplinks.padded import Padded, by_length
 
 
 @dataclass(frozen=True)
@@ -59,42 +59,45 @@ class Found(NamedTuple):
 
     Attributes:
         entry: The table.
-        touched: The rows.
-        sane: bool [m], of users all of whose rows are finite. The others are dropped further on, as they are.
-        rows: Those of each user side by side, zeros of who is not sane.
-        direction: The row of which each user's rows are multiples, if they are.
+        touched: The rows; zeros of who is not sane.
+        sane: bool [U], whose rows are all finite. The others are dropped further on.
+        counts: int64 [U], how many rows each has.
+        directions: The row of which each user's rows are multiples, if they are.
     """
 
     entry: TableSpec
     touched: Touched
     sane: Tensor
-    rows: Padded
-    direction: Direction
+    counts: Tensor
+    directions: Directions
 
     @staticmethod
     def of(touched: Touched, entry: TableSpec, users: int) -> Found:
         """The rows that `users` users have touched."""
-        finite = torch.ones(users, dtype=torch.bool, device=touched.owner.device)
-        finite[touched.owner[~torch.linalg.vecdot(touched.changes, touched.changes).isfinite()]] = False
-        sane = finite[touched.owner]
-        changes = touched.changes if bool(finite.all()) else torch.where(sane[:, None], touched.changes, 0.0)
-        rows = Padded.of(Touched(touched.owner, touched.rows, changes), users)
-        return Found(entry, touched, sane, rows, direction(rows.values))
+        sane = torch.ones(users, dtype=torch.bool, device=touched.owner.device)
+        sane[touched.owner[~torch.linalg.vector_norm(touched.changes, dim=1).isfinite()]] = False
+        if not bool(sane.all()):
+            changes = torch.where(sane[touched.owner][:, None], touched.changes, 0.0)
+            touched = Touched(touched.owner, touched.rows, changes)
+        counts = torch.bincount(touched.owner, minlength=users)
+        return Found(entry, touched, sane, counts, directions(touched.changes, touched.owner, users))
 
     @property
     def alike(self) -> Tensor:
         """Bool [U], whose rows are multiples of one."""
-        return self.direction.exact
+        return self.directions.exact
 
     def farthest(self, counts: Tensor) -> Found:
         """With so many rows of each user [U], those that move farthest; all of one who is not sane, to be dropped."""
-        if bool((counts.to(self.rows.counts) >= self.rows.counts).all()):
+        if bool((counts.to(self.counts) >= self.counts).all()):
             return self
-        lengths = self.rows.values.norm(dim=2)
-        rank = torch.where(self.rows.there, lengths, -1.0).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        stays = (rank < counts.to(rank)[:, None])[self.rows.owner, self.rows.place] | ~self.sane
-        touched = Touched(self.touched.owner[stays], self.touched.rows[stays], self.touched.changes[stays])
-        return Found.of(touched, self.entry, len(counts))
+        owner, rows, changes = self.touched
+        lengths = Padded.of(Touched(owner, rows, changes.norm(dim=1)[:, None]), len(counts))
+        length = torch.where(lengths.there, lengths.values[..., 0], -1.0)
+        rank = length.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        stays = (rank < counts.to(rank)[:, None])[owner, lengths.place] | ~self.sane[owner]
+        left = Found.of(Touched(owner[stays], rows[stays], changes[stays]), self.entry, len(counts))
+        return left._replace(sane=self.sane)
 
 
 class Acting(Stage):
@@ -138,7 +141,7 @@ class Acting(Stage):
         """
         choices = [*_powers(self._packet.config.actions)]
         most = np.full(len(room), choices[0])
-        left = [part.rows.counts.cpu().numpy().copy() for part in found]
+        left = [part.counts.cpu().numpy().copy() for part in found]
         for user, bytes_left in enumerate(room.tolist()):
             rows = [int(counts[user]) for counts in left]
             fitting = [k for k in choices if self._bound(found, user, rows, k) <= bytes_left]
@@ -169,50 +172,51 @@ class Acting(Stage):
 
     def _coded(self, found: Found, seeds: NDArray[np.uint64], most: Tensor) -> tuple[Touched, NDArray[np.int64]]:
         """The rows that move, by what their actions are after rounding, and the bytes of each user's table."""
-        touched, given, users = found.touched, found.rows, len(seeds)
+        touched, users = found.touched, len(seeds)
         clusters = self._clusters(found, seeds, most)
         actions = torch.nn.functional.pad(clusters.centres, (0, 0, 1, 0))
-        taken = clusters.taken[given.owner, given.place]
+        of_each = touched.owner * actions.shape[1] + clusters.taken
         moving = (actions != 0).any(2)  # a centre may have been rounded to zero
-        moves = torch.nonzero(moving[given.owner, taken] | ~found.sane).flatten()
-        owner, taken, sane = given.owner[moves], taken[moves], found.sane[moves]
-        changes = torch.where(sane[:, None], actions[owner, taken].to(touched.changes), torch.nan)
+        sane = found.sane[touched.owner]
+        moves = torch.nonzero(moving.flatten().index_select(0, of_each) | ~sane).flatten()
+        owner, of_each = touched.owner[moves], of_each[moves]
+        changes = actions.flatten(0, 1).index_select(0, of_each).to(touched.changes)
+        changes[~sane[moves]] = torch.nan
+        used = torch.zeros_like(moving)
+        used.view(-1)[of_each] = True
+        kinds, alike = _distinct(actions, used), directions(actions[used], torch.nonzero(used)[:, 0], users).exact
         moved = torch.bincount(owner, minlength=users)
-        used = torch.zeros(actions.shape[:2], dtype=torch.bool, device=actions.device)
-        used[owner, taken] = True
-        left = torch.where(used[..., None], actions, 0.0)
-        of_each = zip(moved.tolist(), _distinct(left, used).tolist(), direction(left).exact.tolist(), strict=True)
-        sizes = [self._packet.table_size(found.entry, rows, kinds, alike=alike) for rows, kinds, alike in of_each]
+        of_users = zip(moved.tolist(), kinds.tolist(), alike.tolist(), strict=True)
+        sizes = [self._packet.table_size(found.entry, rows, kinds, alike=alike) for rows, kinds, alike in of_users]
         return Touched(owner, touched.rows[moves], changes), np.array(sizes, dtype=np.int64)
 
     def _clusters(self, found: Found, seeds: NDArray[np.uint64], most: Tensor) -> Clusters:
-        given = found.rows
-        alike, apart = torch.nonzero(found.alike).flatten(), torch.nonzero(~found.alike).flatten()
-        users, places, width = given.values.shape
-        centres = given.values.new_zeros(users, self._packet.config.actions - 1, width)
-        taken = torch.zeros(users, places, dtype=torch.int64, device=centres.device)
-        if len(alike):
-            by_factor = self._of_factors(found, alike, seeds, most)
-            row = self._rounded(found.direction.row[alike][:, None], seeds[alike.cpu().numpy()], by_row=False)
-            multiples = by_factor.centres.float() * row
-            centres[alike, : multiples.shape[1]] = multiples
-            taken[alike] = by_factor.taken
-        if len(apart):
-            part = Padded(given.owner, given.place, given.counts[apart], given.rows[apart], given.values[apart])
-            by_row = of_rows(part, most[apart], seeds[apart.cpu().numpy()])
-            rounded = self._rounded(by_row.centres, seeds[apart.cpu().numpy()], by_row=True)
-            centres[apart, : rounded.shape[1]] = rounded
-            taken[apart] = by_row.taken
+        """Rounded actions [U, K - 1, width], and which of them each row takes, int64 [m]."""
+        touched = found.touched
+        centres = touched.changes.new_zeros(len(seeds), self._packet.config.actions - 1, touched.changes.shape[1])
+        taken = torch.zeros_like(touched.owner)
+        factors = Touched(touched.owner, touched.rows, found.directions.factors[:, None])
+        for users, at, rows in by_length(factors, found.counts, found.alike):
+            own = seeds[users.cpu().numpy()]
+            by_factor = self._of_factors(rows, most[users], own)
+            row = self._rounded(found.directions.row[users][:, None], own, by_row=False)
+            centres[users, : by_factor.centres.shape[1]] = by_factor.centres.float() * row
+            taken[at] = by_factor.taken[rows.owner, rows.place]
+        for users, at, rows in by_length(touched, found.counts, ~found.alike):
+            own = seeds[users.cpu().numpy()]
+            by_row = of_rows(rows, most[users], own)
+            centres[users, : by_row.centres.shape[1]] = self._rounded(by_row.centres, own, by_row=True)
+            taken[at] = by_row.taken[rows.owner, rows.place]
         return Clusters(centres, taken)
 
-    def _of_factors(self, found: Found, alike: Tensor, seeds: NDArray[np.uint64], most: Tensor) -> Clusters:
-        """Clusters of the factors of the users `alike`, int64 [A], all of whose rows are multiples of one."""
-        factors, there = found.direction.factors[alike], found.rows.there[alike]
-        nearest = of_numbers(factors, there, most[alike])
+    def _of_factors(self, factors: Padded, most: Tensor, seeds: NDArray[np.uint64]) -> Clusters:
+        """Clusters of the factors [U, M, 1] of users all of whose rows are multiples of one."""
+        numbers, there = factors.values[..., 0], factors.there
+        nearest = of_numbers(numbers, there, most)
         if self._packet.config.actions == 2 or self._levels == "nearest":
             return nearest
-        drawn = of_levels(factors, there, found.rows.rows[alike], most[alike].clamp(min=3), seeds[alike.cpu().numpy()])
-        several = (most[alike] > 2)[:, None]
+        drawn = of_levels(numbers, there, factors.rows, most.clamp(min=3), seeds)
+        several = (most > 2)[:, None]
         apart = torch.nn.functional.pad(nearest.centres, (0, 0, 0, drawn.centres.shape[1] - nearest.centres.shape[1]))
         return Clusters(
             torch.where(several[..., None], drawn.centres, apart), torch.where(several, drawn.taken, nearest.taken)

@@ -33,6 +33,48 @@ class Clusters(NamedTuple):
     taken: Tensor
 
 
+class Ordered(NamedTuple):
+    """Some numbers of each user, in ascending order.
+
+    Attributes:
+        counts: int64 [U, 1], how many a user has.
+        values: float64 [U, M], infinity beyond these.
+        order: int64 [U, M], where each was before.
+        sums: float64 [U, M + 1], of the first so many.
+        squares: float64 [U, M], the sum of the squares up to each.
+    """
+
+    counts: Tensor
+    values: Tensor
+    order: Tensor
+    sums: Tensor
+    squares: Tensor
+
+    @staticmethod
+    def of(numbers: Tensor, there: Tensor) -> Ordered:
+        """Of numbers [U, M], those that are `there` (bool [U, M])."""
+        values, order = torch.where(there, numbers, torch.inf).sort(1)
+        values = values.double()
+        finite = torch.where(values.isinf(), 0.0, values)
+        sums = torch.nn.functional.pad(finite.cumsum(1), (1, 0))
+        return Ordered(there.sum(1, keepdim=True), values, order, sums, finite.square().cumsum(1))
+
+    def quantiles(self, most: Tensor) -> Tensor:
+        """float64 [U, n], of each user the numbers at `most` - 1 quantiles of its squares; infinity beyond them."""
+        own, number = (most - 1)[:, None], torch.arange(int(most.max()) - 1, device=most.device)
+        at = torch.searchsorted(self.squares, self.squares[:, -1:] * (number + 0.5) / own)
+        found = self.values.gather(1, at.clamp(max=self.values.shape[1] - 1))
+        return torch.where((number < own) & (self.counts > 0), found, torch.inf)
+
+
+def around_zero(centres: Tensor, cluster: Tensor, zero: Tensor) -> Clusters:
+    """Clusters in ascending order [U, K], of which that at `zero` (int64 [U, 1]) is not moving, and who is in which."""
+    moving = torch.arange(centres.shape[1] - 1, device=centres.device)
+    kept = centres.gather(1, moving + (moving >= zero).long())
+    taken = torch.where(cluster == zero, 0, cluster + (cluster < zero).long())
+    return Clusters(torch.where(kept.isinf(), 0.0, kept)[..., None], taken)
+
+
 def of_numbers(numbers: Tensor, there: Tensor, most: Tensor) -> Clusters:
     """Clusters of one number a row.
 
@@ -43,36 +85,22 @@ def of_numbers(numbers: Tensor, there: Tensor, most: Tensor) -> Clusters:
         there: bool [U, M], which of these count.
         most: int64 [U], clusters that a user may have, at least 2, with that of not moving.
     """
-    users, places = numbers.shape
-    free = int(most.max()) - 1
-    counts = there.sum(1, keepdim=True)
-    ordered, order = torch.where(there, numbers, torch.inf).sort(1)
-    ordered = ordered.double()
-    finite = torch.where(ordered.isinf(), 0.0, ordered)
-    sums = torch.nn.functional.pad(finite.cumsum(1), (1, 0))
-    squares = finite.square().cumsum(1)
-    own = (most - 1)[:, None]
-    number = torch.arange(free, device=numbers.device)
-    wanted = squares[:, -1:] * (number + 0.5) / own
-    at = torch.searchsorted(squares, wanted).clamp(max=places - 1)
-    chosen = torch.where((number < own) & (counts > 0), ordered.gather(1, at), torch.inf)
-    centres = torch.nn.functional.pad(chosen, (1, 0)).sort(1).values
+    given = Ordered.of(numbers, there)
+    counts = given.counts
+    centres = torch.nn.functional.pad(given.quantiles(most), (1, 0)).sort(1).values
     zero = (centres < 0).sum(1, keepdim=True)
-    edges = torch.zeros(users, free, dtype=torch.int64, device=numbers.device)
+    edges = counts
     for _ in range(_OF_NUMBERS):
         middles = (centres[:, 1:] + centres[:, :-1]) / 2
-        edges = torch.minimum(torch.searchsorted(ordered, middles), counts)
+        edges = torch.minimum(torch.searchsorted(given.values, middles), counts)
         ends = torch.cat([torch.zeros_like(counts), edges, counts], 1)
         size = ends.diff(dim=1)
-        means = sums.gather(1, ends).diff(dim=1) / size.clamp(min=1)
+        means = given.sums.gather(1, ends).diff(dim=1) / size.clamp(min=1)
         centres = torch.where(size > 0, means, centres).scatter(1, zero, 0.0)
-    place = torch.arange(places, device=numbers.device).expand(users, places).contiguous()
-    cluster = torch.searchsorted(edges, place, right=True)
-    cluster = torch.where(cluster == zero, 0, cluster + (cluster < zero).long())
-    taken = torch.zeros_like(cluster).scatter(1, order, torch.where(place < counts, cluster, 0))
-    moving = torch.arange(free, device=numbers.device)
-    kept = centres.gather(1, moving + (moving >= zero).long())
-    return Clusters(torch.where(kept.isinf(), 0.0, kept)[..., None], taken)
+    place = torch.arange(numbers.shape[1], device=numbers.device).expand(numbers.shape).contiguous()
+    found = around_zero(centres, torch.searchsorted(edges, place, right=True), zero)
+    taken = torch.where(place < counts, found.taken, 0)
+    return Clusters(found.centres, torch.zeros_like(taken).scatter(1, given.order, taken))
 
 
 def of_rows(given: Padded, most: Tensor, seeds: NDArray[np.uint64]) -> Clusters:

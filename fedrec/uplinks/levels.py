@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fedrec.core.rng import counter_uniform
-from fedrec.uplinks.clusters import Clusters
+from fedrec.uplinks.clusters import Clusters, Ordered, around_zero
 
 _PASSES = 12
 
@@ -28,17 +28,10 @@ def of_levels(numbers: Tensor, there: Tensor, rows: Tensor, most: Tensor, seeds:
         most: int64 [U], levels that a user may have, at least 3, with zero.
         seeds: uint64 [U].
     """
-    places = numbers.shape[1]
-    free = int(most.max()) - 1
-    counts = there.sum(1, keepdim=True)
-    ordered = torch.where(there, numbers, torch.inf).double().sort(1).values
-    finite = torch.where(ordered.isinf(), 0.0, ordered)
-    sums = torch.nn.functional.pad(finite.cumsum(1), (1, 0))
-    squares = finite.square().cumsum(1)
-    own, number = (most - 1)[:, None], torch.arange(free, device=numbers.device)
-    at = torch.searchsorted(squares, squares[:, -1:] * (number + 0.5) / own).clamp(max=places - 1)
-    levels = torch.where((number < own) & (counts > 0), ordered.gather(1, at), torch.inf)
-    least, largest = ordered[:, :1], finite.gather(1, (counts - 1).clamp(min=0))
+    given, own, places = Ordered.of(numbers, there), (most - 1)[:, None], numbers.shape[1]
+    ordered, counts, sums = given.values, given.counts, given.sums
+    levels = given.quantiles(most)
+    least, largest = ordered[:, :1], ordered.gather(1, (counts - 1).clamp(min=0))
     levels[:, :1] = torch.where(least < 0, least, levels[:, :1])
     last = levels.gather(1, own - 1)
     levels = levels.scatter(1, own - 1, torch.where((largest > 0) & (counts > 0), largest, last))
@@ -58,13 +51,10 @@ def of_levels(numbers: Tensor, there: Tensor, rows: Tensor, most: Tensor, seeds:
         levels = moved.scatter(1, zero, 0.0).sort(1).values
     values = numbers.double()
     lower = (torch.searchsorted(levels, values.contiguous(), right=True) - 1).clamp(min=0)
-    upper = (lower + 1).clamp(max=free)
+    upper = (lower + 1).clamp(max=levels.shape[1] - 1)
     upper = torch.where(levels.gather(1, upper).isinf(), lower, upper)
     gap = levels.gather(1, upper) - levels.gather(1, lower)
     chance = torch.where(gap > 0, (values - levels.gather(1, lower)) / gap, 0.0)
     uniform = torch.from_numpy(counter_uniform(seeds[:, None], rows.cpu().numpy())).to(values.device)
-    level = torch.where(uniform < chance, upper, lower)
-    taken = torch.where(level == zero, 0, level + (level < zero).long())
-    moving = torch.arange(free, device=numbers.device)
-    kept = levels.gather(1, moving + (moving >= zero).long())
-    return Clusters(torch.where(kept.isinf(), 0.0, kept)[..., None], torch.where(there, taken, 0))
+    found = around_zero(levels, torch.where(uniform < chance, upper, lower), zero)
+    return Clusters(found.centres, torch.where(there, found.taken, 0))

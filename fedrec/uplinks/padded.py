@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -45,3 +46,40 @@ class Padded(NamedTuple):
     def there(self) -> Tensor:
         """Bool [U, M], which places have a row."""
         return torch.arange(self.rows.shape[1], device=self.rows.device) < self.counts[:, None]
+
+
+class Group(NamedTuple):
+    """Users with about as many rows as one another.
+
+    Attributes:
+        users: int64 [G], who they are.
+        at: int64 [g], where their rows stand among those of all.
+        rows: These rows, of users 0 to G - 1.
+    """
+
+    users: Tensor
+    at: Tensor
+    rows: Padded
+
+
+def by_length(touched: Touched, counts: Tensor, among: Tensor) -> Iterator[Group]:
+    """The users `among` (bool [U]) in groups, so that no more than half of the places are empty.
+
+    A few users with long histories would otherwise bring everybody beside them as many places.
+
+    Args:
+        touched: The rows of U users.
+        counts: int64 [U], how many rows each has.
+        among: Whose rows are wanted.
+    """
+    length = torch.frexp(counts.double()).exponent.masked_fill(~among, 0)
+    for bits in length.unique().tolist():
+        if not bits:  # no rows, or not wanted
+            continue
+        users = torch.nonzero(length == bits).flatten()
+        number = torch.full_like(counts, -1)
+        number[users] = torch.arange(len(users), device=counts.device)
+        of_each = number.index_select(0, touched.owner)
+        at = torch.nonzero(of_each >= 0).flatten()
+        own = Touched(of_each[at], touched.rows[at], touched.changes.index_select(0, at))
+        yield Group(users, at, Padded.of(own, len(users)))
