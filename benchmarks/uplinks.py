@@ -70,7 +70,7 @@ BLOCKS = {"uplinks": rendered}
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     opts = options("uplinks", __doc__, arguments)
     data = ml_1m(opts.data, opts.cache) if opts.full else synthetic(opts.cache, 200, 300, 20.0)
-    cohort, repeats = (604, 7) if opts.full else (16, 2)
+    cohort, repeats = (604, 21) if opts.full else (16, 2)
     cases = [
         case("benchmarks.uplinks:pairs", data=data, uplink=name, cohort=cohort, repeats=repeats) for name in _UPLINKS
     ]

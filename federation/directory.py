@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from federation.cohorts.base import CohortSampling, Roots
 from fedrec.core.errors import FederationError
+from fedrec.networks.base import Network
 
 _AWAY = -1
 
@@ -129,10 +130,25 @@ class Directory:
         if self._users_of.pop(node, None) is not None:
             self._place[self._place == self._places[node]] = _AWAY
 
-    def cohort(self, sampling: CohortSampling, round: int, fraction: float, roots: Roots) -> NDArray[np.int64]:
-        """Numbers of the users who train in a round, among those here, as `sampling` chooses them."""
+    def there(self, network: Network, round: int) -> NDArray[np.int64]:
+        """Numbers of the users whose nodes are here and who, by `network`, are there in a round, ascending."""
         here = self.here
-        return here[sampling.choose(self._keys[here], round, fraction, roots)]
+        return here[network.there(self._keys[here], round)]
+
+    def cohort(
+        self,
+        sampling: CohortSampling,
+        round: int,
+        fraction: float,
+        roots: Roots,
+        there: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.int64]:
+        """Numbers of the users who train in a round, as `sampling` chooses them among those who are `there`.
+
+        None: all whose nodes are here.
+        """
+        there = self.here if there is None else there
+        return there[sampling.choose(self._keys[there], round, fraction, roots)]
 
     def shares(self, users: NDArray[np.int64]) -> dict[int, Share]:
         """The users by node, nodes in the order in which they joined, slots ascending."""

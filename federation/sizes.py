@@ -200,14 +200,15 @@ def sizes(config: RunConfig, setup: Setup, item_list: int | None = None) -> Size
     phases = tuple(_phase(phase, model, setup, recipe, privacy) for phase, model in each)
     once, rounds = sum(joining.values()), sum(phase.rounds for phase in phases)
     exchanges = _exchanges(registry.strategies.get(strategy.name).regular(config, setup))
+    fraction = config.federation.fraction * setup.network_of_run.availability
     return Sizes(
         items=setup.n_items,
-        fraction=config.federation.fraction,
+        fraction=fraction,
         joining=joining,
         metrics=members.Ranking(setup, {}, ["test"]).up_bytes(_DEVICE),
         phases=phases,
-        run=_totals(phases, rounds, config.federation.fraction, once, exchanges),
-        per_1000_rounds=_totals(phases, 1000, config.federation.fraction, once, exchanges),
+        run=_totals(phases, rounds, fraction, once, exchanges),
+        per_1000_rounds=_totals(phases, 1000, fraction, once, exchanges),
         exchanges=exchanges,
         item_list=item_list,
     )

@@ -91,8 +91,9 @@ class Training(ModelExchange):
     def participants(self, directory: Directory) -> dict[int, Share]:
         rules = self._rules
         wanted = rules.fraction * (1 + rules.over_sampling)
-        users = directory.cohort(self._sampling, self.round, wanted, self._roots)
-        self._target = self._sampling.awaited(len(directory.here), len(users), rules.fraction)
+        there = directory.there(self._setup.network_of_run, self.round)
+        users = directory.cohort(self._sampling, self.round, wanted, self._roots, there)
+        self._target = self._sampling.awaited(len(there), len(users), rules.fraction)
         asked = np.bincount(directory.groups[users], minlength=len(self.folds))
         self.folds = {group: self._empty_fold(int(n)) for group, n in zip(self.folds, asked, strict=True)}
         self._uploaded, self.clocks = {}, {}

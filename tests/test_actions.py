@@ -34,7 +34,7 @@ from fedrec.uplinks.base import Room
 from fedrec.uplinks.clusters import of_numbers, of_rows
 from fedrec.uplinks.levels import of_levels
 from fedrec.uplinks.padded import Padded
-from fedrec.uplinks.sampled import Sampling, chances
+from fedrec.uplinks.sampled import SampledConfig, SampledUplink, Sampling, chances
 from fedrec.wire.updates import NodeUpdate
 
 FLOAT32 = Float32Codec(Float32Config("float32"))
@@ -284,8 +284,14 @@ def test_multiples_of_a_row_keep_their_direction_to_the_last_action() -> None:
 def test_chances_are_in_proportion_and_add_up() -> None:
     lengths = torch.tensor([[8.0, 1.0, 1.0, 2.0, 0.0], [1.0, 1.0, 0.0, 0.0, 0.0]])
     torch.testing.assert_close(
-        chances(lengths, 2), torch.tensor([[1, 0.25, 0.25, 0.5, 0], [1, 1, 0, 0, 0]], dtype=torch.float64)
+        chances(lengths, torch.tensor([2, 2])),
+        torch.tensor([[1, 0.25, 0.25, 0.5, 0], [1, 1, 0, 0, 0]], dtype=torch.float64),
     )
+    assert chances(lengths, torch.tensor([1, 0]))[1].tolist() == [0] * 5
+
+
+def sampling(rows: int, room: Room | None = None) -> Sampling:
+    return Sampling(rows, SampledUplink(SampledConfig("sampled", rows), FLOAT32).packet, room)
 
 
 def test_drawn_rows_are_as_many_as_wanted_and_unbiased() -> None:
@@ -293,10 +299,10 @@ def test_drawn_rows_are_as_many_as_wanted_and_unbiased() -> None:
     table = torch.zeros(90, 6).index_put((whole.rows,), whole.changes)
     mean, draws = torch.zeros(90, 6), 500
     for seed in range(draws):
-        drawn = Sampling(20).on_devices(given_by([0]), Draws(seed, fresh=False)).touched("table")
+        drawn = sampling(20).on_devices(given_by([0]), Draws(seed, fresh=False)).touched("table")
         assert len(drawn.rows) == 20
         mean[drawn.rows] += drawn.changes / draws
-    chance = chances(whole.changes.norm(dim=1)[None], 20)[0]
+    chance = chances(whole.changes.norm(dim=1)[None], torch.tensor([20]))[0]
     error = (whole.changes.norm(dim=1) * ((1 - chance) / chance / draws).sqrt()).float()
     assert ((mean - table)[whole.rows].norm(dim=1) <= 5 * error + 1e-3).all()
 
@@ -345,6 +351,24 @@ def test_who_has_little_room_sends_the_rows_that_move_farthest() -> None:
     assert 0 < len(left.rows) < len(before.rows)
     farthest = set(before.rows[lengths.argsort(descending=True)[: len(before.rows) // 2]].tolist())
     assert set(left.rows.tolist()) <= farthest
+
+
+def test_drawn_rows_are_as_many_as_there_is_room_for() -> None:
+    """From more than enough to none: never longer, and one row more would not have fitted."""
+    everybody = list(range(USERS))
+    for room in (10_000, 1_500, 900, 500, 300, 0):
+        rooms = np.full(USERS, room) - 7 * np.arange(USERS)
+        uplink = SampledUplink(SampledConfig("sampled", 20), FLOAT32, all_of(rooms))
+        before = given_by(everybody).changed_rows("table")
+        after = uplink.stages(None)[0].on_devices(given_by(everybody), Draws(1, fresh=False))
+        left = {name: after.changed_rows(name) for name in after.tables}
+        for user in everybody:
+            rows = {name: int(of[user]) for name, of in left.items()}
+            size = uplink.packet.size_of_rows(UPLINKED, rows)
+            assert size <= max(rooms[user], uplink.packet.least(UPLINKED))
+            if rows["table"] < min(20, before[user]):
+                more = {name: count + 1 for name, count in rows.items()}
+                assert uplink.packet.size_of_rows(UPLINKED, more) > rooms[user]
 
 
 def test_a_user_without_a_limit_has_all_actions() -> None:

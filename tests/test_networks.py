@@ -95,6 +95,19 @@ def test_a_budget_is_a_byte_at_least_and_a_finite_number(name: str) -> None:
     assert (most.reply_budget(KEYS[:4]) <= MOST_BYTES).all()
 
 
+@pytest.mark.parametrize("name", networks.names())
+def test_a_device_is_there_in_its_share_of_the_rounds_whoever_is_beside_it(name: str) -> None:
+    assert network(name).there(KEYS, 1).all()
+    if not isinstance(network(name), SimulatedNetwork):
+        return
+    some = network(name, availability=0.3)
+    rounds = np.stack([some.there(KEYS[:2000], round) for round in range(40)])
+    assert rounds.mean() == pytest.approx(0.3, abs=0.01)
+    assert rounds.mean(0).std() == pytest.approx(np.sqrt(0.3 * 0.7 / 40), rel=0.1), "each round by itself"
+    assert (some.there(KEYS[3:5], 7) == rounds[7, 3:5]).all()
+    assert (network(name, seed=8, availability=0.3).there(KEYS, 7) != some.there(KEYS, 7)).any()
+
+
 DEPLOYED = ["runtime=deployment", "dataset=table", "dataset.item_table=/t.csv"]
 GRADED = ["network=grades", "network.grades=[phone,desktop]"]
 

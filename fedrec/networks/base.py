@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from fedrec.core.bounds import MOST_BYTES, MOST_MEGABITS, MOST_SECONDS
 from fedrec.core.registry import MemberConfig
+from fedrec.core.rng import counter_uniform, derive
 
 Megabits = Annotated[float, Gt(0), Le(MOST_MEGABITS)]
 """A bandwidth: millions of bits in a second."""
@@ -40,6 +41,15 @@ class Network(ABC):
     def limits_replies(self) -> bool:
         """Whether a reply has a budget, so that a device has to be told of the network."""
         return False
+
+    @property
+    def availability(self) -> float:
+        """The share of the rounds in which a device is there."""
+        return 1.0
+
+    def there(self, keys: NDArray[np.uint64], round: int) -> NDArray[np.bool_]:
+        """Whose device is there in a round, bool [users], drawn by (seed, key, round); `keys`: uint64 [users]."""
+        return counter_uniform(derive(self.seed, "network", "there"), keys, round) < self.availability
 
     def reply_budget(self, keys: NDArray[np.uint64], grade: str = "") -> NDArray[np.int64]:
         """The most bytes that each user's reply to one round may have, all of its packet: int64 [users].

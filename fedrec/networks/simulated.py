@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -40,6 +40,8 @@ class SimulatedConfig(UplinkConfig):
         speed: Training interactions that it takes one local step on in a second, each with its negatives.
         latency: Seconds of a user's round beside transfer and work: connecting, and waiting for an answer.
         deadline: Seconds after which a round goes on without the users who are not done (null: all are waited for).
+        availability: The share of the rounds in which a device is there, drawn for each round by itself. The users of a
+            round are chosen among those who are there; rankings ask everybody.
     """
 
     uplink: Megabits
@@ -47,6 +49,8 @@ class SimulatedConfig(UplinkConfig):
     speed: Annotated[float, Gt(0), Le(MOST_EXAMPLES)]
     latency: Annotated[float, Ge(0), Le(MOST_SECONDS)]
     deadline: Annotated[float, Gt(0), Le(MOST_SECONDS)] | None
+    # With a default: a run of old has none in its folder.
+    availability: Annotated[float, Gt(0), Le(1)] = field(default=1.0, kw_only=True)
 
 
 class SimulatedNetwork(UplinkNetwork):
@@ -80,6 +84,12 @@ class SimulatedNetwork(UplinkNetwork):
         """Seconds after which a round goes on; infinity: all are waited for."""
         given: float | None = self.config.deadline
         return np.inf if given is None else given
+
+    @property
+    @override
+    def availability(self) -> float:
+        given: float = self.config.availability
+        return given
 
     def seconds(
         self,

@@ -189,7 +189,7 @@ class Contributions:
         counts = torch.zeros(len(self), dtype=torch.int64, device=self.loss.device)
         if name in self.rows:
             for block in self.rows[name]:  # of a row that stands in several places one is not zero
-                counts.index_add_(0, block.owner, (block.values != 0).any(2).sum(1))
+                counts.index_add_(0, block.owner, (block.values.abs().amax(2) != 0).sum(1))
         else:
             counts += (self.whole[name] != 0).any(2).sum(1)
         return torch.where(self.kept, counts, 0).cpu().numpy()

@@ -73,7 +73,7 @@ def by_length(touched: Touched, counts: Tensor, among: Tensor) -> Iterator[Group
         among: Whose rows are wanted.
     """
     length = torch.frexp(counts.double()).exponent.masked_fill(~among, 0)
-    for bits in length.unique().tolist():
+    for bits in sorted(set(length.tolist())):
         if not bits:  # no rows, or not wanted
             continue
         users = torch.nonzero(length == bits).flatten()

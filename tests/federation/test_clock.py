@@ -12,6 +12,7 @@ import torch
 from client_app.answers.app import app as honest
 from client_app.answers.handling import down_of
 from exchanges.records import CLOCK, DOWN, ENROLL, KEYS, MODEL, SLOTS, UPDATE, Content, unpack
+from federation.cohorts.fixed import round_half_up
 from fedrec.core.errors import FederationError, PacketError
 from fedrec.core.rng import counter_normal, derive
 from fedrec.wire.clock import Clock
@@ -120,6 +121,22 @@ def test_who_misses_the_deadline_is_counted_and_changes_nothing(federate: Federa
     assert any("late: they missed the simulated network.deadline" in text for text in fast.summary["warnings"])
     with pytest.raises(FederationError, match=r"late \(they missed the simulated network\.deadline"):
         federate(*SPARSE, MOBILE, "network.deadline=0.1")
+
+
+def test_who_is_away_is_not_chosen(federate: Federate) -> None:
+    """Whatever the layout, and after a run was resumed; the share of those who are there is asked."""
+    away = [*SPARSE, FEW, MOBILE, "network.availability=0.5", "federation.fraction=0.5"]
+    one = federate(*away, nodes=1)
+    setup = Setup.from_json((one.folder / "setup.json").read_text())
+    told = (unpack(reply.content).arrays for reply in one.grid.received)
+    (keys,) = (arrays[KEYS].astype(np.uint64) for arrays in told if KEYS in arrays)
+    for line in one.metrics:
+        there = setup.network_of_run.there(keys, line["round"])
+        assert line["cohort"] == round_half_up(0.5 * there.sum()) < 0.5 * USERS
+    for nodes in (7, USERS):
+        other = federate(*away, nodes=nodes)
+        other.must_equal(one)
+        assert times(other) == pytest.approx(times(one), rel=1e-9)
 
 
 @pytest.mark.parametrize("clock", [b"", b"0" * 15, Clock(float("nan"), 0).packet(), Clock(-1.0, 0).packet(),

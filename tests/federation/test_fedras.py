@@ -89,10 +89,18 @@ def test_what_does_not_fit_is_refused_with_its_reason(case: str) -> None:
 # ---- devices that differ ---------------------------------------------------------------------------------------------
 
 
-def test_every_reply_fits_into_the_budget_of_its_device(federate: Federate) -> None:
-    """Some of 60 simulated phones have room for 64 actions, others for a few rows alone; wherever they live."""
-    overrides = ["strategy=fedras", "uplink.actions=64", *FAST, *SGD, WIDE, "federation.fraction=1.0"]
-    limited = [*overrides, "network=mobile", "network.reply_seconds=0.0004"]
+ADAPTIVE = {
+    "actions": (["uplink.actions=64"], "0.0004"),
+    "drawn rows": (["uplink=sampled", "uplink.rows=64"], "0.0006"),
+}
+
+
+@pytest.mark.parametrize("case", ADAPTIVE)
+def test_every_reply_fits_into_the_budget_of_its_device(federate: Federate, case: str) -> None:
+    """Some of 60 simulated phones have room for 64 actions or rows, others for a few rows alone; wherever they live."""
+    uplink, seconds = ADAPTIVE[case]
+    overrides = ["strategy=fedras", *uplink, *FAST, *SGD, WIDE, "federation.fraction=1.0"]
+    limited = [*overrides, "network=mobile", f"network.reply_seconds={seconds}"]
     one, each = (federate(*limited, nodes=nodes) for nodes in (1, USERS))
     each.must_equal(one)
     config = from_dict(yaml.safe_load((one.folder / "config.yaml").read_text()))

@@ -183,7 +183,14 @@ def test_counted_items_are_not_asked_for_again(carry: Carry, uninterrupted: Call
 def test_the_bytes_of_what_users_changed_and_simulated_time_are_counted_on(
     carry: Carry, uninterrupted: Callable[..., Any], tmp_path: Path, uplink: str
 ) -> None:
-    overrides = ("strategy=full", "codec=int8", "optim=fast", f"uplink={uplink}", "network=mobile")
+    overrides = (
+        "strategy=full",
+        "codec=int8",
+        "optim=fast",
+        f"uplink={uplink}",
+        "network=mobile",
+        "network.availability=0.7",
+    )
     assert carry(tmp_path, *overrides, deliveries=8) is None
     summary = carry(tmp_path, resume=True)
     assert summary is not None
