@@ -7,6 +7,9 @@ Runs are kept by `python -m benchmarks.results_table --to fedras --add NAME RUN`
 that end with `seed <n>`; the table has their means. A name begins with its backbone. What every other run of a backbone
 is measured by is that of plain `int8`, the same model whether all rows travel or those that changed.
 
+Those of other data are in folders of their own (`fedras-amazon`, `fedras-catalogue`), as are those that only tell time:
+`fedras-time`, and `fedras-adaptive` with devices that send very slowly.
+
 Runs whose devices are simulated and that were validated on the way have times, too. Latency is a part of every user's
 round, so that another one is the same run with as much more, or less, for each round.
 """
@@ -51,25 +54,27 @@ def kept(folder: str = "fedras") -> dict[str, dict[str, Any]]:
     return {run["name"]: run for run in runs}
 
 
-def table() -> str:
+def _update(runs: Sequence[Mapping[str, Any]], way: str) -> float:
+    """Bytes of the tables and all else that a user moves one way when it is chosen once."""
+    return fmean(run["summary"]["bytes_per_user"][way] / _chosen(run) for run in runs)
+
+
+def table(folder: str) -> str:
     """One line a configuration, and how it compares with the dense one of its backbone."""
     groups: dict[str, list[dict[str, Any]]] = {}
-    for name, run in kept().items():
+    for name, run in kept(folder).items():
         groups.setdefault(_SEED.sub("", name), []).append(run)
 
     def mean(runs: list[dict[str, Any]], split: str) -> float:
         return fmean(run["summary"][split]["ndcg@10"] for run in runs)
 
-    def update(runs: list[dict[str, Any]], way: str) -> float:
-        return fmean(run["summary"]["bytes_per_user"][way] / _chosen(run) for run in runs)
-
     lines = []
-    for name, runs in sorted(groups.items(), key=lambda entry: (entry[0].partition(",")[0], -update(entry[1], "up"))):
+    for name, runs in sorted(groups.items(), key=lambda entry: (entry[0].partition(",")[0], -_update(entry[1], "up"))):
         backbone = name.partition(",")[0]
         plain = next(found for each in _PLAIN if (found := groups.get(f"{backbone}, {each}")))
         tests = [run["summary"]["test"]["ndcg@10"] for run in runs]
         spread = f" ± {stdev(tests):.4f}" if len(tests) > 1 else ""
-        up, dense = update(runs, "up"), update(plain, "down")
+        up, dense = _update(runs, "up"), _update(plain, "down")
         moved = fmean(run["summary"]["bytes_per_user"]["total"] for run in runs)
         both = 2 * dense * fmean(map(_chosen, runs))
         cells = [
@@ -124,6 +129,28 @@ def times() -> str:
     return "\n" + "\n".join(lines) + "\n\n"
 
 
+def adaptive() -> str:
+    """Numbers of actions that follow from the device beside fixed ones, by simulated time and by what is learned."""
+    target = _PART * kept()[_TIMED]["curve"][-1]["validation"]["ndcg@10"]
+    lines = [
+        "| run | an update up, bytes | simulated seconds a round | NDCG@10 at validation, last | round | seconds |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, run in kept("fedras-adaptive").items():
+        last = run["curve"][-1]
+        point = next((point for point in run["curve"] if point["validation"]["ndcg@10"] >= target), None)
+        reached = f"{point['round']} | {point['simulated_seconds']:,.0f}" if point else "not reached |"
+        cells = [
+            name,
+            f"{_update([run], 'up'):,.0f}",
+            f"{last['simulated_seconds'] / last['round']:.2f}",
+            f"{last['validation']['ndcg@10']:.4f}",
+            reached,
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n" + "\n".join(lines) + "\n\n"
+
+
 def draw(path: Path) -> None:
     """NDCG@10 at validation over simulated time."""
     from matplotlib.figure import Figure
@@ -146,7 +173,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fedras", description="Updates as actions.")
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args(arguments).check
-    blocks = {"fedras": table(), "time": times()}
+    blocks = {
+        "fedras": table("fedras"),
+        "amazon": table("fedras-amazon"),
+        "catalogue": table("fedras-catalogue"),
+        "time": times(),
+        "adaptive": adaptive(),
+    }
     status = documents.write(PAGE, blocks, command="python -m benchmarks.fedras", check=check)
     if not check:
         draw(PICTURE)
