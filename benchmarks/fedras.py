@@ -8,7 +8,7 @@ that end with `seed <n>`; the table has their means. A name begins with its back
 is measured by is that of plain `int8`, the same model whether all rows travel or those that changed.
 
 Those of other data are in folders of their own (`fedras-amazon`, `fedras-catalogue`), as are those that only tell time:
-`fedras-time`, and `fedras-adaptive` with devices that send very slowly.
+`fedras-time`, and `fedras-adaptive` with devices that send very slowly. `fedras-baselines` has what ranks without training.
 
 Runs whose devices are simulated and that were validated on the way have times, too. Latency is a part of every user's
 round, so that another one is the same run with as much more, or less, for each round.
@@ -91,6 +91,12 @@ def table(folder: str) -> str:
         ]
         lines.append(f"| {' | '.join(cells)} |\n")
     return f"\n{_HEAD}{''.join(lines)}\n"
+
+
+def _popularity() -> str:
+    """What the most popular items come to on the data of the large catalogue."""
+    (run,) = kept("fedras-baselines").values()
+    return f"The most popular items, for everybody: {run['summary']['test']['ndcg@10']:.4f}.\n\n"
 
 
 def timed() -> dict[str, dict[str, Any]]:
@@ -176,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     blocks = {
         "fedras": table("fedras"),
         "amazon": table("fedras-amazon"),
-        "catalogue": table("fedras-catalogue"),
+        "catalogue": table("fedras-catalogue") + _popularity(),
         "time": times(),
         "adaptive": adaptive(),
     }

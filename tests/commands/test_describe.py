@@ -128,6 +128,15 @@ def test_an_exchange_beside_the_rounds_is_told_where_there_is_one() -> None:
     assert "beside training" not in shown(plain)
 
 
+def test_who_is_there_in_half_of_the_rounds_is_chosen_half_as_often() -> None:
+    whole, half = (
+        describe(compose(["strategy=full", "network=mobile", *more], base=None), 100)
+        for more in ([], ["network.availability=0.5"])
+    )
+    assert half.fraction == whole.fraction / 2
+    assert half.per_1000_rounds.up == pytest.approx(whole.per_1000_rounds.up / 2)
+
+
 def test_the_time_of_a_round_is_told_where_a_network_is_simulated() -> None:
     assert describe(compose([], base=None), 100).times is None
     chosen = ["strategy=full", "network=homogeneous", "network.latency=0.5"]
