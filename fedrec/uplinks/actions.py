@@ -173,9 +173,8 @@ class Acting(Stage):
     def _coded(self, found: Found, seeds: NDArray[np.uint64], most: Tensor) -> tuple[Touched, NDArray[np.int64]]:
         """The rows that move, by what their actions are after rounding, and the bytes of each user's table."""
         touched, users = found.touched, len(seeds)
-        clusters = self._clusters(found, seeds, most)
-        actions = torch.nn.functional.pad(clusters.centres, (0, 0, 1, 0))
-        of_each = touched.owner * actions.shape[1] + clusters.taken
+        actions, taken = self._clusters(found, seeds, most)
+        of_each = touched.owner * actions.shape[1] + taken
         moving = (actions != 0).any(2)  # a centre may have been rounded to zero
         sane = found.sane[touched.owner]
         moves = torch.nonzero(moving.flatten().index_select(0, of_each) | ~sane).flatten()
@@ -190,24 +189,24 @@ class Acting(Stage):
         sizes = [self._packet.table_size(found.entry, rows, kinds, alike=alike) for rows, kinds, alike in of_users]
         return Touched(owner, touched.rows[moves], changes), np.array(sizes, dtype=np.int64)
 
-    def _clusters(self, found: Found, seeds: NDArray[np.uint64], most: Tensor) -> Clusters:
-        """Rounded actions [U, K - 1, width], and which of them each row takes, int64 [m]."""
+    def _clusters(self, found: Found, seeds: NDArray[np.uint64], most: Tensor) -> tuple[Tensor, Tensor]:
+        """Rounded actions [U, K, width], the first of them zero, and which of them each row takes, int64 [m]."""
         touched = found.touched
-        centres = touched.changes.new_zeros(len(seeds), self._packet.config.actions - 1, touched.changes.shape[1])
+        actions = touched.changes.new_zeros(len(seeds), self._packet.config.actions, touched.changes.shape[1])
         taken = torch.zeros_like(touched.owner)
         factors = Touched(touched.owner, touched.rows, found.directions.factors[:, None])
         for users, at, rows in by_length(factors, found.counts, found.alike):
             own = seeds[users.cpu().numpy()]
             by_factor = self._of_factors(rows, most[users], own)
             row = self._rounded(found.directions.row[users][:, None], own, by_row=False)
-            centres[users, : by_factor.centres.shape[1]] = by_factor.centres.float() * row
+            actions[users, 1 : 1 + by_factor.centres.shape[1]] = by_factor.centres.float() * row
             taken[at] = by_factor.taken[rows.owner, rows.place]
         for users, at, rows in by_length(touched, found.counts, ~found.alike):
             own = seeds[users.cpu().numpy()]
             by_row = of_rows(rows, most[users], own)
-            centres[users, : by_row.centres.shape[1]] = self._rounded(by_row.centres, own, by_row=True)
+            actions[users, 1 : 1 + by_row.centres.shape[1]] = self._rounded(by_row.centres, own, by_row=True)
             taken[at] = by_row.taken[rows.owner, rows.place]
-        return Clusters(centres, taken)
+        return actions, taken
 
     def _of_factors(self, factors: Padded, most: Tensor, seeds: NDArray[np.uint64]) -> Clusters:
         """Clusters of the factors [U, M, 1] of users all of whose rows are multiples of one."""
