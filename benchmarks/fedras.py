@@ -137,21 +137,24 @@ def times() -> str:
 
 def adaptive() -> str:
     """Numbers of actions that follow from the device beside fixed ones, by simulated time and by what is learned."""
-    target = _PART * kept()[_TIMED]["curve"][-1]["validation"]["ndcg@10"]
+    goal = kept()[_TIMED]["curve"][-1]["validation"]["ndcg@10"]
     lines = [
-        "| run | an update up, bytes | simulated seconds a round | NDCG@10 at validation, last | round | seconds |",
+        "| run | an update up, bytes | seconds a round | NDCG@10 at validation, last | until 90 %, s | until 95 %, s |",
         "|---|---:|---:|---:|---:|---:|",
     ]
+
+    def until(curve: Sequence[Mapping[str, Any]], part: float) -> str:
+        found = next((point for point in curve if point["validation"]["ndcg@10"] >= part * goal), None)
+        return f"{found['simulated_seconds']:,.0f} (round {found['round']})" if found else "not reached"
+
     for name, run in kept("fedras-adaptive").items():
-        last = run["curve"][-1]
-        point = next((point for point in run["curve"] if point["validation"]["ndcg@10"] >= target), None)
-        reached = f"{point['round']} | {point['simulated_seconds']:,.0f}" if point else "not reached |"
+        curve = run["curve"]
         cells = [
             name,
             f"{_update([run], 'up'):,.0f}",
-            f"{last['simulated_seconds'] / last['round']:.2f}",
-            f"{last['validation']['ndcg@10']:.4f}",
-            reached,
+            f"{curve[-1]['simulated_seconds'] / curve[-1]['round']:.2f}",
+            f"{curve[-1]['validation']['ndcg@10']:.4f}",
+            *(until(curve, part) for part in (0.9, _PART)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n" + "\n".join(lines) + "\n\n"
