@@ -8,7 +8,8 @@ that end with `seed <n>`; the table has their means. A name begins with its back
 is measured by is that of plain `int8`, the same model whether all rows travel or those that changed.
 
 Those of other data are in folders of their own (`fedras-amazon`, `fedras-catalogue`), as are those that only tell time:
-`fedras-time`, and `fedras-adaptive` with devices that send very slowly. `fedras-baselines` has what ranks without training.
+`fedras-time`, and `fedras-adaptive` with devices that send very slowly. What ranks without training is in
+`fedras-baselines`.
 
 Runs whose devices are simulated and that were validated on the way have times, too. Latency is a part of every user's
 round, so that another one is the same run with as much more, or less, for each round.
