@@ -95,7 +95,7 @@ def _page(
     return template.render(
         name=Path(str(summary["run"])).name,
         facts=_facts(summary, manifest),
-        notes=[str(summary[name]) for name in ("chosen", "standing") if name in summary],
+        notes=[str(summary[name]) for name in ("chosen", "share", "standing") if name in summary],
         warnings=[str(warning) for warning in summary.get("warnings", ())],
         curves=Markup(_curves(records, curve_metric(summary["test"]))),
         sections=sections,

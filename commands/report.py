@@ -31,6 +31,8 @@ def show_summary(summary: Mapping[str, Any], console: Console) -> None:
     for phase, facts in summary.get("embedding", {}).items():
         console.print(f"{phase} started with {fact_line(facts)}", soft_wrap=True, highlight=False, markup=False)
     console.print(f"run folder: {summary['run']}", soft_wrap=True, highlight=False, markup=False)
+    if "share" in summary:
+        console.print(summary["share"], soft_wrap=True, highlight=False, markup=False)
     style = "yellow" if summary["ahead"] is False else None
     warned = "warning: " if summary["ahead"] is False else ""
     console.print(warned + summary["standing"], soft_wrap=True, highlight=False, markup=False, style=style)

@@ -32,6 +32,7 @@ from fedrec.wire.protocol import SimulatedData
 from peft_embeddings.base_table import text_vectors
 from server_app.account import ledger_of, planned, settled, stated
 from server_app.baselines import best_of, simulated_baselines
+from server_app.ceiling import ceiling, share_of_ceiling
 from server_app.chosen import chosen
 from server_app.manifest import manifest, new_run_id
 from server_app.resuming import Resumption, go_on, manifest_of_resumed, prepare
@@ -123,6 +124,7 @@ def _run(
         log.info("evaluation.validation=false: users train on all but their last item, and only the test ranks them")
     baselines: dict[str, dict[str, float]] = {}
     rival: Rival | None = None
+    most: dict[str, float] | None = None
     if config.evaluation.baselines and not simulated:
         log.info("no baselines: they need everybody's interactions in one place, which no deployment has")
     elif config.evaluation.baselines and pause is None:
@@ -132,6 +134,7 @@ def _run(
             vectors = text_vectors(dataset.catalogue, text_encoder(config), cache_dir, progress)
         results = simulated_baselines(setup, dataset, vectors, "test")
         baselines, rival = results.means, best_of(results, setup, dataset)
+        most = ceiling(config, dataset, setup.ks)
     strategy: FederatedStrategy = registry.strategies.get(config.strategy.name)(
         config, setup, table.table, eligible, Recorder(folder, watcher, config.checkpoints_kept, ledger), deployed
     )
@@ -173,12 +176,15 @@ def _run(
         **({"groups": strategy.ended["groups"]} if "groups" in strategy.ended else {}),
         **({"simulated_seconds": strategy.clock} if strategy.timed else {}),
         **({"privacy": given} if (given := stated(config, ledger.report() if ledger else None)) else {}),
+        **({"ceiling": most, "share": share_of_ceiling(strategy.ended["test"], most)} if most else {}),
         **standing(strategy),
     }
     summary = finite(summary)
     folder.write_json(SUMMARY, summary)
     log.info("%s", summary["chosen"])
     log.info("test: %s", shown(at_ten(summary["test"])))
+    if "share" in summary:
+        log.info("%s", summary["share"])
     if ledger:
         log.info("privacy: epsilon=%(epsilon).3f at delta=%(delta)g (%(unit)s), %(releases)d releases", ledger.report())
     if "caveat" in summary.get("privacy", {}):

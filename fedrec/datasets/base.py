@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from annotated_types import Ge, Le
@@ -81,6 +81,20 @@ class RawData:
     counts: dict[str, int] = field(default_factory=dict)
 
 
+class LastChances(NamedTuple):
+    """The truth behind the last interaction of every user of made-up data.
+
+    Attributes:
+        users: Ids of users.
+        items: Ids of all listed items.
+        chances: float64 [users, items], how likely each item was; of items that a user had before they say nothing.
+    """
+
+    users: Sequence[str]
+    items: Sequence[str]
+    chances: NDArray[np.float64]
+
+
 Progress = Callable[[str, int, int], None]
 """Called with (what, done, total) while something long is read or fetched; a total of 0 is not known."""
 
@@ -110,3 +124,7 @@ class DatasetSource(ABC):
             f"dataset={self.config.name} has no list of items apart from the interactions, and a deployment reads "
             "nobody's: give its items as a table, dataset=table dataset.item_table=..."
         )
+
+    def last_chances(self) -> LastChances | None:
+        """What each user's last item was drawn by, where data are made up; None where nobody knows it."""
+        return None
