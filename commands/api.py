@@ -27,6 +27,7 @@ from commands import train as training
 from commands import tune as tuning
 from commands.arrow_frames import kept_frame
 from commands.kept_run import of_run
+from commands.open_recipe import leaves_recipe_open, told
 from commands.recommend import newcomer
 from commands.recommend_all import COLUMNS, lines_of
 from commands.recommendable import Recommendable, RecommendError
@@ -51,7 +52,7 @@ def train(
     quiet: bool = False,
     **sections: Value,
 ) -> Run:
-    """Train in this process, as `fedrec train` does.
+    """Train in this process, as `fedrec train` does: by a recipe that is chosen, if nothing of one is given.
 
     Args:
         overrides: As on the command line: `"optim=fast"`, `"strategy.rounds=30"`.
@@ -71,7 +72,11 @@ def train(
     config = settle(composed(texts, base=base), base)
     console = Console(file=sys.stderr, quiet=quiet)
     with _one_thread():
-        summary = training.train(config, portable(texts, config), console=console)
+        if leaves_recipe_open(texts):
+            console.print(told(tuning.CANDIDATES), soft_wrap=True, highlight=False, markup=False)
+            summary = tuning.tune(texts, tuning.CANDIDATES, base, console=console)
+        else:
+            summary = training.train(config, portable(texts, config), console=console)
     return Run(summary["run"])
 
 

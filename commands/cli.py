@@ -13,6 +13,7 @@ from rich.text import Text
 from commands.audit.cli import audit_app
 from commands.changes import change_as_dict, changes_table, shown
 from commands.ending import command_line, ending
+from commands.open_recipe import leaves_recipe_open, told
 from commands.options import AsJson, Overrides, prepared
 from commands.overrides_help import BaselineCommand, OverridesCommand, PlainCommand
 from fedrec import __version__
@@ -98,12 +99,20 @@ def describe_command(
 
 @app.command("train", cls=OverridesCommand)
 def train_command(overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Train in this process, with the real server and clients but without Flower's runtime: for quick work."""
+    """Train in this process, with the real server and clients but without Flower's runtime.
+
+    If nothing of the recipe is typed, it is chosen by validation, as `fedrec tune` does.
+    """
     with ending(as_json) as (console, end):
         config, same = prepared(overrides or [])
         from commands.train import train  # the apps and torch: not needed to print help or an error
+        from commands.tune import CANDIDATES, tune
 
-        end.update(train(config, same, console=console))
+        if leaves_recipe_open(overrides or []):
+            console.print(told(CANDIDATES), soft_wrap=True, highlight=False, markup=False)
+            end.update(tune(overrides or [], CANDIDATES, working_directory(), console=console))
+        else:
+            end.update(train(config, same, console=console))
 
 
 @app.command("tune", cls=OverridesCommand)

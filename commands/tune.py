@@ -1,93 +1,47 @@
-"""`fedrec tune`: which of a few experiments suits the data, by validation, for less traffic than the run itself.
+"""`fedrec tune`, and `fedrec train` where nothing of the recipe is typed: which of a few experiments suits the data.
 
-Successive halving over rounds: each candidate begins its own whole run, with its own schedule, and stops after a
-sixteenth of its rounds. The better half goes on for a larger share, and so on; the last one goes to its end, and is the
-run that `fedrec train` with this experiment is. So what the search costs is what the candidates that were given up have
-moved. That is planned beforehand to be at most what the cheapest of the candidates would move in a whole run; what
-cannot be tried for that is left out, the dearest first.
+By validation, for less traffic than the run itself: successive halving over rounds. Each candidate begins its own
+whole run, with its own schedule, and stops after a sixteenth of its rounds. The better half goes on for a larger share,
+and so on; the last one goes to its end, and is the run that `fedrec train` with this experiment is. So what the search
+costs is what the candidates that were given up have moved. That is planned beforehand to be at most what the cheapest
+of them would move in a whole run; what cannot be tried for that is left out, the dearest first.
+
+The runs of the candidates are kept beside the chosen one, in a folder of the same name that ends in `-search`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import shlex
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from client_app.answers.app import app as client_app
-from commands.describe import describe
+from commands.candidates import PARTS, Candidate, candidates_of
 from commands.local_grid import LocalGrid
 from commands.progress import RunProgress, amount, figure
 from commands.report import show_summary
-from federation.sizes import Sizes, expected
-from fedrec.config.compose import EXPERIMENT, compose, experiments
-from fedrec.config.paths import portable, settle
-from fedrec.config.schema import RunConfig
-from fedrec.core.errors import ConfigError, FederationError
-from fedrec.core.registry import nearest
+from federation.contract import StrategyConfig
+from fedrec.config.describe import to_yaml
+from fedrec.core.disk import writing
+from fedrec.core.errors import FederationError
 from fedrec.core.strict_json import json_page
 from fedrec.core.whole_files import write_text
 from fedrec.evaluation.metrics import curve_metric
-from server_app.account import accounts
 from server_app.run import run
+from server_app.run_folder import CONFIG
 
 log = logging.getLogger("fedrec")
 
-CANDIDATES = ("steady", "contexts_1mb", "recency_1mb", "sequences_1mb")
+CANDIDATES = ("steady", "contexts_1mb", "recency_1mb", "sequences")
 """The experiments that are tried if no others are named: one for each kind of history that we know of."""
-_PARTS = 16
-"""A run is validated so many times, and the first rung is one part of it."""
-_RUNGS = (1, 2, 4, 8)
-
-
-@dataclass
-class Candidate:
-    """An experiment that is tried.
-
-    Attributes:
-        name: Of the experiment.
-        typed: The overrides that make its configuration.
-        config: That configuration, with its folders settled.
-        sizes: What its run would move.
-        round: The round until which it was trained.
-        value: Its best validation until then.
-        moved: Bytes per user until then, as the meter counted them.
-        ended: The summary, once the run has ended.
-        failed: Why its run could not go on; empty if it could.
-    """
-
-    name: str
-    typed: list[str]
-    config: RunConfig
-    sizes: Sizes
-    round: int = 0
-    value: float = -math.inf
-    moved: float = 0.0
-    ended: dict[str, Any] | None = None
-    failed: str = ""
-
-    @property
-    def rounds(self) -> int:
-        """Those of the whole run."""
-        return sum(phase.rounds for phase in self.sizes.phases)
-
-    def after(self, parts: int) -> int:
-        """The round at which so many parts of its run are done, which is validated."""
-        every: int = self.config.evaluation.every
-        return min(self.rounds, every * max(1, round(parts * self.rounds / _PARTS / every)))
-
-    def planned(self, parts: int) -> float:
-        """Bytes per user, as they are planned, until so many parts are done."""
-        return expected(self.sizes, self.after(parts))
+_RUNGS = (1, 2, 4, 8)  # parts of `PARTS`
 
 
 def tune(overrides: Sequence[str], among: Sequence[str], base: Path, *, console: Console) -> dict[str, Any]:
@@ -96,9 +50,9 @@ def tune(overrides: Sequence[str], among: Sequence[str], base: Path, *, console:
     `tune.json` in the run's folder has the search, and the command that makes the same run again. Raises ConfigError.
     """
     torch.set_num_threads(1)  # as `fedrec train` does
-    candidates = _candidates(overrides, among, base)
+    candidates = candidates_of(overrides, among, base)
     left = list(candidates)
-    budget = min(candidate.planned(_PARTS) for candidate in left)
+    budget = min(candidate.planned(PARTS) for candidate in left)
     parts, given_up = 0, 0.0
     while len(left) > 1:
         rung, dearest = affordable(left, parts, budget - given_up)
@@ -120,6 +74,7 @@ def tune(overrides: Sequence[str], among: Sequence[str], base: Path, *, console:
         else:
             break
     chosen = left[0]
+    _move(chosen)
     summary = _train(chosen, None, console)
     found = _found(chosen, candidates, budget)
     write_text(Path(summary["run"]) / "tune.json", json_page(found))
@@ -153,59 +108,6 @@ def affordable(left: Sequence[Candidate], parts: int, budget: float) -> tuple[in
     return 0, max(left, key=lambda each: each.planned(_RUNGS[0])) if not parts else None
 
 
-def _candidates(overrides: Sequence[str], among: Sequence[str], base: Path) -> list[Candidate]:
-    """All candidates, none of them tried yet."""
-    typed = {text.partition("=")[0].strip(): text.partition("=")[2].strip() for text in overrides}
-    problems = [
-        f"{key}={typed[key]}: `fedrec tune` begins runs of its own, of the experiments that --among names; leave it out"
-        for key in (EXPERIMENT, "resume")
-        if key in typed
-    ]
-    if typed.get("strategy.patience", "null") != "null":
-        problems.append(
-            f"strategy.patience={typed['strategy.patience']}: `fedrec tune` itself ends the runs that are not good "
-            "enough; leave it out"
-        )
-    problems += [
-        f"--among {name}: there is no such experiment; {nearest(name, experiments())}"
-        for name in among
-        if name not in experiments()
-    ]
-    if len(set(among)) < len(among) or not among:
-        problems.append(f"--among: expected experiments, each once, got {', '.join(among) or 'none'}")
-    if problems:
-        raise ConfigError(problems)
-    prefix = typed.get("run_id", time.strftime("tune-%Y%m%d-%H%M%S"))
-    rest = [text for text in overrides if text.partition("=")[0].strip() != "run_id"]
-    found: list[Candidate] = []
-    for name in among:
-        chosen = [f"{EXPERIMENT}={name}", *rest]
-        strategy: Any = compose(chosen, base=base).strategy
-        often = {"evaluation.every": str(max(1, strategy.rounds // _PARTS)), "strategy.patience": "null"}
-        chosen += [f"{key}={value}" for key, value in often.items() if key not in typed]
-        config = settle(compose([*chosen, f"run_id={prefix}-{name}"], base=base), base)
-        _require_choosable(config)
-        sizes = describe(config, found[0].sizes.items if found else None)
-        found.append(Candidate(name, portable(chosen, config), config, sizes))
-    return found
-
-
-def _require_choosable(config: RunConfig) -> None:
-    """Raise ConfigError if there is no validation by which a choice could be made."""
-    if config.runtime != "simulation":
-        raise ConfigError(["runtime=deployment: `fedrec tune` tries experiments in a simulation; leave it out"])
-    for key, on in (("validation=false", config.evaluation.validation), ("every=0", config.evaluation.every)):
-        if not on:
-            raise ConfigError([f"evaluation.{key}: `fedrec tune` chooses by validation; leave it out"])
-    if accounts(config):
-        raise ConfigError(
-            [
-                f"privacy={config.privacy.name}: it accounts for what updates give away, and `fedrec tune` chooses by "
-                "metrics, for which nothing is charged: choose on data that need no such protection"
-            ]
-        )
-
-
 def _try(candidate: Candidate, parts: int, console: Console) -> None:
     """Let a candidate go on until so many parts of its run are done; one that cannot, is out of the search."""
     try:
@@ -215,11 +117,24 @@ def _try(candidate: Candidate, parts: int, console: Console) -> None:
         log.warning("experiment=%s is out of the search: %s", candidate.name, error)
 
 
+def _move(chosen: Candidate) -> None:
+    """Let the folder of a candidate's run be where that of the search's result belongs."""
+    before, place = chosen.config.runs_dir, chosen.place
+    assert before is not None
+    chosen.config = dataclasses.replace(chosen.config, runs_dir=place.parent)
+    if chosen.round:
+        with writing(str(place), "set runs_dir=/another/folder"):
+            (before / place.name).rename(place)
+        write_text(place / CONFIG, to_yaml(chosen.config))
+
+
 def _train(candidate: Candidate, until: int | None, console: Console) -> dict[str, Any]:
     """Let a candidate's run go on until after a round, or to its end; what it came to."""
-    if candidate.ended is not None:
-        return candidate.ended
     config = candidate.config
+    if until is not None:
+        config = dataclasses.replace(
+            config, strategy=dataclasses.replace(cast(StrategyConfig, config.strategy), patience=None)
+        )
     if candidate.round:
         config = dataclasses.replace(config, resume=config.run_id)
     with RunProgress(console) as progress, progress.warnings():
@@ -229,7 +144,6 @@ def _train(candidate: Candidate, until: int | None, console: Console) -> dict[st
     candidate.round = result["rounds"]
     candidate.value = result["validation"][curve_metric(result["validation"])]
     candidate.moved = result["bytes_per_user"]["total"]
-    candidate.ended = result if "test" in result else None
     return result
 
 

@@ -81,7 +81,7 @@ def test_what_suits_frames_is_found_and_trained(home: Path, clicks: pandas.DataF
     found = fedrec.tune(interactions=clicks, items=films, among=among, **named, **SMALL)
     search = json.loads((found.folder / "tune.json").read_text())
     assert [each["experiment"] for each in search["candidates"]] == among
-    assert found.folder == home / "tuned" / f"t-{search['experiment']}"
+    assert found.folder == home / "tuned" / "t"
     assert found.summary["rounds"] == 2
 
 

@@ -14,11 +14,13 @@ from rich.console import Console
 
 from client_app.answers.app import app as client_app
 from commands import tune as tuning
+from commands.candidates import Candidate
 from commands.local_grid import LocalGrid
-from commands.tune import Candidate, affordable, tune
+from commands.tune import affordable, tune
 from federation.sizes import expected
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
+from fedrec.config.resume import config_in
 from fedrec.core.errors import ConfigError, FederationError, RoundError
 from server_app.run import run
 
@@ -45,9 +47,13 @@ def test_the_chosen_run_is_the_one_that_its_command_makes_and_the_search_costs_w
     winner = tried.pop(found["experiment"])
     (loser,) = tried.values()
     assert (winner["tried"], loser["tried"]) == (16, 8)
+    folders = {loser["experiment"]: tmp_path / f"runs/t-search/{loser['experiment']}/t"}
+    folders[found["experiment"]] = tmp_path / "runs/t"
+    assert summary["run"] == str(tmp_path / "runs/t")
+    assert config_in(tmp_path / "runs/t").runs_dir == tmp_path / "runs"
     lines = {
-        name: [json.loads(line) for line in (tmp_path / f"runs/t-{name}/metrics.jsonl").read_text().splitlines()]
-        for name in AMONG
+        name: [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for name, folder in folders.items()
     }
     best = {name: max(line["validation"]["ndcg@10"] for line in lines[name][:8]) for name in AMONG}
     assert best[found["experiment"]] == max(best.values())
@@ -87,10 +93,10 @@ def test_what_cannot_be_chosen_is_said_before_anything_is_trained(tmp_path: Path
 def test_a_candidate_that_fails_is_out_of_the_search_and_costs_what_it_moved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = tuning.run
+    original = run
 
     def failing(config: Any, *given: Any, **more: Any) -> dict[str, Any]:
-        if config.run_id == "t-sequences_1mb":
+        if "sequences_1mb" in str(config.runs_dir):
             raise RoundError("it diverged")
         return original(config, *given, **more)
 
@@ -110,7 +116,7 @@ def candidate(name: str, once: int, each: int) -> Candidate:
     phase = SimpleNamespace(rounds=160, up=each, down=each, once=once, whole=once, merge=0, merge_every=0)
     sizes: Any = SimpleNamespace(joining={"setup": 1000}, fraction=1.0, phases=(phase,), exchanges=())
     config: Any = SimpleNamespace(evaluation=SimpleNamespace(every=10))
-    return Candidate(name, [], config, sizes)
+    return Candidate(name, [], config, Path("/"), sizes)
 
 
 def test_what_is_expected_counts_what_is_sent_once_to_those_who_are_chosen() -> None:
