@@ -14,7 +14,7 @@ from rich.console import Console
 
 from client_app.answers.app import app as client_app
 from commands import tune as tuning
-from commands.candidates import Candidate
+from commands.candidates import Candidate, candidates_of
 from commands.local_grid import LocalGrid
 from commands.tune import affordable, tune
 from federation.sizes import expected
@@ -88,6 +88,23 @@ def test_what_cannot_be_chosen_is_said_before_anything_is_trained(tmp_path: Path
     with pytest.raises(ConfigError, match=said):
         tuned(tmp_path, *overrides, among=among)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_is_there_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "runs/t").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"run_id=t: .*runs/t is there already"):
+        tuned(tmp_path)
+    assert not (tmp_path / "runs/t-search").exists()
+
+
+def test_a_run_with_patience_has_more_than_any_trial(tmp_path: Path) -> None:
+    places = [f"runs_dir={tmp_path}/runs", "run_id=t"]
+    found = candidates_of([*SHOP, *places], ["sequences", "sequences_1mb"], tmp_path)
+    often = candidates_of([*SHOP, *places, "evaluation.every=5"], ["sequences"], tmp_path)
+    patience = [each.config.strategy.patience for each in (*found, *often)]  # type: ignore[attr-defined]
+    assert patience == [8, None, None]
+    assert found[0].after(8) <= 8 * found[0].config.evaluation.every
+    assert [each.config.evaluation.every for each in found] == [37, 81]
 
 
 def test_a_candidate_that_fails_is_out_of_the_search_and_costs_what_it_moved(

@@ -1,0 +1,93 @@
+"""`fedrec train` chooses the recipe as `fedrec tune` does where nothing of it is typed; else it trains what is typed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import fedrec
+from commands import cli, train, tune
+from commands.open_recipe import APART, leaves_recipe_open
+from fedrec.config.schema import RunConfig
+
+OPEN: tuple[list[str], ...] = (
+    [],
+    ["dataset=ml_100k", "dataset.root=ml", "encoder=sentence_transformer", "base_table.start=random"],
+    ["seed=1", "run_id=films", "runs_dir=r", "simulation.nodes=3", "evaluation.ks=[10]", "evaluation.every=5"],
+)
+CLOSED = (
+    *(["experiment=steady"], ["strategy.rounds=30"], ["optim=fast"], ["codec=int8"], ["base_table.dim=64"]),
+    *(["federation.fraction=0.5"], ["privacy=central_gaussian"], ["resume=films"], ["runtime=deployment"]),
+    *(["evaluation.validation=false"], ["evaluation.every=0"], ["seed=1", "backbone=sasrec"]),
+)
+
+
+@pytest.mark.parametrize("overrides", OPEN)
+def test_what_says_nothing_of_training_leaves_the_recipe_open(overrides: list[str]) -> None:
+    assert leaves_recipe_open(overrides)
+
+
+@pytest.mark.parametrize("overrides", CLOSED)
+def test_one_part_of_a_recipe_is_enough_to_train_what_is_typed(overrides: list[str]) -> None:
+    assert not leaves_recipe_open(overrides)
+    assert not leaves_recipe_open(["dataset=ml_100k", *overrides])
+
+
+def test_whatever_is_apart_is_there() -> None:
+    sections = {field.name for field in dataclasses.fields(RunConfig)}
+    assert {name.partition(".")[0] for name in APART} <= sections
+
+
+@pytest.mark.parametrize("typed", [["dataset.n_users=30"], ["dataset.n_users=30", "optim=fast"]])
+def test_the_command_and_the_function_choose_alike_and_say_so(
+    typed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[str, list[str]]] = []
+
+    def tuned(overrides: list[str], among: tuple[str, ...], base: Path, **_: Any) -> dict[str, Any]:
+        assert among == tune.CANDIDATES
+        assert base == tmp_path
+        done.append(("tune", list(overrides)))
+        return {"run": str(tmp_path)}
+
+    def trained(config: RunConfig, overrides: list[str], **_: Any) -> dict[str, Any]:
+        done.append(("train", [text for text in overrides if not text.startswith(("runs_dir=", "cache_dir="))]))
+        return {"run": str(tmp_path)}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tune, "tune", tuned)
+    monkeypatch.setattr(train, "train", trained)
+    shown = CliRunner().invoke(cli.app, ["train", *typed])
+    assert shown.exit_code == 0, shown.output
+    with pytest.raises(fedrec.core.errors.FedrecError):  # what stands in for the run has no summary to open
+        fedrec.train(*typed)
+    how = "train" if "optim=fast" in typed else "tune"
+    assert done == [(how, typed), (how, typed)]
+    assert ("nothing of the recipe is typed: steady, contexts_1mb" in shown.output) is (how == "tune")
+
+
+def test_the_line_of_json_has_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "CANDIDATES", ("sequences_1mb", "sequences_2mb"))
+    original = tune.tune
+
+    def small(overrides: list[str], *given: Any, **more: Any) -> dict[str, Any]:
+        rounds = ["strategy.rounds=4", "base_table.dim=8", "federation.fraction=0.3", "optim.negatives=5"]
+        return original([*overrides, *rounds], *given, **more)
+
+    monkeypatch.setattr(tune, "tune", small)
+    shop = ["dataset.n_users=30", "dataset.n_items=60", "dataset.interactions_per_user=8", "dataset.topics=4"]
+    places = [f"runs_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache", "run_id=shop"]
+    shown = CliRunner().invoke(cli.app, ["train", *shop, *places, "--json"])
+    assert shown.exit_code == 0, shown.output
+    end = json.loads(shown.stdout.splitlines()[-1])
+    assert end["run"] == str(tmp_path / "runs" / "shop")
+    assert end["tune"]["experiment"] in tune.CANDIDATES
+    assert 0 < end["test"]["ndcg@10"] < 2 * end["ceiling"]["ndcg@10"]
+    assert end["share"].startswith("NDCG@10 is ")
+    overrides = json.loads((tmp_path / "runs/shop/manifest.json").read_text())["overrides"]
+    assert overrides[0] == f"experiment={end['tune']['experiment']}"
