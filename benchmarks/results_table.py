@@ -5,15 +5,17 @@
     python -m benchmarks.results_table --add NAME runs/<id>  keep a finished run as NAME, then write the tables
 
 A kept run is one JSON file, never edited: `{"name": .., "overrides": [..], "summary": <summary.json of the run>}`; and
-`"curve"`, for `fedrec compare`, if it was validated on the way. `--to FOLDER` keeps it in a folder below, and it makes
-no line of the tables. A run's baselines are its own, those of other runs on the same data, and those in the folder
-`untrained` (`fedrec baseline co_occurrence`). The README's table has the runs that `_LEADING` names.
+`"curve"`, for `fedrec compare`, if it was validated on the way, and `"search"`, the bytes per user that finding its
+recipe has moved. `--to FOLDER` keeps it in a folder below, and it makes no line of the first table. A run's baselines are
+its own, those of other runs on the same data, and those in the folder `untrained` (`fedrec baseline co_occurrence`); the
+folder `shop` has what is trained on the embedded shop with all data in one place. The README's table has the runs that `_LEADING` names.
 Absolute paths are cut to their last two parts, for the rest means nothing elsewhere.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import re
 import sys
@@ -21,7 +23,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from benchmarks import documents
+from commands.report import show_summary
+from fedrec.evaluation.baselines import NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -44,11 +50,14 @@ _HEAD = (
     "|---|---:|---:|---:|---|---:|---:|---:|---:|\n"
 )
 
+DEFAULT = "Embedded default"
+"""The kept run of `fedrec train` as it is."""
+
 _LEADING = {
     "1 MB: MovieLens 1M sasrec, experiment sequences_1mb": ("MovieLens 1M", "self-attention, rows that changed"),
     "MovieLens 1M P-LoRA with contexts, experiment contexts_1mb": ("MovieLens 1M", "matrix factorisation, P-LoRA"),
     "Amazon Industrial recency, experiment recency_1mb": ("Amazon Industrial", "decaying mean over a frozen table"),
-    "Embedded default": ("the embedded shop", "`fedrec train` as it is"),
+    DEFAULT: ("the embedded shop", "`fedrec train` as it is"),
 }
 """Kept runs in the README's table: the data and the model, as it calls them."""
 _BRIEF = "| data | model | NDCG@10 | best baseline | bytes per user, total |\n|---|---|---:|---|---:|\n"
@@ -103,9 +112,38 @@ def _brief(result: Result, baselines: Mapping[str, float], data: str, model: str
         model,
         f"**{summary['test']['ndcg@10']:.3f}**",
         _best(baselines),
-        f"{round(summary['bytes_per_user']['total']):,}",
+        f"{round(summary['bytes_per_user']['total'] + result.get('search', 0)):,}",
     )
     return f"| {' | '.join(cells)} |\n"
+
+
+def shop(results: Sequence[Result]) -> str:
+    """The embedded shop: what trains nothing, what has all data in one place, the default, and the ceiling."""
+    default, central = _default(results), load(RESULTS / "shop")
+    summary, most = default["summary"], default["summary"]["ceiling"]
+    lines = [(_SINGLE[name], value) for name, value in _baselines(results)[_data(default)].items()]
+    lines += [(f"{result['name']}, all data in one place", result["summary"]["test"]["ndcg@10"]) for result in central]
+    lines += [("**`fedrec train`**", summary["test"]["ndcg@10"]), ("the ceiling", most["ndcg@10"])]
+    rows = "".join(f"| {name} | {value:.3f} | {value / most['ndcg@10']:.0%} |\n" for name, value in lines)
+    commands = "".join(
+        f"fedrec baseline {result['summary']['baseline']} {' '.join(map(_quoted, result['overrides']))}"
+        f"  # {result['name']}\n"
+        for result in central
+    )
+    return f"\n| ranked by | NDCG@10 | of the ceiling |\n|---|---:|---:|\n{rows}\n```sh\n{commands}```\n\n"
+
+
+def ending(results: Sequence[Result]) -> str:
+    """The last lines that `fedrec train` prints of the embedded default: the best of its table, and how it stands."""
+    summary, shown = _default(results)["summary"], io.StringIO()
+    show_summary(summary, Console(file=shown, width=100))
+    told = ("this model", NAMES[summary["lead"]["baseline"]], NAMES["popularity"])
+    table = [line.rstrip() for line in shown.getvalue().splitlines() if line.strip("│ ").startswith(told)]
+    return "\n".join(["```", *table, summary["share"], summary["standing"], "```", ""])
+
+
+def _default(results: Sequence[Result]) -> Result:
+    return next(result for result in results if result["name"] == DEFAULT)
 
 
 def rounds_of(summary: Mapping[str, Any]) -> str:
@@ -139,7 +177,9 @@ def kept(name: str, run: Path) -> Result:
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
     overrides = json.loads((run / "manifest.json").read_text(encoding="utf-8"))["overrides"]
     chosen = [_portable(text) for text in overrides if text.partition("=")[0] not in _PLACES]
-    result = {"name": name, "overrides": chosen, "summary": {**summary, "run": run.resolve().name}}
+    result: dict[str, Any] = {"name": name, "overrides": chosen, "summary": {**summary, "run": run.resolve().name}}
+    if (run / "tune.json").exists():
+        result["search"] = json.loads((run / "tune.json").read_text(encoding="utf-8"))["bytes_per_user"]
     curve = [_point(record) for record in _records(run) if record.get("validation")]
     return {**result, "curve": curve} if len(curve) > 1 else result
 
@@ -189,7 +229,7 @@ def _row(result: Result, baselines: Mapping[str, float]) -> str:
         f"{round(moved['up']):,}",
         f"{round(moved['down']):,}",
         f"{round(moved['one_time']):,}",
-        f"{round(moved['total']):,}",
+        f"{round(moved['total']):,}" + (f" + {round(result['search']):,}" if "search" in result else ""),
     )
     return f"| {' | '.join(cells)} |\n"
 
@@ -213,8 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     statuses = [
         documents.write(page, texts, command=command, check=chosen.check)
         for page, texts in (
-            (PAGE, {"results": block(results), "untrained": f"\n{untrained(results)}\n"}),
-            (README, {"leading": leading(results)}),
+            (PAGE, {"results": block(results), "untrained": f"\n{untrained(results)}\n", "shop": shop(results)}),
+            (README, {"leading": leading(results), "ending": ending(results)}),
         )
     ]
     return max(statuses)

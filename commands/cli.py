@@ -13,7 +13,7 @@ from rich.text import Text
 from commands.audit.cli import audit_app
 from commands.changes import change_as_dict, changes_table, shown
 from commands.ending import command_line, ending
-from commands.open_recipe import leaves_recipe_open, told
+from commands.open_recipe import UNTRIED, leaves_recipe_open, told
 from commands.options import AsJson, Overrides, prepared
 from commands.overrides_help import BaselineCommand, OverridesCommand, PlainCommand
 from fedrec import __version__
@@ -183,6 +183,8 @@ def simulate_command(
     # Composing takes seconds, of which torch's import is most: Flower can start meanwhile.
     with ending(as_json) as (console, end), signals_as_exceptions(), SuperLink() as superlink:
         config, same = prepared(overrides or [])
+        if leaves_recipe_open(overrides or []):
+            console.print(UNTRIED, soft_wrap=True, highlight=False, markup=False)
         from commands.report import show_summary
         from commands.simulate import simulate  # as above
 

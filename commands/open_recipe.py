@@ -11,6 +11,13 @@ APART = (
 """Groups, sections and keys that say on what a run works, where, and how it is ranked: nothing of the recipe."""
 
 
+UNTRIED = (
+    "nothing of the recipe is typed: this trains the defaults, P-LoRA by the paper's recipe, whether they suit the data or "
+    "not; `fedrec train` finds out which experiment=NAME does"
+)
+"""What a person is told where nothing can be tried."""
+
+
 def leaves_recipe_open(overrides: Sequence[str]) -> bool:
     """Whether none of the overrides says how to train, and validation, by which a recipe is chosen, is on."""
     typed = {text.partition("=")[0].strip(): text.partition("=")[2].strip().lower() for text in overrides}
