@@ -12,8 +12,8 @@ APART = (
 
 
 UNTRIED = (
-    "nothing of the recipe is typed: this trains the defaults, P-LoRA by the paper's recipe, whether they suit the data or "
-    "not; `fedrec train` finds out which experiment=NAME does"
+    "nothing of the recipe is typed: this trains the defaults, P-LoRA by the paper's recipe, whether they suit the "
+    "data or not; `fedrec train` finds out which experiment=NAME does"
 )
 """What a person is told where nothing can be tried."""
 

@@ -46,6 +46,6 @@ def share_of_ceiling(test: Mapping[str, float], most: Mapping[str, float]) -> st
     """The sentence for people: how much of what anybody could reach was reached."""
     metric = curve_metric(most)
     return (
-        f"{metric.upper()} is {test[metric] / most[metric]:.0%} of the ceiling, {most[metric]:.4f}: what ranking by "
-        "the very probabilities reaches that these made-up data were drawn by"
+        f"{metric.upper()} is {test[metric] / most[metric]:.0%} of the ceiling, {most[metric]:.4f}, which ranking by "
+        "the true probabilities of these made-up data reaches"
     )
