@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def candidates_of(overrides: Sequence[str], among: Sequence[str], base: Path) ->
         problems.append(f"--among: expected experiments, each once, got {', '.join(among) or 'none'}")
     if problems:
         raise ConfigError(problems)
-    name = typed.get("run_id", time.strftime("%Y%m%d-%H%M%S-tuned"))
+    name = typed.get("run_id", f"{time.strftime('%Y%m%d-%H%M%S')}-tuned-{secrets.token_hex(2)}")
     rest = [text for text in overrides if text.partition("=")[0].strip() != "run_id"]
     found: list[Candidate] = []
     for experiment in among:
@@ -105,10 +106,11 @@ def candidates_of(overrides: Sequence[str], among: Sequence[str], base: Path) ->
         _require_choosable(config)
         assert config.runs_dir is not None
         place = config.runs_dir / str(config.run_id)
-        if place.exists():
-            raise ConfigError([f"run_id={name}: {place} is there already; choose another, or remove it"])
+        search = place.with_name(f"{place.name}-search")
+        if there := [str(folder) for folder in (place, search) if folder.exists()]:
+            raise ConfigError([f"run_id={name}: {' and '.join(there)} is there already; choose another, or remove it"])
         sizes = describe(config, found[0].sizes.items if found else None)
-        aside = dataclasses.replace(config, runs_dir=place.with_name(f"{place.name}-search") / experiment)
+        aside = dataclasses.replace(config, runs_dir=search / experiment)
         found.append(Candidate(experiment, portable(chosen, config), aside, place, sizes))
     return found
 

@@ -230,7 +230,7 @@ def test_what_a_run_is_held_to(tmp_path: Path, overrides: list[str], limit: floa
 
 
 def test_an_honest_run_meets_no_limit_and_is_the_same_to_the_last_digit(tmp_path: Path) -> None:
-    """The embedded default, a little shorter: with the limits and without them."""
+    """The defaults on the embedded shop, a little shorter: with the limits and without them."""
     found = []
     for limit in ("auto", "null"):
         texts = ["strategy.rounds=12", "strategy.warmup_rounds=4", f"federation.max_row_norm={limit}", "run_id=r"]

@@ -95,6 +95,9 @@ def test_a_run_that_is_there_is_not_touched(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"run_id=t: .*runs/t is there already"):
         tuned(tmp_path)
     assert not (tmp_path / "runs/t-search").exists()
+    (tmp_path / "runs/t").rename(tmp_path / "runs/t-search")
+    with pytest.raises(ConfigError, match=r"run_id=t: .*runs/t-search is there already"):
+        tuned(tmp_path)
 
 
 def test_a_run_with_patience_has_more_than_any_trial(tmp_path: Path) -> None:
