@@ -1,4 +1,4 @@
-"""`fedrec train` chooses the recipe as `fedrec tune` does where nothing of it is typed; else it trains what is typed."""
+"""`fedrec train` chooses the recipe as `fedrec tune` does where nothing of it is typed; else it takes what is typed."""
 
 from __future__ import annotations
 
