@@ -107,7 +107,7 @@ def test_kept_runs_are_as_the_table_needs_them_and_name_no_place() -> None:
         assert result["summary"]["baseline"] == "co_occurrence"
         compose(result["overrides"], base=ROOT)
     for result in results_table.load():
-        assert result.keys() - {"curve"} == {"name", "overrides", "summary"}
+        assert result.keys() - {"curve", "search"} == {"name", "overrides", "summary"}
         assert {"rounds", "test", "baselines", "bytes_per_user"} <= result["summary"].keys()
         assert "/" not in result["summary"].get("run", "")
         assert not [text for text in result["overrides"] if re.search(r"=['\"]?/", text)]
@@ -132,6 +132,8 @@ def test_a_run_is_kept_without_its_places_and_becomes_a_line(tmp_path: Path) -> 
     text = results_table.block([kept])
     assert "| A run | 7 | **0.250** | 0.500 | 0.005, random | 1,234 | 1,000,000 | 3 | 1,001,238 |\n" in text
     assert 'fedrec train seed=1 dataset.root=where/ml-100k "evaluation.ks=[5,10]"  # A run\n' in text
+    (tmp_path / "tune.json").write_text(json.dumps({"bytes_per_user": 2000.4}))
+    assert "| 3 | 1,001,238 + 2,000 |\n" in results_table.block([results_table.kept("A run", tmp_path)])
 
 
 # ---- names, links ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from commands import report
+from commands import cli, report
 from commands.cli import app
 from fedrec import __version__
 from fedrec.config.describe import from_dict
@@ -31,6 +31,8 @@ def body(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[..., Any]],
         module = types.ModuleType(f"commands.{command}")
         setattr(module, command, function)
         monkeypatch.setattr(report, "show_summary", lambda *_: None)
+        # What `train` does where nothing of the recipe is typed is in tests/commands/test_open_recipe.py.
+        monkeypatch.setattr(cli, "leaves_recipe_open", lambda _: False)
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
     return put

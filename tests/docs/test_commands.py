@@ -27,7 +27,7 @@ from typer.testing import CliRunner
 
 from client_app.answers import app as app_module
 from client_app.homes.site import site_of
-from commands import candidates, cli, options
+from commands import candidates, cli, options, tune
 from fedrec.config.compose import compose
 from fedrec.config.schema import RunConfig
 
@@ -131,7 +131,10 @@ def carry_out(text: str, place: Place) -> None:
     def small(overrides: list[str], base: Path) -> RunConfig:
         return bounded(compose(overrides, base=base), model)
 
-    with patch.object(options, "compose", small), patch.object(candidates, "compose", small):
+    # Commands of `fedrec tune` try all candidates; those of `train`, of which there are many, have a single one.
+    among = tune.CANDIDATES if verb == "tune" else tune.CANDIDATES[-1:]
+    composing = patch.object(options, "compose", small), patch.object(candidates, "compose", small)
+    with composing[0], composing[1], patch.object(tune, "CANDIDATES", among):
         done = CliRunner().invoke(cli.app, [{"simulate": "train"}.get(verb, verb), *rest])
     assert done.exit_code == 0, done.output
     assert "Traceback" not in done.output
