@@ -7,9 +7,9 @@
 A kept run is one JSON file, never edited: `{"name": .., "overrides": [..], "summary": <summary.json of the run>}`; and
 `"curve"`, for `fedrec compare`, if it was validated on the way, and `"search"`, the bytes per user that finding its
 recipe has moved. `--to FOLDER` keeps it in a folder below, and it makes no line of the first table. A run's baselines
-are its own, those of other runs on the same data, and those in the folder `untrained` (`fedrec baseline co_occurrence`);
-the folder `shop` has what is trained on the embedded shop with all data in one place. The README's table has the runs
-that `_LEADING` names.
+are its own, those of other runs on the same data, and those in the folder `untrained` (`fedrec baseline
+co_occurrence`); the folder `shop` has what is trained on the embedded shop with all data in one place. The README's
+table has the runs that `_LEADING` names.
 Absolute paths are cut to their last two parts, for the rest means nothing elsewhere.
 """
 
