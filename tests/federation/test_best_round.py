@@ -84,6 +84,7 @@ class Mortal(LocalGrid):
 def test_a_run_that_is_resumed_chooses_and_stops_as_if_it_had_not_been(tmp_path: Path) -> None:
     texts = [*HASTY, "strategy.patience=2", "checkpoint_every=2"]
     texts += ["dataset.n_users=60", "dataset.n_items=100", "dataset.interactions_per_user=10.0", "dataset.topics=5"]
+    texts += ["dataset.skew=0.7", "dataset.noise=0.1", "dataset.visits=0.0", "dataset.drift=0.0"]
     texts += ["base_table.dim=8", "embedding.rank=2", "strategy.warmup_rounds=2", "optim.solve_epochs=3"]
     texts += ["federation.fraction=0.3", "run_id=r", f"cache_dir={tmp_path}/cache"]
     grid = Mortal(10**6)
