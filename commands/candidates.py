@@ -39,6 +39,7 @@ class Candidate:
         round: The round until which it was trained.
         value: Its best validation until then.
         moved: Bytes per user until then, as the meter counted them.
+        evaluation: What its validations have moved beside that.
         failed: Why its run could not go on; empty if it could.
     """
 
@@ -50,6 +51,7 @@ class Candidate:
     round: int = 0
     value: float = -math.inf
     moved: float = 0.0
+    evaluation: float = 0.0
     failed: str = ""
 
     @property

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 from rich.syntax import Syntax
 from rich.text import Text
 
 from commands.audit.cli import audit_app
 from commands.changes import change_as_dict, changes_table, shown
 from commands.ending import command_line, ending
-from commands.open_recipe import UNTRIED, leaves_recipe_open, told
+from commands.open_recipe import AS_TYPED, leaves_recipe_open, names_experiment, told
 from commands.options import AsJson, Overrides, prepared
 from commands.overrides_help import BaselineCommand, OverridesCommand, PlainCommand
 from fedrec import __version__
@@ -112,6 +113,7 @@ def train_command(overrides: Overrides = None, as_json: AsJson = False) -> None:
             console.print(told(CANDIDATES), soft_wrap=True, highlight=False, markup=False)
             end.update(tune(overrides or [], CANDIDATES, working_directory(), console=console))
         else:
+            _say_as_typed(overrides or [], console)
             end.update(train(config, same, console=console))
 
 
@@ -183,8 +185,7 @@ def simulate_command(
     # Composing takes seconds, of which torch's import is most: Flower can start meanwhile.
     with ending(as_json) as (console, end), signals_as_exceptions(), SuperLink() as superlink:
         config, same = prepared(overrides or [])
-        if leaves_recipe_open(overrides or []):
-            console.print(UNTRIED, soft_wrap=True, highlight=False, markup=False)
+        _say_as_typed(overrides or [], console)
         from commands.report import show_summary
         from commands.simulate import simulate  # as above
 
@@ -279,6 +280,11 @@ def recommend_command(
         end.update(recommend(run, state_dir, user, history, top))
         if not as_json:
             show_recommendation(end, console)
+
+
+def _say_as_typed(overrides: list[str], console: Console) -> None:
+    if not names_experiment(overrides):
+        console.print(AS_TYPED, soft_wrap=True, highlight=False, markup=False)
 
 
 def main() -> None:

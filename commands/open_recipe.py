@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedrec.config.compose import EXPERIMENT
+
 APART = (
-    *("dataset", "encoder", "reduction", "base_table.start", "evaluation", "simulation", "engine", "pairs_at_once"),
-    *("seed", "run_id", "runs_dir", "cache_dir", "checkpoint_every", "checkpoints_kept"),
+    *("dataset", "encoder", "reduction", "base_table.start", "evaluation", "simulation", "network", "engine"),
+    *("pairs_at_once", "seed", "run_id", "runs_dir", "cache_dir", "checkpoint_every", "checkpoints_kept"),
 )
 """Groups, sections and keys that say on what a run works, where, and how it is ranked: nothing of the recipe."""
 
-
-UNTRIED = (
-    "nothing of the recipe is typed: this trains the defaults, P-LoRA by the paper's recipe, whether they suit the "
-    "data or not; `fedrec train` finds out which experiment=NAME does"
+AS_TYPED = (
+    "trained as typed, on top of the defaults: P-LoRA by the paper's recipe, whether that suits the data or not; "
+    "`fedrec tune`, with the same words, finds out which experiment=NAME does"
 )
-"""What a person is told where nothing can be tried."""
+"""What a person is told where nothing is tried, and no experiment is named."""
 
 
 def leaves_recipe_open(overrides: Sequence[str]) -> bool:
@@ -24,6 +25,11 @@ def leaves_recipe_open(overrides: Sequence[str]) -> bool:
     if typed.get("evaluation.validation") == "false" or typed.get("evaluation.every") == "0":
         return False
     return all(key in APART or key.partition(".")[0] in APART for key in typed)
+
+
+def names_experiment(overrides: Sequence[str]) -> bool:
+    """Whether one of the overrides names an experiment, which says by itself what its recipe is."""
+    return any(text.partition("=")[0].strip() == EXPERIMENT for text in overrides)
 
 
 def told(candidates: Sequence[str]) -> str:

@@ -3,8 +3,9 @@
 By validation, for less traffic than the run itself: successive halving over rounds. Each candidate begins its own
 whole run, with its own schedule, and stops after a sixteenth of its rounds. The better half goes on for a larger share,
 and so on; the last one goes to its end, and is the run that `fedrec train` with this experiment is. So what the search
-costs is what the candidates that were given up have moved. That is planned beforehand to be at most what the cheapest
-of them would move in a whole run; what cannot be tried for that is left out, the dearest first.
+costs is what the candidates that were given up have moved. Their training is planned beforehand to move at most what
+the cheapest of them would in a whole run; what cannot be tried for that is left out, the most expensive first. Their
+validations are counted beside it, as those of any run are.
 
 The runs of the candidates are kept beside the chosen one, in a folder of the same name that ends in `-search`.
 """
@@ -14,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import shlex
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -50,6 +52,7 @@ def tune(overrides: Sequence[str], among: Sequence[str], base: Path, *, console:
     `tune.json` in the run's folder has the search, and the command that makes the same run again. Raises ConfigError.
     """
     torch.set_num_threads(1)  # as `fedrec train` does
+    started = time.monotonic()
     candidates = candidates_of(overrides, among, base)
     left = list(candidates)
     budget = min(candidate.planned(PARTS) for candidate in left)
@@ -76,7 +79,7 @@ def tune(overrides: Sequence[str], among: Sequence[str], base: Path, *, console:
     chosen = left[0]
     _move(chosen)
     summary = _train(chosen, None, console)
-    found = _found(chosen, candidates, budget)
+    found = {**_found(chosen, candidates, budget), "seconds": time.monotonic() - started}
     write_text(Path(summary["run"]) / "tune.json", json_page(found))
     _show(found, console)
     show_summary(summary, console)
@@ -123,9 +126,10 @@ def _move(chosen: Candidate) -> None:
     assert before is not None
     chosen.config = dataclasses.replace(chosen.config, runs_dir=place.parent)
     if chosen.round:
+        # First the configuration: who is interrupted in between finds the run in one place or the other, and whole.
+        write_text(before / place.name / CONFIG, to_yaml(chosen.config))
         with writing(str(place), "set runs_dir=/another/folder"):
             (before / place.name).rename(place)
-        write_text(place / CONFIG, to_yaml(chosen.config))
 
 
 def _train(candidate: Candidate, until: int | None, console: Console) -> dict[str, Any]:
@@ -144,6 +148,7 @@ def _train(candidate: Candidate, until: int | None, console: Console) -> dict[st
     candidate.round = result["rounds"]
     candidate.value = result["validation"][curve_metric(result["validation"])]
     candidate.moved = result["bytes_per_user"]["total"]
+    candidate.evaluation = result["bytes_per_user"]["evaluation"]
     return result
 
 
@@ -154,6 +159,7 @@ def _found(chosen: Candidate, candidates: Sequence[Candidate], budget: float) ->
         "experiment": chosen.name,
         "command": shlex.join(["fedrec", "train", *command]),
         "bytes_per_user": sum(each.moved for each in candidates if each is not chosen),
+        "evaluation": sum(each.evaluation for each in candidates if each is not chosen),
         "budget": budget,
         "candidates": [
             {
@@ -162,6 +168,7 @@ def _found(chosen: Candidate, candidates: Sequence[Candidate], budget: float) ->
                 "tried": each.round,
                 "validation": each.value if each.round else None,
                 "bytes_per_user": each.moved,
+                "evaluation": each.evaluation,
                 **({"failed": each.failed} if each.failed else {}),
             }
             for each in candidates
@@ -181,7 +188,8 @@ def _show(found: dict[str, Any], console: Console) -> None:
     console.print(table)
     console.print(
         f"experiment={found['experiment']} suits the data best; finding that out has moved "
-        f"{amount(found['bytes_per_user'])} per user beside its own run. That run again: {found['command']}",
+        f"{amount(found['bytes_per_user'])} per user beside its own run, and {amount(found['evaluation'])} for "
+        f"validations. That run again: {found['command']}",
         soft_wrap=True,
         highlight=False,
         markup=False,

@@ -37,7 +37,8 @@ def standing(strategy: FederatedStrategy) -> dict[str, Any]:
     figures |= {"difference": lead.mean, "standard_error": error}
     side = "above" if lead.mean >= 0 else "below"
     best = NAMES.get(rival.name, rival.name)
-    said = f"{metric.upper()} is {abs(lead.mean):.4f} {side} that of '{best}', the best baseline that trains nothing"
+    beside = f"that of '{best}', the best of the untrained baselines beside it"
+    said = f"{metric.upper()} is {abs(lead.mean):.4f} {side} {beside}"
     if error is None:
         return {"standing": f"{said}; one user has no standard error", "ahead": None, "lead": figures}
     ahead = lead.mean > _ERRORS * error

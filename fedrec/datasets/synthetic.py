@@ -96,12 +96,12 @@ class Synthetic(DatasetSource):
         return World.make(
             config.seed,
             config.n_items,
-            config.topics,
-            config.styles,
-            config.taste,
-            config.skew,
-            config.visits,
-            config.drift,
+            topics=config.topics,
+            styles=config.styles,
+            taste=config.taste,
+            skew=config.skew,
+            visits=config.visits,
+            drift=config.drift,
         )
 
     @override
