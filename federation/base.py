@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast
@@ -25,6 +24,7 @@ from federation.conversation import Conversation
 from federation.directory import Directory
 from federation.group_models import GroupModels
 from federation.item_counts import Counting
+from federation.kept_checkpoints import KeptCheckpoints
 from federation.meter import Meter
 from federation.ranking import TEST, VALIDATION, Ranking
 from federation.rival import Rival
@@ -97,9 +97,7 @@ class FederatedStrategy(ABC):
         self._deployed = deployed is not None
         self._item_list = deployed and records.wrap(item_list_packet(deployed.item_list))
         self._resumes: Sequence[int] = ()
-        # What each kept checkpoint needs of users' private tensors, and the last one's round.
-        self._needs: deque[int] = deque([0], maxlen=config.checkpoints_kept)
-        self._written = 0
+        self._checkpoints = KeptCheckpoints(config.checkpoints_kept)
         self.after = 0  # the last round that was trained
         self.pause: int | None = None
         """The round after which the run stops, to be resumed; to be set before `start`."""
@@ -136,8 +134,7 @@ class FederatedStrategy(ABC):
         if checkpoint is not None:
             self.after = checkpoint.round
             self.clock = checkpoint.clock
-            self._needs.extend(kept)
-            self._written = checkpoint.round
+            self._checkpoints.restore(kept, checkpoint.round)
             self.directory.restore(checkpoint.users, checkpoint.groups)
             self.meter.restore(checkpoint.meter)
             self.models.restore(checkpoint.states, checkpoint.counts, checkpoint.reports)
@@ -345,7 +342,7 @@ class FederatedStrategy(ABC):
 
     def _kept(self, round: int) -> int:
         # Without checkpoints there is nothing to go back to but the best round; no older private tensors are needed.
-        oldest = min(self._needs) if self._run.checkpoint_every else round - 1
+        oldest = self._checkpoints.oldest if self._run.checkpoint_every else round - 1
         return min(oldest, self.choice.best.round) if self.choice.best else oldest
 
     def _due(self, round: int, every: int) -> bool:
@@ -357,8 +354,5 @@ class FederatedStrategy(ABC):
         about = (models.states, self.meter.state(), users, groups, models.counts, models.reports)
         made = Checkpoint(round, *about, record, self.clock, self.choice.best)
         self._observer.on_checkpoint(made)
-        if round == self._written:  # the same again, of a run that was resumed after its last round
-            self._needs.pop()
-        self._needs.append(made.needs)
-        self._written = round
+        self._checkpoints.add(made)
         return made
