@@ -36,6 +36,7 @@ class Candidate:
         config: That configuration, with its folders settled; the run is in a folder of the search's until it is chosen.
         place: Where the run's folder belongs then.
         sizes: What its run would move.
+        shows_data: Whether a person is shown the data with it, which are those of all.
         round: The round until which it was trained.
         value: Its best validation until then.
         moved: Bytes per user until then, as the meter counted them.
@@ -48,6 +49,7 @@ class Candidate:
     config: RunConfig
     place: Path
     sizes: Sizes
+    shows_data: bool = False
     round: int = 0
     value: float = -math.inf
     moved: float = 0.0
@@ -113,7 +115,7 @@ def candidates_of(overrides: Sequence[str], among: Sequence[str], base: Path) ->
             raise ConfigError([f"run_id={name}: {' and '.join(there)} is there already; choose another, or remove it"])
         sizes = describe(config, found[0].sizes.items if found else None)
         aside = dataclasses.replace(config, runs_dir=search / experiment)
-        found.append(Candidate(experiment, portable(chosen, config), aside, place, sizes))
+        found.append(Candidate(experiment, portable(chosen, config), aside, place, sizes, shows_data=not found))
     return found
 
 

@@ -31,8 +31,9 @@ class RunProgress:
     Use it inside `with`; call `stage` for what happens before the first round and `update` for every round's record.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, *, shows_data: bool = True) -> None:
+        """On a console; without the size of the data if that was shown before."""
+        self._console, self._shows_data = console, shows_data
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._seconds: deque[float] = deque(maxlen=_WINDOW)
@@ -79,8 +80,9 @@ class RunProgress:
             self._print(text)
 
     def data(self, report: DataReport, name: str) -> None:
-        """Show the size of the data, before and after its preparation."""
-        self._console.print(as_table(report, f"Data: {name}"))
+        """Show the size of the data, before and after its preparation, if they are new to who reads."""
+        if self._shows_data:
+            self._console.print(as_table(report, f"Data: {name}"))
 
     def note(self, text: str) -> None:
         """A line that stays: a warning of the run, or its log."""

@@ -141,7 +141,8 @@ def _train(candidate: Candidate, until: int | None, console: Console) -> dict[st
         )
     if candidate.round:
         config = dataclasses.replace(config, resume=config.run_id)
-    with RunProgress(console) as progress, progress.warnings():
+    new = candidate.shows_data and not candidate.round
+    with RunProgress(console, shows_data=new) as progress, progress.warnings():
         progress.note(f"experiment={candidate.name}: to round {until or candidate.rounds} of {candidate.rounds}")
         grid = LocalGrid(client_app, config.simulation.nodes)
         result = run(config, candidate.typed, grid, progress, pause=until)

@@ -57,6 +57,9 @@ def test_the_chosen_run_is_the_one_that_its_command_makes_and_the_search_costs_w
     }
     best = {name: max(line["validation"]["ndcg@10"] for line in lines[name][:8]) for name in AMONG}
     assert best[found["experiment"]] == max(best.values())
+    assert shown.count("Data: synthetic") == 1
+    validated = [line["bytes_per_user"].get("evaluation", 0) for line in lines[loser["experiment"]]]
+    assert found["evaluation"] == loser["evaluation"] == max(validated) > 0
     moved = lines[loser["experiment"]][-1]["bytes_per_user"]["total"]
     assert found["bytes_per_user"] == loser["bytes_per_user"] == moved <= found["budget"]
     assert f"experiment={found['experiment']} suits the data best" in shown
