@@ -110,6 +110,7 @@ def make_setup(
         network=config.network.told(),
         uplink=dataclasses.asdict(config.uplink),
         downlink=dataclasses.asdict(config.downlink),
+        aggregation=dataclasses.asdict(config.aggregation),
     )
     if refused := {why for model in models_of(setup) if (why := setup.stages.refusal(model.trainable))}:
         raise ConfigError(sorted(refused))

@@ -41,8 +41,9 @@ _FIELDS = (
     records.SPLITS,
     records.AFTER,
     records.CARRIES,
+    records.PARTICIPANTS,
 )
-_ARRAYS = (records.SLOTS, records.DOWN, records.RIVAL)
+_ARRAYS = (records.SLOTS, records.DOWN, records.RIVAL, records.ROLL, records.SEALED, records.STATUS)
 _OF_GROUPS = (records.MODEL, records.HOLDS, records.CONTENT, records.VERSIONS)
 """Fields and arrays that there are for each group, under its name."""
 _PREFIXES = (records.FROZEN, records.MERGED)

@@ -38,6 +38,8 @@ def join(node: Node, resumes: Sequence[int]) -> NDArray[np.uint64]:
         _require_not_ended(node, site, resumes)
     if site is not None or resumes:
         node.private_store.resume(resumes)
+        if resumes and node.setup.aggregation_of_run.masked:
+            node.stage_store.resume(resumes)
     return node.users.keys
 
 

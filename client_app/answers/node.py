@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from client_app.homes.site_data import require_site
 from client_app.homes.users import Cohort, LocalUsers
 from client_app.stores.frozen import FrozenStore, MissingFrozenError, resident, tidy
 from client_app.stores.losses import Losses
+from client_app.stores.stages import StageStore
 from client_app.stores.store import PrivateStore
 from client_app.training.cohort import CohortEngine
 from client_app.training.engine import Engine, GlobalModel, moving
@@ -43,7 +44,11 @@ from fedrec.optim.base import Recipe
 from fedrec.wire.eligible import unpack_eligible
 from fedrec.wire.packet import PacketFormat
 from fedrec.wire.protocol import Setup, checkpoint_round
+from fedrec.wire.updates import NodeUpdate
 from peft_embeddings.model import Model, models_of
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 log = logging.getLogger("fedrec")
 
@@ -162,6 +167,17 @@ class Node:
             losses=self.losses,
         )
 
+    @cached_property
+    def stage_store(self) -> StageStore:
+        """What it must remember between the stages of a secure sum."""
+        name = str(self.place.partition) if isinstance(self.place, Place) else "site"
+        return StageStore(self._home.state_dir, self.setup.run_key, name, synced=self._home.synced)
+
+    @property
+    def identity(self) -> Ed25519PrivateKey:
+        """Its own, by which other nodes know it."""
+        return self._home.identity
+
     @property
     def backbone(self) -> Backbone:
         """The backbone of the run."""
@@ -250,7 +266,17 @@ class Node:
 
     def train(self, received: Received, slots: NDArray[np.int64], timer: Timer | None = None) -> bytes:
         """Train the users in `slots`, all of the model's group; the encoded sum of what they give."""
-        phase, round, _, model, checkpoint_round = received
+        update = self.trained(received, slots, timer)
+        fmt = self.setup.update_format(received.model.model.trainable, len(slots))
+        told = update.scalars()
+        if fmt.scalars > len(told):  # of a sum in the place of packets whose lengths nobody sees
+            told = (*told, float(update.packet_bytes))
+        # What each user gives was rounded before it was added up: here nothing is but to what it is already.
+        return fmt.encode(received.phase, received.round, update.total, told, seed=None)
+
+    def trained(self, received: Received, slots: NDArray[np.int64], timer: Timer | None = None) -> NodeUpdate:
+        """Train the users in `slots`, all of the model's group; the sum of what they give."""
+        _, round, _, model, checkpoint_round = received
         cohort = self.users.training(slots)
         if self.policy:
             require_users("an update", len(slots), self.policy.min_users_in_update)
@@ -263,12 +289,7 @@ class Node:
         self.private_store.save(round, cohort.keys[trained.taken], kept, checkpoint_round)
         if self.setup.stages.tells:
             trained.update.cold = int((~found & trained.taken).sum())
-        fmt = self.setup.update_format(model.model.trainable, len(cohort))
-        told = trained.update.scalars()
-        if fmt.scalars > len(told):  # of a sum in the place of packets whose lengths nobody sees
-            told = (*told, float(trained.update.packet_bytes))
-        # What each user gives was rounded before it was added up: here nothing is but to what it is already.
-        return fmt.encode(phase, round, trained.update.total, told, seed=None)
+        return trained.update
 
     def starts(self, keys: NDArray[np.uint64], before: int) -> tuple[Tensors, NDArray[np.bool_]]:
         """What users begin a round or a ranking with, and who of them has trained in rounds earlier than `before`."""

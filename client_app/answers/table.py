@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -65,8 +66,15 @@ Handler = Callable[[Question], Mapping[str, bytes]]
 
 
 def train(asked: Question) -> Mapping[str, bytes]:
-    """Train the chosen users; the node's update for each of their groups, and their time where it is simulated."""
+    """Train the chosen users; the node's update for each of their groups, and their time where it is simulated.
+
+    Or, in a run whose updates are masked, the node's part of the secure sum.
+    """
     node = asked.node
+    if node.setup.aggregation_of_run.masked:
+        from client_app.answers import masking  # who is in no secure sum need not wait until this is imported
+
+        return masking.masked(node, asked.content, partial(asked.received, 0))
     slots = slots_of(asked.content, len(node.users))
     answer: dict[str, bytes] = {}
     for group in np.unique(node.groups[slots]).tolist():
@@ -111,7 +119,31 @@ def count_items(asked: Question) -> Mapping[str, bytes]:
     return {records.COUNTS: counting.count_items(asked.node)}
 
 
+def announce(asked: Question) -> Mapping[str, bytes]:
+    """Stage 1 of a secure sum: the node's keys."""
+    from client_app.answers import masking
+
+    return masking.announce(asked.node, asked.content)
+
+
+def share(asked: Question) -> Mapping[str, bytes]:
+    """Stage 2: its secrets, shared out among its neighbours."""
+    from client_app.answers import masking
+
+    return masking.share(asked.node, asked.content)
+
+
+def unmask(asked: Question) -> Mapping[str, bytes]:
+    """Stage 4: of what it holds of each neighbour's secrets, one of the two."""
+    from client_app.answers import masking
+
+    return masking.unmask(asked.node, asked.content)
+
+
 HANDLERS: dict[str, Handler] = {
+    records.ANNOUNCE: announce,
+    records.SHARE: share,
+    records.UNMASK: unmask,
     records.TRAIN: train,
     records.EVALUATE: evaluate,
     records.COUNT: count_items,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,9 @@ from fedrec.data.store import open_verified_store
 from fedrec.data.types import Interactions
 from fedrec.wire.item_list import ItemList, unpack_item_list
 from fedrec.wire.protocol import Setup, SimulatedData
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 
 class Place(NamedTuple):
@@ -64,6 +68,10 @@ class Home(Protocol):
     def secret(self) -> int:
         """The secret root: of users' keys, negatives and noise."""
 
+    @property
+    def identity(self) -> Ed25519PrivateKey:
+        """Its own, by which other nodes know it."""
+
     def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
         """Interactions, and who of their users lives here; `frozen` is asked only if the data is not prepared yet.
 
@@ -90,6 +98,14 @@ class SimulatedHome:
     def secret(self) -> int:
         """As in `Home`."""
         return simulation_secret(self.setup.seed)
+
+    @property
+    def identity(self) -> Ed25519PrivateKey:
+        """As in `Home`; a function of the secret, as all of a simulation is."""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+        seed = derive(self.secret, "identity", self.place.partition)
+        return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(str(seed).encode()).digest())
 
     def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
         """As in `Home`."""
@@ -122,6 +138,11 @@ class KeptHome:
         """As in `Home`."""
         return simulation_secret(self.setup.seed)
 
+    @property
+    def identity(self) -> Ed25519PrivateKey:
+        """As in `Home`; nobody trains here, and so nobody asks for it."""
+        raise NotImplementedError
+
     def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
         """As in `Home`."""
         interactions = self.run.interactions()
@@ -147,6 +168,13 @@ class SiteHome:
     def secret(self) -> int:
         """As in `Home`."""
         return own_secret(self.site.state_dir)
+
+    @property
+    def identity(self) -> Ed25519PrivateKey:
+        """As in `Home`."""
+        from client_app.homes.identity import own_identity
+
+        return own_identity(self.site.state_dir)
 
     def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
         """As in `Home`."""

@@ -17,13 +17,14 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 
 from client_app.homes.site import Site
 from fedrec.core.bounds import MOST_CUT_OFFS, MOST_LAYERS, MOST_NEGATIVES, MOST_STEPS
 from fedrec.core.errors import ConfigError
+from fedrec.secure.graph import LEAST
 
-EXCHANGES = ("enroll", "count_items", "train", "evaluate")
+EXCHANGES = ("enroll", "count_items", "train", "evaluate", "announce", "share", "unmask")
 _WRITABLE = 0o022
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -48,6 +49,11 @@ class Policy:
         exchanges: What it answers.
         apps: SHA-256 of the app bundles whose code may run here, in lower-case hexadecimal; none: any. Where the
             SuperNode was started by `fedrec supernode`, it is asked before a bundle is unpacked (`commands.launcher`).
+        only_masked: Whether an update leaves only as a part of a secure sum, of which the server learns but the whole.
+        min_cohort: Least nodes in such a sum, and least of them left in it when its masks are taken off.
+        pins: The identities of the other sites that may be in it, as `identity.pub` of their state-dirs has them; none:
+            whoever the server says. With pins the server need not be trusted to follow the protocol.
+        corrupt: With pins, the least share of nodes which a run must take to be corrupt.
         resume_ended: Whether a run whose test was answered may be resumed: what users trained after the round from
             which it goes on is then deleted.
     """
@@ -68,6 +74,10 @@ class Policy:
     runs: tuple[str, ...] = ()
     exchanges: tuple[str, ...] = EXCHANGES
     apps: tuple[str, ...] = ()
+    only_masked: bool = False
+    min_cohort: Annotated[int, Ge(LEAST), Le(2**24)] = LEAST
+    pins: tuple[str, ...] = ()
+    corrupt: Annotated[float, Ge(0), Lt(0.5)] = 0.1
     resume_ended: bool = False
 
 
@@ -113,5 +123,9 @@ def _checked(path: str, values: dict[str, Any]) -> Policy:
     if wrong := [text for text in policy.apps if not _DIGEST.fullmatch(text)]:
         raise ConfigError(
             [f"the policy {path}: apps are SHA-256 digests as `fedrec bundle` prints them, not {wrong[0][:80]!r}"]
+        )
+    if wrong := [text for text in policy.pins if not _DIGEST.fullmatch(text)]:
+        raise ConfigError(
+            [f"the policy {path}: pins are identities as other sites' identity.pub has them, not {wrong[0][:80]!r}"]
         )
     return policy

@@ -9,6 +9,7 @@ from pathlib import Path
 from client_app.stores.frozen import FrozenStore
 from client_app.stores.last_model import RUNS_KEPT, frozen_of_models, kept_models, run_of
 from client_app.stores.losses import Losses
+from client_app.stores.stages import forget_other_runs
 from client_app.stores.store import PrivateStore
 from fedrec.core.errors import StoreError
 
@@ -32,6 +33,7 @@ def forget_old_runs(state_dir: Path, joined: str, losses: Losses) -> None:
         frozen = FrozenStore(state_dir).drop_unused(
             frozen_of_models(state_dir), time.time() - _UNUSED_DAYS * 24 * 60 * 60
         )
+        forget_other_runs(state_dir, joined)
         runs = 0
         if (state_dir / "users.sqlite").exists():
             # No tensor is read or written here, so the specification of none is needed.

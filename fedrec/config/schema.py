@@ -31,6 +31,8 @@ _NONE = MemberConfig("none")
 """Their network."""
 _DENSE = MemberConfig("dense")
 """Their uplink, if nothing says another (`fedrec.config.describe`), and their downlink."""
+_PLAIN = MemberConfig("plain")
+"""How they added up."""
 
 
 @dataclass(frozen=True)
@@ -291,4 +293,5 @@ class RunConfig:
     network: MemberConfig = _NONE
     uplink: MemberConfig = _DENSE
     downlink: MemberConfig = _DENSE
+    aggregation: MemberConfig = _PLAIN
     statistics: StatisticsConfig = StatisticsConfig()

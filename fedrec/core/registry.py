@@ -113,6 +113,7 @@ groupings = Family("grouping", "fedrec.groupings")
 networks = Family("network", "fedrec.networks")
 uplinks = Family("uplink", "fedrec.uplinks")
 downlinks = Family("downlink", "fedrec.downlinks")
+aggregations = Family("aggregation", "fedrec.aggregations")
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
@@ -131,5 +132,6 @@ FAMILIES: Mapping[str, Family] = {
         networks,
         uplinks,
         downlinks,
+        aggregations,
     )
 }

@@ -15,11 +15,21 @@ _OTHERS = 0o077
 
 
 def own_secret(folder: Path) -> int:
-    """The secret in `<folder>/secret`, made if there is none: whole or not at all, readable by its owner alone.
+    """The secret in `<folder>/secret`. Raises StoreError as `own_bytes` does."""
+    return int.from_bytes(own_bytes(folder, "secret", "its users start anew under other keys"), "little")
 
-    Raises StoreError if it cannot be made, others may read it, or it is not what was written.
+
+def own_bytes(folder: Path, name: str, anew: str) -> bytes:
+    """32 secret bytes in `<folder>/<name>`, made if there are none: whole or not at all, for their owner's eyes alone.
+
+    Raises StoreError if they cannot be made, others may read them, or they are not what was written.
+
+    Args:
+        folder: Where the file is.
+        name: Of the file.
+        anew: What follows if it is removed, and made anew.
     """
-    path = folder / "secret"
+    path = folder / name
     try:
         if not path.exists():
             _make(path)
@@ -29,10 +39,10 @@ def own_secret(folder: Path) -> int:
         raise StoreError(
             f"the secret {path} cannot be read or made ({reason(error)}): {mend(error, elsewhere)}"
         ) from error
-    return int.from_bytes(_checked(path, mode, text), "little")
+    return _checked(path, mode, text, anew)
 
 
-def _checked(path: Path, mode: int, text: str) -> bytes:
+def _checked(path: Path, mode: int, text: str, anew: str) -> bytes:
     """The bytes that a file of hexadecimal digits stands for. Raises StoreError, which says how to mend it."""
     if mode & _OTHERS:
         raise StoreError(f"the secret {path} may be read by others (mode {mode & 0o777:o}): chmod 600 {path}")
@@ -43,7 +53,7 @@ def _checked(path: Path, mode: int, text: str) -> bytes:
     if len(value) != _BYTES:
         raise StoreError(
             f"the secret {path} should hold {2 * _BYTES} hexadecimal digits, it holds {len(text)} characters: put the "
-            "file back from a copy, or remove it, and its users start anew under other keys"
+            f"file back from a copy, or remove it, and {anew}"
         )
     return value
 

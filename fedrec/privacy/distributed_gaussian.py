@@ -70,8 +70,9 @@ class DistributedGaussianConfig(AccountedConfig):
 class SkellamShares(Shares):
     """Skellam noise of one variance on every number, a share for each device."""
 
-    def __init__(self, units_per_one: float, variance: float, *, at_once: bool) -> None:
+    def __init__(self, units_per_one: float, most_units: float, variance: float, *, at_once: bool) -> None:
         self.units_per_one = units_per_one
+        self.most_units = most_units
         self.variance = variance
         self.at_once = at_once
 
@@ -107,11 +108,17 @@ class DistributedGaussian(Accounted):
     @override
     def problems(cls, config: RunConfig) -> list[str]:
         found = []
-        if config.runtime == "deployment":
+        masked, drawn = config.aggregation.name == "secagg", getattr(config.privacy, "drawn", None)
+        if config.runtime == "deployment" and not masked:
             found.append(
-                "privacy=distributed_gaussian: it protects a sum whose parts the server cannot see, and in this "
-                "version a real server sees them; take privacy=central_gaussian (the server is trusted) or "
-                "local_gaussian"
+                "privacy=distributed_gaussian: it protects a sum whose parts the server cannot see, and with "
+                f"aggregation={config.aggregation.name} it sees them; take aggregation=secagg, or "
+                "privacy=central_gaussian (the server is trusted) or local_gaussian"
+            )
+        if config.runtime == "deployment" and drawn == "sum":
+            found.append(
+                "privacy.drawn=sum: the noise would be the server's, which is for simulations; give "
+                "privacy.drawn=devices"
             )
         return found + super().problems(config)
 
@@ -156,7 +163,13 @@ class DistributedGaussian(Accounted):
         if self.config.survivors is None:
             raise ValueError("the configuration was not settled: the number of survivors is not known")
         variance = (self.multiplier * self.most_units) ** 2 / self.config.survivors
-        return SkellamShares(self.units_per_one, variance, at_once=self.config.drawn == "sum")
+        at_once = self.config.drawn == "sum"
+        return SkellamShares(self.units_per_one, self.most_units, variance, at_once=at_once)
+
+    @property
+    @override
+    def survivors(self) -> int:
+        return self.config.survivors or 0
 
     @property
     @override

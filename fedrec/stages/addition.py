@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from fedrec.codecs.rounding import tensor_seed
+from fedrec.core.rng import counter_bits, element_uniform
 from fedrec.core.tensors import Tensors
 from fedrec.stages.base import Shares
 from fedrec.stages.contributions import Contributions, Rows
@@ -95,29 +97,81 @@ class GridAddition(Addition):
         return values if total.is_floating_point() else in_units(values, self.units_per_one)
 
 
-class SharedNoise(Addition):
-    """On a public grid, each user's numbers with a share of noise of its own: whole numbers from the device on.
+class WholeNumbers(Addition):
+    """On a public grid: each user's numbers are whole ones from the device on, and are sent as such.
 
     Attributes:
         units_per_one: Grid points in a distance of 1, a power of two.
+        most_units: The largest number of one user, in grid points.
+        variance: Of the noise that each user adds to every number, in grid points, squared.
     """
 
-    def __init__(self, shares: Shares) -> None:
-        self.units_per_one = shares.units_per_one
-        self._shares = shares
+    units_per_one: float
+    most_units: float
+    variance: float = 0.0
 
     def zeros(self, like: Tensors, users: int) -> Tensors:
         """As in `Addition`; int64, and int32 of a user alone, whose numbers and noise are far below that."""
         dtype = torch.int64 if users > 1 else torch.int32
         return {name: torch.zeros_like(tensor, dtype=dtype) for name, tensor in like.items()}
 
+
+class PublicGrid(WholeNumbers):
+    """Rounded at random to one of the two nearest points, so that the mean stays where it was.
+
+    The draw of a number is a function of the round, the user, the tensor and its place there: what a user gives is the
+    same whoever is added up beside it, and if it is asked for again. What is larger than any number should be is cut
+    off.
+    """
+
+    def __init__(self, bits: int, largest: float) -> None:
+        """Of numbers up to `largest`, weight included, that have at most 2**bits points of the grid."""
+        self.units_per_one = 2.0 ** (bits - math.ceil(math.log2(largest)))
+        self.most_units = largest * self.units_per_one
+
     def add(self, given: Contributions, total: Tensors, draws: Draws) -> None:
-        """As in `Addition`; who is not kept sends no noise either."""
+        """As in `Addition`."""
+        seeds, scale = counter_bits(draws.again("grid"), given.keys), _scale(given) * self.units_per_one
+        for name, blocks in given.rows.items():
+            of_users = tensor_seed(seeds, name)
+            for block in blocks:
+                width = block.values.shape[2]
+                places = block.rows[..., None] * width + torch.arange(width, device=block.rows.device)
+                drawn = element_uniform(of_users[block.owner.cpu().numpy()], places)
+                units = self._units(block.values, scale[block.owner], given.kept[block.owner], drawn)
+                total[name].index_add_(0, block.rows.flatten(), units.flatten(0, 1).to(total[name].dtype))
+        for name, tensor in given.whole.items():
+            flat = tensor.reshape(len(given), -1)
+            places = torch.arange(flat.shape[1], device=flat.device)[None, :]
+            drawn = element_uniform(tensor_seed(seeds, name), places)
+            units = self._units(flat, scale, given.kept, drawn).sum(0)
+            total[name] += units.reshape(total[name].shape).to(total[name].dtype)
+
+    def _units(self, values: Tensor, scale: Tensor, kept: Tensor, drawn: Tensor) -> Tensor:
+        """Values [n, ...], each times the scale of its user, as int64 numbers of grid points; 0 of who is not kept."""
+        of_user = (-1, *[1] * (values.ndim - 1))
+        units = torch.where(kept.reshape(of_user), values, 0).double() * scale.reshape(of_user)
+        return (units.clamp(-self.most_units, self.most_units) + drawn).floor().to(torch.int64)
+
+
+class SharedNoise(WholeNumbers):
+    """Each user's numbers are cut off towards zero and get a share of noise of its own."""
+
+    def __init__(self, shares: Shares, *, everybody: bool = False) -> None:
+        """With these shares; `everybody`: who is left out sends its noise all the same, for others count on it."""
+        self.units_per_one, self.most_units, self.variance = shares.units_per_one, shares.most_units, shares.variance
+        self._shares, self._everybody = shares, everybody
+
+    def add(self, given: Contributions, total: Tensors, draws: Draws) -> None:
+        """As in `Addition`."""
         for user in given.one_by_one():
-            if not user.kept.all():
+            if not (self._everybody or user.kept.all()):
                 continue
             scale = _scale(user)
-            units = {name: in_units(tensor[0] * scale, self.units_per_one) for name, tensor in user.whole.items()}
+            units = {
+                name: in_units(torch.where(user.kept, tensor[0] * scale, 0.0), self.units_per_one)
+                for name, tensor in user.whole.items()
+            }
             share = self._shares.of(units, int(user.keys[0]), draws)
             for name, tensor in units.items():
                 total[name] += tensor + share[name].to(tensor.device)

@@ -54,9 +54,13 @@ class Shares(ABC):
 
     Attributes:
         units_per_one: Grid points in a distance of 1, a power of two.
+        most_units: The largest number of one user, without its noise, in grid points.
+        variance: Of one user's share of the noise on every number, in grid points, squared.
     """
 
     units_per_one: float
+    most_units: float
+    variance: float
 
     @abstractmethod
     def of(self, units: Tensors, user: int, draws: Draws) -> Tensors:
@@ -104,6 +108,11 @@ class Stage:
     def shares(self) -> Shares | None:
         """Where devices noise their numbers on a grid, and only the sum of their noise protects: grid and noise."""
         return None
+
+    @property
+    def survivors(self) -> int:
+        """Users whose shares of noise a sum must have: of fewer than that nobody may know it."""
+        return 0
 
     @property
     def max_norm(self) -> float | None:

@@ -17,7 +17,15 @@ from fedrec.codecs.float32 import Float32Codec, Float32Config
 from fedrec.codecs.rounding import RoundingCodec
 from fedrec.core.errors import ConfigError, FederationError
 from fedrec.core.tensors import Spec, Tensors
-from fedrec.stages.addition import MOST_USERS, Addition, GridAddition, PlainAddition, SharedNoise
+from fedrec.stages.addition import (
+    MOST_USERS,
+    Addition,
+    GridAddition,
+    PlainAddition,
+    PublicGrid,
+    SharedNoise,
+    WholeNumbers,
+)
 from fedrec.stages.base import Reads, Release, Round, Stage
 from fedrec.stages.contributions import Contributions
 from fedrec.stages.draws import Draws
@@ -55,6 +63,8 @@ class Stages:
         row_limits: RowLimits | None = None,
         *,
         uplink: Uplink | None = None,
+        bits: int | None = None,
+        masked: bool = False,
     ) -> None:
         """The stages of a run.
 
@@ -65,6 +75,8 @@ class Stages:
             limits: Who is taken, and what each counts.
             row_limits: How far one user may move a row; None: as far as its norm lets it.
             uplink: What of an update leaves its device, over the same codec; None: all rows of all tables.
+            bits: Of the public grid on which devices put their numbers; None: they send those of the codec.
+            masked: Whether nobody sees less than the sum over all devices.
 
         Raises:
             ConfigError: The codec is neither: an update would be rounded on a device of its own, and not beside others.
@@ -82,8 +94,9 @@ class Stages:
         first = [stage for stage in members if stage.reads in ("rows", "dense")]
         last = [stage for stage in members if stage.reads in ("nothing", "norms")]
         shares = [stage.shares for stage in members if stage.shares is not None]
+        whole = shares or bits is not None
         # Whole numbers are sent as they are: no codec rounds what a device puts on a grid.
-        sent = [row_limits] if shares and row_limits else [] if shares else self.uplink.stages(row_limits)
+        sent = [row_limits] if whole and row_limits else [] if whole else self.uplink.stages(row_limits)
         self.stages: Sequence[Stage] = [*first, *sent, limits, *last]
         self.row_limits = row_limits
         self.limits = limits
@@ -92,7 +105,16 @@ class Stages:
         if any(stage.hides_rows for stage in members):
             if self.uplink.tells_rows:
                 raise ConfigError([self.uplink.refusal(self.uplink.config.name)])
-            self.addition = SharedNoise(*shares) if shares else GridAddition(self.max_norm, self.uplink.rounding)
+            self.addition = GridAddition(self.max_norm, self.uplink.rounding)
+        if shares:
+            self.addition = SharedNoise(*shares, everybody=masked)
+        elif bits is not None:
+            self.addition = PublicGrid(bits, self.largest_number)
+        self._coarsest = 0.0
+        if bits is not None and not shares:
+            self._coarsest = 2.0 ** (1 - bits)
+        elif isinstance(codec, RoundingCodec):
+            self._coarsest = codec.coarsest
 
     @cached_property
     def reads(self) -> Reads:
@@ -106,14 +128,24 @@ class Stages:
         return min([self.limits.max_update_norm, *bounds])
 
     @property
+    def largest_number(self) -> float:
+        """No number of an update is larger, times its weight."""
+        return self.row_limits.reach(1) if self.row_limits else self.limits.weight_cap * self.max_norm
+
+    @property
+    def survivors(self) -> int:
+        """Users whom a sum must have for anybody to know it."""
+        return max((stage.survivors for stage in self.stages), default=0)
+
+    @property
     def tells(self) -> bool:
         """Whether devices tell anything beside the sum, its weight and its number of users."""
         return all(stage.tells for stage in self.stages)
 
     @property
     def exact(self) -> bool:
-        """Whether sums are exact, because a stage draws noise from them or they are made of noised whole numbers."""
-        return isinstance(self.addition, GridAddition | SharedNoise)
+        """Whether sums are exact, because a stage draws noise from them or they are made of whole numbers."""
+        return isinstance(self.addition, GridAddition | WholeNumbers)
 
     @property
     def alike(self) -> bool:
@@ -151,15 +183,14 @@ class Stages:
 
         Of none without limits of rows.
         """
-        coarsest = self.codec.coarsest if isinstance(self.codec, RoundingCodec) else 0.0
-        return self.row_limits.of(spec, coarsest) if self.row_limits else {}
+        return self.row_limits.of(spec, self._coarsest) if self.row_limits else {}
 
     def units_per_one(self, users: int) -> float | None:
         """Of the grid on which sums are exact; None if they need not be.
 
         Raises FederationError if it does not hold the sum of `users` users for certain.
         """
-        if not isinstance(self.addition, GridAddition | SharedNoise):
+        if not isinstance(self.addition, GridAddition | WholeNumbers):
             return None
         if users > MOST_USERS:
             raise FederationError(
@@ -190,7 +221,7 @@ class Stages:
 
     def _sizes(self, given: Contributions) -> NDArray[np.int64]:
         """Bytes of the tensors in each user's own packet."""
-        if isinstance(self.addition, SharedNoise):
+        if isinstance(self.addition, WholeNumbers):
             spec, codec = self.sum_format(given.spec, 1)
             return np.full(len(given), codec.size(spec), dtype=np.int64)
         return self.uplink.sizes(given)
@@ -210,7 +241,7 @@ class Stages:
         numbers, nor an exact one of any float32's, and it changes more rows than a list is worth. Numbers with a share
         of noise are whole ones, of one user too.
         """
-        if isinstance(self.addition, SharedNoise) and users <= 1:
+        if isinstance(self.addition, WholeNumbers) and users <= 1:
             return {
                 name: dataclasses.replace(entry, dtype="int32") for name, entry in spec.items()
             }, self.codec.of_sum()

@@ -41,6 +41,7 @@ class Kind(IntEnum):
     METRICS = 4
     COUNTS = 5
     MERGED = 6
+    SECURE = 7
 
 
 class Packet(NamedTuple):

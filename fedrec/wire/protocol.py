@@ -19,6 +19,7 @@ from annotated_types import Ge, Gt, Le, MaxLen, MinLen, Predicate
 from numpy.typing import NDArray
 from pydantic import Field
 
+from fedrec.aggregations.base import Aggregation
 from fedrec.backbones.base import Backbone
 from fedrec.codecs.base import Codec
 from fedrec.codecs.rounding import RoundingCodec
@@ -52,6 +53,7 @@ _CHECKED: Mapping[str, Any] = {"extra": "forbid", "strict": True, "allow_inf_nan
 _LONGEST_SETUP = 2**20
 _DENSE: Mapping[str, Any] = {"name": "dense"}
 _NO_NETWORK: Mapping[str, Any] = {"name": "none"}
+_PLAIN: Mapping[str, Any] = {"name": "plain"}
 
 Short = Annotated[str, MaxLen(200)]
 _Path = Annotated[str, MaxLen(4096), Predicate(lambda text: "\0" not in text)]
@@ -130,10 +132,13 @@ class Setup:
     network: Mapping[str, Any] = field(default_factory=lambda: dict(_NO_NETWORK))
     uplink: Mapping[str, Any] = field(default_factory=lambda: dict(_DENSE))
     downlink: Mapping[str, Any] = field(default_factory=lambda: dict(_DENSE))
+    aggregation: Mapping[str, Any] = field(default_factory=lambda: dict(_PLAIN))
 
     def to_json(self) -> str:
-        """One line of JSON with sorted keys; of links and network it says nothing while these are the plain ones."""
+        """One line of JSON with sorted keys; nothing of links, network and aggregation that are the plain ones."""
         told = dataclasses.asdict(self)
+        if told["aggregation"] == _PLAIN:
+            del told["aggregation"]
         for link in ("uplink", "downlink"):
             if told[link] == _DENSE:
                 del told[link]
@@ -206,6 +211,15 @@ class Setup:
         network: Network = registry.networks.get(config.name)(config, self.seed)
         return network
 
+    @cached_property
+    def aggregation_of_run(self) -> Aggregation:
+        """How users' updates are added up."""
+        from fedrec.config.validate import member_config
+
+        config = member_config("aggregation", dict(self.aggregation))
+        aggregation: Aggregation = registry.aggregations.get(config.name)(config)
+        return aggregation
+
     @property
     def groups(self) -> tuple[str, ...]:
         """The names of the groups."""
@@ -237,7 +251,16 @@ class Setup:
         if self.network_of_run.limits_replies:
             room = partial(self._room, grade)
         uplink: Uplink = registry.uplinks.get(chosen.name)(chosen, self.codec_of_run, room)
-        return Stages(members, self.codec_of_run, limits, self._row_limits, uplink=uplink)
+        aggregation = self.aggregation_of_run
+        return Stages(
+            members,
+            self.codec_of_run,
+            limits,
+            self._row_limits,
+            uplink=uplink,
+            bits=aggregation.bits,
+            masked=aggregation.masked is not None,
+        )
 
     def _room(self, grade: str, keys: NDArray[np.uint64]) -> NDArray[np.int64]:
         """What the budget of a reply leaves to the tensors in it."""

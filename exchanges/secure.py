@@ -1,0 +1,180 @@
+"""The exchanges of a secure sum (`fedrec.wire.secure`), around the training whose updates it adds up.
+
+A user is charged what it would move as a device of its own, as everywhere: with as many neighbours as there would be
+among devices of their own. On such devices that is, to the byte, what crosses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from exchanges import members, records
+from exchanges.declaration import Declaration, Participant
+from fedrec.aggregations.base import Masks
+from fedrec.core.errors import FederationError
+from fedrec.core.tensors import Spec
+from fedrec.secure.graph import Graph
+from fedrec.secure.ring import Ring, width
+from fedrec.stages.addition import WholeNumbers
+from fedrec.stages.chain import Stages
+from fedrec.wire import secure
+from fedrec.wire.packet import PacketFormat
+from fedrec.wire.protocol import UPDATE_SCALARS, Setup
+
+
+@dataclass(frozen=True)
+class Circle:
+    """Who takes part in a secure sum, as all its declarations know it.
+
+    Attributes:
+        participants: How many nodes.
+        users: How many users these were asked for, all together.
+        graph: Among the nodes.
+        alone: Among as many devices of one user each.
+    """
+
+    participants: int
+    users: int
+    graph: Graph
+    alone: Graph
+
+    @staticmethod
+    def of(masks: Masks, participants: int, users: int) -> Circle:
+        """The one of so many. Raises FederationError if they are too few for what the masks are made for."""
+        graph = masks.graph(participants)
+        try:
+            alone = masks.graph(users)
+        except FederationError:  # more users than nodes make it no harder, but for the bounds of small numbers
+            alone = graph
+        return Circle(participants, users, graph, alone)
+
+
+def ring_of(stages: Stages, trainable: Spec, users: int) -> Ring:
+    """The ring that the sum of so many users' updates fits into."""
+    addition = stages.addition
+    assert isinstance(addition, WholeNumbers), "a secure sum is of whole numbers"
+    numbers = sum(entry.size for entry in trainable.values())
+    bits = width(users, addition.most_units, addition.variance, numbers)
+    return Ring(trainable, len(UPDATE_SCALARS), bits)
+
+
+class _Secure(Declaration):
+    """One whose packets follow from the circle, and are charged as those of devices of their own."""
+
+    @override
+    def down(self, to: Participant) -> Mapping[str, PacketFormat]:
+        return {}
+
+    @override
+    def up(self, by: Participant) -> Mapping[str, PacketFormat]:
+        return {}
+
+    def alone_down(self) -> Mapping[str, PacketFormat]:
+        """The packets down to a device of its own."""
+        return self.down(Participant())
+
+    def alone_up(self) -> Mapping[str, PacketFormat]:
+        """The packets up from it."""
+        return self.up(Participant())
+
+    @override
+    def each_down(self, to: Participant) -> dict[str, NDArray[np.int64]]:
+        return {name: np.full(to.users, form.size()) for name, form in self.alone_down().items()}
+
+    @override
+    def each_up(self, by: Participant) -> NDArray[np.int64]:
+        return np.full(by.users, sum(form.size() for form in self.alone_up().values()), dtype=np.int64)
+
+
+class Announcing(_Secure):
+    """Stage 1: nothing down, keys up."""
+
+    kind = records.ANNOUNCE
+
+    @override
+    def up(self, by: Participant) -> Mapping[str, PacketFormat]:
+        return {records.ANNOUNCED: secure.announced_format()}
+
+
+class Sharing(_Secure):
+    """Stage 2: the roll and the neighbours' keys down, sealed shares up."""
+
+    kind = records.SHARE
+
+    def __init__(self, circle: Circle) -> None:
+        """Of those who have announced themselves."""
+        self.circle = circle
+
+    @override
+    def down(self, to: Participant) -> Mapping[str, PacketFormat]:
+        return {records.ROLL: secure.roll_format(self.circle.participants, self.circle.graph)}
+
+    @override
+    def up(self, by: Participant) -> Mapping[str, PacketFormat]:
+        return {records.SEALED: secure.sealed_up_format(self.circle.graph)}
+
+    @override
+    def alone_down(self) -> Mapping[str, PacketFormat]:
+        return {records.ROLL: secure.roll_format(self.circle.users, self.circle.alone)}
+
+    @override
+    def alone_up(self) -> Mapping[str, PacketFormat]:
+        return {records.SEALED: secure.sealed_up_format(self.circle.alone)}
+
+
+class MaskedTraining(members.Training):
+    """Stage 3: training, with sealed shares down beside the model, and a part of the sum up in the update's place."""
+
+    def __init__(self, setup: Setup, trainable: Spec, circle: Circle | None) -> None:
+        """Of a model with these trainable tensors; None: nobody takes part."""
+        super().__init__(setup, trainable)
+        self._circle = circle
+        self.ring = ring_of(setup.stages, trainable, circle.users) if circle else None
+
+    @override
+    def down(self, to: Participant) -> Mapping[str, PacketFormat]:
+        if self._circle is None:
+            return {}
+        return {**super().down(to), records.SEALED: secure.sealed_down_format(self._circle.graph)}
+
+    @override
+    def up(self, by: Participant) -> Mapping[str, PacketFormat]:
+        return {records.UPDATE: secure.masked_format(self.ring)} if self.ring else {}
+
+    @override
+    def each_down(self, to: Participant) -> dict[str, NDArray[np.int64]]:
+        each = super().each_down(to)
+        if self._circle is not None and to.users:
+            each[records.SEALED] = np.full(to.users, secure.sealed_down_format(self._circle.alone).size())
+        return each
+
+
+class Unmasking(_Secure):
+    """Stage 4: what became of everybody down, shares up."""
+
+    kind = records.UNMASK
+
+    def __init__(self, circle: Circle) -> None:
+        """Of those whose parts are in the sum."""
+        self.circle = circle
+
+    @override
+    def down(self, to: Participant) -> Mapping[str, PacketFormat]:
+        return {records.STATUS: secure.status_format(self.circle.participants)}
+
+    @override
+    def up(self, by: Participant) -> Mapping[str, PacketFormat]:
+        return {records.OPENED: secure.opened_format(self.circle.graph)}
+
+    @override
+    def alone_down(self) -> Mapping[str, PacketFormat]:
+        return {records.STATUS: secure.status_format(self.circle.users)}
+
+    @override
+    def alone_up(self) -> Mapping[str, PacketFormat]:
+        return {records.OPENED: secure.opened_format(self.circle.alone)}

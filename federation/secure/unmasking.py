@@ -1,0 +1,95 @@
+"""Masks taken off a sum: secrets are put together of shares, and checked, for some of the shares may be false."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from federation.secure.circle import Participants
+from fedrec.secure import keys
+from fedrec.secure.keys import Agreed
+from fedrec.secure.ring import Ring, Vector
+from fedrec.secure.shamir import secret_of
+from fedrec.wire.secure import Status
+
+Held = tuple[int, NDArray[np.uint8]]
+"""A share and its number."""
+
+
+def unmasked(
+    total: Vector,
+    ring: Ring,
+    among: Participants,
+    status: NDArray[np.uint8],
+    told: Mapping[int, tuple[NDArray[np.uint8], NDArray[np.uint8]]],
+    context: bytes,
+) -> int:
+    """Take all masks off a sum, in place; how many secrets could not be put together, without which it is of no use.
+
+    Args:
+        total: The sum of the parts of those who survived.
+        ring: Its numbers.
+        among: Who takes part.
+        status: uint8 [participants], what has become of everybody.
+        told: By place, of who has answered: of each of its neighbours which secret, uint8 [degree], and a share of it,
+            uint8 [degree, bytes].
+        context: Of the sum.
+    """
+    held: dict[int, list[Held]] = defaultdict(list)
+    for place, (kinds, shares) in told.items():
+        for at in np.flatnonzero((kinds == status[among.neighbours[place]]) & (kinds != Status.ABSENT)):
+            held[int(among.neighbours[place, at])].append((int(among.numbers[place, at]), shares[at]))
+    failed = 0
+    for place in np.flatnonzero(status != Status.ABSENT).tolist():
+        survived = status[place] == Status.SURVIVED
+        right = _own_seed(among, place, context) if survived else _mask_seed(among, place)
+        seed = _secret(held[place], among.size.graph.threshold, right)
+        if seed is None:
+            failed += 1
+        elif survived:
+            total.subtract(ring.mask(keys.stream(keys.own_key(seed, context), ring.stream_bytes)))
+        else:
+            _take_off(total, ring, among, status, place, Agreed(seed, context))
+    return failed
+
+
+def _take_off(
+    total: Vector, ring: Ring, among: Participants, status: NDArray[np.uint8], lost: int, agreed: Agreed
+) -> None:
+    """Take off the masks that survivors have in common with one who was lost."""
+    for other in among.neighbours[lost]:
+        if status[other] == Status.SURVIVED:
+            public = among.announced[other].mask
+            stream = ring.mask(keys.stream(agreed.key(public, "mask"), ring.stream_bytes))
+            if agreed.adds(public):  # then the other one has subtracted it
+                total.add(stream)
+            else:
+                total.subtract(stream)
+
+
+def _own_seed(among: Participants, place: int, context: bytes) -> Callable[[bytes], bool]:
+    return lambda seed: keys.commitment(seed, context) == among.commitments[place]
+
+
+def _mask_seed(among: Participants, place: int) -> Callable[[bytes], bool]:
+    return lambda seed: keys.public_of(seed) == among.announced[place].mask
+
+
+def _secret(held: list[Held], threshold: int, right: Callable[[bytes], bool]) -> bytes | None:
+    """The secret of which these are shares; of more than are needed some may be false.
+
+    So many at a time are tried as are needed, each time with another one in the place of the first: enough against few
+    false shares, which lie between the right ones.
+    """
+    if len(held) < threshold:
+        return None
+    numbers = np.array([number for number, _ in held], dtype=np.int64)
+    shares = np.stack([share for _, share in held])
+    for start in range(len(held) if len(held) > threshold else 1):
+        chosen = (start + np.arange(threshold)) % len(held)
+        if right(seed := secret_of(numbers[chosen], shares[chosen])):
+            return seed
+    return None

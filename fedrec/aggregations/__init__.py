@@ -1,0 +1,1 @@
+"""How users' updates are added up: the family `aggregation`, one file a member."""
