@@ -28,7 +28,6 @@ from federation.kept_checkpoints import KeptCheckpoints
 from federation.meter import Meter
 from federation.ranking import TEST, VALIDATION, Ranking
 from federation.rival import Rival
-from federation.secure.stages import carry_masked
 from federation.secure.training import MaskedTraining
 from federation.server_model import Phase, ServerModel, ServerState
 from federation.training import Training
@@ -207,15 +206,11 @@ class FederatedStrategy(ABC):
         # A deployment that was resumed draws anew: the same users again would be another sampling.
         secret = derive(self._secret, "cohort", len(self._resumes) * self._deployed)
         kept, counts = self._kept(round), talk.losses.counts
-        about = (self.setup, self.models, self.rules, self._cohorts, secret, round, kept, counts)
-        training = (MaskedTraining if self.setup.aggregation_of_run.masked else Training)(*about)
+        kind = MaskedTraining if self.setup.aggregation_of_run.masked else Training
+        training = kind(self.setup, self.models, self.rules, self._cohorts, secret, round, kept, counts)
         if self.setup.stages.noised_on_devices:
             self._release(round)
-        together = [riding] if riding else []
-        if isinstance(training, MaskedTraining):
-            carry_masked(talk, self.setup, together, training)
-        else:
-            talk.carry(*together, training)
+        training.carry(talk, [riding] if riding else [])
         moved = self._step(training, round)
         self.models.merge(round)
         self.within(talk, round)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,9 @@ from exchanges import members, records
 from exchanges.records import Content, grouped
 from federation.aggregation import UpdateFold, summary
 from federation.cohorts.base import CohortSampling, Roots
+from federation.conversation import Conversation
 from federation.directory import Directory, Share
+from federation.exchange import Exchange
 from federation.group_models import GroupModels
 from federation.mends import USERS, said
 from federation.model_exchange import ModelExchange
@@ -68,7 +70,7 @@ class Training(ModelExchange):
         super().__init__(declared, f"round {round}", models, round, rules.max_failures, round, kept)
         self._setup, self._rules, self._counts = setup, rules, counts
         self._sampling, self._roots = sampling, Roots(setup.seed, secret)
-        self._target = 0
+        self._target = self._cohort_size = 0
         self._uploaded: dict[int, int] = {}
         self.clocks: dict[int, Clock] = {}
         self._timed = isinstance(setup.network_of_run, SimulatedNetwork)
@@ -87,12 +89,20 @@ class Training(ModelExchange):
             stages.rows_of_one(self._trainable),
         )
 
+    def carry(self, talk: Conversation, riding: Sequence[Exchange]) -> None:
+        """Have the training carried, with what rides on its messages, and all that belongs to it.
+
+        Raises RoundError if too few took part.
+        """
+        talk.carry(*riding, self)
+
     @override
     def participants(self, directory: Directory) -> dict[int, Share]:
         rules = self._rules
         wanted = rules.fraction * (1 + rules.over_sampling)
         there = directory.there(self._setup.network_of_run, self.round)
         users = directory.cohort(self._sampling, self.round, wanted, self._roots, there)
+        self._cohort_size = len(users)
         self._target = self._sampling.awaited(len(there), len(users), rules.fraction)
         asked = np.bincount(directory.groups[users], minlength=len(self.folds))
         self.folds = {group: self._empty_fold(int(n)) for group, n in zip(self.folds, asked, strict=True)}
@@ -177,10 +187,10 @@ class Training(ModelExchange):
         if self._answered < self._target:
             super().require_enough(counts)
         counted = int(self._counted("users"))
-        if counted < (least := min(self._rules.min_users, len(self.users))):  # a cohort may be drawn of nobody
+        if counted < (least := min(self._rules.min_users, self._cohort_size)):  # a cohort may be drawn of nobody
             dropped = said(self._dropped(), USERS)
             text = (
-                f"{self.what}: the updates of {counted} of {len(self.users)} chosen users count, "
+                f"{self.what}: the updates of {counted} of {self._cohort_size} chosen users count, "
                 f"federation.min_users={least} are needed ({dict(counts)}"
                 + (f"; users left out: {dropped})" if dropped else "); see the log above for why")
             )
@@ -204,6 +214,6 @@ class Training(ModelExchange):
         ]
         account = {"releases": releases} if releases else {}
         if not self._setup.stages.tells:
-            return {"cohort": len(self.users), "users": values["users"], **account}
+            return {"cohort": self._cohort_size, "users": values["users"], **account}
         told = {name: value for name, value in values.items() if name not in DROPPED}
-        return {"cohort": len(self.users), **told, "dropped_users": self._dropped(), **account}
+        return {"cohort": self._cohort_size, **told, "dropped_users": self._dropped(), **account}

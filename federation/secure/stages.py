@@ -1,9 +1,9 @@
-"""The stages of a secure sum beside the training: announcing, sharing, unmasking; and the round that carries them."""
+"""The stages of a secure sum beside the training: announcing, sharing, unmasking."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,18 +14,29 @@ from typing_extensions import override
 from exchanges import records
 from exchanges import secure as declarations
 from exchanges.records import Content, Field
-from federation.conversation import Conversation
 from federation.directory import Directory, Share
 from federation.exchange import Exchange
 from federation.secure.circle import Participants
-from federation.secure.training import MaskedTraining
-from federation.secure.unmasking import unmasked
-from fedrec.aggregations.base import Masks
-from fedrec.core.errors import FederationError, PacketError
-from fedrec.secure.keys import Announced, context_of
-from fedrec.wire.protocol import Setup
+from fedrec.core.errors import PacketError
+from fedrec.secure.keys import Announced
 
-log = logging.getLogger("fedrec")
+Bytes = NDArray[np.uint8]
+
+
+class When(NamedTuple):
+    """Which round's sum a stage belongs to.
+
+    Attributes:
+        phase: Of the plan.
+        round: The round.
+        max_failures: Share of the asked nodes that may be of no use.
+        context: Names the sum.
+    """
+
+    phase: int
+    round: int
+    max_failures: float
+    context: bytes
 
 
 class Announcing(Exchange):
@@ -35,19 +46,17 @@ class Announcing(Exchange):
         announced: What each has announced.
     """
 
-    def __init__(self, training: MaskedTraining, context: bytes) -> None:
-        """For the training of a round; `context` is that of its sum."""
-        what = f"round {training.round}, announcing"
-        super().__init__(
-            declarations.Announcing(), what, training.phase, training.round, max_failures=training.max_failures
-        )
-        self._training, self._context = training, context
+    def __init__(self, when: When, cohort: Callable[[Directory], dict[int, Share]]) -> None:
+        """For the sum of a round; `cohort` chooses its users."""
+        what = f"round {when.round}, announcing"
+        super().__init__(declarations.Announcing(), what, when.phase, when.round, max_failures=when.max_failures)
+        self._context, self._cohort = when.context, cohort
         self.announced: dict[int, Announced] = {}
 
     @override
     def participants(self, directory: Directory) -> dict[int, Share]:
         self.announced = {}
-        return self._training.chosen(directory)
+        return self._cohort(directory)
 
     @override
     def arrays(self, node: int) -> Mapping[str, NDArray[np.generic]]:
@@ -57,50 +66,50 @@ class Announcing(Exchange):
     def take(self, node: int, answer: Content) -> None:
         form = self.declared.up(self.participant(node))[records.ANNOUNCED]
         came = form.decode(answer.packet(records.ANNOUNCED), phase=self.phase, round=self.round).tensors
-        line = Announced.unpacked(came["announced"].numpy())
+        line, users = Announced.unpacked(came["announced"].numpy()), len(self.shares[node].users)
         line.require_signed(self._context)
-        if line.users != len(self.shares[node].users):
-            raise PacketError(
-                "wrong_users", f"{len(self.shares[node].users)} users were asked for, {line.users} are announced"
-            )
-        others = self.announced.values()
-        if any(line.identity == other.identity or line.mask == other.mask for other in others):
-            raise PacketError("wrong_identity", f"{line.identity.hex()}, or its key, was announced by two nodes")
+        if line.users != users:
+            raise PacketError("wrong_users", f"{users} users were asked for, {line.users} are announced")
+        if any(line.identity == other.identity or line.mask == other.mask for other in self.announced.values()):
+            raise PacketError("wrong_identity", f"two nodes announce themselves as {line.identity.hex()}, or its key")
         self.announced[node] = line
 
 
-class _Among(Exchange):
-    """A stage of those who are on the roll."""
+class _Stage(Exchange):
+    """A stage of those who are on the roll: one packet down, one up."""
 
-    def __init__(self, declared: declarations.Sharing | declarations.Unmasking, what: str, training: MaskedTraining):
-        assert training.among is not None, "nobody takes part"
-        self._among, self._training = training.among, training
-        name = f"round {training.round}, {what}"
-        super().__init__(declared, name, training.phase, training.round, max_failures=training.max_failures)
+    def __init__(
+        self, declared: declarations.Sharing | declarations.Unmasking, what: str, when: When, asked: Mapping[int, Share]
+    ) -> None:
+        """`asked`: the users of each node that takes part, if it is still here."""
+        name = f"round {when.round}, {what}"
+        super().__init__(declared, name, when.phase, when.round, max_failures=when.max_failures)
+        self._asked = asked
 
-    def _encoded(self, name: str, node: int, **arrays: NDArray[np.uint8]) -> Mapping[str, bytes | Array]:
+    @override
+    def participants(self, directory: Directory) -> dict[int, Share]:
+        here = set(directory.nodes)
+        return {node: share for node, share in self._asked.items() if node in here}
+
+    def _encoded(self, name: str, node: int, **arrays: Bytes) -> Mapping[str, bytes | Array]:
         form = self.declared.down(self.participant(node))[name]
         tensors = {key: torch.from_numpy(array.copy()) for key, array in arrays.items()}
         return {name: form.encode(self.phase, self.round, tensors)}
 
-    def _decoded(self, name: str, node: int, answer: Content) -> dict[str, NDArray[np.uint8]]:
+    def _decoded(self, name: str, node: int, answer: Content) -> dict[str, Bytes]:
         form = self.declared.up(self.participant(node))[name]
         packet = form.decode(answer.packet(name), phase=self.phase, round=self.round)
         return {key: tensor.numpy() for key, tensor in packet.tensors.items()}
 
 
-class Sharing(_Among):
+class Sharing(_Stage):
     """All who have announced themselves share out their secrets."""
 
-    def __init__(self, training: MaskedTraining, asked: Mapping[int, Share]) -> None:
-        """`asked`: the users of each node that was asked to announce itself."""
-        assert training.among is not None, "nobody takes part"
-        super().__init__(declarations.Sharing(training.among.size), "sharing", training)
-        self._asked = asked
-
-    @override
-    def participants(self, directory: Directory) -> dict[int, Share]:
-        return {node: self._asked[node] for node in self._among.nodes if node in directory.nodes}
+    def __init__(self, when: When, among: Participants, asked: Mapping[int, Share]) -> None:
+        """Of those on the roll."""
+        mine = {node: asked[node] for node in among.nodes}
+        super().__init__(declarations.Sharing(among.size), "sharing", when, mine)
+        self._among = among
 
     @override
     def fields(self, node: int) -> Mapping[str, Field]:
@@ -108,8 +117,8 @@ class Sharing(_Among):
 
     @override
     def packets(self, node: int) -> Mapping[str, bytes | Array]:
-        lines = self._among.lines_for(node)
-        return self._encoded(records.ROLL, node, roll=self._among.roll, users=self._among.users, neighbours=lines)
+        among = self._among
+        return self._encoded(records.ROLL, node, roll=among.roll, users=among.users, neighbours=among.lines_for(node))
 
     @override
     def take(self, node: int, answer: Content) -> None:
@@ -117,7 +126,7 @@ class Sharing(_Among):
         self._among.shared(node, came["sealed"], came["commitment"].tobytes())
 
 
-class Unmasking(_Among):
+class Unmasking(_Stage):
     """All whose parts are in the sum tell what is needed to take its masks off.
 
     Attributes:
@@ -125,16 +134,12 @@ class Unmasking(_Among):
         told: What each has told, by its place.
     """
 
-    def __init__(self, training: MaskedTraining) -> None:
-        """After the training."""
-        assert training.among is not None, "nobody takes part"
-        super().__init__(declarations.Unmasking(training.among.size), "unmasking", training)
-        self.status = self._among.status(dict.fromkeys(training.taken))
-        self.told: dict[int, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
-
-    @override
-    def participants(self, directory: Directory) -> dict[int, Share]:
-        return {node: self._training.shares[node] for node in self._training.taken if node in directory.nodes}
+    def __init__(self, when: When, among: Participants, survivors: Mapping[int, Share]) -> None:
+        """`survivors`: the users of the nodes whose parts are in the sum."""
+        super().__init__(declarations.Unmasking(among.size), "unmasking", when, survivors)
+        self._among = among
+        self.status = among.status(survivors)
+        self.told: dict[int, tuple[Bytes, Bytes]] = {}
 
     @override
     def packets(self, node: int) -> Mapping[str, bytes | Array]:
@@ -144,71 +149,3 @@ class Unmasking(_Among):
     def take(self, node: int, answer: Content) -> None:
         came = self._decoded(records.OPENED, node, answer)
         self.told[self._among.place(node)] = (came["kinds"], came["shares"])
-
-
-def carry_masked(talk: Conversation, setup: Setup, riding: Sequence[Exchange], training: MaskedTraining) -> None:
-    """Carry a round's training with all stages of its secure sum, and fold the sum.
-
-    Where too few take part, or too few are left, nothing is unmasked: no update of the round counts.
-
-    Args:
-        talk: The conversation.
-        setup: What every client is told.
-        riding: What rides on the messages of the training.
-        training: The training.
-
-    Raises RoundError if too many nodes fail in a stage, or too few users' updates count.
-    """
-    masks = setup.aggregation_of_run.masks
-    assert masks is not None, "the run has no secure sums"
-    context = context_of(setup.run_key, training.phase, training.round)
-    announcing = Announcing(training, context)
-    talk.carry(announcing)
-    if (among := _among(announcing, masks, talk)) is not None:
-        training.open(among)
-        talk.carry(Sharing(training, announcing.shares))
-        among.settle()
-    talk.carry(*riding, training)
-    if among is not None and _may_be_known(training, setup, talk):
-        _unmask(talk, training, context)
-    training.settle(talk.losses.counts)
-
-
-def _among(announcing: Announcing, masks: Masks, talk: Conversation) -> Participants | None:
-    if not announcing.shares:
-        return None
-    try:
-        return Participants(announcing.announced, masks)
-    except FederationError as error:
-        talk.losses.counts["too_few_for_a_sum"] += 1
-        log.warning("%s: no secure sum: %s", announcing.what, error)
-        return None
-
-
-def _may_be_known(training: MaskedTraining, setup: Setup, talk: Conversation) -> bool:
-    """Whether so many have stayed that the sum may be known."""
-    assert training.among is not None, "nobody takes part"
-    users = sum(len(training.shares[node].users) for node in training.taken)
-    enough = len(training.taken) > training.among.size.graph.threshold and users >= setup.stages.survivors
-    if not enough:
-        talk.losses.counts["too_few_for_a_sum"] += 1
-        log.warning(
-            "%s: %d nodes with %d users have stayed, too few for their sum to be known: nothing is unmasked",
-            training.what,
-            len(training.taken),
-            users,
-        )
-    return enough
-
-
-def _unmask(talk: Conversation, training: MaskedTraining, context: bytes) -> None:
-    assert training.among is not None, "nobody takes part"
-    unmasking = Unmasking(training)
-    talk.carry(unmasking)
-    total = training.masked
-    failed = unmasked(total, training.ring, training.among, unmasking.status, unmasking.told, context)
-    if failed:
-        talk.losses.counts["masks_left"] += failed
-        log.warning("%s: the secrets of %d nodes could not be put together of shares", unmasking.what, failed)
-    else:
-        training.fold(total)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from flwr.app import Array
@@ -14,26 +14,26 @@ from exchanges import records
 from exchanges import secure as declarations
 from exchanges.records import Content
 from federation.cohorts.base import CohortSampling
+from federation.conversation import Conversation
 from federation.directory import Directory, Share
 from federation.exchange import Exchange
 from federation.group_models import GroupModels
 from federation.secure.circle import Participants
+from federation.secure.stages import Announcing, Sharing, Unmasking, When
+from federation.secure.unmasking import unmasked
 from federation.training import Training
 from fedrec.config.schema import FederationConfig
-from fedrec.core.errors import PacketError
+from fedrec.core.errors import FederationError, PacketError
+from fedrec.secure.keys import context_of
 from fedrec.secure.ring import Ring, Vector
 from fedrec.wire.packet import Kind, Packet
-from fedrec.wire.protocol import UPDATE_SCALARS, Setup
+from fedrec.wire.protocol import Setup
 
 log = logging.getLogger("fedrec")
 
 
 class MaskedTraining(Training):
-    """Asks those who have shared their secrets; their updates are folded as one, once no mask is left on their sum.
-
-    Attributes:
-        among: Who takes part; None: nobody can.
-    """
+    """Asks those who have shared their secrets; their updates are folded as one, once no mask is left on their sum."""
 
     declared: declarations.MaskedTraining
 
@@ -50,77 +50,105 @@ class MaskedTraining(Training):
     ) -> None:
         """As `Training`."""
         super().__init__(setup, models, rules, sampling, secret, round, kept, counts)
-        self.among: Participants | None = None
-        self._masked: Vector | None = None
-        self._let_in(None)
+        masks = setup.aggregation_of_run.masks
+        assert masks is not None, "the run has no secure sums"
+        self._masks = masks
+        self._when = When(self.phase, round, rules.max_failures, context_of(setup.run_key, self.phase, round))
+        self._cohort: Mapping[int, Share] = {}
+        self._total: Vector | None = None
+        self._admit(None)
 
-    def _let_in(self, among: Participants | None) -> None:
-        self.among = among
+    def _admit(self, among: Participants | None) -> None:
+        """Let these take part, or nobody."""
+        self._among = among
         size = among.size if among else None
         self.declared = declarations.MaskedTraining(self._setup, self._trainable, size)
 
-    def chosen(self, directory: Directory) -> dict[int, Share]:
-        """The cohort of the round."""
-        return super().participants(directory)
+    @override
+    def carry(self, talk: Conversation, riding: Sequence[Exchange]) -> None:
+        """With all stages of the secure sum. Where too few take part, or are left, no update of the round counts."""
+        announcing = Announcing(self._when, super().participants)
+        talk.carry(announcing)
+        self._cohort = announcing.shares
+        if self._cohort and self._called(announcing) and self._among is not None:
+            talk.carry(Sharing(self._when, self._among, self._cohort))
+            self._among.settle()
+        super().carry(talk, riding)
+        if self._among is not None and self._may_be_known(self._among):
+            survivors = {node: self.shares[node] for node in self.taken}
+            unmasking = Unmasking(self._when, self._among, survivors)
+            talk.carry(unmasking)
+            self._unmask(self._among, unmasking)
+        super().require_enough(talk.losses.counts)
 
-    def open(self, among: Participants) -> None:
-        """Let these take part."""
-        self._let_in(among)
+    def _called(self, announcing: Announcing) -> bool:
+        """Whether those who have announced themselves are enough for a secure sum; then they take part."""
+        try:
+            self._admit(Participants(announcing.announced, self._masks))
+        except FederationError as error:
+            self._counts["too_few_for_a_sum"] += 1
+            log.warning("%s: no secure sum: %s", self.what, error)
+            return False
+        return True
+
+    def _may_be_known(self, among: Participants) -> bool:
+        """Whether so many have stayed that the sum may be known."""
+        nodes, users = len(self.taken), self._answered
+        if nodes > among.size.graph.threshold and users >= self._setup.stages.survivors:
+            return True
+        self._counts["too_few_for_a_sum"] += 1
+        text = "%s: %d nodes with %d users have stayed, too few for their sum to be known: nothing is unmasked"
+        log.warning(text, self.what, nodes, users)
+        return False
+
+    def _unmask(self, among: Participants, unmasking: Unmasking) -> None:
+        """Take the masks off the sum, and fold it as one node's."""
+        assert self._total is not None, "the training was carried"
+        total, ring = self._total, self._ring
+        if failed := unmasked(total, ring, among, unmasking.status, unmasking.told, self._when.context):
+            self._counts["masks_left"] += failed
+            log.warning("%s: the secrets of %d nodes could not be put together of shares", unmasking.what, failed)
+            return
+        tensors, scalars = ring.values(total)
+        packet = Packet(Kind.UPDATE, self.phase, self.round, scalars, tensors)
+        ((_, fold),) = self.folds.items()
+        try:
+            if not fold.add(packet, self._answered):
+                self._counts["wrong_loss"] += 1
+        except PacketError as error:
+            self._counts[error.reason] += 1
+            log.warning("%s: this sum is none that its users can have, and is left out: %s", self.what, error)
 
     @property
-    def ring(self) -> Ring:
-        """The numbers of the sum."""
+    def _ring(self) -> Ring:
         assert self.declared.ring is not None, "nobody takes part"
         return self.declared.ring
 
-    @property
-    def masked(self) -> Vector:
-        """The sum of all parts that have come, under their masks."""
-        assert self._masked is not None, "the training was not begun"
-        return self._masked
-
     @override
     def participants(self, directory: Directory) -> dict[int, Share]:
-        if self.among is None:
+        if self._among is None:
             return {}
-        self._masked = self.ring.zeros()
-        cohort = self.chosen(directory)
-        return {node: cohort[node] for node in self.among.present if node in cohort}
+        self._total = self._ring.zeros()
+        here = set(directory.nodes)
+        return {node: self._cohort[node] for node in self._among.present if node in here}
 
     @override
     def packets(self, node: int) -> Mapping[str, bytes | Array]:
-        assert self.among is not None, "nobody takes part"
-        sealed, present = self.among.sealed_for(node)
+        assert self._among is not None, "nobody takes part"
+        sealed, present = self._among.sealed_for(node)
         form = self.declared.down(self.participant(node))[records.SEALED]
         tensors = {"sealed": torch.from_numpy(sealed), "present": torch.from_numpy(present)}
         return {**super().packets(node), records.SEALED: form.encode(self.phase, self.round, tensors)}
 
     @override
     def take(self, node: int, answer: Content) -> None:
+        assert self._total is not None, "the training was begun"
         form = self.declared.up(self.participant(node))[records.UPDATE]
         came = form.decode(answer.packet(records.UPDATE), phase=self.phase, round=self.round).tensors
-        self.masked.add(self.ring.unpacked(came["scalars"].numpy(), came["numbers"].numpy()))
+        self._total.add(self._ring.unpacked(came["scalars"].numpy(), came["numbers"].numpy()))
         self._uploaded[node] = int(self.declared.each_up(self.participant(node)).sum())
 
     @override
     def require_enough(self, counts: Mapping[str, int]) -> None:
         """Raise RoundError if too many nodes have failed; how many users count is known when no mask is left."""
         Exchange.require_enough(self, counts)
-
-    def fold(self, total: Vector) -> bool:
-        """Fold the sum of all parts, without masks, as one node's; whether it is one that so many users can have."""
-        tensors, scalars = self.ring.values(total)
-        packet = Packet(Kind.UPDATE, self.phase, self.round, scalars[: len(UPDATE_SCALARS)], tensors)
-        ((_, fold),) = self.folds.items()
-        try:
-            if not fold.add(packet, sum(len(self.shares[node].users) for node in self.taken)):
-                self._counts["wrong_loss"] += 1
-        except PacketError as error:
-            self._counts[error.reason] += 1
-            log.warning("the sum of round %d is none that its users can have, and is left out: %s", self.round, error)
-            return False
-        return True
-
-    def settle(self, counts: Mapping[str, int]) -> None:
-        """Raise RoundError if the updates of too few users count; to be called at the end."""
-        super().require_enough(counts)

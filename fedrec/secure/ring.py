@@ -152,7 +152,7 @@ def width(users: int, most: float, variance: float, numbers: int) -> int:
 
     Raises ValueError if no word is wide enough.
     """
-    bound = users * (math.floor(most) + 1.0)
+    bound = float(users * math.ceil(most))
     if variance > 0:
         nats = math.log(2 * numbers) + _WRAP * math.log(2)
         bound += nats / 3 + math.sqrt((nats / 3) ** 2 + 2 * users * variance * nats)
