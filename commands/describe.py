@@ -37,14 +37,15 @@ def describe(config: RunConfig, items: int | None) -> Sizes:
 
     Raises DataError if the data set cannot be read.
     """
-    item_list = None
+    item_list = users = None
     if items is None:
         read = load_items if config.runtime == "deployment" else load
-        catalogue = read(cast(DatasetConfig, config.dataset)).catalogue
+        dataset = read(cast(DatasetConfig, config.dataset))
+        catalogue, users = dataset.catalogue, dataset.interactions.users or None
         items = len(catalogue)
         item_list = len(item_list_packet(pack_item_list(catalogue.item_ids, catalogue.titles)))
     config = settled(config, users=1)  # the account does not depend on how many there are
-    found = sizes(config, make_setup(config, items, _DIGEST, _DIGEST, None), item_list)
+    found = sizes(config, make_setup(config, items, _DIGEST, _DIGEST, None), item_list, users)
     return dataclasses.replace(found, privacy=planned(config), times=_times(config, found.phases))
 
 
@@ -81,6 +82,12 @@ def show_sizes(found: Sizes, console: Console) -> None:
                 f"{phase.name}: a device lists the rows of tables that its user has changed. The bytes up, and those "
                 f"of the totals, are the most that it may send, for {known}; it sends fewer where fewer rows change, "
                 f"and {phase.least_up:,} where none do."
+            )
+        if (masks := phase.masks) is not None:
+            console.print(
+                f"{phase.name}: a secure sum of {masks.devices:,} devices, each with {masks.degree} neighbours of whom "
+                f"{masks.threshold} have to stay; a number of an update has {masks.bits} bits on its way. Keys, shares "
+                f"and the list of who is in it are {masks.down:,} bytes of those down."
             )
         if phase.merge_every:
             what = "a step of the tables that devices hold" if phase.steps else "a merge into the base table"

@@ -178,3 +178,37 @@ class Unmasking(_Secure):
     @override
     def alone_up(self) -> Mapping[str, PacketFormat]:
         return {records.OPENED: secure.opened_format(self.circle.alone)}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a secure sum makes each device move in a round, of so many devices of one user each.
+
+    Attributes:
+        devices: How many are in it.
+        degree: Neighbours of each, who hold shares of its secrets.
+        threshold: Of them, who have to stay.
+        bits: Of a number of the update on its way.
+        up: Bytes up, the masked update among them.
+        down: Bytes down, beside the model.
+    """
+
+    devices: int
+    degree: int
+    threshold: int
+    bits: int
+    up: int
+    down: int
+
+
+def cost(setup: Setup, trainable: Spec, devices: int) -> Cost:
+    """The cost of a round of so many devices. Raises FederationError if they are too few for a secure sum."""
+    masks = setup.aggregation_of_run.masks
+    assert masks is not None, "the run has no secure sums"
+    circle, device = Circle.of(masks, devices, devices), Participant()
+    training = MaskedTraining(setup, trainable, circle)
+    stages: list[Declaration] = [Announcing(), Sharing(circle), training, Unmasking(circle)]
+    model = sum(form.size() for form in members.Training(setup, trainable).down(device).values())
+    up, down = (sum(sizes) for sizes in ([e.up_bytes(device) for e in stages], [e.down_bytes(device) for e in stages]))
+    assert training.ring is not None, "somebody takes part"
+    return Cost(devices, circle.graph.degree, circle.graph.threshold, training.ring.bits, up, down - model)

@@ -13,6 +13,7 @@ from typing import Any
 
 from exchanges import members
 from exchanges.declaration import Participant, Regular
+from exchanges.secure import Cost, cost
 from federation.server_model import Phase
 from federation.uplink import most_changed
 from federation.versions import expected_bytes
@@ -30,6 +31,8 @@ from peft_embeddings.versions import held_format, merged_format
 EACH_ROUND, ONCE, NEVER = "each round", "once", "never"
 _DEVICE = Participant()
 """A user with a device of its own."""
+DEVICES = 1000
+"""Of a round, where nothing says how many there are."""
 ALL, SERVER, OWN = "server, devices", "server", "own device"
 
 
@@ -75,6 +78,7 @@ class PhaseSizes:
         merge: Bytes of the packet of a merge, or the most of a step, down, for each that a user missed since it was
             last chosen, or `whole` where that is less; 0 for no merges.
         steps: Whether these are steps.
+        masks: What a secure sum adds to it, part of `up` and `down`; None: there is none.
     """
 
     name: str
@@ -90,6 +94,7 @@ class PhaseSizes:
     merge_every: int
     merge: int
     steps: bool
+    masks: Cost | None = None
 
 
 @dataclass(frozen=True)
@@ -180,8 +185,18 @@ class Sizes:
         return dataclasses.asdict(self)
 
 
-def sizes(config: RunConfig, setup: Setup, item_list: int | None = None) -> Sizes:
-    """The sizes of a run whose clients are told `setup`; `item_list` as in `Sizes`."""
+def sizes(config: RunConfig, setup: Setup, item_list: int | None = None, users: int | None = None) -> Sizes:
+    """The sizes of a run whose clients are told `setup`.
+
+    Args:
+        config: The configuration.
+        setup: What clients are told.
+        item_list: As in `Sizes`.
+        users: Of the federation, on which the bytes of secure sums depend; None: rounds are of `DEVICES` devices.
+
+    Raises FederationError if a round has too few for a secure sum.
+    """
+    chosen = DEVICES if users is None else max(1, int(config.federation.fraction * users + 0.5))
     strategy: Any = config.strategy
     enrolment = members.Enrolment(setup)
     joining = {
@@ -197,7 +212,7 @@ def sizes(config: RunConfig, setup: Setup, item_list: int | None = None) -> Size
     recipe: Recipe = registry.optims.get(config.optim.name)(config.optim, setup.backbone_of_run.advice)
     privacy: Stage = registry.privacies.get(config.privacy.name)(config.privacy)
     each = zip(plan, models_of(setup), strict=True)
-    phases = tuple(_phase(phase, model, setup, recipe, privacy) for phase, model in each)
+    phases = tuple(_phase(phase, model, setup, recipe, privacy, chosen) for phase, model in each)
     once, rounds = sum(joining.values()), sum(phase.rounds for phase in phases)
     exchanges = _exchanges(registry.strategies.get(strategy.name).regular(config, setup))
     fraction = config.federation.fraction * setup.network_of_run.availability
@@ -242,7 +257,7 @@ def _exchanges(regular: Sequence[Regular]) -> tuple[Exchange, ...]:
     return tuple(found)
 
 
-def _phase(phase: Phase, model: Model, setup: Setup, recipe: Recipe, privacy: Stage) -> PhaseSizes:
+def _phase(phase: Phase, model: Model, setup: Setup, recipe: Recipe, privacy: Stage, devices: int) -> PhaseSizes:
     training = members.Training(setup, model.trainable)
     (down,) = training.down(_DEVICE).values()
     (up,) = training.up(_DEVICE).values()
@@ -253,6 +268,9 @@ def _phase(phase: Phase, model: Model, setup: Setup, recipe: Recipe, privacy: St
     uplink = setup.stages.uplink
     if uplink.tells_rows and (changed := most_changed(model, recipe, privacy)) is not None:
         most = up.head + uplink.most(model.trainable, changed)
+    masks = cost(setup, model.trainable, devices) if setup.aggregation_of_run.masked else None
+    if masks:
+        least = most = masks.up
     private = {f"private.{name}": entry for name, entry in model.backbone.private.items()}
     rows = [
         *_sent(down, EACH_ROUND),
@@ -268,12 +286,13 @@ def _phase(phase: Phase, model: Model, setup: Setup, recipe: Recipe, privacy: St
         up=most,
         least_up=least,
         changed=None if changed is None else sum(changed.values()),
-        down=training.down_bytes(_DEVICE),
+        down=training.down_bytes(_DEVICE) + (masks.down if masks else 0),
         once=held.size() if model.held else 0,
         whole=whole.size() if model.held else 0,
         merge_every=every,
         merge=merged_format(setup, model).size() if every else 0,
         steps=model.steps,
+        masks=masks,
     )
 
 
