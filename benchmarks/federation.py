@@ -35,7 +35,7 @@ from server_app.run_folder import METRICS, SUMMARY
 from server_app.setup import make_setup
 
 
-class _EnoughError(Exception):
+class EnoughError(Exception):
     """All rounds that are to be measured have been."""
 
 
@@ -53,7 +53,7 @@ class _Watch:
     def on_round(self, record: dict[str, Any]) -> None:
         self.records.append(record)
         if len(self.records) == self._rounds:
-            raise _EnoughError
+            raise EnoughError
 
     def on_checkpoint(self, checkpoint: Checkpoint) -> None:
         pass
@@ -75,10 +75,10 @@ def in_process(
     `recipe` are overrides beside those of the embedding and of the number of users and rounds.
     """
     torch.set_num_threads(threads)
-    strategy, watch, folder = _strategy(data, embedding, users_per_round, rounds + warm_up, nodes, recipe)
+    strategy, watch, folder = strategy_over(data, embedding, users_per_round, rounds + warm_up, nodes, recipe)
     try:
         started = time.perf_counter()
-        with clocked(ROUND if phases else ()) as clock, suppress(_EnoughError):
+        with clocked(ROUND if phases else ()) as clock, suppress(EnoughError):
             strategy.start(LocalGrid(client_app, nodes))
         whole = time.perf_counter() - started
     finally:
@@ -103,7 +103,7 @@ def in_process(
     return found
 
 
-def _strategy(
+def strategy_over(
     data: dict[str, Any], embedding: str, users_per_round: int, rounds: int, nodes: int, recipe: Sequence[str]
 ) -> tuple[FederatedStrategy, _Watch, Path]:
     """A strategy of one phase over a prepared store, as `server_app.run` makes it, with a random base table."""

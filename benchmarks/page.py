@@ -38,6 +38,7 @@ BENCHMARKS = (
     "evaluation",
     "pretraining",
     "one_user_per_node",
+    "secure_sums",
     "startup",
     "light_client",
     "deployment",
