@@ -62,7 +62,7 @@ def accounts(config: RunConfig) -> bool:
 
 def stated(config: RunConfig, account: dict[str, Any] | None) -> dict[str, Any] | None:
     """An account, if there is one, with what has to be said beside it."""
-    caveat = _mechanism(config).caveat
+    caveat = _mechanism(config).caveat_in(config)
     if caveat is None:
         return account
     return {**(account or {"epsilon": None}), "caveat": caveat}

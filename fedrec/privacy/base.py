@@ -31,6 +31,11 @@ class PrivacyMechanism(Stage):
         self.config = config
 
     @classmethod
+    def caveat_in(cls, config: RunConfig) -> str | None:
+        """The caveat as a run has it; None: there is nothing to be said."""
+        return cls.caveat
+
+    @classmethod
     def settled(cls, config: RunConfig, users: int) -> MemberConfig:
         """The member's configuration with what follows from the plan of the run and the number of users.
 

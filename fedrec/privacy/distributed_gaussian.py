@@ -12,9 +12,10 @@ the round changes nothing.
 Accounted without amplification: the server knows whom it chose, and neighbours know each other. What is protected is
 the data of a user; that it takes part is known.
 
-**What is protected is the sum, and this version has nothing that keeps the server from its parts.** A node's own sum,
-and an update of a lone device, reach the server with only their shares of noise, which hide next to nothing. So a
-deployment is refused until there is secure aggregation; a simulation says what the noise costs.
+**What is protected is the sum, and only `aggregation=secagg` keeps the server from its parts.** Without it a node's own
+sum, and an update of a lone device, reach the server with only their shares of noise, which hide next to nothing: a
+deployment is refused then, and a simulation says what the noise costs. With it, who is left out on its device sends its
+share of the noise all the same, and nobody tells what is needed to know a sum that has too few shares.
 
 Sums are 64-bit numbers, and a device's own 32-bit ones; neither can wrap: numbers of `MOST_USERS` users and their noise
 are below 2**62.
@@ -98,11 +99,21 @@ class DistributedGaussian(Accounted):
     sampling = ("fixed", "the shares of the noise are sized for a number of users that is known")
     unit = "user, its data or none of it; who takes part is known"
     caveat = (
-        "The sum over all chosen users is what is protected. Nothing in this version keeps the server from the sums of "
-        "single nodes, which have only their shares of the noise: a simulation shows what the noise costs, and a "
-        "deployment is refused."
+        "The sum over all chosen users is what is protected. Without aggregation=secagg nothing keeps the server from "
+        "the sums of single nodes, which have only their shares of the noise: a simulation shows what the noise costs, "
+        "and a deployment is refused."
+    )
+    _masked_caveat = (
+        "The sum over all chosen users is what is protected, and all that a server which follows the protocol sees of "
+        "their updates. Who takes part, how many users of each node, and the metrics of rankings it sees as well; what "
+        "one that lies can do is in docs/privacy.md."
     )
     rules: ClassVar[dict[str, Any]] = {**Accounted.rules, "max_row_norm": None}
+
+    @classmethod
+    @override
+    def caveat_in(cls, config: RunConfig) -> str | None:
+        return cls._masked_caveat if config.aggregation.name == "secagg" else cls.caveat
 
     @classmethod
     @override

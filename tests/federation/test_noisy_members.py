@@ -222,8 +222,13 @@ def test_distributed_noise_says_what_it_does_not_protect_and_refuses_a_deploymen
     assert "keeps the server from the sums of single nodes" in shown(composed("distributed_gaussian"))
     deployed = ["runtime=deployment", "dataset=table", "dataset.item_table=items.csv", "dataset.items=listed"]
     deployed += ["dataset.k_core=0", "dataset.min_rating=null"]
-    with pytest.raises(ConfigError, match="in this version a real server sees them"):
+    with pytest.raises(ConfigError, match="with aggregation=plain it sees them"):
         composed("distributed_gaussian", *deployed)
+    masked = ["aggregation=secagg", "federation.min_nodes=3"]
+    with pytest.raises(ConfigError, match="the noise would be the server's"):
+        composed("distributed_gaussian", *deployed, *masked, "privacy.drawn=sum")
+    said = shown(composed("distributed_gaussian", *deployed, *masked))
+    assert "all that a server which follows the protocol sees" in said
     assert composed("local_gaussian", *deployed).privacy.name == "local_gaussian"
 
 
