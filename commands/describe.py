@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from federation.sizes import OnTheWay, PhaseSizes, Sizes, Totals, sizes
+from federation.sizes import DEVICES, OnTheWay, PhaseSizes, Sizes, Totals, sizes
 from fedrec.config.schema import RunConfig
 from fedrec.core import registry
 from fedrec.core.rng import counter_bits
@@ -44,9 +44,19 @@ def describe(config: RunConfig, items: int | None) -> Sizes:
         catalogue, users = dataset.catalogue, dataset.interactions.users or None
         items = len(catalogue)
         item_list = len(item_list_packet(pack_item_list(catalogue.item_ids, catalogue.titles)))
-    config = settled(config, users=1)  # the account does not depend on how many there are
+    config = settled(config, users or _imagined(config))
     found = sizes(config, make_setup(config, items, _DIGEST, _DIGEST, None), item_list, users)
     return dataclasses.replace(found, privacy=planned(config), times=_times(config, found.phases))
+
+
+def _imagined(config: RunConfig) -> int:
+    """Users of a run of whose data nothing was read. The account does not depend on how many there are.
+
+    The numbers of a secure sum do, where shares of noise are sized for its users.
+    """
+    if config.aggregation.name != "secagg" or getattr(config.privacy, "survivors", None) is not None:
+        return 1
+    return round(DEVICES / config.federation.fraction)
 
 
 def _times(config: RunConfig, phases: Sequence[PhaseSizes]) -> dict[str, OnTheWay] | None:

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from flwr.app import Context, Message
+from rich.console import Console
+from safetensors.torch import load_file
 
-from client_app.answers.app import app as honest
+from client_app.answers.app import app as client_app
+from commands.describe import describe, show_sizes
+from commands.local_grid import LocalGrid
 from exchanges import records
 from exchanges.records import unpack
-from fedrec.core.errors import FederationError
+from fedrec.config.compose import compose
+from fedrec.config.describe import from_dict
+from fedrec.config.paths import settle
+from fedrec.core.errors import ConfigError, FederationError
+from fedrec.secure.graph import graph_of
 from fedrec.wire.protocol import UPDATE_SCALARS
+from server_app.run import run
 
 Federate = Callable[..., Any]
 
@@ -92,7 +105,7 @@ def losing(stages: Mapping[str, int], round: int = 1) -> Callable[[Message, Cont
         kind, fields = message.metadata.message_type, unpack(message.content).fields
         if lost.get(int(context.node_config["partition-id"])) == kind and fields["round"] == round:
             raise RuntimeError("lost")
-        return honest(message, context)
+        return client_app(message, context)
 
     return client
 
@@ -164,6 +177,24 @@ def test_what_is_counted_is_what_crosses_where_each_user_has_a_device(federate: 
     assert round_up(moved["down"] * 60) == down
 
 
+def test_it_is_what_describe_says_beforehand(federate: Federate) -> None:
+    found = federate("aggregation=secagg", *ONCE, *NOISE, nodes=60)
+    config = from_dict(yaml.safe_load((found.folder / "config.yaml").read_text()))
+    said = describe(config, None)
+    (phase,) = said.phases
+    moved = found.metrics[0]["bytes_per_user"]
+    assert (phase.up, phase.down) == (moved["up"], moved["down"])
+    assert phase.masks is not None
+    assert (phase.masks.devices, phase.masks.degree, phase.masks.threshold) == (
+        60,
+        *graph_of(60, 0.1, 0.1, lying=False),
+    )
+    shown = io.StringIO()
+    show_sizes(said, Console(width=400, file=shown))
+    assert f"a secure sum of 60 devices, each with {phase.masks.degree} neighbours" in shown.getvalue()
+    assert describe(config, 60).phases[0].masks.devices == 1000, "where no data is read a round is imagined"
+
+
 def round_up(value: float) -> int:
     assert value == pytest.approx(round(value))
     return round(value)
@@ -185,3 +216,66 @@ def test_a_server_that_records_everything_sees_uniform_numbers(federate: Federat
     scalars = np.frombuffer(b"".join(part[: 8 * len(UPDATE_SCALARS)] for part in parts[0] + parts[1]), np.uint8)
     counts = np.bincount(scalars, minlength=256)
     assert counts.max() < 8 * len(scalars) / 256, "weights and counts are hidden too: most of their bytes would be 0"
+
+
+# Resuming, and what is refused ----------------------------------------------------------------------------------------
+
+
+class Mortal(LocalGrid):
+    """Ends the process before it delivers some messages."""
+
+    def __init__(self, deliveries: int, nodes: int) -> None:
+        super().__init__(client_app, nodes)
+        self._left = deliveries
+
+    def push_messages(self, messages: Any) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise KeyboardInterrupt
+        return super().push_messages(messages)
+
+
+@pytest.mark.parametrize("deliveries", [6, 7, 8, 9, 10])
+def test_wherever_it_is_killed_a_run_that_is_resumed_ends_as_if_it_had_not_been(
+    tmp_path: Path, deliveries: int
+) -> None:
+    texts = [*FEW, "base_table.start=random", "base_table.dim=4", "strategy.rounds=3", "evaluation.every=0"]
+    texts = [text for text in texts if text != "strategy.rounds=2"]
+    texts += ["dataset.n_users=20", "aggregation=secagg", "simulation.nodes=4", "checkpoint_every=1"]
+    texts += ["federation.fraction=0.8"]
+    for name in ("whole", "killed"):
+        where = [f"runs_dir={tmp_path}/{name}", f"cache_dir={tmp_path}/cache"]
+        given = [*texts, *where, "run_id=r"]
+        grid = Mortal(deliveries if name == "killed" else 10**6, 4)
+        with suppress(KeyboardInterrupt):
+            run(settle(compose(given, base=None), None), given, grid)
+        if name == "killed":
+            assert not (tmp_path / "killed/r/summary.json").exists()
+            again = ["resume=r", *where]
+            run(settle(compose(again, base=None), None), again, LocalGrid(client_app, 4))
+    ends = [load_file(tmp_path / name / "r/checkpoints/round-000003.safetensors") for name in ("whole", "killed")]
+    assert all(torch.equal(ends[1][name], tensor) for name, tensor in ends[0].items())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["uplink=sparse"], "no tensors of one layout"),
+        (["strategy=fedras"], "no tensors of one layout"),
+        (["grouping=key"], "take grouping=one"),
+        (["network=mobile"], "take network=none"),
+        (["federation.repeats=1"], r"give federation\.repeats=0"),
+        (["federation.max_node_share=0.5"], r"give federation\.max_node_share=1\.0"),
+        (["privacy=central_gaussian"], "the server draws the noise"),
+        (["privacy=noise_without_guarantee", "privacy.scale=0.05"], "the server draws the noise"),
+        (["privacy=distributed_gaussian", "privacy.drawn=sum"], "the server draws the noise"),
+        (["privacy=local_gaussian"], "leaves its device noised by itself"),
+        (["optim=fast"], r"give federation\.max_row_norm=10"),
+        (["federation.max_row_norm=null"], r"give federation\.max_row_norm=10"),
+        (["simulation.nodes=2"], "no graph of 2 participants"),
+        (["runtime=deployment", "dataset=table", "dataset.item_table=/i.csv"], r"give federation\.min_nodes=3"),
+    ],
+)
+def test_what_cannot_be_added_up_in_secret_is_refused_before_anything_starts(overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        compose(["aggregation=secagg", *overrides], base=Path("/somewhere"))
