@@ -83,10 +83,9 @@ def share(node: Node, content: Content) -> Mapping[str, bytes]:
     context = _context(node, phase, round)
     own, mask = bytes.fromhex(found.own), bytes.fromhex(found.mask)
     pairs = np.concatenate([shares(own, graph.threshold, graph.degree), shares(mask, graph.threshold, graph.degree)], 1)
-    channel = _Channel(found, context)
-    sealed = [
-        keys.sealed(pair.tobytes(), channel.key(other, sent=True)) for pair, other in zip(pairs, theirs, strict=True)
-    ]
+    channel = Agreed(bytes.fromhex(found.channel), context)
+    sealing = [channel.key(other.channel, f"shares of {channel.public.hex()}") for other in theirs]
+    sealed = [keys.sealed(pair.tobytes(), key) for pair, key in zip(pairs, sealing, strict=True)]
     packet = _encoded(
         secure.sealed_up_format(graph),
         phase,
@@ -99,6 +98,8 @@ def share(node: Node, content: Content) -> Mapping[str, bytes]:
         roll=roll.tobytes().hex(),
         users=counts,
         neighbours=[line.tobytes().hex() for line in lines],
+        opening=[channel.key(other.channel, f"shares of {other.channel.hex()}").hex() for other in theirs],
+        channel="",
     )
     return {records.SEALED: node.stage_store.answered("share", asked, found, packet)}
 
@@ -122,16 +123,16 @@ def masked(node: Node, content: Content, received: Callable[[], Received]) -> Ma
             f"{graph.threshold}"
         )
     theirs = [Announced.unpacked(_line(text)) for text in found.neighbours]
-    channel = _Channel(found, _context(node, phase, round))
     opened = [
-        keys.opened(box.tobytes(), channel.key(other, sent=False)) if here else None
-        for box, other, here in zip(sealed, theirs, present, strict=True)
+        keys.opened(box.tobytes(), bytes.fromhex(key)) if here else None
+        for box, key, here in zip(sealed, found.opening, present, strict=True)
     ]
     model = received()
     update = node.trained(model, slots)
     ring = ring_of(node.setup.stages, model.model.model.trainable, sum(found.users))
     part = ring.vector(update.total, update.scalars())
-    _mask(part, ring, found, [other for other, here in zip(theirs, present, strict=True) if here], channel.context)
+    others = [other for other, here in zip(theirs, present, strict=True) if here]
+    _mask(part, ring, found, others, _context(node, phase, round))
     packet = _encoded(secure.masked_format(ring), phase, round, **ring.packed(part))
     found = dataclasses.replace(
         found, held=["" if pair is None else pair.hex() for pair in opened], present=present.tolist()
@@ -159,20 +160,6 @@ def unmask(node: Node, content: Content) -> Mapping[str, bytes]:
             kinds[at], told[at] = kind, own if kind == Status.SURVIVED else mask
     packet = _encoded(secure.opened_format(graph), phase, round, kinds=kinds, shares=told)
     return {records.OPENED: node.stage_store.answered("unmask", asked, found.without_secrets(), packet)}
-
-
-class _Channel:
-    """What a node and each of its neighbours seal for each other."""
-
-    def __init__(self, found: Remembered, context: bytes) -> None:
-        seed = bytes.fromhex(found.channel)
-        self.context = context
-        self._own = keys.public_of(seed)
-        self._agreed = Agreed(seed, context)
-
-    def key(self, other: Announced, *, sent: bool) -> bytes:
-        """The key of what is sent to another one, or comes from it: each seals one thing alone."""
-        return self._agreed.key(other.channel, f"shares of {(self._own if sent else other.channel).hex()}")
 
 
 def _where(node: Node, content: Content) -> tuple[int, int]:
@@ -244,7 +231,8 @@ def _require_roll(
     for number, other in zip(neighbours(roll, graph.degree)[place].tolist(), theirs, strict=True):
         if other.digest().tobytes() != lines[number] or other.users != users[number]:
             raise PacketError("wrong_roll", "a neighbour has announced something else than the roll says")
-        other.require_signed(context)
+        if _masks(node).lying:  # from one that does not lie comes what was announced
+            other.require_signed(context)
         if policy and policy.pins and other.identity.hex() not in policy.pins:
             raise PolicyError(f"{other.identity.hex()} is to be a neighbour, and is not among this site's pins")
     if len({own.identity, *(other.identity for other in theirs)}) <= len(theirs):

@@ -37,7 +37,8 @@ class Remembered:
         stage: The last stage that was answered; empty: none of this round.
         asked: Digest of what that stage was asked.
         slots: The users who were asked for.
-        channel, mask, own: The seeds; empty when they have been deleted.
+        channel, mask, own: The seeds; empty when they have been deleted, `channel` as soon as the keys of it are known.
+        opening: The keys of what the neighbours seal for it.
         announced: What the node has announced.
         roll: A line of each participant.
         users: How many users each was asked for.
@@ -55,6 +56,7 @@ class Remembered:
     channel: str = ""
     mask: str = ""
     own: str = ""
+    opening: Sequence[str] = ()
     announced: str = ""
     roll: str = ""
     users: Sequence[int] = ()
@@ -66,7 +68,7 @@ class Remembered:
 
     def without_secrets(self) -> Remembered:
         """What is left when no share need be told any more."""
-        return dataclasses.replace(self, channel="", mask="", own="", held=())
+        return dataclasses.replace(self, channel="", mask="", own="", opening=(), held=())
 
 
 Remembered.NOTHING = Remembered(0, 0, 0)

@@ -117,29 +117,35 @@ def public_of(seed: bytes) -> bytes:
 
 
 class Agreed:
-    """What the owner of a seed has in common with others: a key for each of them and each purpose."""
+    """What the owner of a seed has in common with others: a key for each of them and each purpose.
+
+    Attributes:
+        public: The owner's public key.
+    """
 
     def __init__(self, seed: bytes, context: bytes) -> None:
         """Of the owner of `seed`, in one sum."""
         self._private = _private_of(seed)
-        self._own = self._private.public_key().public_bytes_raw()
+        self.public = self._private.public_key().public_bytes_raw()
         self._context = context
+        self._secrets: dict[bytes, bytes] = {}  # the exchange costs more than all that follows from it
 
     def key(self, other: bytes, purpose: str) -> bytes:
         """32 bytes that the owner of the other public key comes to as well.
 
         Raises PacketError (`wrong_key`) if that is no key: it would give the same whatever the seed.
         """
-        try:
-            secret = self._private.exchange(X25519PublicKey.from_public_bytes(other))
-        except ValueError as error:
-            raise PacketError("wrong_key", f"{other.hex()} is no X25519 key to agree on anything with") from error
-        both = b"".join(sorted((self._own, other)))
-        return _derived(secret, purpose, self._context + both)
+        if other not in self._secrets:
+            try:
+                self._secrets[other] = self._private.exchange(X25519PublicKey.from_public_bytes(other))
+            except ValueError as error:
+                raise PacketError("wrong_key", f"{other.hex()} is no X25519 key to agree on anything with") from error
+        both = b"".join(sorted((self.public, other)))
+        return _derived(self._secrets[other], purpose, self._context + both)
 
     def adds(self, other: bytes) -> bool:
         """Whether this one adds the mask that the other subtracts."""
-        return self._own < other
+        return self.public < other
 
 
 def own_key(seed: bytes, context: bytes) -> bytes:

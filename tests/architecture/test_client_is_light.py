@@ -21,9 +21,19 @@ MEMBERS = "[family.get(name) for family in families for name in family.names()]"
 def test_the_client_app_and_its_members_load_no_tables_no_encoders_and_no_composer() -> None:
     script = f"""
 import client_app.answers.app, sys
-from fedrec.core.registry import backbones, codecs, downlinks, embeddings, groupings, networks, optims, privacies
+from fedrec.core.registry import (
+    aggregations,
+    backbones,
+    codecs,
+    downlinks,
+    embeddings,
+    groupings,
+    networks,
+    optims,
+    privacies,
+)
 from fedrec.core.registry import uplinks
-families = embeddings, backbones, optims, codecs, privacies, groupings, networks, uplinks, downlinks
+families = embeddings, backbones, optims, codecs, privacies, groupings, networks, uplinks, downlinks, aggregations
 assert {MEMBERS}
 print(*[name for name in {HEAVY} if name in sys.modules])
 """

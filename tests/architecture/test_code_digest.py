@@ -9,6 +9,7 @@ import grimp
 import pytest
 
 from fedrec.core.registry import (
+    aggregations,
     backbones,
     codecs,
     downlinks,
@@ -64,7 +65,7 @@ def test_what_no_client_imports_does_not_matter(copy: Path) -> None:
 def test_the_list_of_server_only_files_is_that_of_the_imports() -> None:
     others = ("federation", "strategies", "server_app")
     graph = grimp.build_graph(*CLIENT_PACKAGES, *others, exclude_type_checking_imports=True, cache_dir=None)
-    families = (backbones, codecs, downlinks, embeddings, groupings, networks, optims, privacies, uplinks)
+    families = (aggregations, backbones, codecs, downlinks, embeddings, groupings, networks, optims, privacies, uplinks)
     members = {f"{family.package}.{name}" for family in families for name in family.names()}
     begin = {"client_app.entry", "client_app.answers.app"} | members
     reached = begin | {module for first in begin for module in graph.find_upstream_modules(first)}

@@ -28,6 +28,7 @@ defaults:
   - network: stand_in
   - uplink: stand_in
   - downlink: stand_in
+  - aggregation: stand_in
   - strategy: two_phase
   - _self_
 seed: 0
@@ -90,6 +91,7 @@ FILES = {
         "network",
         "uplink",
         "downlink",
+        "aggregation",
     ]
 }
 

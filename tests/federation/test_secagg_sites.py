@@ -252,7 +252,7 @@ ATTACKS: dict[str, tuple[str, Callable[[Message, Any], Message], str]] = {
 @pytest.mark.parametrize("name", ATTACKS)
 def test_what_a_server_cannot_make_a_site_do(shop: Shop, name: str) -> None:
     kind, change, why = ATTACKS[name]
-    found = shop.deploy(change=only(kind, change))
+    found = shop.deploy("aggregation.server=lying", change=only(kind, change))
     assert len(shop.problems) == 1, shop.problems
     assert why in shop.problems[0]
     lost = 0 if kind == records.UNMASK else 2
@@ -362,8 +362,9 @@ def test_what_is_kept_is_for_its_owner_alone_and_the_secrets_are_gone_when_they_
 
     shop.deploy(change=look)
     by_stage = {record["stage"]: record for record in seen}
-    assert all(by_stage[stage][name] for stage in ("announce", "share", "train") for name in ("own", "mask", "channel"))
-    assert not any(by_stage["unmask"][name] for name in ("own", "mask", "channel", "held"))
+    assert all(by_stage[stage][name] for stage in ("announce", "share", "train") for name in ("own", "mask"))
+    assert by_stage["announce"]["channel"]
+    assert not any(by_stage["unmask"][name] for name in ("own", "mask", "channel", "opening", "held"))
     files = [path for path in (shop.state() / "secure").rglob("*") if path.is_file()]
     files.append(shop.state() / "identity")
     assert len(files) == 3
