@@ -186,7 +186,7 @@ def test_it_is_what_describe_says_beforehand(federate: Federate) -> None:
     assert (phase.up, phase.down) == (moved["up"], moved["down"])
     assert phase.masks is not None
     assert (phase.masks.devices, phase.masks.degree, phase.masks.threshold) == (
-        60,
+        20,
         *graph_of(20, 0.1, 0.1, lying=False),
     )
     shown = io.StringIO()
@@ -267,7 +267,6 @@ def test_wherever_it_is_killed_a_run_that_is_resumed_ends_as_if_it_had_not_been(
         (["federation.repeats=1"], r"give federation\.repeats=0"),
         (["federation.max_node_share=0.5"], r"give federation\.max_node_share=1\.0"),
         (["privacy=central_gaussian"], "the server draws the noise"),
-        (["privacy=noise_without_guarantee", "privacy.scale=0.05"], "the server draws the noise"),
         (["privacy=distributed_gaussian", "privacy.drawn=sum"], "the server draws the noise"),
         (["privacy=local_gaussian"], "leaves its device noised by itself"),
         (["optim=fast"], r"give federation\.max_row_norm=10"),
