@@ -21,6 +21,8 @@ from fedrec.core import bounds, registry
 from fedrec.core.errors import ConfigError, FedrecError, PacketError
 from fedrec.core.rng import generator
 from fedrec.core.tensors import DTYPES, TableSpec, TensorSpec, matches, spec_of
+from fedrec.stages.draws import Draws
+from fedrec.testing.privacy import SETTLED
 from fedrec.wire import protocol
 from fedrec.wire.eligible import ELIGIBLE, eligible_spec, pack_eligible, unpack_eligible
 from fedrec.wire.packet import Kind
@@ -67,6 +69,16 @@ VALUES: dict[str, Any] = json.loads(SETUP.to_json())
 
 def reading(**changes: Any) -> Setup:
     return Setup.from_json(json.dumps({**VALUES, **changes}))
+
+
+@pytest.mark.parametrize(("aggregation", "owed"), [("plain", False), ("grid", False), ("secagg", True)])
+def test_who_gives_nothing_owes_its_noise_to_a_sum_under_masks_alone(aggregation: str, owed: bool) -> None:
+    noise = load_member("privacy", "distributed_gaussian", **SETTLED["distributed_gaussian"])
+    members = {"privacy": noise, "aggregation": load_member("aggregation", aggregation)}
+    setup = dataclasses.replace(SETUP, **{name: dataclasses.asdict(config) for name, config in members.items()})
+    total = {"a": torch.zeros(100, dtype=torch.int64)}
+    setup.stages.addition.add_idle(np.array([3, 4], np.uint64), total, Draws(1, fresh=False))
+    assert bool(total["a"].any()) is owed
 
 
 def test_there_and_back() -> None:

@@ -55,7 +55,7 @@ class CohortEngine(Engine):
     def train(
         self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int, timer: Timer | None = None
     ) -> Trained:
-        collected = Collected(self.stages, model, private, len(cohort), Draws(seed, self.fresh), timer)
+        collected = Collected(self.stages, model, private, cohort.keys, Draws(seed, self.fresh), timer)
         steps = moving(self.recipe.local_steps(), model.model.backbone)
         read = reading(cohort, self.recipe, seed)
         for users, training in self._run(steps, model, cohort, read, private, seed):

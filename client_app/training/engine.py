@@ -83,18 +83,21 @@ class Collected:
         stages: Stages,
         model: GlobalModel,
         private: Tensors,
-        users: int,
+        keys: NDArray[np.uint64],
         draws: Draws,
         timer: Timer | None = None,
     ) -> None:
-        """Nobody yet, of `users` users with these private tensors [users, ...]."""
+        """Nobody yet, of the users with these opaque keys [users] and private tensors [users, ...]."""
         self._stages, self._draws, self._spec, self._timer = stages, draws, model.model.trainable, timer
-        self._update = stages.empty(model.trainable, users)
+        self._keys = keys
+        self._update = stages.empty(model.trainable, len(keys))
         self._private = {name: tensor.clone() for name, tensor in private.items()}
-        self._taken = np.zeros(users, dtype=np.bool_)
+        self._taken = np.zeros(len(keys), dtype=np.bool_)
+        self._idle = np.ones(len(keys), dtype=np.bool_)
 
     def take(self, users: NDArray[np.int64], given: Contributions, private: Tensors) -> None:
         """Put what `users` give through the stages; the private tensors [len(users), ...] are kept of who is taken."""
+        self._idle[users] = False
         sane = all_finite(private, len(users)).to(given.loss.device)
         given = dataclasses.replace(given, loss=torch.where(sane, given.loss, math.nan))
         with torch.no_grad():
@@ -105,9 +108,10 @@ class Collected:
             self._private[name][chosen] = tensor[kept].to(self._private[name].device)
 
     def trained(self) -> Trained:
-        """The result; users who were never handed over had no negatives."""
+        """The result; users who were never handed over had no negatives, and owe at most their share of noise."""
         update = self._update
-        nothing = len(self._taken) - update.users - sum(update.dropped.values())
+        nothing = int(self._idle.sum())
+        self._stages.addition.add_idle(self._keys[self._idle], update.total, self._draws)
         update.dropped["no_negatives"] = nothing
         update.packet_bytes += nothing * self._stages.sum_format(self._spec, 1)[1].least(self._spec)
         if not self._stages.tells:

@@ -34,7 +34,7 @@ class OracleEngine(Engine):
     def train(
         self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int, timer: Timer | None = None
     ) -> Trained:
-        collected = Collected(self.stages, model, private, len(cohort), Draws(seed, self.fresh), timer)
+        collected = Collected(self.stages, model, private, cohort.keys, Draws(seed, self.fresh), timer)
         read = reading(cohort, self.recipe, seed)
         for user in range(len(cohort)):
             one, known = read.select(np.array([user])), cohort.part(user, user + 1).items

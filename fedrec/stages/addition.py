@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from typing_extensions import override
 
 from fedrec.codecs.rounding import tensor_seed
 from fedrec.core.rng import counter_bits, element_uniform
@@ -32,6 +35,9 @@ class Addition(ABC):
     @abstractmethod
     def add(self, given: Contributions, total: Tensors, draws: Draws) -> None:
         """Add all users to `total`, in place; the values of `given` are of no use afterwards."""
+
+    def add_idle(self, keys: NDArray[np.uint64], total: Tensors, draws: Draws) -> None:
+        """Add to `total`, in place, what users owe who have nothing to train on: here nothing."""
 
 
 class PlainAddition(Addition):
@@ -175,6 +181,13 @@ class SharedNoise(WholeNumbers):
             share = self._shares.of(units, int(user.keys[0]), draws)
             for name, tensor in units.items():
                 total[name] += tensor + share[name].to(tensor.device)
+
+    @override
+    def add_idle(self, keys: NDArray[np.uint64], total: Tensors, draws: Draws) -> None:
+        for key in keys.tolist() if self._everybody else ():
+            nothing = {name: torch.zeros_like(tensor, dtype=torch.int64) for name, tensor in total.items()}
+            for name, share in self._shares.of(nothing, key, draws).items():
+                total[name] += share.to(total[name].device)
 
 
 def in_units(values: Tensor, units_per_one: float) -> Tensor:

@@ -259,7 +259,7 @@ class Setup:
             self._row_limits,
             uplink=uplink,
             bits=aggregation.bits,
-            masked=aggregation.masked is not None,
+            masked=aggregation.masked,
         )
 
     def _room(self, grade: str, keys: NDArray[np.uint64]) -> NDArray[np.int64]:

@@ -180,9 +180,10 @@ def engines(
     privacy: PrivacyMechanism = PRIVACY,
     norm: float = 1e9,
     codec: Codec | None = None,
+    masked: bool = False,
 ) -> list[Engine]:
     sampler = NegativeSampler(np.arange(n_items))
-    stages = Stages([privacy], codec or Float32Codec(Float32Config("float32")), Limits(3, norm))
+    stages = Stages([privacy], codec or Float32Codec(Float32Config("float32")), Limits(3, norm), masked=masked)
     return [kind(recipe, sampler, stages) for kind in (OracleEngine, CohortEngine)]
 
 
@@ -360,6 +361,26 @@ def test_an_update_above_the_norm_limit_is_dropped_and_counted() -> None:
         trained = engine.train(model, cohort, private, seed=5)
         assert trained.update.dropped["too_large"] == 1
         assert trained.taken.tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_where_others_count_on_it_who_gives_nothing_gives_its_share_of_noise(masked: bool) -> None:
+    """Neither a user that diverged nor one who knows the whole catalogue may make the noise of a masked sum smaller."""
+    made = registry.privacies.get("distributed_gaussian")(
+        load_member("privacy", "distributed_gaussian", **SETTLED["distributed_gaussian"])
+    )
+    model = make_model("lora", make_backbone("fedmf"), 40, torch.float32)
+    cohort = make_cohort([5, 40], 40, seed=0)
+    private = private_of(model, cohort, torch.float32)
+    private["user"][0] = float("nan")
+    for engine in engines(Steps(RECIPES["sgd"], 1, "bpr"), 40, made, masked=masked):
+        update, _, taken = engine.train(model, cohort, private, seed=5)
+        assert not taken.any()
+        nothing = {name: torch.zeros_like(tensor) for name, tensor in update.total.items()}
+        shares = [made.shares.of(nothing, key, Draws(5, fresh=False)) for key in cohort.keys.tolist() if masked]
+        expected = {name: tensor + sum(share[name] for share in shares) for name, tensor in nothing.items()}
+        assert all(torch.equal(update.total[name], tensor) for name, tensor in expected.items())
+        assert any(bool(tensor.any()) for tensor in expected.values()) is masked
 
 
 @pytest.mark.parametrize("privacy", [PRIVACY, Doubling(MemberConfig("doubling"))], ids=["at once", "one by one"])
