@@ -20,6 +20,7 @@ from fedrec.core.errors import FederationError
 from fedrec.core.tensors import Spec
 from fedrec.secure.graph import Graph
 from fedrec.secure.ring import Ring, width
+from fedrec.secure.shamir import MOST_SHARES
 from fedrec.stages.addition import WholeNumbers
 from fedrec.stages.chain import Stages
 from fedrec.wire import secure
@@ -49,7 +50,7 @@ class Circle:
         graph = masks.graph(participants)
         try:
             alone = masks.graph(users)
-        except FederationError:  # more users than nodes make it no harder, but for the bounds of small numbers
+        except FederationError:  # of so many devices there can be no sum: of a server that lies at most 256 are in one
             alone = graph
         return Circle(participants, users, graph, alone)
 
@@ -202,9 +203,13 @@ class Cost:
 
 
 def cost(setup: Setup, trainable: Spec, devices: int) -> Cost:
-    """The cost of a round of so many devices. Raises FederationError if they are too few for a secure sum."""
+    """The cost of a round of so many devices, or of as many as there can be where the server may lie.
+
+    Raises FederationError if they are too few for a secure sum.
+    """
     masks = setup.aggregation_of_run.masks
     assert masks is not None, "the run has no secure sums"
+    devices = min(devices, MOST_SHARES + 1) if masks.lying else devices
     circle, device = Circle.of(masks, devices, devices), Participant()
     training = MaskedTraining(setup, trainable, circle)
     stages: list[Declaration] = [Announcing(), Sharing(circle), training, Unmasking(circle)]

@@ -23,31 +23,44 @@ SPEC: Spec = {"b": TensorSpec((3,)), "a": TableSpec((5, 2))}
 
 
 @pytest.mark.parametrize(
-    ("participants", "curious", "lying"),
-    [(604, (48, 26), (98, 67)), (6040, (58, 31), (138, 94)), (100_000, (64, 34), (156, 106))],
+    ("participants", "degree", "threshold"), [(604, 48, 26), (6040, 58, 31), (100_000, 64, 34)]
 )
-def test_degree_and_threshold_are_those_of_the_bound(
-    participants: int, curious: tuple[int, int], lying: tuple[int, int]
-) -> None:
+def test_degree_and_threshold_are_those_of_the_bound(participants: int, degree: int, threshold: int) -> None:
     """Golden values: 10 % corrupt and 10 % lost, 2**-40 that a secret is known and 2**-30 that one is lost."""
-    assert graph_of(participants, 0.1, 0.1, lying=False) == Graph(*curious)
-    assert graph_of(participants, 0.1, 0.1, lying=True) == Graph(*lying)
+    assert graph_of(participants, 0.1, 0.1, lying=False) == Graph(degree, threshold)
 
 
 @pytest.mark.parametrize("lying", [False, True])
-@pytest.mark.parametrize("participants", [3, 4, 8, 25, 40])
+@pytest.mark.parametrize("participants", [3, 4, 8, 9, 25, 40])
 def test_among_few_everybody_is_a_neighbour_and_nothing_is_left_to_chance(participants: int, lying: bool) -> None:
     degree, threshold = graph_of(participants, 0.1, 0.1, lying=lying)
-    bad = lost = int(0.1 * participants)
+    bad, lost = math.ceil(0.1 * participants), participants // 10
     assert degree == participants - 1
     assert threshold <= degree - lost, "who stays is enough"
     assert (2 * threshold - degree if lying else threshold) > bad, "who is corrupt is not"
 
 
-@pytest.mark.parametrize(("participants", "corrupt", "dropouts"), [(2, 0.0, 0.0), (6, 0.4, 0.4), (5000, 0.45, 0.45)])
-def test_what_no_graph_can_do_is_refused(participants: int, corrupt: float, dropouts: float) -> None:
+def test_a_share_of_participants_is_counted_to_the_side_of_caution() -> None:
+    """0.29 times 100 is 28.999... of a machine; of a part of one participant there is one that may be corrupt."""
+    assert graph_of(100, 0.29, 0.0, lying=True).threshold == (99 + 29) // 2 + 1
+    assert graph_of(4, 0.01, 0.0, lying=True) == graph_of(4, 0.0, 0.0, lying=True) == Graph(3, 3)
+
+
+def test_where_the_server_may_lie_everybody_is_a_neighbour_or_there_is_no_sum() -> None:
+    """Or else it could make rolls until one gives somebody the neighbours it likes."""
+    assert graph_of(256, 0.1, 0.1, lying=True).degree == 255
+    assert graph_of(257, 0.1, 0.1, lying=False).degree < 255
+    with pytest.raises(FederationError, match="have at most 256 participants"):
+        graph_of(257, 0.1, 0.1, lying=True)
+
+
+@pytest.mark.parametrize(
+    ("participants", "corrupt", "dropouts", "lying"),
+    [(2, 0.0, 0.0, True), (6, 0.4, 0.4, True), (5000, 0.45, 0.45, False)],
+)
+def test_what_no_graph_can_do_is_refused(participants: int, corrupt: float, dropouts: float, lying: bool) -> None:
     with pytest.raises(FederationError, match="no graph"):
-        graph_of(participants, corrupt, dropouts, lying=True)
+        graph_of(participants, corrupt, dropouts, lying=lying)
 
 
 def test_neighbours_are_mutual_and_follow_from_the_roll_alone() -> None:

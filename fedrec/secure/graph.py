@@ -5,12 +5,14 @@ together (Bell, Bonawitz, Gascon, Lepoint and Raykova, CCS 2020). Both follow fr
 that is tell the server what they hold, and how many may drop out. Neighbours are as good as drawn at random, so how
 many corrupt ones somebody has is hypergeometric. A union bound over all participants keeps
 
-- below 2**-40 the probability that anybody's secret can be put together without its honest neighbours (of a server that
-  follows the protocol; of one that lies, and asks one half of the neighbours for one secret and the other half for the
-  other, the probability that both can be), and that the honest who stay fall apart into two sums;
+- below 2**-40 the probability that anybody's secret can be put together without its honest neighbours, and that the
+  honest who stay fall apart into two sums;
 - below 2**-30 the probability that anybody has too few neighbours left for the sum to be taken.
 
-Among few participants everybody is everybody's neighbour, and nothing is left to chance.
+Among few participants everybody is everybody's neighbour, and nothing is left to chance. So it is with a server that
+may lie, whatever their number: it makes the roll from which neighbours follow, and could try rolls until one gave
+somebody its own accomplices for neighbours. It may also ask one half of the neighbours for one secret and the other
+half for the other: the threshold is so high that, of the corrupt alone, both cannot be had.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ DIGEST_BYTES = 16
 """Of what a participant announces, in the roll."""
 
 _SECURITY, _CORRECTNESS = 40, 30
+_ROUNDING = 1e-9  # 0.29 times 100 is 28.999...
 
 
 class Graph(NamedTuple):
@@ -53,22 +56,28 @@ def graph_of(participants: int, corrupt: float, dropouts: float, *, lying: bool)
 
     Args:
         participants: How many there are.
-        corrupt: Share of them who may tell the server what they hold.
+        corrupt: Share of them who may tell the server what they hold; of a part of one, it is one.
         dropouts: Share of them who may be lost.
-        lying: Whether the server may tell different participants different things of who is lost.
+        lying: Whether the server may tell different participants different things.
 
-    Raises FederationError if no graph will do: there are too few of them, or both shares are too large.
+    Raises FederationError if no graph will do: there are too few of them, or too many, or both shares are too large.
     """
-    bad, lost = int(corrupt * participants), int(dropouts * participants)
+    bad, lost = at_most(corrupt, participants), math.floor(dropouts * participants + _ROUNDING)
     whole = participants - 1
-    for degree in range(2, min(whole, MOST_SHARES + 1), 2):
+    if lying and whole > MOST_SHARES:
+        raise FederationError(
+            f"{participants} participants: where the server may lie everybody has to be everybody's neighbour, so that "
+            f"it cannot choose neighbours, and a secret has at most {MOST_SHARES} shares; have at most "
+            f"{MOST_SHARES + 1} participants, or give aggregation.server=curious"
+        )
+    for degree in () if lying else range(2, min(whole, MOST_SHARES + 1), 2):
         if _log_apart(participants, corrupt + dropouts, degree) > -_SECURITY * math.log(2):
             continue
-        for threshold in range(degree // 2 + 1, degree + 1):
-            if _safe(participants, bad, lost, degree, threshold, lying=lying):
-                return Graph(degree, threshold)
+        threshold = _threshold(participants, bad, lost, degree)
+        if threshold is not None:
+            return Graph(degree, threshold)
     if LEAST <= participants <= MOST_SHARES + 1:
-        least = (whole + bad) // 2 + 1 if lying else bad + 1
+        least = (whole + max(bad, 1)) // 2 + 1 if lying else bad + 1
         threshold = min(max(least, whole // 2 + 1), whole - lost)
         if threshold >= least:
             return Graph(whole, threshold)
@@ -79,16 +88,21 @@ def graph_of(participants: int, corrupt: float, dropouts: float, *, lying: bool)
     )
 
 
-def _safe(participants: int, bad: int, lost: int, degree: int, threshold: int, *, lying: bool) -> bool:
-    others = participants - 1
-    needed = 2 * threshold - degree if lying else threshold  # corrupt neighbours, to learn what must not be known
-    told = _log_tail(others, bad, degree, needed)
-    stuck = _log_tail(others, lost, degree, degree - threshold + 1)
-    return (
-        needed > 0
-        and math.log(participants) + told <= -_SECURITY * math.log(2)
-        and math.log(participants) + stuck <= -_CORRECTNESS * math.log(2)
-    )
+def at_most(share: float, participants: int) -> int:
+    """How many a share of them is, rounded up."""
+    return math.ceil(share * participants - _ROUNDING)
+
+
+def _threshold(participants: int, bad: int, lost: int, degree: int) -> int | None:
+    """The least threshold that is safe, if there is one."""
+    others, all_of_them = participants - 1, math.log(participants)
+    for threshold in range(degree // 2 + 1, degree + 1):
+        stuck = _log_tail(others, lost, degree, degree - threshold + 1)
+        if all_of_them + stuck > -_CORRECTNESS * math.log(2):
+            return None  # nor is any higher one
+        if all_of_them + _log_tail(others, bad, degree, threshold) <= -_SECURITY * math.log(2):
+            return threshold
+    return None
 
 
 def _log_apart(participants: int, gone: float, degree: int) -> float:
