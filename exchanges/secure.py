@@ -6,7 +6,7 @@ among devices of their own. On such devices that is, to the byte, what crosses.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,7 @@ from exchanges.declaration import Declaration, Participant
 from fedrec.aggregations.base import Masks
 from fedrec.core.errors import FederationError
 from fedrec.core.tensors import Spec
-from fedrec.secure.graph import Graph
+from fedrec.secure.graph import Graph, at_most
 from fedrec.secure.ring import Ring, width
 from fedrec.secure.shamir import MOST_SHARES
 from fedrec.stages.addition import WholeNumbers
@@ -62,6 +62,17 @@ def ring_of(stages: Stages, trainable: Spec, users: int) -> Ring:
     numbers = sum(entry.size for entry in trainable.values())
     bits = width(users, addition.most_units, addition.variance, numbers)
     return Ring(trainable, len(UPDATE_SCALARS), bits)
+
+
+def noised_users(users: Sequence[int], corrupt: float, participants: int) -> int:
+    """How many users of those who stayed have surely not told the server their noise.
+
+    Args:
+        users: Of each node that has stayed.
+        corrupt: Share of all participants who may tell it: these are taken to be the largest nodes.
+        participants: How many there were.
+    """
+    return sum(sorted(users)[: max(0, len(users) - at_most(corrupt, participants))])
 
 
 class _Secure(Declaration):

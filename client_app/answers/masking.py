@@ -21,7 +21,7 @@ from client_app.answers.handling import round_of, slots_of
 from client_app.stores.stages import Remembered
 from exchanges import records
 from exchanges.records import Content
-from exchanges.secure import ring_of
+from exchanges.secure import noised_users, ring_of
 from fedrec.aggregations.base import Masks
 from fedrec.core.errors import FederationError, PacketError, PolicyError
 from fedrec.secure import keys
@@ -29,6 +29,7 @@ from fedrec.secure.graph import DIGEST_BYTES, Graph, neighbours
 from fedrec.secure.keys import SEED_BYTES, Agreed, Announced
 from fedrec.secure.ring import Ring, Vector
 from fedrec.secure.shamir import shares
+from fedrec.stages.addition import MOST_USERS
 from fedrec.wire import secure
 from fedrec.wire.packet import PacketFormat
 from fedrec.wire.secure import Status
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from client_app.answers.node import Node, Received
 
 Bytes = NDArray[np.uint8]
-_MASK = "mask"
 
 
 def announce(node: Node, content: Content) -> Mapping[str, bytes]:
@@ -79,11 +79,11 @@ def share(node: Node, content: Content) -> Mapping[str, bytes]:
     roll, users, lines = (came[name].numpy() for name in ("roll", "users", "neighbours"))
     counts: list[int] = users.copy().view("<u4")[:, 0].tolist()
     theirs = [Announced.unpacked(line) for line in lines]
-    _require_roll(node, found, roll, counts, theirs, graph, _context(node, phase, round))
     context = _context(node, phase, round)
+    _require_roll(node, found, roll, counts, theirs, graph, context)
     own, mask = bytes.fromhex(found.own), bytes.fromhex(found.mask)
     pairs = np.concatenate([shares(own, graph.threshold, graph.degree), shares(mask, graph.threshold, graph.degree)], 1)
-    channel = Agreed(bytes.fromhex(found.channel), context)
+    channel = Agreed(bytes.fromhex(found.channel), keys.context_among(context, roll.tobytes()))
     sealing = [channel.key(other.channel, f"shares of {channel.public.hex()}") for other in theirs]
     sealed = [keys.sealed(pair.tobytes(), key) for pair, key in zip(pairs, sealing, strict=True)]
     packet = _encoded(
@@ -127,6 +127,11 @@ def masked(node: Node, content: Content, received: Callable[[], Received]) -> Ma
         keys.opened(box.tobytes(), bytes.fromhex(key)) if here else None
         for box, key, here in zip(sealed, found.opening, present, strict=True)
     ]
+    if (readable := sum(pair is not None for pair in opened)) < graph.threshold:
+        raise PolicyError(
+            f"round {round}: what {readable} of {graph.degree} neighbours have sealed is for this node and the roll that "
+            f"it was told, a sum needs {graph.threshold}"
+        )
     model = received()
     update = node.trained(model, slots)
     ring = ring_of(node.setup.stages, model.model.model.trainable, sum(found.users))
@@ -219,6 +224,8 @@ def _require_roll(
         raise PolicyError(
             f"a secure sum over {len(roll)} nodes: this site is in none of fewer than {policy.min_cohort}"
         )
+    if sum(users) > MOST_USERS:
+        raise PacketError("wrong_roll", f"a sum over {sum(users)} users: at most {MOST_USERS} can be added up")
     lines = [line.tobytes() for line in roll]
     own = Announced.unpacked(_line(found.announced))
     if any(before >= after for before, after in pairwise(lines)):
@@ -231,12 +238,12 @@ def _require_roll(
     for number, other in zip(neighbours(roll, graph.degree)[place].tolist(), theirs, strict=True):
         if other.digest().tobytes() != lines[number] or other.users != users[number]:
             raise PacketError("wrong_roll", "a neighbour has announced something else than the roll says")
-        if _masks(node).lying:  # from one that does not lie comes what was announced
-            other.require_signed(context)
+        other.require_signed(context)
         if policy and policy.pins and other.identity.hex() not in policy.pins:
             raise PolicyError(f"{other.identity.hex()} is to be a neighbour, and is not among this site's pins")
-    if len({own.identity, *(other.identity for other in theirs)}) <= len(theirs):
-        raise PacketError("wrong_roll", "one identity stands on the roll of a secure sum more than once")
+    for what in ("identity", "channel", "mask"):
+        if len({getattr(each, what) for each in (own, *theirs)}) <= len(theirs):
+            raise PacketError("wrong_roll", f"one key ({what}) stands on the roll of a secure sum more than once")
 
 
 def _require_status(
@@ -267,10 +274,12 @@ def _require_status(
             f"a secure sum over the {survivors} nodes that have stayed: this site is in none of fewer than "
             f"{node.policy.min_cohort}"
         )
-    left = int(np.array(found.users)[status == Status.SURVIVED].sum())
+    stayed = np.array(found.users)[status == Status.SURVIVED].tolist()
+    left = noised_users(stayed, _masks(node).corrupt, len(status))
     if left < (needed := node.setup.stages.survivors):
         raise PolicyError(
-            f"{left} users have stayed, and the noise on their sum is enough from {needed} on: nobody is to know it"
+            f"{sum(stayed)} users have stayed, {left} of them surely on nodes that do not tell their noise, and the "
+            f"noise on their sum is enough from {needed} on: nobody is to know it"
         )
 
 
@@ -287,7 +296,7 @@ def _mask(part: Vector, ring: Ring, found: Remembered, others: Sequence[Announce
     part.add(ring.mask(keys.stream(keys.own_key(bytes.fromhex(found.own), context), ring.stream_bytes)))
     agreed = Agreed(bytes.fromhex(found.mask), context)
     for other in others:
-        stream = ring.mask(keys.stream(agreed.key(other.mask, _MASK), ring.stream_bytes))
+        stream = ring.mask(keys.stream(agreed.key(other.mask, keys.MASK), ring.stream_bytes))
         if agreed.adds(other.mask):
             part.add(stream)
         else:

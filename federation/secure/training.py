@@ -93,12 +93,17 @@ class MaskedTraining(Training):
 
     def _may_be_known(self, among: Participants) -> bool:
         """Whether so many have stayed that the sum may be known."""
-        nodes, users = len(self.taken), self._answered
-        if nodes > among.size.graph.threshold and users >= self._setup.stages.survivors:
+        stayed = [len(self.shares[node].users) for node in self.taken]
+        nodes, needed = len(stayed), self._setup.stages.survivors
+        noised = declarations.noised_users(stayed, self._masks.corrupt, among.size.participants)
+        if nodes > among.size.graph.threshold and noised >= needed:
             return True
         self._counts["too_few_for_a_sum"] += 1
-        text = "%s: %d nodes with %d users have stayed, too few for their sum to be known: nothing is unmasked"
-        log.warning(text, self.what, nodes, users)
+        text = (
+            "%s: %d nodes with %d users have stayed, %d of them surely with noise that nobody tells (needed: %d), too "
+            "few for their sum to be known: nothing is unmasked"
+        )
+        log.warning(text, self.what, nodes, sum(stayed), noised, needed)
         return False
 
     def _unmask(self, among: Participants, unmasking: Unmasking) -> None:

@@ -63,7 +63,7 @@ def _take_off(
     for other in among.neighbours[lost]:
         if status[other] == Status.SURVIVED:
             public = among.announced[other].mask
-            stream = ring.mask(keys.stream(agreed.key(public, "mask"), ring.stream_bytes))
+            stream = ring.mask(keys.stream(agreed.key(public, keys.MASK), ring.stream_bytes))
             if agreed.adds(public):  # then the other one has subtracted it
                 total.add(stream)
             else:

@@ -37,9 +37,10 @@ from typing_extensions import override
 from fedrec.config.schema import RunConfig
 from fedrec.core.bounds import MOST_ITEMS
 from fedrec.core.errors import ConfigError
-from fedrec.core.registry import MemberConfig, privacies
+from fedrec.core.registry import MemberConfig, aggregations, privacies
 from fedrec.core.tensors import Tensors
 from fedrec.privacy.accounted import Accounted, AccountedConfig
+from fedrec.secure.graph import at_most
 from fedrec.stages.base import Release, Round, Shares
 from fedrec.stages.contributions import Contributions
 from fedrec.stages.draws import Draws
@@ -53,12 +54,12 @@ class DistributedGaussianConfig(AccountedConfig):
 
     Attributes:
         bits: The clip is at most 2**bits points of the grid, and more than half of that.
-        dropouts: Share of the chosen users who may be lost, or tell the server their noise, with the rest still
-            protected.
+        dropouts: Share of the chosen users who may be lost, with the rest still protected; in a secure sum beside those
+            of the nodes that it reckons with as corrupt, which tell the server their noise.
         drawn: `devices`: each device draws its share. `sum`: all shares of a round are drawn at once, as their sum,
             which has the same distribution; for simulations of many users, whose draws would take hours.
         survivors: Users whose shares are enough together; a round of fewer changes nothing (null: those chosen of the
-            users of the data, less `dropouts`).
+            users of the data, less `dropouts` and the share of nodes that may be corrupt).
     """
 
     name: Literal["distributed_gaussian"]
@@ -146,7 +147,8 @@ class DistributedGaussian(Accounted):
                 ]
             )
         if settled.survivors is None:
-            settled = dataclasses.replace(settled, survivors=max(1, math.floor((1 - settled.dropouts) * chosen)))
+            lost = settled.dropouts + cls._telling(config)
+            settled = dataclasses.replace(settled, survivors=max(1, math.floor((1 - lost) * chosen)))
         made = cls(settled)
         if (deviation := made.multiplier * made.most_units) > LARGEST_DEVIATION / 2:
             raise ConfigError(
@@ -157,6 +159,14 @@ class DistributedGaussian(Accounted):
             )
         found: MemberConfig = settled
         return found
+
+    @staticmethod
+    def _telling(config: RunConfig) -> float:
+        """The share of users whose noise the server may know, on nodes that secure sums reckon with as corrupt."""
+        masks = aggregations.get(config.aggregation.name)(config.aggregation).masks
+        if masks is None or config.runtime == "deployment":
+            return masks.corrupt if masks else 0.0
+        return at_most(masks.corrupt, config.simulation.nodes) / config.simulation.nodes
 
     @property
     def units_per_one(self) -> float:

@@ -35,6 +35,8 @@ SEALED_BYTES = 2 * SEED_BYTES + _TAG_BYTES
 _SIGNATURE_BYTES = 64
 _USERS_BYTES = 4
 ANNOUNCED_BYTES = 3 * KEY_BYTES + _USERS_BYTES + _SIGNATURE_BYTES
+MASK = "mask"
+"""The purpose of a key of which the mask follows that two participants have in common."""
 _ZERO = bytes(16)
 _NONCE = bytes(12)
 
@@ -96,6 +98,11 @@ def announced(identity: Ed25519PrivateKey, channel: bytes, mask: bytes, users: i
 def context_of(run_key: str, phase: int, round: int) -> bytes:
     """32 bytes that name a sum: every key and signature is bound to them."""
     return hashlib.sha256(f"fedrec secure sum/{run_key}/{phase}/{round}".encode()).digest()
+
+
+def context_among(context: bytes, roll: bytes) -> bytes:
+    """32 bytes that name a sum among those on a roll: who was told another roll comes to other keys."""
+    return hashlib.sha256(context + roll).digest()
 
 
 def new_seed() -> bytes:

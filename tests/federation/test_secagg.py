@@ -69,11 +69,13 @@ def test_a_run_with_masks_is_the_run_without(federate: Federate, overrides: list
     assert plain.metrics[0]["loss"] is not None
 
 
-@pytest.mark.parametrize("nodes", [3, 20])
-def test_with_distributed_noise_it_is_the_noised_run_without(federate: Federate, nodes: int) -> None:
-    plain = federate(*NOISE, *FEW, nodes=nodes)
+@pytest.mark.parametrize(("nodes", "survivors"), [(3, 11), (20, 16)])
+def test_with_distributed_noise_it_is_the_noised_run_without(federate: Federate, nodes: int, survivors: int) -> None:
+    """Whose shares are larger: a third of three nodes may tell the server its noise, two of twenty."""
+    plain = federate(*NOISE, *FEW, f"privacy.survivors={survivors}", nodes=nodes)
     masked = federate("aggregation=secagg", *NOISE, *FEW, nodes=nodes)
     assert_same(masked, plain, losses=False)
+    assert not masked.metrics[0].get("unchanged")
     assert masked.metrics[0]["releases"] == plain.metrics[0]["releases"], "the account is the same"
 
 
@@ -272,6 +274,7 @@ def test_wherever_it_is_killed_a_run_that_is_resumed_ends_as_if_it_had_not_been(
         (["optim=fast"], r"give federation\.max_row_norm=10"),
         (["federation.max_row_norm=null"], r"give federation\.max_row_norm=10"),
         (["simulation.nodes=2"], "no graph of 2 participants"),
+        (["simulation.nodes=257", "aggregation.server=lying"], "have at most 256 participants"),
         (["runtime=deployment", "dataset=table", "dataset.item_table=/i.csv"], r"give federation\.min_nodes=3"),
     ],
 )
