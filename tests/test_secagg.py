@@ -22,9 +22,7 @@ from fedrec.secure.shamir import product, secret_of, shares
 SPEC: Spec = {"b": TensorSpec((3,)), "a": TableSpec((5, 2))}
 
 
-@pytest.mark.parametrize(
-    ("participants", "degree", "threshold"), [(604, 48, 26), (6040, 58, 31), (100_000, 64, 34)]
-)
+@pytest.mark.parametrize(("participants", "degree", "threshold"), [(604, 48, 26), (6040, 58, 31), (100_000, 64, 34)])
 def test_degree_and_threshold_are_those_of_the_bound(participants: int, degree: int, threshold: int) -> None:
     """Golden values: 10 % corrupt and 10 % lost, 2**-40 that a secret is known and 2**-30 that one is lost."""
     assert graph_of(participants, 0.1, 0.1, lying=False) == Graph(degree, threshold)

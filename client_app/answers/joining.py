@@ -39,7 +39,7 @@ def join(node: Node, resumes: Sequence[int]) -> NDArray[np.uint64]:
     if site is not None or resumes:
         node.private_store.resume(resumes)
         if resumes and node.setup.aggregation_of_run.masked:
-            node.stage_store.resume(resumes)
+            node.stage_store.resume(resumes, again=not (node.policy and node.policy.pins))
     return node.users.keys
 
 

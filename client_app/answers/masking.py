@@ -129,8 +129,8 @@ def masked(node: Node, content: Content, received: Callable[[], Received]) -> Ma
     ]
     if (readable := sum(pair is not None for pair in opened)) < graph.threshold:
         raise PolicyError(
-            f"round {round}: what {readable} of {graph.degree} neighbours have sealed is for this node and the roll that "
-            f"it was told, a sum needs {graph.threshold}"
+            f"round {round}: what {readable} of {graph.degree} neighbours have sealed is for this node and the roll "
+            f"that it was told, a sum needs {graph.threshold}"
         )
     model = received()
     update = node.trained(model, slots)

@@ -54,6 +54,8 @@ def evaluate(
     if isinstance(node.place, Site) and of == "test":
         # The model may be of an earlier round than the last one, whose tensors a resumed run would delete.
         mark_ended(node.place, node.setup.run_key, max(after, node.private_store.newest()))
+        if setup.aggregation_of_run.masked:
+            node.stage_store.close()
     against = None if rival is None else torch.from_numpy(rival[slots[sane]])
     sums = rank_users(model.cpu(), cohort, positives, private, protocol, against)
     counts = (len(cohort), int((~found).sum()), diverged)

@@ -21,6 +21,8 @@ _UNUSED_DAYS = 30
 def forget_old_runs(state_dir: Path, joined: str, losses: Losses) -> None:
     """Delete private tensors of all but the newest runs, and what is frozen and was not used for a long time.
 
+    And, of all other runs, the secrets of a secure sum that has not come to its end.
+
     The kept models stay usable: with the private tensors of their runs, and with all that is frozen under them.
 
     Args:
@@ -28,12 +30,15 @@ def forget_old_runs(state_dir: Path, joined: str, losses: Losses) -> None:
         joined: Key of the run that it is about to take part in.
         losses: Where it is counted if the store is found damaged meanwhile.
     """
+    try:  # by itself, for whatever else fails no secret may stay
+        forget_other_runs(state_dir, joined)
+    except (OSError, StoreError) as error:
+        log.warning("secrets of other runs' sums in %s could not be deleted: %s", state_dir, error)
     try:
         # First, for it needs no room: of a full disk SQLite could not delete anything.
         frozen = FrozenStore(state_dir).drop_unused(
             frozen_of_models(state_dir), time.time() - _UNUSED_DAYS * 24 * 60 * 60
         )
-        forget_other_runs(state_dir, joined)
         runs = 0
         if (state_dir / "users.sqlite").exists():
             # No tensor is read or written here, so the specification of none is needed.

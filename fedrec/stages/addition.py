@@ -38,6 +38,7 @@ class Addition(ABC):
 
     def add_idle(self, keys: NDArray[np.uint64], total: Tensors, draws: Draws) -> None:
         """Add to `total`, in place, what users owe who have nothing to train on: here nothing."""
+        return
 
 
 class PlainAddition(Addition):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import stat
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,16 @@ from numpy.typing import NDArray
 from client_app.answers import app as app_module
 from client_app.answers.app import app as client_app
 from client_app.homes.identity import own_identity
+from client_app.stores import stages
+from client_app.stores.frozen import FrozenStore
+from client_app.stores.old_runs import forget_old_runs
+from client_app.stores.stages import Remembered, StageStore
 from commands.local_grid import LocalGrid
 from exchanges import records
 from exchanges.records import pack, unpack
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
+from fedrec.core.errors import PolicyError
 from fedrec.secure.keys import Announced
 from fedrec.wire.packet import PacketFormat
 from fedrec.wire.secure import Status, opened_format, roll_format, sealed_down_format, status_format
@@ -85,6 +92,13 @@ class Shop:
     def policy(self, text: str, site: int = 0) -> None:
         (self.state(site) / "policy.toml").write_text(text)
         (self.state(site) / "policy.toml").chmod(0o600)
+
+    def pin(self) -> list[str]:
+        """Let all sites know each other; their identities."""
+        known = [own_identity(self.state(site)).public_key().public_bytes_raw().hex() for site in range(SITES)]
+        for site in range(SITES):
+            self.policy(f"pins = {json.dumps(known)}\n", site)
+        return known
 
     def deploy(self, *more: str, change: Callable[[Message, Any], Message] | None = None) -> list[dict[str, Any]]:
         """The records of a run whose first site gets what `change` makes of a message, given how to ask it."""
@@ -341,10 +355,8 @@ def test_updates_leave_in_secure_sums_only_if_the_policy_says_so(shop: Shop) -> 
 
 
 def test_with_pins_a_site_deals_with_those_alone_whom_it_knows(shop: Shop) -> None:
-    known = [own_identity(shop.state(site)).public_key().public_bytes_raw().hex() for site in range(SITES)]
+    known = shop.pin()
     assert known[1] == (shop.state(1) / "identity.pub").read_text().strip()
-    for site in range(SITES):
-        shop.policy(f"pins = {json.dumps(known)}\n", site)
     found = shop.deploy("aggregation.server=lying")
     assert [record["users"] for record in found] == [10, 10]
     shop.policy(f"pins = {json.dumps(known[:-1])}\n")
@@ -378,16 +390,99 @@ def test_what_is_kept_is_for_its_owner_alone_and_the_secrets_are_gone_when_they_
     assert not any(by_stage["unmask"][name] for name in ("own", "mask", "channel", "opening", "held"))
     files = [path for path in (shop.state() / "secure").rglob("*") if path.is_file()]
     files.append(shop.state() / "identity")
-    assert len(files) == 3
+    assert len(files) == 2
+    record = json.loads(files[0].read_text())
+    assert record["round"] == 2
+    assert not any(record[name] for name in ("own", "mask", "held", "answer")), "nor is the last answer, at the end"
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
 
 
-def test_when_it_joins_another_run_what_a_sum_has_left_is_deleted(shop: Shop) -> None:
+def test_when_it_joins_another_run_secrets_are_deleted_and_its_sums_remembered(shop: Shop) -> None:
+    """Or else a server could start another run only to have a round of this one again."""
     shop.deploy()
-    before = list((shop.state() / "secure").iterdir())
+    (path,) = (shop.state() / "secure").rglob("record.json")
+    asked, context = pack({"phase": 1, "round": 2}, arrays={"slots": np.array([0, 1], np.int32)}), shop.context()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "own": "00", "stage": "train", "answer": "00"}))
     shop.deploy("run_id=s")
-    assert len(list((shop.state() / "secure").iterdir())) == 1
-    assert before != list((shop.state() / "secure").iterdir())
+    assert json.loads(path.read_text())["own"] == json.loads(path.read_text())["answer"] == ""
+    assert "is in no second one" in shop.ask(records.ANNOUNCE, asked, context)[records.PROBLEM]
+
+
+def test_what_cannot_be_deleted_keeps_no_secret_of_a_sum(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    StageStore(shop.state(), "r", "site", synced=False).answered("train", b"", Remembered(0, 1, 0, own="00"), b"x")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk")
+
+    monkeypatch.setattr(FrozenStore, "drop_unused", fail)
+    forget_old_runs(shop.state(), "s", Counter())
+    found = StageStore(shop.state(), "r", "site", synced=False).remembered()
+    assert (found.own, found.answer, found.round) == ("", "", 1)
+
+
+@pytest.mark.parametrize(
+    ("stage", "again", "open_from"),
+    [("share", False, 6), ("train", False, 7), ("unmask", False, 7), ("train", True, 6), ("unmask", True, 6)],
+)
+def test_a_resumed_run_has_a_round_again_where_nothing_was_trained_or_the_server_is_trusted(
+    tmp_path: Path, stage: str, again: bool, open_from: int
+) -> None:
+    store = StageStore(tmp_path, "r", "site", synced=False)
+    store.answered(stage, b"", Remembered(1, 6, 0, own="00"), b"x")
+    store.resume([5], again=again)
+    with pytest.raises(PolicyError, match="in no second one"):
+        store.begun("announce", 1, open_from - 1, b"")
+    found, _ = store.begun("announce", 1, open_from, b"")
+    store.answered("announce", b"", dataclasses.replace(found, own="00"), b"x")
+    store.resume([5], again=again)
+    assert store.remembered().own == "00", "to join again, with the same list, changes nothing"
+
+
+def test_nor_does_one_have_a_round_twice_that_it_joins_when_it_was_resumed_already(tmp_path: Path) -> None:
+    store = StageStore(tmp_path, "r", "site", synced=False)
+    store.resume([5], again=True)
+    store.answered("unmask", b"", Remembered(1, 6, store.remembered().resumes), b"x")
+    store.resume([5], again=True)
+    with pytest.raises(PolicyError, match="in no second one"):
+        store.begun("announce", 1, 6, b"")
+
+
+@pytest.mark.parametrize("pinned", [True, False])
+def test_with_pins_no_resumption_has_a_round_again(shop: Shop, pinned: bool) -> None:
+    if pinned:
+        shop.pin()
+    refused = []
+
+    def resume(message: Message, ask: Any) -> Message:
+        found: Message = ask(message)
+        joining, announcing = shop.first[records.ENROLL, 0][0], shop.first[records.ANNOUNCE, 2][0]
+        ask(bent(joining, {}, {records.RESUMED: "1"}))
+        refused.append(unpack(ask(announcing).content).fields.get(records.PROBLEM))
+        return found
+
+    shop.deploy("aggregation.server=lying", change=only(records.TRAIN, resume, round=2))
+    assert ("is in no second one" in str(refused[0])) is pinned
+    assert (refused == [None]) is not pinned
+
+
+def test_a_crash_leaves_no_answer_under_another_question(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks again for a part, when the shares were ready and not told, gets the part, and no share."""
+    seen = []
+
+    def crash(message: Message, ask: Any) -> Message:
+        def fail(*_: object, **__: object) -> None:
+            raise OSError("power")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(stages, "write_text", fail)
+            ask(message)
+        training, part = shop.first[records.TRAIN, 1]
+        seen.append([unpack(each.content).packet(records.UPDATE) for each in (part, ask(training))])
+        found: Message = ask(message)
+        return found
+
+    shop.deploy(change=only(records.UNMASK, crash))
+    assert seen[0][0] == seen[0][1]
 
 
 def test_no_packet_makes_a_site_fail_without_a_reason(shop: Shop) -> None:
