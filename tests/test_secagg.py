@@ -11,6 +11,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from exchanges.secure import noised_users
+from federation.secure.circle import _numbers
+from federation.secure.unmasking import Held, _secret
 from fedrec.core.errors import FederationError, PacketError
 from fedrec.core.tensors import Spec, TableSpec, TensorSpec
 from fedrec.secure import keys
@@ -104,6 +107,32 @@ def test_fewer_shares_say_nothing() -> None:
     assert len(found) == 256
 
 
+def test_false_shares_are_got_round_wherever_they_lie_and_who_told_them_comes_last() -> None:
+    secret, suspects = b"sixteen bytes of", set[int]()
+    told = shares(secret, 26, 48)
+    told[[0, 24, 40]] ^= 1
+    held = [Held(number + 1, share, 100 + number) for number, share in enumerate(told)]
+    assert _secret(held, 26, secret.__eq__, suspects) == secret
+    assert suspects == {100, 124, 140}
+    tried = []
+
+    def right(seed: bytes) -> bool:
+        tried.append(seed)
+        return seed == secret
+
+    assert _secret(held, 26, right, suspects) == secret
+    assert len(tried) == 1, "at the first try, the second time"
+    assert _secret(held[:25], 26, right, suspects) is None
+    told[:] ^= 1
+    assert _secret(held, 26, right, suspects) is None, "of shares that are all false nothing comes, and that soon"
+
+
+def test_everybody_knows_by_which_number_it_is_known() -> None:
+    found = neighbours(np.sort(np.random.default_rng(0).integers(0, 256, (150, 16)).astype(np.uint8), axis=0), 8)
+    numbers = _numbers(found)
+    assert all(found[other, numbers[own, at] - 1] == own for own in range(150) for at, other in enumerate(found[own]))
+
+
 @pytest.mark.parametrize("numbers", [[], [1, 1], [0, 1], [1, 256]])
 def test_shares_with_numbers_that_cannot_be_are_refused(numbers: list[int]) -> None:
     with pytest.raises(ValueError, match="numbered"):
@@ -150,7 +179,8 @@ def test_parts_add_up_to_the_sum_to_the_bit(bits: int, users: int, seed: int) ->
     """The oracle: whole numbers of Python."""
     rng = np.random.default_rng(seed)
     ring, most = Ring(SPEC, 2, bits), 2 ** (bits - 1) // users
-    total, expected = ring.zeros(), dict.fromkeys(SPEC, 0)
+    total = ring.zeros()
+    expected = {name: torch.zeros(entry.shape, dtype=torch.int64) for name, entry in SPEC.items()}
     for _ in range(users):
         part = {name: torch.from_numpy(rng.integers(-most, most, entry.shape)) for name, entry in SPEC.items()}
         mask = ring.mask(rng.bytes(ring.stream_bytes))
@@ -191,3 +221,10 @@ def test_a_ring_for_noise_is_wide_enough_and_not_much_wider() -> None:
 def test_a_sum_that_no_word_holds_is_refused() -> None:
     with pytest.raises(ValueError, match="62"):
         width(2**40, 2.0**30, 0.0, 1)
+
+
+def test_of_noise_that_the_server_may_know_the_most_is_taken_to_be_known() -> None:
+    assert noised_users([2, 9, 3, 4], 0.0, 4) == 18
+    assert noised_users([2, 9, 3, 4], 0.1, 4) == 9, "one node of four"
+    assert noised_users([2, 9, 3, 4], 0.3, 6) == 5, "two of six, of whom two are gone"
+    assert noised_users([2], 0.4, 10) == 0

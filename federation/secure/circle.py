@@ -16,6 +16,19 @@ from fedrec.wire.secure import Status
 Bytes = NDArray[np.uint8]
 
 
+_AT_ONCE = 64
+"""Participants whose neighbours' neighbours are looked through at once."""
+
+
+def _numbers(neighbours: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where everybody stands among the neighbours of each of its own, counted from 1."""
+    found = np.empty_like(neighbours)
+    for start in range(0, len(neighbours), _AT_ONCE):
+        theirs = neighbours[neighbours[start : start + _AT_ONCE]]
+        found[start : start + _AT_ONCE] = (theirs == np.arange(start, start + len(theirs))[:, None, None]).argmax(2) + 1
+    return found
+
+
 class Participants:
     """Those who have announced themselves, in the order of the roll.
 
@@ -38,8 +51,7 @@ class Participants:
         self.size = Circle.of(masks, len(self.nodes), sum(line.users for line in self.announced))
         self.roll = np.frombuffer(b"".join(lines[node] for node in self.nodes), np.uint8).reshape(len(self.nodes), -1)
         self.neighbours = neighbours(self.roll, self.size.graph.degree)
-        backwards = self.neighbours[self.neighbours] == np.arange(len(self.nodes))[:, None, None]
-        self.numbers = backwards.argmax(2) + 1
+        self.numbers = _numbers(self.neighbours)
         self.commitments: dict[int, bytes] = {}
         self._places = {node: place for place, node in enumerate(self.nodes)}
         self._sealed = np.zeros((*self.neighbours.shape, SEALED_BYTES), dtype=np.uint8)

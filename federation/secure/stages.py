@@ -52,10 +52,11 @@ class Announcing(Exchange):
         super().__init__(declarations.Announcing(), what, when.phase, when.round, max_failures=when.max_failures)
         self._context, self._cohort = when.context, cohort
         self.announced: dict[int, Announced] = {}
+        self._seen: set[tuple[str, bytes]] = set()
 
     @override
     def participants(self, directory: Directory) -> dict[int, Share]:
-        self.announced = {}
+        self.announced, self._seen = {}, set()
         return self._cohort(directory)
 
     @override
@@ -70,8 +71,10 @@ class Announcing(Exchange):
         line.require_signed(self._context)
         if line.users != users:
             raise PacketError("wrong_users", f"{users} users were asked for, {line.users} are announced")
-        if any(line.identity == other.identity or line.mask == other.mask for other in self.announced.values()):
+        mine = {("identity", line.identity), ("channel", line.channel), ("mask", line.mask)}
+        if mine & self._seen:  # no node takes part in a sum in which one stands twice
             raise PacketError("wrong_identity", f"two nodes announce themselves as {line.identity.hex()}, or its key")
+        self._seen |= mine
         self.announced[node] = line
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,16 @@ from fedrec.secure.ring import Ring, Vector
 from fedrec.secure.shamir import secret_of
 from fedrec.wire.secure import Status
 
-Held = tuple[int, NDArray[np.uint8]]
-"""A share and its number."""
+_TRIES = 200
+"""Choices of shares, when the first one gives no secret; enough against a few false ones."""
+
+
+class Held(NamedTuple):
+    """A share, its number, and the place of who told it."""
+
+    number: int
+    share: NDArray[np.uint8]
+    teller: int
 
 
 def unmasked(
@@ -41,12 +50,12 @@ def unmasked(
     held: dict[int, list[Held]] = defaultdict(list)
     for place, (kinds, shares) in told.items():
         for at in np.flatnonzero((kinds == status[among.neighbours[place]]) & (kinds != Status.ABSENT)):
-            held[int(among.neighbours[place, at])].append((int(among.numbers[place, at]), shares[at]))
-    failed = 0
+            held[int(among.neighbours[place, at])].append(Held(int(among.numbers[place, at]), shares[at], place))
+    failed, suspects = 0, set[int]()
     for place in np.flatnonzero(status != Status.ABSENT).tolist():
         survived = status[place] == Status.SURVIVED
         right = _own_seed(among, place, context) if survived else _mask_seed(among, place)
-        seed = _secret(held[place], among.size.graph.threshold, right)
+        seed = _secret(held[place], among.size.graph.threshold, right, suspects)
         if seed is None:
             failed += 1
         elif survived:
@@ -78,18 +87,26 @@ def _mask_seed(among: Participants, place: int) -> Callable[[bytes], bool]:
     return lambda seed: keys.public_of(seed) == among.announced[place].mask
 
 
-def _secret(held: list[Held], threshold: int, right: Callable[[bytes], bool]) -> bytes | None:
+def _secret(held: list[Held], threshold: int, right: Callable[[bytes], bool], suspects: set[int]) -> bytes | None:
     """The secret of which these are shares; of more than are needed some may be false.
 
-    So many at a time are tried as are needed, each time with another one in the place of the first: enough against few
-    false shares, which lie between the right ones.
+    So many at a time are tried as are needed, drawn at random. Whose share does not go with the right ones is suspected
+    from then on: it may have told a false one, or been given one, so that its shares of other secrets come last and are
+    not left out.
     """
     if len(held) < threshold:
         return None
-    numbers = np.array([number for number, _ in held], dtype=np.int64)
-    shares = np.stack([share for _, share in held])
-    for start in range(len(held) if len(held) > threshold else 1):
-        chosen = (start + np.arange(threshold)) % len(held)
-        if right(seed := secret_of(numbers[chosen], shares[chosen])):
-            return seed
+    held = sorted(held, key=lambda each: each.teller in suspects)
+    numbers = np.array([each.number for each in held], dtype=np.int64)
+    shares, rng = np.stack([each.share for each in held]), np.random.default_rng(0)
+    for attempt in range(_TRIES if len(held) > threshold else 1):
+        chosen = rng.permutation(len(held))[:threshold] if attempt else np.arange(threshold)
+        if not right(seed := secret_of(numbers[chosen], shares[chosen])):
+            continue
+        if attempt:
+            for other in set(range(len(held))) - set(chosen.tolist()):
+                swapped = np.append(chosen[1:], other)
+                if not right(secret_of(numbers[swapped], shares[swapped])):
+                    suspects.add(held[other].teller)
+        return seed
     return None
