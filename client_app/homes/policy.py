@@ -50,9 +50,11 @@ class Policy:
         apps: SHA-256 of the app bundles whose code may run here, in lower-case hexadecimal; none: any. Where the
             SuperNode was started by `fedrec supernode`, it is asked before a bundle is unpacked (`commands.launcher`).
         only_masked: Whether an update leaves only as a part of a secure sum, of which the server learns but the whole.
-        min_cohort: Least nodes in such a sum, and least of them left in it when its masks are taken off.
+        min_cohort: Least nodes in such a sum, and least of them left in it when its masks are taken off, as the server
+            tells it.
         pins: The identities of the other sites that may be in it, as `identity.pub` of their state-dirs has them; none:
-            whoever the server says. With pins the server need not be trusted to follow the protocol.
+            whoever the server says. With pins the site is in no round a second time whose training it has answered;
+            `docs/privacy.md` says what else holds then of a server that does not follow the protocol.
         corrupt: With pins, the least share of nodes which a run must take to be corrupt.
         resume_ended: Whether a run whose test was answered may be resumed: what users trained after the round from
             which it goes on is then deleted.

@@ -32,7 +32,7 @@ _NONE = MemberConfig("none")
 _DENSE = MemberConfig("dense")
 """Their uplink, if nothing says another (`fedrec.config.describe`), and their downlink."""
 _PLAIN = MemberConfig("plain")
-"""How they added up."""
+"""How updates are added up, if nothing says another."""
 
 
 @dataclass(frozen=True)

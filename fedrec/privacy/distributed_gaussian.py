@@ -6,8 +6,8 @@ grid each device adds Skellam noise, the difference of two Poisson numbers. A su
 of their variances, which a sum of discrete Gaussian numbers is not, so that the sum over devices is exactly the Skellam
 mechanism (Agarwal, Kairouz and Liu, NeurIPS 2021, theorem 3.5: Renyi divergence, whole orders). The sum's noise is near
 to normal noise, hence the name. Shares are sized for the fewest devices that may be left, `dropouts` fewer than were
-chosen (devices that tell the server their share count as dropped out, too). With fewer than those nothing is released:
-the round changes nothing.
+chosen, and in a secure sum without those that may tell the server their share. With fewer than those nothing is
+released: the round changes nothing.
 
 Accounted without amplification: the server knows whom it chose, and neighbours know each other. What is protected is
 the data of a user; that it takes part is known.
