@@ -148,7 +148,8 @@ def test_two_agree_on_a_key_and_on_nothing_in_another_sum_or_for_another_purpose
     assert here.key(publics[1], "mask") == there.key(publics[0], "mask")
     assert here.adds(publics[1]) is not there.adds(publics[0])
     others = [here.key(publics[1], "seal"), Agreed(seeds[0], keys.context_of("run", 0, 2)).key(publics[1], "mask")]
-    assert here.key(publics[1], "mask") not in others
+    others += [Agreed(seeds[0], keys.context_among(context, roll)).key(publics[1], "mask") for roll in (b"a", b"b")]
+    assert len({here.key(publics[1], "mask"), *others}) == 5, "nor among those on another roll"
     with pytest.raises(PacketError, match="no X25519 key"):
         here.key(bytes(32), "mask")
 

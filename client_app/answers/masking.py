@@ -1,8 +1,9 @@
 """A node's part in a secure sum, stage by stage (`fedrec.wire.secure`); it believes the server no more than it must.
 
-Each function answers one stage. Whatever comes is refused that could make the node's part known: a roll that is not
-what its neighbours have announced, neighbours whom the site's policy does not pin, too few participants, a second
-question of the same stage that is not the first, or a list of who is lost that does not fit what was said before.
+Each function answers one stage. Refused are a roll that is not what its neighbours have announced, neighbours whom the
+site's policy does not pin, too few participants, shares sealed for those on another roll, a second question of the same
+stage that is not the first, and a list of who is lost that does not fit what was said before. What others were told no
+node knows: `docs/privacy.md` says what that leaves to a server that lies.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def masked(node: Node, content: Content, received: Callable[[], Received]) -> Ma
     ring = ring_of(node.setup.stages, model.model.model.trainable, sum(found.users))
     part = ring.vector(update.total, update.scalars())
     others = [other for other, here in zip(theirs, present, strict=True) if here]
-    _mask(part, ring, found, others, _context(node, phase, round))
+    _cover(part, ring, found, others, _context(node, phase, round))
     packet = _encoded(secure.masked_format(ring), phase, round, **ring.packed(part))
     found = dataclasses.replace(
         found, held=["" if pair is None else pair.hex() for pair in opened], present=present.tolist()
@@ -291,7 +292,7 @@ def _places(found: Remembered, graph: Graph) -> tuple[int, NDArray[np.int64]]:
     return place, neighbours(roll, graph.degree)[place]
 
 
-def _mask(part: Vector, ring: Ring, found: Remembered, others: Sequence[Announced], context: bytes) -> None:
+def _cover(part: Vector, ring: Ring, found: Remembered, others: Sequence[Announced], context: bytes) -> None:
     """Add the node's masks to its part, in place: one of its own, and one in common with each of some neighbours."""
     part.add(ring.mask(keys.stream(keys.own_key(bytes.fromhex(found.own), context), ring.stream_bytes)))
     agreed = Agreed(bytes.fromhex(found.mask), context)

@@ -209,13 +209,14 @@ def test_a_server_that_records_everything_sees_uniform_numbers(federate: Federat
         found = federate("aggregation=secagg", *ONCE, "embedding.rank=8", nodes=10)
         sent = [unpack(m.content).arrays for m in found.grid.received]
         parts.append([arrays[records.UPDATE].tobytes()[36:] for arrays in sent if records.UPDATE in arrays])
-    numbers = np.frombuffer(b"".join(part[8 * len(UPDATE_SCALARS) :] for part in parts[0] + parts[1]), np.uint8)
+    beside = 8 * len(UPDATE_SCALARS)  # at the end of a packet, whose tensors go by name: numbers, then scalars
+    numbers = np.frombuffer(b"".join(part[:-beside] for part in parts[0] + parts[1]), np.uint8)
     counts = np.bincount(numbers, minlength=256)
     expected = len(numbers) / 256
     chi_square = float(((counts - expected) ** 2 / expected).sum())
     assert abs(chi_square - 255) < 6 * (2 * 255) ** 0.5
     assert all(first != second for first, second in zip(*parts, strict=True))
-    scalars = np.frombuffer(b"".join(part[: 8 * len(UPDATE_SCALARS)] for part in parts[0] + parts[1]), np.uint8)
+    scalars = np.frombuffer(b"".join(part[-beside:] for part in parts[0] + parts[1]), np.uint8)
     counts = np.bincount(scalars, minlength=256)
     assert counts.max() < 8 * len(scalars) / 256, "weights and counts are hidden too: most of their bytes would be 0"
 

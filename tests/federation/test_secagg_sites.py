@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import HealthCheck, given, settings
@@ -485,19 +486,44 @@ def test_a_crash_leaves_no_answer_under_another_question(shop: Shop, monkeypatch
     assert seen[0][0] == seen[0][1]
 
 
+FORMS: dict[str, tuple[str, Callable[[], PacketFormat], str]] = {
+    records.SHARE: (records.ROLL, lambda: roll_format(SITES, graph()), "announce"),
+    records.TRAIN: (records.SEALED, lambda: sealed_down_format(graph()), "share"),
+    records.UNMASK: (records.STATUS, lambda: status_format(SITES), "train"),
+}
+
+
 def test_no_packet_makes_a_site_fail_without_a_reason(shop: Shop) -> None:
-    shop.deploy()
-    names = {records.SHARE: records.ROLL, records.TRAIN: records.SEALED, records.UNMASK: records.STATUS}
+    """Neither bytes that are none, nor one with whatever in it, when the site is at the stage that is asked for."""
+    at_stage: dict[str, str] = {}
+
+    def look(message: Message, ask: Any) -> Message:
+        found: Message = ask(message)
+        for path in (shop.state() / "secure").rglob("record.json"):
+            at_stage[json.loads(path.read_text())["stage"]] = path.read_text()
+        return found
+
+    shop.deploy(change=look)
+    (path,) = (shop.state() / "secure").rglob("record.json")
     context = shop.context()
 
-    @given(st.sampled_from(KINDS), st.binary(max_size=3000), st.integers(-2, 2**33), st.integers(-1, 10**12))
-    @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-    def ask(kind: str, data: bytes, round: int, participants: int) -> None:
-        arrays: Arrays = {"slots": np.array([0, 1], np.int32)}
-        if kind in names:
-            arrays[names[kind]] = np.frombuffer(data, np.uint8)
-        fields = {"phase": 0, "round": round, records.PARTICIPANTS: participants, "frozen": ""}
-        answer = shop.ask(kind, pack(fields, arrays=arrays), context)
-        assert records.PROBLEM in answer or kind == records.ANNOUNCE or "missing" in answer
+    @given(st.sampled_from(sorted(FORMS)), st.booleans(), st.binary(max_size=3000), st.integers(0, 2**32))
+    @settings(max_examples=90, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    def ask(kind: str, formed: bool, data: bytes, seed: int) -> None:
+        name, form, before = FORMS[kind]
+        if formed:
+            rng, spec = np.random.default_rng(seed), form().spec
+            data = form().encode(
+                1, 2, {key: torch.from_numpy(rng.integers(0, 256, e.shape, np.uint8)) for key, e in spec.items()}
+            )
+        path.write_text(at_stage[before])
+        app_module._node.cache_clear()
+        asked = bent(shop.first[kind, 2][0], {name: data})
+        problem = str(unpack(client_app(asked, context).content).fields[records.PROBLEM])
+        assert "out of turn" not in problem, "it came as far as the packet"
+        assert path.read_text() == at_stage[before], "and nothing is told or forgotten"
 
     ask()
+    for round in (-1, 0, 2, 2**32):
+        asked = pack({"phase": 1, "round": round}, arrays={"slots": np.array([0, 1], np.int32)})
+        assert records.PROBLEM in shop.ask(records.ANNOUNCE, asked, context)
