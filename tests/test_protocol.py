@@ -73,9 +73,9 @@ def reading(**changes: Any) -> Setup:
 
 @pytest.mark.parametrize(("aggregation", "owed"), [("plain", False), ("grid", False), ("secagg", True)])
 def test_who_gives_nothing_owes_its_noise_to_a_sum_under_masks_alone(aggregation: str, owed: bool) -> None:
-    noise = load_member("privacy", "distributed_gaussian", **SETTLED["distributed_gaussian"])
-    members = {"privacy": noise, "aggregation": load_member("aggregation", aggregation)}
-    setup = dataclasses.replace(SETUP, **{name: dataclasses.asdict(config) for name, config in members.items()})
+    noise = dataclasses.asdict(load_member("privacy", "distributed_gaussian", **SETTLED["distributed_gaussian"]))
+    added = dataclasses.asdict(load_member("aggregation", aggregation))
+    setup = dataclasses.replace(SETUP, privacy=noise, aggregation=added)
     total = {"a": torch.zeros(100, dtype=torch.int64)}
     setup.stages.addition.add_idle(np.array([3, 4], np.uint64), total, Draws(1, fresh=False))
     assert bool(total["a"].any()) is owed
