@@ -16,9 +16,11 @@ lies about whom it draws, or keeps what it was sent; and, in a simulation, the l
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from fedrec.stages.base import Release
@@ -73,6 +75,7 @@ def epsilon_of(releases: Mapping[Sampled, int], delta: float) -> float:
     return float(accountant.get_epsilon(delta))
 
 
+@cache
 def calibrated(release: Release, rounds: int, fraction: float, epsilon: float, delta: float) -> float:
     """The smallest noise multiplier, up to a thousandth, with which `rounds` releases stay within epsilon at delta.
 
@@ -84,19 +87,33 @@ def calibrated(release: Release, rounds: int, fraction: float, epsilon: float, d
         delta: Of the same promise.
     """
 
-    def within(multiplier: float) -> bool:
+    def spent(multiplier: float) -> float:
         kind = Sampled.of(replace(release, noise_multiplier=multiplier), fraction)
-        return epsilon_of(Counter({kind: rounds}), delta) <= epsilon
+        return epsilon_of(Counter({kind: rounds}), delta)
 
-    low, high = 0.0, _enough(release, rounds, fraction, epsilon, delta)
-    while not within(high):  # the accountant rounds up, and may find a little more than the closed form does
-        low, high = high, high * (1 + _TOLERANCE)
-    while high - low > _TOLERANCE * high:
-        middle = max((low + high) / 2, 0.7 * high)
-        if within(middle):
-            high = middle
+    high = _enough(release, rounds, fraction, epsilon, delta)
+    least = spent(high)
+    while least > epsilon:  # the accountant rounds up, and may find a little more than the closed form does
+        high *= 1 + _TOLERANCE
+        least = spent(high)
+    low = 0.7 * high
+    while (most := spent(low)) <= epsilon:
+        high, least, low = low, most, 0.7 * low
+
+    def narrow(guess: float) -> None:
+        nonlocal low, most, high, least
+        if (found := spent(guess)) <= epsilon:
+            high, least = guess, found
         else:
-            low = middle
+            low, most = guess, found
+
+    while high - low > _TOLERANCE * high:
+        # Epsilon is nearly a power of the multiplier: the guess is near, and then its neighbour settles it.
+        share = math.log(most / epsilon) / math.log(most / least)
+        guess = low * (high / low) ** share * (1 + _TOLERANCE / 4)
+        narrow(min(max(guess, low * (1 + _TOLERANCE / 2)), high * (1 - _TOLERANCE / 2)))
+        if high - low > _TOLERANCE * high:
+            narrow(high * (1 - 0.9 * _TOLERANCE))
     return high
 
 
@@ -111,7 +128,7 @@ def _enough(release: Release, rounds: int, fraction: float, epsilon: float, delt
             return _by_renyi({kind: rounds}, delta) <= epsilon
         from dp_accounting.rdp import RdpAccountant
 
-        accountant = RdpAccountant()
+        accountant = RdpAccountant(_ORDERS)  # fractional orders are slow, and hardly ever the best
         accountant.compose(_event(kind), rounds)
         return float(accountant.get_epsilon(delta)) <= epsilon
 

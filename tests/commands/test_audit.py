@@ -28,6 +28,9 @@ from peft_embeddings.model import Model
 SMALL = [
     "dataset.n_users=60",
     "dataset.n_items=100",
+    "dataset.skew=0.7",
+    "dataset.visits=0",
+    "dataset.drift=0",
     "base_table.dim=8",
     "strategy=full",
     "strategy.rounds=8",

@@ -87,7 +87,7 @@ def test_the_page_has_the_figures_of_the_run(finished: Path) -> None:
     assert f"{rate:.4f} ± {(rate * (1 - rate) / 40) ** 0.5:.4f}" in page.text
     for said in (
         "merges into tables, and steps",
-        "dataset.n_users 600 40",
+        "dataset.n_users 1000 40",
         "base_table.dim 32 8",
         "flwr",
         "training loss",

@@ -36,11 +36,13 @@ RUNS = {
 
 @pytest.mark.parametrize("name", RUNS)
 def test_1_2_and_one_node_per_user_agree_and_move_the_same(federate: Federate, name: str) -> None:
-    one = federate(*RUNS[name], WIDE, nodes=1)
+    few = 24
+    overrides = [*RUNS[name], WIDE, f"dataset.n_users={few}"]
+    one = federate(*overrides, nodes=1)
     lengths = {line["bytes"]["up"] / line["cohort"] for line in one.metrics}
     assert (len(lengths) > 1) is (name != "drawn"), "sizes follow the data, but where everybody draws as many rows"
-    federate(*RUNS[name], WIDE, nodes=2).must_equal(one)
-    each = federate(*RUNS[name], WIDE, nodes=USERS)
+    federate(*overrides, nodes=2).must_equal(one)
+    each = federate(*overrides, nodes=few)
     each.must_equal(one)
     packets = [len(packet) for *_, packet in each.grid.packets(each.grid.received, UPDATE)]
     assert sum(packets) == sum(line["bytes"]["up"] for line in each.metrics)
@@ -99,7 +101,7 @@ ADAPTIVE = {
 def test_every_reply_fits_into_the_budget_of_its_device(federate: Federate, case: str) -> None:
     """Some of 60 simulated phones have room for 64 actions or rows, others for a few rows alone; wherever they live."""
     uplink, seconds = ADAPTIVE[case]
-    overrides = ["strategy=fedras", *uplink, *FAST, *SGD, WIDE, "federation.fraction=1.0"]
+    overrides = ["strategy=fedras", *uplink, *FAST, *SGD, WIDE, "federation.fraction=1.0", "strategy.rounds=2"]
     limited = [*overrides, "network=mobile", f"network.reply_seconds={seconds}"]
     one, each = (federate(*limited, nodes=nodes) for nodes in (1, USERS))
     each.must_equal(one)

@@ -10,6 +10,10 @@ import torch
 
 Federate = Callable[..., Any]
 
+FEW = 24
+FEWER = f"dataset.n_users={FEW}"
+"""So few that a node for each of them costs little."""
+
 
 def without_seconds(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key != "seconds"} for record in records]
@@ -18,9 +22,9 @@ def without_seconds(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("strategy", ["fedpeft", "full"])
 @pytest.mark.parametrize("engine", ["cohort", "oracle"])
 def test_1_2_7_and_one_node_per_user_agree(federate: Federate, strategy: str, engine: str) -> None:
-    overrides = [f"strategy={strategy}", f"engine={engine}", "evaluation.sampled_negatives=20"]
+    overrides = [f"strategy={strategy}", f"engine={engine}", "evaluation.sampled_negatives=20", FEWER]
     one = federate(*overrides, nodes=1)
-    for nodes in (2, 7, 60):
+    for nodes in (2, 7, FEW):
         federate(*overrides, nodes=nodes).must_equal(one)
 
 
@@ -33,12 +37,12 @@ def test_poisson_cohorts_are_the_same_wherever_users_live_and_differ_in_size(fed
 
 
 def test_contexts_are_the_same_wherever_users_live(federate: Federate) -> None:
-    overrides = ["optim=fast", "optim.contexts=3", "optim.private_anew=true", "federation.weight_cap=1"]
+    overrides = ["optim=fast", "optim.contexts=3", "optim.private_anew=true", "federation.weight_cap=1", FEWER]
     one = federate(*overrides, nodes=1)
-    without = federate(*overrides[:1], nodes=1)
+    without = federate(*overrides[:1], FEWER, nodes=1)
     for way in ("up", "down"):
         assert one.summary["bytes_per_user"][way] == without.summary["bytes_per_user"][way], "they cost none"
-    for nodes in (2, 7, 60):
+    for nodes in (2, 7, FEW):
         federate(*overrides, nodes=nodes).must_equal(one)
 
 
@@ -51,11 +55,12 @@ def test_each_user_is_rounded_alone_wherever_it_lives(federate: Federate, codec:
         "optim.server.kind=sgd",
         "optim.server.beta1=0.0",
         "optim.server.lr=10.0",
+        FEWER,
     ]
     one, plain = federate(*overrides, nodes=1), federate(*overrides[1:], nodes=1)
     final = one.checkpoint()
     assert not torch.equal(final["trainable.embedding.A"], plain.checkpoint()["trainable.embedding.A"])
-    for nodes in (7, 60):
+    for nodes in (7, FEW):
         many = federate(*overrides, nodes=nodes)
         for name, tensor in many.checkpoint().items():
             if not name.startswith("meter."):
