@@ -46,7 +46,7 @@ def promotion_command(
     """Train with users among the others who push one item that few have, and count who is shown it."""
     with ending(as_json) as (console, end):
         config, same = prepared(overrides or [])
-        from commands.audit.promotion import promotion, show_promotion  # the apps and torch: as above
+        from commands.audit.promotion import promotion, show_promotion  # torch: not needed for help
 
         end.update(promotion(config, same, attack.value, share, console=console))
         show_promotion(end, console)
@@ -64,7 +64,7 @@ def membership_command(
     """Train with candidates of whom a coin says who takes part; guess the coins, and bound epsilon from below."""
     with ending(as_json) as (console, end):
         config, same = prepared(overrides or [])
-        from commands.audit.membership import membership, show_membership  # the apps and torch: as above
+        from commands.audit.membership import membership, show_membership  # torch: not needed for help
 
         canaries = of is CandidateKind.CANARIES
         end.update(membership(config, same, candidates, canaries=canaries, console=console))
@@ -80,7 +80,7 @@ def recovery_command(
     """Train with users who are alone on their nodes, and name their items from the updates that the server gets."""
     with ending(as_json) as (console, end):
         config, same = prepared(overrides or [])
-        from commands.audit.recovery import recovery, show_recovery  # the apps and torch: as above
+        from commands.audit.recovery import recovery, show_recovery  # torch: not needed for help
 
         end.update(recovery(config, same, users, console=console))
         show_recovery(end, console)
