@@ -11,12 +11,13 @@ import argparse
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,31 @@ from benchmarks.rendering import interval, measured_with, table
 SCRIPT = ROOT / "deploy" / "local-federation.sh"
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+def free_ports(count: int) -> int:
+    """The first of so many ports in a row on which nobody listens."""
+    for first in range(20_000 + os.getpid() % 20_000, 60_000, count):
+        probes = [socket.socket() for _ in range(count)]
+        try:
+            for port, probe in enumerate(probes, first):
+                probe.bind(("127.0.0.1", port))
+            return first
+        except OSError:
+            continue
+        finally:
+            for probe in probes:
+                probe.close()
+    raise AssertionError("no free ports")
+
+
+def wait(until: Callable[[], Any], seconds: float = 600.0, process: subprocess.Popen[bytes] | None = None) -> None:
+    """Until something holds, while a process still runs, if one is given."""
+    deadline = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < deadline, "it did not come to that"
+        assert process is None or process.poll() is None, "the run has ended"
+        time.sleep(0.05)
 
 
 class Sites:

@@ -6,6 +6,7 @@ among devices of their own. On such devices that is, to the byte, what crosses.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -75,68 +76,69 @@ def noised_users(users: Sequence[int], corrupt: float, participants: int) -> int
     return sum(sorted(users)[: max(0, len(users) - at_most(corrupt, participants))])
 
 
-class _Secure(Declaration):
-    """One whose packets follow from the circle, and are charged as those of devices of their own."""
+class _Stage(Declaration):
+    """A stage whose packets follow from the number of participants and their graph.
+
+    It is charged as one of devices of their own.
+    """
+
+    def __init__(self, circle: Circle) -> None:
+        """Of those who take part in it."""
+        self.circle = circle
+
+    @abstractmethod
+    def packets_down(self, participants: int, graph: Graph) -> Mapping[str, PacketFormat]:
+        """The packets down, among so many."""
+
+    @abstractmethod
+    def packets_up(self, graph: Graph) -> Mapping[str, PacketFormat]:
+        """The packets up."""
+
+    @override
+    def down(self, to: Participant) -> Mapping[str, PacketFormat]:
+        return self.packets_down(self.circle.participants, self.circle.graph)
+
+    @override
+    def up(self, by: Participant) -> Mapping[str, PacketFormat]:
+        return self.packets_up(self.circle.graph)
+
+    @override
+    def each_down(self, to: Participant) -> dict[str, NDArray[np.int64]]:
+        alone = self.packets_down(self.circle.users, self.circle.alone)
+        return {name: np.full(to.users, form.size()) for name, form in alone.items()}
+
+    @override
+    def each_up(self, by: Participant) -> NDArray[np.int64]:
+        sizes = [form.size() for form in self.packets_up(self.circle.alone).values()]
+        return np.full(by.users, sum(sizes), dtype=np.int64)
+
+
+class Announcing(Declaration):
+    """Stage 1, before anybody knows who takes part: nothing down, keys up."""
+
+    kind = records.ANNOUNCE
 
     @override
     def down(self, to: Participant) -> Mapping[str, PacketFormat]:
         return {}
-
-    @override
-    def up(self, by: Participant) -> Mapping[str, PacketFormat]:
-        return {}
-
-    def alone_down(self) -> Mapping[str, PacketFormat]:
-        """The packets down to a device of its own."""
-        return self.down(Participant())
-
-    def alone_up(self) -> Mapping[str, PacketFormat]:
-        """The packets up from it."""
-        return self.up(Participant())
-
-    @override
-    def each_down(self, to: Participant) -> dict[str, NDArray[np.int64]]:
-        return {name: np.full(to.users, form.size()) for name, form in self.alone_down().items()}
-
-    @override
-    def each_up(self, by: Participant) -> NDArray[np.int64]:
-        return np.full(by.users, sum(form.size() for form in self.alone_up().values()), dtype=np.int64)
-
-
-class Announcing(_Secure):
-    """Stage 1: nothing down, keys up."""
-
-    kind = records.ANNOUNCE
 
     @override
     def up(self, by: Participant) -> Mapping[str, PacketFormat]:
         return {records.ANNOUNCED: secure.announced_format()}
 
 
-class Sharing(_Secure):
+class Sharing(_Stage):
     """Stage 2: the roll and the neighbours' keys down, sealed shares up."""
 
     kind = records.SHARE
 
-    def __init__(self, circle: Circle) -> None:
-        """Of those who have announced themselves."""
-        self.circle = circle
+    @override
+    def packets_down(self, participants: int, graph: Graph) -> Mapping[str, PacketFormat]:
+        return {records.ROLL: secure.roll_format(participants, graph)}
 
     @override
-    def down(self, to: Participant) -> Mapping[str, PacketFormat]:
-        return {records.ROLL: secure.roll_format(self.circle.participants, self.circle.graph)}
-
-    @override
-    def up(self, by: Participant) -> Mapping[str, PacketFormat]:
-        return {records.SEALED: secure.sealed_up_format(self.circle.graph)}
-
-    @override
-    def alone_down(self) -> Mapping[str, PacketFormat]:
-        return {records.ROLL: secure.roll_format(self.circle.users, self.circle.alone)}
-
-    @override
-    def alone_up(self) -> Mapping[str, PacketFormat]:
-        return {records.SEALED: secure.sealed_up_format(self.circle.alone)}
+    def packets_up(self, graph: Graph) -> Mapping[str, PacketFormat]:
+        return {records.SEALED: secure.sealed_up_format(graph)}
 
 
 class MaskedTraining(members.Training):
@@ -166,30 +168,18 @@ class MaskedTraining(members.Training):
         return each
 
 
-class Unmasking(_Secure):
+class Unmasking(_Stage):
     """Stage 4: what became of everybody down, shares up."""
 
     kind = records.UNMASK
 
-    def __init__(self, circle: Circle) -> None:
-        """Of those whose parts are in the sum."""
-        self.circle = circle
+    @override
+    def packets_down(self, participants: int, graph: Graph) -> Mapping[str, PacketFormat]:
+        return {records.STATUS: secure.status_format(participants)}
 
     @override
-    def down(self, to: Participant) -> Mapping[str, PacketFormat]:
-        return {records.STATUS: secure.status_format(self.circle.participants)}
-
-    @override
-    def up(self, by: Participant) -> Mapping[str, PacketFormat]:
-        return {records.OPENED: secure.opened_format(self.circle.graph)}
-
-    @override
-    def alone_down(self) -> Mapping[str, PacketFormat]:
-        return {records.STATUS: secure.status_format(self.circle.users)}
-
-    @override
-    def alone_up(self) -> Mapping[str, PacketFormat]:
-        return {records.OPENED: secure.opened_format(self.circle.alone)}
+    def packets_up(self, graph: Graph) -> Mapping[str, PacketFormat]:
+        return {records.OPENED: secure.opened_format(graph)}
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,9 @@ class Node:
     @property
     def identity(self) -> Ed25519PrivateKey:
         """Its own, by which other nodes know it."""
-        return self._home.identity
+        home = self._home
+        assert isinstance(home, SimulatedHome | SiteHome), "nobody trains in a run that is kept"
+        return home.identity
 
     @property
     def backbone(self) -> Backbone:

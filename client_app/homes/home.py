@@ -68,10 +68,6 @@ class Home(Protocol):
     def secret(self) -> int:
         """The secret root: of users' keys, negatives and noise."""
 
-    @property
-    def identity(self) -> Ed25519PrivateKey:
-        """Its own, by which other nodes know it."""
-
     def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
         """Interactions, and who of their users lives here; `frozen` is asked only if the data is not prepared yet.
 
@@ -101,7 +97,7 @@ class SimulatedHome:
 
     @property
     def identity(self) -> Ed25519PrivateKey:
-        """As in `Home`; a function of the secret, as all of a simulation is."""
+        """Its own, by which other nodes know it: a function of the secret, as all of a simulation is."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
         seed = derive(self.secret, "identity", self.place.partition)
@@ -137,11 +133,6 @@ class KeptHome:
     def secret(self) -> int:
         """As in `Home`."""
         return simulation_secret(self.setup.seed)
-
-    @property
-    def identity(self) -> Ed25519PrivateKey:
-        """As in `Home`; nobody trains here, and so nobody asks for it."""
-        raise NotImplementedError
 
     def users(self, frozen: Callable[[], FrozenStore]) -> tuple[Interactions, NDArray[np.int64]]:
         """As in `Home`."""

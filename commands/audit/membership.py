@@ -9,7 +9,6 @@ a candidate's history. Private tensors of other rounds are not known: they are a
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,16 +17,15 @@ from typing import Any, cast
 import torch
 from rich.console import Console
 
+from commands.audit.audited import over_tables, require, show
 from commands.audit.candidates import candidates
 from commands.audit.one_run import CONFIDENCE, auc, lower_bound
 from commands.audit.tables import write_interactions, write_items
 from commands.audit.watching import WatchedGrid
 from commands.kept_run import of_run
 from commands.progress import RunProgress
-from fedrec.config.describe import load_member
 from fedrec.config.schema import RunConfig
 from fedrec.core import registry
-from fedrec.core.errors import ConfigError
 from fedrec.data.prepare import load
 from fedrec.datasets.base import DatasetConfig
 from fedrec.privacy.central import Central
@@ -67,11 +65,17 @@ def membership(
         folder = Path(place)
         write_items(dataset.catalogue, folder / "items.csv")
         write_interactions(dataset.catalogue, chosen.run, folder / "interactions.csv")
-        config, changes = _audited(config, folder, dataset.interactions.users + count * canaries)
-        kept = [text for text in overrides if text.partition("=")[0].partition(".")[0] != "dataset"]
+        config, overrides = over_tables(
+            config,
+            overrides,
+            dataset.interactions.users + count * canaries,
+            interactions=folder / "interactions.csv",
+            item_table=folder / "items.csv",
+            items="listed",  # a list of rated items would tell who is there, beside the account
+        )
         grid = WatchedGrid(config, chosen)
         with RunProgress(console) as progress, progress.warnings():
-            summary = run(config, [*kept, *changes], grid, progress)
+            summary = run(config, overrides, grid, progress)
     watcher, last = grid.watcher, of_run(Path(summary["run"])).model_of(0)
     watcher.see(last)
     account: Mapping[str, Any] = summary.get("privacy", {})
@@ -113,24 +117,14 @@ def show_membership(found: Mapping[str, Any], console: Console) -> None:
         lines.append(
             f"warning: the account says {found['account']:.2f}, which is less than was shown: please report it"
         )
-    lines += [*(f"warning: {warning}" for warning in found["warnings"]), f"run folder: {found['run']}"]
-    for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    show(lines, found, console)
 
 
 def _require_audited(config: RunConfig, count: int) -> None:
     """Raise ConfigError for a configuration that cannot be audited so."""
     privacy: Any = config.privacy
     made = registry.privacies.get(privacy.name)(privacy)
-    problems = [
-        f"{key}={value}: {why}; leave it out"
-        for key, value, only, why in (
-            ("runtime", config.runtime, "simulation", "an audit simulates all users"),
-            ("grouping", config.grouping.name, "one", "candidates have no group"),
-            ("resume", config.resume, None, "an audit is a run of its own"),
-        )
-        if value != only
-    ]
+    problems = []
     if hasattr(privacy, "epsilon") and not isinstance(made, Central):
         problems.append(
             f"privacy={privacy.name}: its account is not of adding or removing a user, which is what candidates do; "
@@ -138,31 +132,11 @@ def _require_audited(config: RunConfig, count: int) -> None:
         )
     if count < LEAST:
         problems.append(f"--candidates {count}: guesses about so few coins show nothing; give at least {LEAST}")
-    if problems:
-        raise ConfigError(problems)
-
-
-def _audited(config: RunConfig, folder: Path, population: int) -> tuple[RunConfig, list[str]]:
-    """The configuration of the audited run, and the overrides that make it of the other."""
-    values: dict[str, Any] = {
-        "interactions": folder / "interactions.csv",
-        "item_table": folder / "items.csv",
-        "text_columns": ["text"],
-        "items": "listed",  # a list of rated items would tell who is there, beside the account
-    }
-    config = dataclasses.replace(
-        config,
-        dataset=load_member("dataset", "table", **values),
-        evaluation=dataclasses.replace(config.evaluation, every=0, baselines=False),
+    require(
+        (
+            ("runtime", config.runtime, "simulation", "an audit simulates all users"),
+            ("grouping", config.grouping.name, "one", "candidates have no group"),
+            ("resume", config.resume, None, "an audit is a run of its own"),
+        ),
+        problems,
     )
-    changes = ["dataset=table", *(f"dataset.{key}={_text(value)}" for key, value in values.items())]
-    changes += ["evaluation.every=0", "evaluation.baselines=false"]
-    privacy: Any = config.privacy
-    if getattr(privacy, "population", 0) is None:
-        config = dataclasses.replace(config, privacy=dataclasses.replace(privacy, population=population))
-        changes.append(f"privacy.population={population}")
-    return config, changes
-
-
-def _text(value: object) -> str:
-    return f"[{','.join(value)}]" if isinstance(value, list) else str(value)

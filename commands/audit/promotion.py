@@ -14,12 +14,12 @@ from rich.console import Console
 from client_app.answers.app import app as client_app
 from client_app.answers.evaluation import RankingProtocol, rank_users
 from commands.audit.attacks import ATTACKS, FITTING
+from commands.audit.audited import require, show
 from commands.audit.crowd import Crowd, CrowdedGrid
 from commands.kept_run import of_run
 from commands.progress import RunProgress
 from fedrec.config.schema import RunConfig
 from fedrec.core import registry
-from fedrec.core.errors import ConfigError
 from fedrec.core.rng import derive
 from fedrec.data.prepare import load
 from fedrec.data.types import Dataset
@@ -50,23 +50,22 @@ def promotion(
     Raises FedrecError for whatever the user can mend.
     """
     torch.set_num_threads(1)  # as `train`
-    problems = [
-        f"{key}={value}: {why}; leave it out"
-        for key, value, only, why in (
-            ("runtime", config.runtime, "simulation", "an audit simulates all users, attackers and others"),
-            ("uplink", config.uplink.name, "dense", "the attackers send whole tables"),
-            ("grouping", config.grouping.name, "one", "the attackers have no group"),
-        )
-        if value != only
-    ]
+    problems = []
     if attack in FITTING and registry.backbones.get(config.backbone.name).causal:
         problems.append(
             f"backbone={config.backbone.name}: the attack {attack} fits vectors of users whose interactions are "
             "public, and this backbone keeps none; choose another of "
             f"{', '.join(name for name in ATTACKS if name not in FITTING)}, or a backbone with users' vectors"
         )
-    if problems:
-        raise ConfigError(problems)
+    require(
+        (
+            ("runtime", config.runtime, "simulation", "an audit simulates all users, attackers and others"),
+            ("uplink", config.uplink.name, "dense", "the attackers send whole tables"),
+            ("grouping", config.grouping.name, "one", "the attackers have no group"),
+            ("resume", config.resume, None, "an audit is a run of its own"),
+        ),
+        problems,
+    )
     dataset = load(cast(DatasetConfig, config.dataset), lambda *_: None)
     target = rare_item(dataset, config.seed)
     attackers = max(1, round(share * dataset.interactions.users)) if share else 0
@@ -95,11 +94,8 @@ def show_promotion(found: Mapping[str, Any], console: Console) -> None:
         f"{found['target']}",
         f"ER@{_LIST} {found[f'er@{_LIST}']:.4f}: so many of {found['users_without_target']:,} users are shown it",
         f"NDCG@10 of the honest users' test: {found['test'].get('ndcg@10', float('nan')):.4f}",
-        *(f"warning: {warning}" for warning in found["warnings"]),
-        f"run folder: {found['run']}",
     ]
-    for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    show(lines, found, console)
 
 
 def rare_item(dataset: Dataset, seed: int) -> int:

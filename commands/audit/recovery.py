@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from client_app.answers.app import app as client_app
+from commands.audit.audited import over_tables, require, show
 from commands.audit.curious import CuriousGrid, Seen
 from commands.audit.one_run import auc
 from commands.audit.tables import write_interactions, write_items
 from commands.progress import RunProgress
-from fedrec.config.describe import load_member
 from fedrec.config.schema import RunConfig
 from fedrec.core.errors import ConfigError
 from fedrec.data import split
@@ -59,10 +59,11 @@ def recovery(config: RunConfig, overrides: Sequence[str], lone: int, *, console:
         raise ConfigError([f"--users {lone}: the data have {most} users with something to train on; give fewer"])
     with tempfile.TemporaryDirectory(prefix="fedrec-audit-") as place:
         share = share_out(dataset, lone, Path(place))
-        config, changes = _deployed(config, share.items, dataset.interactions.users)
-        kept = [text for text in overrides if text.partition("=")[0].partition(".")[0] not in ("dataset", "runtime")]
+        config, overrides = over_tables(config, overrides, dataset.interactions.users, item_table=share.items)
+        config = dataclasses.replace(config, runtime="deployment")
+        overrides = [*(text for text in overrides if text != "runtime=simulation"), "runtime=deployment"]
         with RunProgress(console) as progress, progress.warnings():
-            summary, found = looked_at(config, [*kept, *changes], share, progress)
+            summary, found = looked_at(config, overrides, share, progress)
     return {
         "run": summary["run"],
         "lone_users": lone,
@@ -87,41 +88,20 @@ def show_recovery(found: Mapping[str, Any], console: Console) -> None:
                 ("from popularity alone", found["popularity"]),
             )
         ),
-        *(f"warning: {warning}" for warning in found["warnings"]),
-        f"run folder: {found['run']}",
     ]
-    for line in lines:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    show(lines, found, console)
 
 
 def _require_audited(config: RunConfig) -> None:
     """Raise ConfigError for a configuration that cannot be audited so."""
-    problems = [
-        f"{key}={value}: {why}; leave it out"
-        for key, value, only, why in (
+    require(
+        (
             ("runtime", config.runtime, "simulation", "an audit shares the users of a data set out by itself"),
             ("grouping", config.grouping.name, "one", "the attack reads the model that all share"),
             ("downlink", config.downlink.name, "dense", "the attack reads each update beside the model that it is of"),
             ("resume", config.resume, None, "an audit is a run of its own"),
         )
-        if value != only
-    ]
-    if problems:
-        raise ConfigError(problems)
-
-
-def _deployed(config: RunConfig, items: Path, population: int) -> tuple[RunConfig, list[str]]:
-    """The configuration of the audited run, and the overrides that make it of the other."""
-    data = load_member("dataset", "table", item_table=items, text_columns=["text"])
-    evaluation = dataclasses.replace(config.evaluation, every=0, baselines=False)
-    config = dataclasses.replace(config, runtime="deployment", dataset=data, evaluation=evaluation)
-    changes = ["runtime=deployment", "dataset=table", f"dataset.item_table={items}", "dataset.text_columns=[text]"]
-    changes += ["evaluation.every=0", "evaluation.baselines=false"]
-    privacy: Any = config.privacy
-    if getattr(privacy, "population", 0) is None:
-        config = dataclasses.replace(config, privacy=dataclasses.replace(privacy, population=population))
-        changes.append(f"privacy.population={population}")
-    return config, changes
+    )
 
 
 def looked_at(

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # benchmarks are not installed
     sys.path.append(str(ROOT))
 
-from benchmarks.deployment import Sites  # noqa: E402
+from benchmarks.deployment import Sites, free_ports, wait  # noqa: E402
 
 pytestmark = pytest.mark.runtime
 
@@ -34,30 +29,6 @@ QUICK = [
     "evaluation.every=0",
     "checkpoint_every=2",
 ]
-
-
-def free_ports(count: int) -> int:
-    """The first of so many ports in a row on which nobody listens."""
-    for first in range(20_000 + os.getpid() % 20_000, 60_000, count):
-        probes = [socket.socket() for _ in range(count)]
-        try:
-            for port, probe in enumerate(probes, first):
-                probe.bind(("127.0.0.1", port))
-            return first
-        except OSError:
-            continue
-        finally:
-            for probe in probes:
-                probe.close()
-    raise AssertionError("no free ports")
-
-
-def wait(until: Callable[[], Any], seconds: float = 600.0, process: subprocess.Popen[bytes] | None = None) -> None:
-    deadline = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < deadline, "it did not come to that"
-        assert process is None or process.poll() is None, "the run has ended"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

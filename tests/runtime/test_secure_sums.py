@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import stat
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,14 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # benchmarks are not installed
     sys.path.append(str(ROOT))
 
-from benchmarks.deployment import Sites  # noqa: E402
-
-_spec = importlib.util.spec_from_file_location("deployment", Path(__file__).with_name("test_deployment.py"))
-assert _spec is not None
-assert _spec.loader is not None
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-free_ports = _module.free_ports
+from benchmarks.deployment import Sites, free_ports, wait  # noqa: E402
 
 pytestmark = pytest.mark.runtime
 
@@ -47,14 +35,6 @@ MASKED = [
 ]
 
 
-def wait(until: Callable[[], Any], process: subprocess.Popen[bytes], seconds: float = 600.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not until():
-        assert time.monotonic() < deadline, "it did not come to that"
-        assert process.poll() is None, "the run has ended"
-        time.sleep(0.05)
-
-
 def test_a_killed_site_costs_its_own_part_and_no_secret_stays(tmp_path: Path) -> None:
     sites = Sites(tmp_path / "federation", free_ports(NODES + 1), DATA)
     process = None
@@ -62,8 +42,8 @@ def test_a_killed_site_costs_its_own_part_and_no_secret_stays(tmp_path: Path) ->
         done = sites.call("start", str(NODES))
         assert done.returncode == 0, done.stdout
         process = sites.begin("run", *MASKED)
-        wait(lambda: sites.metrics("masked"), process)
-        wait(lambda: any("flwr-clientapp" in line for line in sites.family("site-1").values()), process)
+        wait(lambda: sites.metrics("masked"), process=process)
+        wait(lambda: any("flwr-clientapp" in line for line in sites.family("site-1").values()), process=process)
         sites.kill("site-1")
         assert process.wait(timeout=900) == 0
         records = sites.metrics("masked")

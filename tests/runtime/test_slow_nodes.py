@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import signal
@@ -20,16 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # benchmarks are not installed
     sys.path.append(str(ROOT))
 
-from benchmarks.deployment import Sites  # noqa: E402
+from benchmarks.deployment import Sites, free_ports  # noqa: E402
 
 pytestmark = pytest.mark.runtime
-
-_spec = importlib.util.spec_from_file_location("runtime_deployment", Path(__file__).with_name("test_deployment.py"))
-assert _spec is not None
-assert _spec.loader is not None
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-free_ports = _module.free_ports
 
 NODES, USERS = 2, 20
 DATA = f"dataset=synthetic dataset.n_users={USERS} dataset.n_items=60 dataset.interactions_per_user=8"
