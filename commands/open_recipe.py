@@ -14,7 +14,7 @@ APART = (
 
 AS_TYPED = (
     "trained as typed, on top of the defaults: P-LoRA by the paper's recipe, whether that suits the data or not; "
-    "`fedrec tune`, with the same words, finds out which experiment=NAME does"
+    "`fedrec tune` finds out which experiment=NAME does"
 )
 """What a person is told where nothing is tried, and no experiment is named."""
 
@@ -28,8 +28,8 @@ def leaves_recipe_open(overrides: Sequence[str]) -> bool:
 
 
 def names_experiment(overrides: Sequence[str]) -> bool:
-    """Whether one of the overrides names an experiment, which says by itself what its recipe is."""
-    return any(text.partition("=")[0].strip() == EXPERIMENT for text in overrides)
+    """Whether one of the overrides names an experiment, or a run to resume: both say what the recipe is."""
+    return any(text.partition("=")[0].strip() in (EXPERIMENT, "resume") for text in overrides)
 
 
 def told(candidates: Sequence[str]) -> str:

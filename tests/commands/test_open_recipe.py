@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import fedrec
 from commands import cli, train, tune
-from commands.open_recipe import APART, leaves_recipe_open
+from commands.open_recipe import APART, leaves_recipe_open, names_experiment
 from fedrec.config.schema import RunConfig
 
 OPEN: tuple[list[str], ...] = (
@@ -69,6 +69,12 @@ def test_the_command_and_the_function_choose_alike_and_say_so(
     how = "train" if "optim=fast" in typed else "tune"
     assert done == [(how, typed), (how, typed)]
     assert ("nothing of the recipe is typed: steady, contexts_1mb" in shown.output) is (how == "tune")
+    assert ("trained as typed, on top of the defaults" in shown.output) is (how == "train")
+
+
+@pytest.mark.parametrize(("typed", "says"), [("experiment=steady", True), ("resume=films", True), ("seed=1", False)])
+def test_an_experiment_and_a_run_that_is_resumed_say_what_their_recipe_is(typed: str, says: bool) -> None:
+    assert names_experiment(["dataset=ml_100k", typed]) is says
 
 
 def test_the_line_of_json_has_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
