@@ -32,7 +32,7 @@ from commands.recommend import newcomer
 from commands.recommend_all import COLUMNS, lines_of
 from commands.recommendable import Recommendable, RecommendError
 from fedrec.config.compose import compose as composed
-from fedrec.config.paths import assign, portable, settle, working_directory
+from fedrec.config.paths import assign, key_of, portable, settle, working_directory
 from fedrec.core.disk import reading
 from fedrec.core.errors import ConfigError, FedrecError
 from fedrec.core.strict_json import parsed_object
@@ -72,7 +72,7 @@ def train(
     config = settle(composed(texts, base=base), base)
     console = Console(file=sys.stderr, quiet=quiet)
     with _one_thread():
-        if leaves_recipe_open(texts):
+        if leaves_recipe_open(texts, config):
             console.print(told(tuning.CANDIDATES), soft_wrap=True, highlight=False, markup=False)
             summary = tuning.tune(texts, tuning.CANDIDATES, base, console=console)
         else:
@@ -302,7 +302,7 @@ def _tables(texts: Sequence[str], interactions: Any, items: Any) -> list[str]:
     """The overrides that name the files in which given tables are kept."""
     if interactions is None:
         raise ConfigError(["items without interactions: give both, or the item table's path in dataset.item_table"])
-    keys = {text.partition("=")[0].strip() for text in texts}
+    keys = set(map(key_of, texts))
     places = ("dataset", "dataset.interactions", *(("dataset.item_table",) if items is not None else ()))
     if named := [key for key in places if key in keys]:
         raise ConfigError([f"{key} is given, and a table as well: leave one of them out" for key in named])
@@ -317,11 +317,11 @@ def _several(values: Iterable[Any], what: str) -> list[Any]:
     return [value if isinstance(value, Run | Path) else str(value) for value in values]
 
 
-def _count(n: int) -> int:
-    """How many items are asked for. Raises RecommendError if that is not one or more."""
-    if n < 1:
-        raise RecommendError(f"n={n}: expected 1 or more")
-    return n
+def _count(n: object) -> int:
+    """How many items are asked for. Raises RecommendError if that is no whole number, one or more."""
+    if not isinstance(n, int | np.integer) or n < 1:
+        raise RecommendError(f"n={n!r}: expected a whole number, 1 or more")
+    return int(n)
 
 
 @contextmanager

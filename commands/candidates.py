@@ -14,7 +14,7 @@ from typing import Any
 from commands.describe import describe
 from federation.sizes import Sizes, expected
 from fedrec.config.compose import EXPERIMENT, compose, experiments
-from fedrec.config.paths import portable, settle
+from fedrec.config.paths import key_of, portable, settle
 from fedrec.config.schema import RunConfig
 from fedrec.core.errors import ConfigError
 from fedrec.core.registry import nearest
@@ -73,7 +73,7 @@ class Candidate:
 
 def candidates_of(overrides: Sequence[str], among: Sequence[str], base: Path) -> list[Candidate]:
     """All candidates, none of them tried yet. Raises ConfigError with all that is wrong with them."""
-    typed = {text.partition("=")[0].strip(): text.partition("=")[2].strip() for text in overrides}
+    typed = {key_of(text): text.partition("=")[2].strip() for text in overrides}
     problems = [
         f"{key}={typed[key]}: `fedrec tune` begins runs of its own, of the experiments that --among names; leave it out"
         for key in (EXPERIMENT, "resume")
@@ -94,7 +94,7 @@ def candidates_of(overrides: Sequence[str], among: Sequence[str], base: Path) ->
     if problems:
         raise ConfigError(problems)
     name = typed.get("run_id", f"{time.strftime('%Y%m%d-%H%M%S')}-tuned-{secrets.token_hex(2)}")
-    rest = [text for text in overrides if text.partition("=")[0].strip() != "run_id"]
+    rest = [text for text in overrides if key_of(text) != "run_id"]
     found: list[Candidate] = []
     for experiment in among:
         chosen = [f"{EXPERIMENT}={experiment}", *rest]

@@ -14,7 +14,7 @@ from rich.text import Text
 from commands.audit.cli import audit_app
 from commands.changes import change_as_dict, changes_table, shown
 from commands.ending import command_line, ending
-from commands.open_recipe import AS_TYPED, leaves_recipe_open, names_experiment, told
+from commands.open_recipe import AS_TYPED, leaves_recipe_open, names_recipe, told
 from commands.options import AsJson, Overrides, prepared
 from commands.overrides_help import BaselineCommand, OverridesCommand, PlainCommand
 from fedrec import __version__
@@ -109,7 +109,7 @@ def train_command(overrides: Overrides = None, as_json: AsJson = False) -> None:
         from commands.train import train  # the apps and torch: not needed to print help or an error
         from commands.tune import CANDIDATES, tune
 
-        if leaves_recipe_open(overrides or []):
+        if leaves_recipe_open(overrides or [], config):
             console.print(told(CANDIDATES), soft_wrap=True, highlight=False, markup=False)
             end.update(tune(overrides or [], CANDIDATES, working_directory(), console=console))
         else:
@@ -283,7 +283,7 @@ def recommend_command(
 
 
 def _say_as_typed(overrides: list[str], console: Console) -> None:
-    if not names_experiment(overrides):
+    if not names_recipe(overrides):
         console.print(AS_TYPED, soft_wrap=True, highlight=False, markup=False)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fedrec.config.compose import EXPERIMENT
+from fedrec.config.paths import key_of
+from fedrec.config.schema import RunConfig
 
 APART = (
     *("dataset", "encoder", "reduction", "base_table.start", "evaluation", "simulation", "network", "engine"),
@@ -13,23 +15,22 @@ APART = (
 """Groups, sections and keys that say on what a run works, where, and how it is ranked: nothing of the recipe."""
 
 AS_TYPED = (
-    "trained as typed, on top of the defaults: P-LoRA by the paper's recipe, whether that suits the data or not; "
-    "`fedrec tune` finds out which experiment=NAME does"
+    "trained as typed, on top of the defaults, whether they suit the data or not; where nothing of the recipe is "
+    "typed, `fedrec train` finds out which experiment=NAME does"
 )
 """What a person is told where nothing is tried, and no experiment is named."""
 
 
-def leaves_recipe_open(overrides: Sequence[str]) -> bool:
+def leaves_recipe_open(overrides: Sequence[str], config: RunConfig) -> bool:
     """Whether none of the overrides says how to train, and validation, by which a recipe is chosen, is on."""
-    typed = {text.partition("=")[0].strip(): text.partition("=")[2].strip().lower() for text in overrides}
-    if typed.get("evaluation.validation") == "false" or typed.get("evaluation.every") == "0":
+    if not (config.evaluation.validation and config.evaluation.every):
         return False
-    return all(key in APART or key.partition(".")[0] in APART for key in typed)
+    return all(key in APART or key.partition(".")[0] in APART for key in map(key_of, overrides))
 
 
-def names_experiment(overrides: Sequence[str]) -> bool:
+def names_recipe(overrides: Sequence[str]) -> bool:
     """Whether one of the overrides names an experiment, or a run to resume: both say what the recipe is."""
-    return any(text.partition("=")[0].strip() in (EXPERIMENT, "resume") for text in overrides)
+    return any(key_of(text) in (EXPERIMENT, "resume") for text in overrides)
 
 
 def told(candidates: Sequence[str]) -> str:

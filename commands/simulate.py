@@ -20,7 +20,7 @@ from commands.progress import RunProgress
 from commands.resources import cluster, explain, federation_config, require
 from commands.signals import signals_as_exceptions
 from commands.superlink import NAME, SuperLink
-from fedrec.config.paths import assign, portable, settle, working_directory
+from fedrec.config.paths import assign, key_of, portable, settle, working_directory
 from fedrec.config.schema import RunConfig, SimulationConfig
 from fedrec.core.disk import reading
 from fedrec.core.errors import FederationError
@@ -77,7 +77,7 @@ def simulate(
     config = dataclasses.replace(config, run_id=run_id)
     assert config.runs_dir is not None
     folder = _resumed_folder(config) if config.resume else RunFolder.new(config.runs_dir / run_id).path
-    same = [text for text in portable(overrides, config) if text.partition("=")[0].strip() != "run_id"]
+    same = [text for text in portable(overrides, config) if key_of(text) != "run_id"]
     with (
         signals_as_exceptions(),
         RunProgress(console) as progress,

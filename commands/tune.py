@@ -31,6 +31,7 @@ from commands.progress import RunProgress, amount, figure
 from commands.report import show_summary
 from federation.contract import StrategyConfig
 from fedrec.config.describe import to_yaml
+from fedrec.config.paths import key_of
 from fedrec.core.disk import writing
 from fedrec.core.errors import FederationError
 from fedrec.core.strict_json import json_page
@@ -155,7 +156,7 @@ def _train(candidate: Candidate, until: int | None, console: Console) -> dict[st
 
 def _found(chosen: Candidate, candidates: Sequence[Candidate], budget: float) -> dict[str, Any]:
     """The search, for JSON."""
-    command = [text for text in chosen.typed if text.partition("=")[0] not in ("runs_dir", "cache_dir")]
+    command = [text for text in chosen.typed if key_of(text) not in ("runs_dir", "cache_dir")]
     return {
         "experiment": chosen.name,
         "command": shlex.join(["fedrec", "train", *command]),

@@ -17,7 +17,9 @@ from fedrec.evaluation.metrics import RankCounter, curve_metric, mean_metrics, m
 
 
 def ceiling(config: RunConfig, dataset: Dataset, ks: Sequence[int]) -> dict[str, float] | None:
-    """Metrics at test of ranking by the probabilities that users' last items were drawn by; None if nobody knows them.
+    """Metrics at test of ranking by the probabilities that users' last items were drawn by.
+
+    None if nobody knows them, or if no list is long enough that anybody's item would be in it.
 
     The users, candidates and held-out items are those of the model, so chance favours neither.
     """
@@ -39,7 +41,8 @@ def ceiling(config: RunConfig, dataset: Dataset, ks: Sequence[int]) -> dict[str,
         torch.from_numpy(history.items.astype(np.int64)),
     )
     counter.add(torch.from_numpy(truth.chances[np.ix_(rows, columns[eligible])]), torch.from_numpy(eligible))
-    return mean_metrics(metric_sums(ranking_metrics(counter.counts(), ks)))
+    most = mean_metrics(metric_sums(ranking_metrics(counter.counts(), ks)))
+    return most if most[curve_metric(most)] > 0 else None
 
 
 def share_of_ceiling(test: Mapping[str, float], most: Mapping[str, float]) -> str:

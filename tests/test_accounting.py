@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from fedrec.core.errors import ConfigError
 from fedrec.privacy.accounting import Sampled, calibrated, epsilon_of, skellam_divergence
 from fedrec.stages.base import Release
 
@@ -59,6 +61,28 @@ def test_the_noise_is_what_the_budget_asks_for(rounds: int, sampling: float, eps
     assert found == pytest.approx(multiplier, rel=0.01)
     assert epsilon_of({Sampled(found, sampling): rounds}, DELTA) <= epsilon
     assert epsilon_of({Sampled(0.99 * found, sampling): rounds}, DELTA) > epsilon
+
+
+@pytest.mark.parametrize(
+    ("release", "rounds", "epsilon", "delta"),
+    [
+        (Release("gaussian", 1.0), 1, 0.1, 0.5),
+        (Release("laplace", 1.0), 1, 1.0, 0.9),
+        (Release("skellam", 1.0, in_secret=False, grid=1000.0), 1, 0.001, 1e-5),
+    ],
+)
+def test_where_a_little_more_noise_gives_nothing_away_the_least_that_is_enough_is_found(
+    release: Release, rounds: int, epsilon: float, delta: float
+) -> None:
+    found = calibrated(release, rounds, 1.0, epsilon, delta)
+    for factor, within in ((1.0, True), (0.99, False)):
+        kind = Sampled.of(dataclasses.replace(release, noise_multiplier=factor * found), 1.0)
+        assert (epsilon_of({kind: rounds}, delta) <= epsilon) is within
+
+
+def test_a_budget_for_which_no_noise_is_enough_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"privacy\.epsilon=0\.001: at privacy\.delta=1e-10 no noise is enough"):
+        calibrated(Release("gaussian", 1.0), 100, 1.0, 0.001, 1e-10)
 
 
 @pytest.mark.parametrize(("epsilon", "rounds", "delta"), [(3.0, 7, 1e-12), (1.00005, 1, 1e-9), (5.0, 3, 1e-6)])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from fedrec.config.describe import load_member
+from fedrec.config.paths import assign, key_of
 from fedrec.config.schema import RunConfig
 from fedrec.core.errors import ConfigError
 
@@ -37,15 +39,17 @@ def over_tables(
     given = {"text_columns": ["text"], **dataset}
     evaluation = dataclasses.replace(config.evaluation, every=0, baselines=False)
     config = dataclasses.replace(config, dataset=load_member("dataset", "table", **given), evaluation=evaluation)
-    changes = {"dataset": "table", **{f"dataset.{key}": _text(value) for key, value in given.items()}}
-    changes |= {"evaluation.every": "0", "evaluation.baselines": "false"}
+    changes = {"dataset": "dataset=table"}
+    for name, value in given.items():
+        key = f"dataset.{name}"
+        changes[key] = assign(key, value) if isinstance(value, Path) else f"{key}={_text(value)}"
+    changes |= {"evaluation.every": "evaluation.every=0", "evaluation.baselines": "evaluation.baselines=false"}
     privacy: Any = config.privacy
     if getattr(privacy, "population", 0) is None:
         config = dataclasses.replace(config, privacy=dataclasses.replace(privacy, population=population))
-        changes["privacy.population"] = str(population)
-    typed = {text.partition("=")[0]: text for text in overrides}
-    kept = [text for key, text in typed.items() if key.partition(".")[0] != "dataset" and key not in changes]
-    return config, [*kept, *(f"{key}={value}" for key, value in changes.items())]
+        changes["privacy.population"] = f"privacy.population={population}"
+    kept = [text for text in overrides if key_of(text).partition(".")[0] != "dataset" and key_of(text) not in changes]
+    return config, [*kept, *changes.values()]
 
 
 def _text(value: object) -> str:

@@ -26,13 +26,14 @@ from commands.kept_run import of_run
 from commands.progress import RunProgress
 from fedrec.config.schema import RunConfig
 from fedrec.core import registry
+from fedrec.core.errors import ConfigError
 from fedrec.data.prepare import load
 from fedrec.datasets.base import DatasetConfig
 from fedrec.privacy.central import Central
 from server_app.run import run
 
 LEAST = 10
-"""Candidates: of fewer, all coins may well be the same."""
+"""Candidates: of fewer, not even guesses that are all right show anything."""
 
 _DELTA = 1e-5
 """Of the bound where the run has none of its own."""
@@ -61,6 +62,8 @@ def membership(
     _require_audited(config, count)
     dataset = load(cast(DatasetConfig, config.dataset), lambda *_: None)
     chosen = candidates(dataset, count, config.seed, canaries=canaries)
+    if chosen.took_part.all() or not chosen.took_part.any():
+        raise ConfigError([f"--candidates {count}: with seed={config.seed} all coins fall alike; give another number"])
     with tempfile.TemporaryDirectory(prefix="fedrec-audit-") as place:
         folder = Path(place)
         write_items(dataset.catalogue, folder / "items.csv")
@@ -104,15 +107,17 @@ def show_membership(found: Mapping[str, Any], console: Console) -> None:
     lines = [f"{found['candidates']:,} candidates, {kind}, of whom {found['took_part']:,} took part"]
     for name, who in (("all_models", "all models of the run"), ("last_model", "the last model")):
         look = found[name]
-        lines.append(
-            f"who has {who} tells them apart with an AUC of {look['auc']:.3f}; {look['right']} of {look['guesses']} "
-            f"guesses right: epsilon is at least {look['epsilon']:.2f} ({found['confidence']:.0%} confidence, "
-            f"delta={found['delta']:g})"
+        shown = (
+            f"{look['right']} of {look['guesses']} guesses right: epsilon is at least {look['epsilon']:.2f} "
+            f"({found['confidence']:.0%} confidence, delta={found['delta']:g})"
+            if look["guesses"]
+            else "too few candidates, or too little to tell them by, for a bound of epsilon"
         )
+        lines.append(f"who has {who} tells them apart with an AUC of {look['auc']:.3f}; {shown}")
     if found["holds"] is None:
         lines.append("the run keeps no account of privacy")
     elif found["holds"]:
-        lines.append(f"the account says {found['account']:.2f}, and holds")
+        lines.append(f"the account says {found['account']:.2f}, which is not less than what was shown")
     else:
         lines.append(
             f"warning: the account says {found['account']:.2f}, which is less than was shown: please report it"

@@ -25,8 +25,9 @@ from commands.audit.curious import CuriousGrid, Seen
 from commands.audit.one_run import auc
 from commands.audit.tables import write_interactions, write_items
 from commands.progress import RunProgress
+from fedrec.config.paths import key_of
 from fedrec.config.schema import RunConfig
-from fedrec.core.errors import ConfigError
+from fedrec.core.errors import ConfigError, FederationError
 from fedrec.data import split
 from fedrec.data.prepare import load
 from fedrec.data.types import Dataset
@@ -61,7 +62,7 @@ def recovery(config: RunConfig, overrides: Sequence[str], lone: int, *, console:
         share = share_out(dataset, lone, Path(place))
         config, overrides = over_tables(config, overrides, dataset.interactions.users, item_table=share.items)
         config = dataclasses.replace(config, runtime="deployment")
-        overrides = [*(text for text in overrides if text != "runtime=simulation"), "runtime=deployment"]
+        overrides = [*(text for text in overrides if key_of(text) != "runtime"), "runtime=deployment"]
         with RunProgress(console) as progress, progress.warnings():
             summary, found = looked_at(config, overrides, share, progress)
     return {
@@ -147,13 +148,18 @@ def share_out(dataset: Dataset, lone: int, folder: Path) -> Share:
 
 
 def compared(seen: Sequence[Seen], histories: Sequence[NDArray[np.int64]]) -> dict[str, Any]:
-    """Means over the lone users who trained.
+    """Means over the lone users who trained. Raises FederationError if none did.
 
     `history` is about all items that a user trains on, `last` about the latest ten of them, without the earlier ones.
     Each has the area under the ROC curve, and the precision among as many of the highest scores: of the history as
     many as its updates say that there are (so that it is the recall as well).
     """
     pairs = [(one, history) for one, history in zip(seen, histories, strict=True) if one.scores]
+    if not pairs:
+        raise FederationError(
+            f"none of {len(histories)} lone users was chosen in any round: give more of them (--users), more rounds "
+            "(strategy.rounds) or a larger federation.fraction"
+        )
     last_phase = max(max(one.phases) for one, _ in pairs)
     late = [(one, history) for one, history in pairs if last_phase in one.phases]
     figures = {

@@ -114,7 +114,7 @@ def portable(overrides: Sequence[str], config: RunConfig) -> list[str]:
         config: What `compose` made of it, then `settle`d.
     """
     paths = dict(paths_in(config))
-    kept = [override for override in overrides if override.partition("=")[0].strip() not in paths]
+    kept = [override for override in overrides if key_of(override) not in paths]
     return kept + [assign(key, path) for key, path in paths.items()]
 
 
@@ -131,6 +131,11 @@ def paths_in(section: Any, at: str = "") -> Iterator[tuple[str, Path]]:
             yield key, value
         elif dataclasses.is_dataclass(value):
             yield from paths_in(value, key)
+
+
+def key_of(override: str) -> str:
+    """The dotted key that an override gives a value."""
+    return override.partition("=")[0].strip()
 
 
 def assign(key: str, value: str | Path) -> str:

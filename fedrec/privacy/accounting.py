@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+from fedrec.core.errors import ConfigError
 from fedrec.stages.base import Release
 
 _TOLERANCE = 1e-3
@@ -85,6 +86,8 @@ def calibrated(release: Release, rounds: int, fraction: float, epsilon: float, d
         fraction: The probability with which a user is chosen.
         epsilon: The budget.
         delta: Of the same promise.
+
+    Raises ConfigError if no noise is enough.
     """
 
     def spent(multiplier: float) -> float:
@@ -109,7 +112,9 @@ def calibrated(release: Release, rounds: int, fraction: float, epsilon: float, d
 
     while high - low > _TOLERANCE * high:
         # Epsilon is nearly a power of the multiplier: the guess is near, and then its neighbour settles it.
-        share = math.log(most / epsilon) / math.log(most / least)
+        share = 0.5
+        if 0 < least < most < math.inf:
+            share = math.log(most / epsilon) / math.log(most / least)
         guess = low * (high / low) ** share * (1 + _TOLERANCE / 4)
         narrow(min(max(guess, low * (1 + _TOLERANCE / 2)), high * (1 - _TOLERANCE / 2)))
         if high - low > _TOLERANCE * high:
@@ -136,7 +141,13 @@ def _enough(release: Release, rounds: int, fraction: float, epsilon: float, delt
     while not enough(high):
         low, high = high, 2 * high
         if high > _LARGEST_MULTIPLIER:
-            raise ValueError(f"no noise multiplier below {_LARGEST_MULTIPLIER:g} gives epsilon={epsilon:g}")
+            raise ConfigError(
+                [
+                    f"privacy.epsilon={epsilon:g}: at privacy.delta={delta:g} no noise is enough for {rounds} "
+                    f"releases, up to {_LARGEST_MULTIPLIER:g} times what one user can change; give more epsilon, a "
+                    "larger delta, or fewer rounds"
+                ]
+            )
     while high - low > 0.01 * high:
         middle = (low + high) / 2
         low, high = (low, middle) if enough(middle) else (middle, high)

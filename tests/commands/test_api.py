@@ -226,9 +226,9 @@ def test_mistakes_are_said_plainly(run: fedrec.Run, clicks: pandas.DataFrame, tm
     ):
         with pytest.raises(RecommendError, match="expected a list, got the one text"):
             letters()
-    for count in (0, -1):
+    for count in (0, -1, 2.5):
         for asked in (lambda n=count: run.recommend(n=n), lambda n=count: run.similar_items("5", n=n)):
-            with pytest.raises(RecommendError, match=f"n={count}: expected 1 or more"):
+            with pytest.raises(RecommendError, match=f"n={count}: expected a whole number, 1 or more"):
                 asked()
     with pytest.raises(RecommendError, match="group 'north': the run has ''"):
         run.item_vectors("north")

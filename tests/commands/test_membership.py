@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,16 @@ def test_users_of_the_data_can_be_candidates_and_a_phase_or_merge_is_no_step(tmp
         assert 0 <= found[look]["auc"] <= 1
     manifest = json.loads((Path(found["run"]) / "manifest.json").read_text())
     assert "dataset.items=listed" in manifest["overrides"]
+
+
+def test_coins_that_fall_alike_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def alike(*given: Any, **more: Any) -> Any:
+        made = candidates(*given, **more)
+        return replace(made, took_part=np.ones_like(made.took_part))
+
+    monkeypatch.setattr("commands.audit.membership.candidates", alike)
+    with pytest.raises(ConfigError, match="--candidates 20: with seed=0 all coins fall alike"):
+        audited(tmp_path, 20)
 
 
 def test_whose_coin_says_no_is_not_there(tmp_path: Path) -> None:

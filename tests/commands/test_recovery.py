@@ -15,7 +15,7 @@ from commands import cli
 from commands.audit.recovery import recovery
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
-from fedrec.core.errors import ConfigError
+from fedrec.core.errors import ConfigError, FederationError
 
 SMALL = [
     "dataset.n_users=60",
@@ -60,6 +60,11 @@ def test_lone_users_are_recovered_and_from_noised_updates_are_not(tmp_path: Path
 def test_what_an_audit_cannot_take_is_said(tmp_path: Path, given: list[str], users: int, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         audited(tmp_path, *given, users=users)
+
+
+def test_that_nobody_was_looked_at_is_said(tmp_path: Path) -> None:
+    with pytest.raises(FederationError, match="none of 2 lone users was chosen in any round"):
+        audited(tmp_path, "federation.fraction=0.01", "strategy.rounds=1", users=2)
 
 
 def test_the_line_of_json_and_the_words(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def body(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[..., Any]],
         setattr(module, command, function)
         monkeypatch.setattr(report, "show_summary", lambda *_: None)
         # What `train` does where nothing of the recipe is typed is in tests/commands/test_open_recipe.py.
-        monkeypatch.setattr(cli, "leaves_recipe_open", lambda _: False)
+        monkeypatch.setattr(cli, "leaves_recipe_open", lambda *_: False)
         monkeypatch.setitem(sys.modules, module.__name__, module)
 
     return put
