@@ -26,6 +26,7 @@ from commands import compare as comparing
 from commands import train as training
 from commands import tune as tuning
 from commands.arrow_frames import kept_frame
+from commands.item_vectors import item_vectors, most_similar
 from commands.kept_run import of_run
 from commands.open_recipe import leaves_recipe_open, told
 from commands.recommend import newcomer
@@ -228,14 +229,7 @@ class Run:
 
     def item_vectors(self, group: str = "") -> NDArray[np.float32]:
         """The vectors of all items, float32 [items, dim], in the order of `items`; in a run with groups, of one."""
-        groups = self._source.node.setup.groups
-        if group not in groups:
-            raise RecommendError(f"group {group!r}: the run has {', '.join(map(repr, groups))}")
-        received = self._source.model_of(groups.index(group))
-        model = received.model.cpu()
-        vectors = model.item_vectors(model.trainable, torch.arange(self._source.node.setup.n_items))
-        found: NDArray[np.float32] = vectors.detach().float().numpy()
-        return found
+        return item_vectors(self._source, group)
 
     def similar_items(self, item: str, n: int = 10, group: str = "") -> pandas.DataFrame:
         """The `n` items whose vectors point most nearly where that of `item` does.
@@ -248,14 +242,9 @@ class Run:
         ids, titles = self._source.items
         if str(item) not in self._row_of:
             raise RecommendError(f"there is no item {item}; ids are those of the server's list of items")
-        row, vectors = self._row_of[str(item)], self.item_vectors(group)
-        lengths = np.maximum(np.linalg.norm(vectors, axis=1), np.finfo(np.float32).tiny)
-        similarity = vectors @ vectors[row] / (lengths * lengths[row])
-        others = self._source.node.sampler.eligible
-        others = others[others != row]
-        best = others[np.argsort(-similarity[others], kind="stable")[: _count(n)]].tolist()
+        best, similarity = most_similar(self._source, self._row_of[str(item)], _count(n), group)
         columns = {"item_id": [ids[other] for other in best], "title": [titles[other] for other in best]}
-        return pandas.DataFrame({**columns, "similarity": similarity[best]})
+        return pandas.DataFrame({**columns, "similarity": similarity})
 
     def _frame(self, names: list[str], cohort: Cohort, groups: NDArray[np.int64], n: int) -> pandas.DataFrame:
         """Recommendations for a cohort, a model a group, in the order of the cohort."""

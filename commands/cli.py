@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from rich.console import Console
@@ -14,6 +14,7 @@ from rich.text import Text
 from commands.audit.cli import audit_app
 from commands.changes import change_as_dict, changes_table, shown
 from commands.ending import command_line, ending
+from commands.kept_cli import kept_app
 from commands.open_recipe import AS_TYPED, leaves_recipe_open, names_recipe, told
 from commands.options import AsJson, Overrides, prepared
 from commands.overrides_help import BaselineCommand, OverridesCommand, PlainCommand
@@ -21,6 +22,7 @@ from fedrec import __version__
 from fedrec.config.compose import compose
 from fedrec.config.describe import differences, to_dict, to_yaml
 from fedrec.config.paths import settle, working_directory
+from fedrec.datasets.base import DatasetConfig
 
 app = typer.Typer(
     name="fedrec",
@@ -32,6 +34,7 @@ app = typer.Typer(
 )
 
 app.add_typer(audit_app, name="audit")
+app.add_typer(kept_app)
 
 
 class BaselineKind(StrEnum):
@@ -96,6 +99,32 @@ def describe_command(
         end.update(found.as_dict())
         if not as_json:
             show_sizes(found, console)
+
+
+@app.command("data", cls=OverridesCommand)
+def data_command(overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Show what a data set is before anything is trained: sizes, tails, times, text, and what would be left out."""
+    with ending(as_json) as (console, end):
+        config, _ = prepared(overrides or [])
+        from commands.data_facts import data_facts, show_data_facts  # pyarrow and its like: not needed to print help
+
+        found = data_facts(cast(DatasetConfig, config.dataset))
+        end.update(found.as_dict())
+        if not as_json:
+            show_data_facts(found, console)
+
+
+@app.command("doctor", cls=PlainCommand)
+def doctor_command(as_json: AsJson = False) -> None:
+    """Check this installation and machine: versions, folders, room, ports, leftovers; and say what mends what."""
+    with ending(as_json) as (console, end):
+        from commands.doctor import doctor, require_well, show_checks
+
+        checks = doctor()
+        end.update(checks=[check._asdict() for check in checks])
+        if not as_json:
+            show_checks(checks, console)
+        require_well(checks)
 
 
 @app.command("train", cls=OverridesCommand)
@@ -205,81 +234,6 @@ def baseline_command(
         from commands.baseline.command import baseline  # as above
 
         end.update(baseline(kind.value, config, same, console=console))
-
-
-@app.command("compare", cls=PlainCommand)
-def compare_command(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Run folders, or kept runs as JSON files.")],
-    ceiling: Annotated[
-        str | None,
-        typer.Option("--ceiling", metavar="RUN|VALUE", help="Validation NDCG@10 to be reached: of a run, or a number."),
-    ] = None,
-    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE.png", help="Draw the runs' curves.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Compare finished runs: accuracy, traffic, and the bytes and rounds to reach a share of a ceiling."""
-    with ending(as_json) as (console, end):
-        from commands.compare import compare, show_comparison
-
-        found = compare(runs, ceiling)
-        end.update(found.as_dict())
-        if not as_json:
-            show_comparison(found, console)
-        if plot is not None:
-            from commands.curve_plot import draw
-
-            draw(found, plot)
-            console.print(f"plot: {plot}", soft_wrap=True, highlight=False, markup=False)
-
-
-@app.command("report", cls=PlainCommand)
-def report_command(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
-    out: Annotated[
-        str | None, typer.Option("--out", metavar="FILE.html", help="Where the page goes; by default beside the run.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write a finished run as one HTML page: metrics, curves, bytes, losses, data and configuration."""
-    with ending(as_json) as (console, end):
-        from commands.html_report import report
-
-        path = report(Path(run), None if out is None else Path(out))
-        end.update(report=str(path))
-        console.print(f"report: {path}", soft_wrap=True, highlight=False, markup=False)
-
-
-@app.command("recommend", cls=PlainCommand)
-def recommend_command(
-    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="Folder of a simulated run.")] = None,
-    state_dir: Annotated[
-        str | None, typer.Option("--state-dir", help="On a site: the state-dir of its SuperNode, instead of RUN.")
-    ] = None,
-    user: Annotated[str | None, typer.Option("--user", help="A user by its id in the data.")] = None,
-    history: Annotated[
-        str | None, typer.Option("--history", help="Items of somebody who is not in the data: ITEM,ITEM,...")
-    ] = None,
-    everybody: Annotated[bool, typer.Option("--all", help="Every user whose history is here; needs --out.")] = False,
-    out: Annotated[
-        str | None, typer.Option("--out", metavar="FILE", help="With --all: the .csv or .parquet file to write.")
-    ] = None,
-    top: Annotated[int, typer.Option("--top", min=1, max=2**31 - 1, help="How many items.")] = 10,
-    as_json: AsJson = False,
-) -> None:
-    """Recommend items to one user or to all, offline, from the last model and each user's own history and numbers."""
-    with ending(as_json) as (console, end):
-        from commands.recommend import recommend, require_one_way, show_recommendation  # torch: as above
-        from commands.recommend_all import recommend_all, show_written
-
-        require_one_way(user, history, everybody, out)
-        if out is not None:
-            end.update(recommend_all(run, state_dir, top, out))
-            if not as_json:
-                show_written(end, console)
-            return
-        end.update(recommend(run, state_dir, user, history, top))
-        if not as_json:
-            show_recommendation(end, console)
 
 
 def _say_as_typed(overrides: list[str], console: Console) -> None:

@@ -45,13 +45,31 @@ def _from_proc() -> Iterable[Process]:
 
 
 def _from_ps() -> Iterable[Process]:
-    listing = subprocess.run(
-        ["ps", "-axo", "pid=,ppid=,pgid=,stat="], capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
-    )
-    for line in listing.stdout.splitlines():
+    for line in _ps("pid=,ppid=,pgid=,stat="):
         pid, parent, group, state = line.split()[:4]
         if not state.startswith("Z"):
             yield Process(int(pid), int(parent), int(group))
+
+
+def _ps(columns: str) -> list[str]:
+    command = ["ps", "-axo", columns]
+    return subprocess.run(
+        command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL
+    ).stdout.splitlines()
+
+
+def command_lines() -> dict[int, list[str]]:
+    """The words of the command line of every process of this machine that may be seen, by its id."""
+    if (_PROC / "self" / "cmdline").exists():
+        found = {}
+        for folder in _PROC.iterdir():
+            if folder.name.isdigit():
+                with suppress(OSError):
+                    words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                    found[int(folder.name)] = [word for word in words if word]
+        return {pid: words for pid, words in found.items() if words}
+    listing = _ps("pid=,command=")
+    return {int(line.split()[0]): line.split()[1:] for line in listing if len(line.split()) > 1}
 
 
 class Offspring:

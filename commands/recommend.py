@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from client_app.answers.node import Node
 from client_app.answers.recommending import NOTHING
@@ -112,11 +113,11 @@ def source_of(run: str | None, state_dir: str | None) -> Recommendable:
 def show_recommendation(found: Mapping[str, Any], console: Console) -> None:
     """Print what `recommend` has found as a table."""
     who = f"user {found['user']}" if found["user"] is not None else "somebody new"
-    table = Table(title=_plain(f"For {who}, who knows {found['history']:,} items"), title_justify="left")
+    table = Table(title=printable(f"For {who}, who knows {found['history']:,} items"), title_justify="left")
     for column in ("", "item", "title", "score"):
         table.add_column(column, justify="right" if column in ("", "score") else "left", overflow="fold")
     for place, item in enumerate(found["items"], 1):
-        table.add_row(str(place), *map(_plain, (item["item_id"], item["title"])), f"{item['score']:.4f}")
+        table.add_row(str(place), *map(printable, (item["item_id"], item["title"])), f"{item['score']:.4f}")
     console.print(table)
     trained = "" if found["trained"] else "; the user has never trained, and is served from its items alone"
     newer = "; newer ones are damaged" if found["passed_over"] else ""
@@ -124,9 +125,8 @@ def show_recommendation(found: Mapping[str, Any], console: Console) -> None:
     console.print(f"from the model{group} of round {found['round']}{newer}{trained}", highlight=False, markup=False)
 
 
-def _plain(text: str) -> Any:
-    from rich.text import Text
-
+def printable(text: str) -> Text:
+    """A text that others have written, as it may be shown in a terminal."""
     # Brackets in a title are no markup; and a server that names the items has no business with this terminal.
     return Text("".join("\N{REPLACEMENT CHARACTER}" if category(letter) in _NO_TEXT else letter for letter in text))
 
@@ -207,7 +207,7 @@ def _newcomer(node: Node, items: ItemList, history: str) -> tuple[Cohort, int]:
     """Somebody who is not in the data, and never will be: nothing of it is kept; and the place of its group."""
     named, unknown = named_items(history, items.ids)
     if unknown:
-        told = [f"--history {item}: there is no such item{_near(item, items)}" for item in unknown]
+        told = [f"--history {item}: there is no such item{near_items(item, items)}" for item in unknown]
         raise RecommendError("; ".join(told))
     if not named:
         raise RecommendError("--history: expected the ids of items with a comma between them, it is empty")
@@ -221,7 +221,8 @@ def newcomer(node: Node, rows: Sequence[int]) -> Cohort:
     return Cohort(opaque_keys(node.secret, ["\0somebody new"]), np.array([0, len(items)]), items)
 
 
-def _near(item: str, items: ItemList) -> str:
+def near_items(item: str, items: ItemList) -> str:
+    """The end of a sentence about an id that there is not: those that are written nearly like it."""
     if len(items.ids) > _LOOKED_THROUGH:
         return ""
     near = get_close_matches(item, items.ids, n=_CLOSE)

@@ -45,9 +45,20 @@ MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 SETUP = "setup.json"
 ITEMS = "items.json"
+_LOCK = "lock"
 
 _ELSEWHERE = "set runs_dir=/another/folder"
 _RESTORE = "restore it from a copy, or start a new run"
+
+
+def being_worked_on(path: Path) -> bool:
+    """Whether a process works on the run in a folder; nothing of it is touched."""
+    with suppress(FileNotFoundError), (path / _LOCK).open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
 
 
 class RunFolder:
@@ -102,7 +113,7 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Nobody else works on the run meanwhile. Raises StoreError if somebody does; a killed process does not."""
         with self.kept_up():
-            lock = (self.path / "lock").open("w")
+            lock = (self.path / _LOCK).open("w")
         with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -61,17 +61,60 @@ def recommend(node: Node, received: Received, users: Cohort, top: int) -> Recomm
             f"the list of items that may be recommended ({error}) is missing or damaged in this state-dir: the "
             "next message of a run brings it again"
         ) from error
+    solved = solve(node, received, users)
+    there, top = np.flatnonzero(solved.sane), min(top, len(eligible))
+    rows, scores = torch.full((len(users), top), NOTHING), torch.full((len(users), top), -torch.inf)
+    if len(there):
+        found = best_items(received.model.cpu(), users.select(there), solved.private, eligible, top)
+        rows[torch.from_numpy(there)], scores[torch.from_numpy(there)] = found
+    return Recommended(rows, scores, solved.trained, solved.sane)
+
+
+class Solved(NamedTuple):
+    """Users as they are recommended to.
+
+    Attributes:
+        private: The private tensors [sane users, ...], solved on all that these know.
+        trained: bool [users], who has ever trained.
+        sane: bool [users], whose private tensors are finite.
+    """
+
+    private: Tensors
+    trained: NDArray[np.bool_]
+    sane: NDArray[np.bool_]
+
+
+def solve(node: Node, received: Received, users: Cohort) -> Solved:
+    """What is private of users of a node, solved on everything that they know; nothing of it is kept."""
     private, trained = node.starts(users.keys, before=received.round + 1)
     sane: NDArray[np.bool_] = all_finite(private, len(users)).numpy()
-    there, top = np.flatnonzero(sane), min(top, len(eligible))
-    rows, scores = torch.full((len(users), top), NOTHING), torch.full((len(users), top), -torch.inf)
-    if not len(there):
-        return Recommended(rows, scores, trained, sane)
-    asked, own = users.select(there), {name: tensor[torch.from_numpy(there)] for name, tensor in private.items()}
-    model = received.model.cpu()
-    own = node.engine.solve(model, asked, own, derive(node.secret, "solve", "recommend", received.round))
-    rows[torch.from_numpy(there)], scores[torch.from_numpy(there)] = best_items(model, asked, own, eligible, top)
-    return Recommended(rows, scores, trained, sane)
+    there = np.flatnonzero(sane)
+    own = {name: tensor[torch.from_numpy(there)] for name, tensor in private.items()}
+    if len(there):
+        seed = derive(node.secret, "solve", "recommend", received.round)
+        own = node.engine.solve(received.model.cpu(), users.select(there), own, seed)
+    return Solved(own, trained, sane)
+
+
+def read_by_score(model: GlobalModel, users: Cohort, private: Tensors) -> Tensors:
+    """What the backbone's score reads of users [users, ...], in the type in which users are ranked.
+
+    Args:
+        model: The global model, in the memory of the processor.
+        users: Users and everything they know.
+        private: Their private tensors [users, ...], solved on that.
+    """
+    return _read(_wide(model), users, cast(private, model.model.backbone.ranking_dtype))
+
+
+def _wide(model: GlobalModel) -> GlobalModel:
+    return GlobalModel(model.model, cast(model.trainable, torch.float64), cast(model.frozen, torch.float64))
+
+
+def _read(wide: GlobalModel, users: Cohort, private: Tensors) -> Tensors:
+    model = wide.model
+    history = SharedHistory(users, partial(wide.item_vectors, wide.trainable), model.embedding.dim)
+    return cast(model.user(wide.trainable, wide.frozen, private, history), model.backbone.ranking_dtype)
 
 
 def best_items(
@@ -94,7 +137,7 @@ def best_items(
     Raises StoreError if a score is not finite.
     """
     backbone = model.model.backbone
-    wide = GlobalModel(model.model, cast(model.trainable, torch.float64), cast(model.frozen, torch.float64))
+    wide = _wide(model)
     items = RankedItems.of(wide, eligible, torch.zeros(0, dtype=torch.int64), backbone.ranking_dtype)
     shared = cast(model.model.shared(model.trainable), backbone.ranking_dtype)
     read = min(backbone.history_length or cohort.lengths.max(), cohort.lengths.max()) if backbone.causal else 0
@@ -105,9 +148,8 @@ def best_items(
     for start in range(0, len(cohort), per_chunk):
         end = min(start + per_chunk, len(cohort))
         part = cohort.part(start, end)
-        history = SharedHistory(part, partial(wide.item_vectors, wide.trainable), model.model.embedding.dim)
         own = cast({name: tensor[start:end] for name, tensor in private.items()}, backbone.ranking_dtype)
-        reads = cast(model.model.user(wide.trainable, wide.frozen, own, history), backbone.ranking_dtype)
+        reads = _read(wide, part, own)
         context = ScoreContext(training=False)
         blocks = torch.split(items.vectors, _ITEMS_AT_ONCE)
         scores = torch.cat([backbone.score(shared, reads, block, context) for block in blocks], 1).float()
