@@ -31,8 +31,8 @@ def require_granted(node: Node, policy: Policy, exchange: str) -> None:
     if policy.runs and setup.run_key not in policy.runs:
         problems.append(f"run {setup.run_key} is not among this site's runs")
     masks = setup.aggregation_of_run.masks
-    if policy.only_masked and masks is None:
-        problems.append("updates leave this site only in secure sums (only_masked), and the run has none")
+    if (policy.only_masked or policy.pins) and masks is None:
+        problems.append("updates leave this site only in secure sums (only_masked, or pins), and the run has none")
     if policy.pins and masks is not None and not (masks.lying and masks.corrupt >= policy.corrupt):
         problems.append(
             "this site pins others' identities against a server that lies: the run has to have "

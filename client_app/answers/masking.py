@@ -14,7 +14,6 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from client_app.answers.granting import require_users
@@ -28,11 +27,10 @@ from fedrec.core.errors import FederationError, PacketError, PolicyError
 from fedrec.secure import keys
 from fedrec.secure.graph import DIGEST_BYTES, Graph, neighbours
 from fedrec.secure.keys import SEED_BYTES, Agreed, Announced
-from fedrec.secure.ring import Ring, Vector
+from fedrec.secure.masks import common_masks, own_mask
 from fedrec.secure.shamir import shares
 from fedrec.stages.addition import MOST_USERS
 from fedrec.wire import secure
-from fedrec.wire.packet import PacketFormat
 from fedrec.wire.secure import Status
 
 if TYPE_CHECKING:
@@ -53,10 +51,10 @@ def announce(node: Node, content: Content) -> Mapping[str, bytes]:
         return {records.ANNOUNCED: stored}
     channel, mask, own = keys.new_seed(), keys.new_seed(), keys.new_seed()
     line = keys.announced(node.identity, channel, mask, len(slots), _context(node, phase, round)).packed()
-    packet = _encoded(secure.announced_format(), phase, round, announced=line)
+    packet = secure.encoded(secure.announced_format(), phase, round, announced=line)
     found = dataclasses.replace(
         found,
-        slots=slots.tolist(),
+        slots=tuple(slots.tolist()),
         channel=channel.hex(),
         mask=mask.hex(),
         own=own.hex(),
@@ -87,7 +85,7 @@ def share(node: Node, content: Content) -> Mapping[str, bytes]:
     channel = Agreed(bytes.fromhex(found.channel), keys.context_among(context, roll.tobytes()))
     sealing = [channel.key(other.channel, f"shares of {channel.public.hex()}") for other in theirs]
     sealed = [keys.sealed(pair.tobytes(), key) for pair, key in zip(pairs, sealing, strict=True)]
-    packet = _encoded(
+    packet = secure.encoded(
         secure.sealed_up_format(graph),
         phase,
         round,
@@ -97,9 +95,9 @@ def share(node: Node, content: Content) -> Mapping[str, bytes]:
     found = dataclasses.replace(
         found,
         roll=roll.tobytes().hex(),
-        users=counts,
-        neighbours=[line.tobytes().hex() for line in lines],
-        opening=[channel.key(other.channel, f"shares of {other.channel.hex()}").hex() for other in theirs],
+        users=tuple(counts),
+        neighbours=tuple(line.tobytes().hex() for line in lines),
+        opening=tuple(channel.key(other.channel, f"shares of {other.channel.hex()}").hex() for other in theirs),
         channel="",
     )
     return {records.SEALED: node.stage_store.answered("share", asked, found, packet)}
@@ -118,10 +116,13 @@ def masked(node: Node, content: Content, received: Callable[[], Received]) -> Ma
     graph = _graph(node, len(found.users))
     came = secure.sealed_down_format(graph).decode(packet, phase=phase, round=round).tensors
     sealed, present = came["sealed"].numpy(), came["present"].numpy()
-    if present.max() > 1 or present.sum() < graph.threshold:
+    # Who takes another one for absent leaves out the mask in common with it: a server that tells everybody something
+    # else of that could let the parts fall apart into two sums.
+    needed = graph.degree if _masks(node).lying else graph.threshold
+    if present.max() > 1 or present.sum() < needed:
         raise PolicyError(
             f"round {round}: {int((present == 1).sum())} of {graph.degree} neighbours have sent shares, a sum needs "
-            f"{graph.threshold}"
+            f"{needed}"
         )
     theirs = [Announced.unpacked(_line(text)) for text in found.neighbours]
     opened = [
@@ -137,12 +138,13 @@ def masked(node: Node, content: Content, received: Callable[[], Received]) -> Ma
     update = node.trained(model, slots)
     ring = ring_of(node.setup.stages, model.model.model.trainable, sum(found.users))
     part = ring.vector(update.total, update.scalars())
-    others = [other for other, here in zip(theirs, present, strict=True) if here]
-    _cover(part, ring, found, others, _context(node, phase, round))
-    packet = _encoded(secure.masked_format(ring), phase, round, **ring.packed(part))
-    found = dataclasses.replace(
-        found, held=["" if pair is None else pair.hex() for pair in opened], present=present.tolist()
-    )
+    context, mask = _context(node, phase, round), bytes.fromhex(found.mask)
+    part.add(own_mask(ring, bytes.fromhex(found.own), context))
+    others = [other.mask for other, here in zip(theirs, present, strict=True) if here]
+    part.add(common_masks(ring, Agreed(mask, context), others))
+    packet = secure.encoded(secure.masked_format(ring), phase, round, **ring.packed(part))
+    held = tuple("" if pair is None else pair.hex() for pair in opened)
+    found = dataclasses.replace(found, held=held, present=tuple(present.tolist()))
     return {records.UPDATE: node.stage_store.answered("train", asked, found, packet)}
 
 
@@ -164,7 +166,7 @@ def unmask(node: Node, content: Content) -> Mapping[str, bytes]:
         if pair and kind != Status.ABSENT:
             own, mask = _line(pair)[:SEED_BYTES], _line(pair)[SEED_BYTES:]
             kinds[at], told[at] = kind, own if kind == Status.SURVIVED else mask
-    packet = _encoded(secure.opened_format(graph), phase, round, kinds=kinds, shares=told)
+    packet = secure.encoded(secure.opened_format(graph), phase, round, kinds=kinds, shares=told)
     return {records.OPENED: node.stage_store.answered("unmask", asked, found.without_secrets(), packet)}
 
 
@@ -194,10 +196,6 @@ def _context(node: Node, phase: int, round: int) -> bytes:
 
 def _line(text: str) -> Bytes:
     return np.frombuffer(bytes.fromhex(text), dtype=np.uint8)
-
-
-def _encoded(form: PacketFormat, phase: int, round: int, **arrays: Bytes) -> bytes:
-    return form.encode(phase, round, {name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
 
 
 def _require_roll(
@@ -240,6 +238,7 @@ def _require_roll(
         if other.digest().tobytes() != lines[number] or other.users != users[number]:
             raise PacketError("wrong_roll", "a neighbour has announced something else than the roll says")
         other.require_signed(context)
+        other.require_keys()
         if policy and policy.pins and other.identity.hex() not in policy.pins:
             raise PolicyError(f"{other.identity.hex()} is to be a neighbour, and is not among this site's pins")
     for what in ("identity", "channel", "mask"):
@@ -290,15 +289,3 @@ def _places(found: Remembered, graph: Graph) -> tuple[int, NDArray[np.int64]]:
     own = Announced.unpacked(_line(found.announced)).digest()
     place = int(np.flatnonzero((roll == own).all(1))[0])
     return place, neighbours(roll, graph.degree)[place]
-
-
-def _cover(part: Vector, ring: Ring, found: Remembered, others: Sequence[Announced], context: bytes) -> None:
-    """Add the node's masks to its part, in place: one of its own, and one in common with each of some neighbours."""
-    part.add(ring.mask(keys.stream(keys.own_key(bytes.fromhex(found.own), context), ring.stream_bytes)))
-    agreed = Agreed(bytes.fromhex(found.mask), context)
-    for other in others:
-        stream = ring.mask(keys.stream(agreed.key(other.mask, keys.MASK), ring.stream_bytes))
-        if agreed.adds(other.mask):
-            part.add(stream)
-        else:
-            part.subtract(stream)

@@ -50,6 +50,7 @@ class Policy:
         apps: SHA-256 of the app bundles whose code may run here, in lower-case hexadecimal; none: any. Where the
             SuperNode was started by `fedrec supernode`, it is asked before a bundle is unpacked (`commands.launcher`).
         only_masked: Whether an update leaves only as a part of a secure sum, of which the server learns but the whole.
+            With `pins` it is so whatever this says.
         min_cohort: Least nodes in such a sum, and least of them left in it when its masks are taken off, as the server
             tells it.
         pins: The identities of the other sites that may be in it, as `identity.pub` of their state-dirs has them; none:

@@ -30,12 +30,9 @@ def forget_old_runs(state_dir: Path, joined: str, losses: Losses) -> None:
         joined: Key of the run that it is about to take part in.
         losses: Where it is counted if the store is found damaged meanwhile.
     """
-    try:  # by itself, for whatever else fails no secret may stay
-        forget_other_runs(state_dir, joined)
-    except (OSError, StoreError) as error:
-        log.warning("secrets of other runs' sums in %s could not be deleted: %s", state_dir, error)
+    forget_other_runs(state_dir, joined)  # first: whatever else fails, no secret may stay
     try:
-        # First, for it needs no room: of a full disk SQLite could not delete anything.
+        # Before the tensors, for it makes room: on a full disk SQLite could not delete anything.
         frozen = FrozenStore(state_dir).drop_unused(
             frozen_of_models(state_dir), time.time() - _UNUSED_DAYS * 24 * 60 * 60
         )

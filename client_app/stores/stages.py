@@ -16,29 +16,46 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
+
+from annotated_types import Predicate
 
 from fedrec.core.errors import PolicyError, StoreError
 from fedrec.core.owned import own_folder
-from fedrec.core.whole_files import write_text
+from fedrec.core.whole_files import PART, sync, write_text
+
+log = logging.getLogger("fedrec")
 
 FOLDER = "secure"
 ORDER = ("announce", "share", "train", "unmask")
 """The stages, in order."""
 
 
+def _is_hex(text: str) -> bool:
+    try:
+        bytes.fromhex(text)
+    except ValueError:
+        return False
+    return True
+
+
+Hex = Annotated[str, Predicate(_is_hex)]
+"""Bytes in hexadecimal digits."""
+
+
 @dataclass(frozen=True)
 class Remembered:
-    """Of one secure sum; bytes in hexadecimal digits. What a later stage brings is empty before it.
+    """Of one secure sum. What a later stage brings is empty before it.
 
     Attributes:
         phase: Of the run.
         round: Of the run.
         resumes: How often the run had been resumed.
-        stage: The last stage that was answered; empty: none of this round.
+        stage: The last stage that was answered.
         asked: Digest of what that stage was asked.
         slots: The users who were asked for.
         channel, mask, own: The seeds; empty when they have been deleted, `channel` as soon as the keys of it are known.
@@ -52,23 +69,25 @@ class Remembered:
         answer: What the last stage was answered with.
     """
 
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "strict": True}
+
     phase: int
     round: int
     resumes: int
     stage: str = ""
-    asked: str = ""
-    slots: Sequence[int] = ()
-    channel: str = ""
-    mask: str = ""
-    own: str = ""
-    opening: Sequence[str] = ()
-    announced: str = ""
-    roll: str = ""
-    users: Sequence[int] = ()
-    neighbours: Sequence[str] = ()
-    held: Sequence[str] = ()
-    present: Sequence[int] = ()
-    answer: str = ""
+    asked: Hex = ""
+    slots: tuple[int, ...] = ()
+    channel: Hex = ""
+    mask: Hex = ""
+    own: Hex = ""
+    opening: tuple[Hex, ...] = ()
+    announced: Hex = ""
+    roll: Hex = ""
+    users: tuple[int, ...] = ()
+    neighbours: tuple[Hex, ...] = ()
+    held: tuple[Hex, ...] = ()
+    present: tuple[int, ...] = ()
+    answer: Hex = ""
 
     NOTHING: ClassVar[Remembered]
 
@@ -98,15 +117,20 @@ class StageStore:
 
     def remembered(self) -> Remembered:
         """What there is. Raises StoreError if it cannot be read."""
+        from pydantic import TypeAdapter, ValidationError
+
         try:
-            return Remembered(**json.loads(self._record.read_text(encoding="ascii")))
+            return TypeAdapter(Remembered).validate_json(self._record.read_bytes())
         except FileNotFoundError:
             return Remembered.NOTHING
-        except (OSError, ValueError, TypeError) as error:
-            raise StoreError(
-                f"{self._record} cannot be read ({error}), and without it nobody knows of which rounds' sums this node "
-                "was a part: it is in none. If the server is trusted not to ask for one of them again, remove the file"
-            ) from error
+        except OSError as error:
+            why = str(error)
+        except ValidationError as error:  # whose own text has a part of what was read
+            why = "; ".join(f"{'.'.join(map(str, part['loc']))}: {part['msg']}" for part in error.errors()[:3])
+        raise StoreError(
+            f"{self._record} cannot be read ({why}), and without it nobody knows of which rounds' sums this node was a "
+            "part: it is in none. If the server is trusted not to ask for one of them again, remove the file"
+        )
 
     def begun(self, stage: str, phase: int, round: int, asked: bytes) -> tuple[Remembered, bytes | None]:
         """What is remembered when a stage is asked for; and its answer, if it was asked the very same before.
@@ -120,7 +144,7 @@ class StageStore:
                 raise PolicyError(f"round {round}: {stage} was asked for, and answered, with another content before")
             return found, bytes.fromhex(found.answer)
         if stage == ORDER[0]:
-            if round <= found.round and not (here and not found.stage):
+            if round <= found.round:
                 raise PolicyError(
                     f"round {round}: this node was in the secure sum of round {found.round} already, and is in no "
                     "second one of that or an earlier round"
@@ -149,21 +173,51 @@ class StageStore:
         self._write(dataclasses.replace(found, round=round, resumes=len(resumes)).closed())
 
     def close(self) -> None:
-        """Delete the secrets and the answer, if there are any: the run is over, or another one is joined."""
-        found = self.remembered()
-        if found not in (Remembered.NOTHING, found.closed()):
-            self._write(found.closed())
+        """Delete the secrets and the answer, if there are any: the run is over, or another one is joined.
+
+        Nothing else depends on it: where it fails, the log says so.
+        """
+        try:
+            self._drop_parts()
+            found = self.remembered()
+            if found in (Remembered.NOTHING, found.closed()):
+                return
+            try:
+                self._write(found.closed())
+            except OSError:  # there may be no room for another file, and this one gets shorter
+                self._overwrite(found.closed())
+        except (OSError, StoreError) as error:
+            log.warning("secrets of a sum in %s could not be deleted: %s", self._folder, error)
 
     def _write(self, kept: Remembered) -> None:
         own_folder(self._folder)
-        write_text(self._record, json.dumps(dataclasses.asdict(kept)), private=True, synced=self._synced)
+        self._drop_parts()
+        write_text(self._record, _text(kept), private=True, synced=self._synced)
+
+    def _overwrite(self, kept: Remembered) -> None:
+        """Write in the place of the old record, where a crash may leave one that cannot be read: then it is in no sum.
+
+        Blanks take the place of what is longer, so that nothing of it is left on the disk.
+        """
+        text = _text(kept).encode()
+        with self._record.open("r+b") as file:
+            file.write(text.ljust(self._record.stat().st_size))
+            file.truncate(len(text))
+        if self._synced:
+            sync(self._record)
+
+    def _drop_parts(self) -> None:
+        """Delete what a killed process has left half written: it has secrets, too."""
+        for path in self._folder.glob(f"*{PART}"):
+            path.unlink(missing_ok=True)
+
+
+def _text(kept: Remembered) -> str:
+    return json.dumps(dataclasses.asdict(kept))
 
 
 def forget_other_runs(state_dir: Path, joined: str) -> None:
-    """Delete the secrets of other runs than this one; in which rounds' sums the node was stays known.
-
-    Raises OSError and StoreError.
-    """
+    """Delete the secrets of other runs than this one; in which rounds' sums the node was stays known."""
     for folder in (state_dir / FOLDER).glob("*/*"):
         if folder.parent.name != joined:
             StageStore(state_dir, folder.parent.name, folder.name, synced=True).close()

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from flwr.app import Array
 from numpy.typing import NDArray
 from typing_extensions import override
@@ -19,6 +18,7 @@ from federation.exchange import Exchange
 from federation.secure.circle import Participants
 from fedrec.core.errors import PacketError
 from fedrec.secure.keys import Announced
+from fedrec.wire.secure import encoded
 
 Bytes = NDArray[np.uint8]
 
@@ -69,6 +69,7 @@ class Announcing(Exchange):
         came = form.decode(answer.packet(records.ANNOUNCED), phase=self.phase, round=self.round).tensors
         line, users = Announced.unpacked(came["announced"].numpy()), len(self.shares[node].users)
         line.require_signed(self._context)
+        line.require_keys()
         if line.users != users:
             raise PacketError("wrong_users", f"{users} users were asked for, {line.users} are announced")
         mine = {("identity", line.identity), ("channel", line.channel), ("mask", line.mask)}
@@ -96,8 +97,7 @@ class _Stage(Exchange):
 
     def _encoded(self, name: str, node: int, **arrays: Bytes) -> Mapping[str, bytes | Array]:
         form = self.declared.down(self.participant(node))[name]
-        tensors = {key: torch.from_numpy(array.copy()) for key, array in arrays.items()}
-        return {name: form.encode(self.phase, self.round, tensors)}
+        return {name: encoded(form, self.phase, self.round, **arrays)}
 
     def _decoded(self, name: str, node: int, answer: Content) -> dict[str, Bytes]:
         form = self.declared.up(self.participant(node))[name]

@@ -73,6 +73,7 @@ class MaskedTraining(Training):
         if self._cohort and self._called(announcing) and self._among is not None:
             talk.carry(Sharing(self._when, self._among, self._cohort))
             self._among.settle()
+            self._admit(self._among if self._all_needed_share(self._among) else None)
         super().carry(talk, riding)
         if self._among is not None and self._may_be_known(self._among):
             survivors = {node: self.shares[node] for node in self.taken}
@@ -90,6 +91,15 @@ class MaskedTraining(Training):
             log.warning("%s: no secure sum: %s", self.what, error)
             return False
         return True
+
+    def _all_needed_share(self, among: Participants) -> bool:
+        """Whether the round goes on: where the server may lie, no node sends a part unless all have shared secrets."""
+        if not self._masks.lying or len(among.present) == len(among.nodes):
+            return True
+        self._counts["too_few_for_a_sum"] += 1
+        text = "%s: no secure sum: %d of the %d nodes on the roll have shared their secrets; with %s all have to"
+        log.warning(text, self.what, len(among.present), len(among.nodes), "aggregation.server=lying")
+        return False
 
     def _may_be_known(self, among: Participants) -> bool:
         """Whether so many have stayed that the sum may be known."""
@@ -110,15 +120,14 @@ class MaskedTraining(Training):
         """Take the masks off the sum, and fold it as one node's."""
         assert self._total is not None, "the training was carried"
         total, ring = self._total, self._ring
-        if failed := unmasked(total, ring, among, unmasking.status, unmasking.told, self._when.context):
-            self._counts["masks_left"] += failed
-            log.warning("%s: the secrets of %d nodes could not be put together of shares", unmasking.what, failed)
-            return
-        tensors, scalars = ring.values(total)
-        packet = Packet(Kind.UPDATE, self.phase, self.round, scalars, tensors)
         ((_, fold),) = self.folds.items()
         try:
-            if not fold.add(packet, self._answered):
+            if failed := unmasked(total, ring, among, unmasking.status, unmasking.told, self._when.context):
+                self._counts["masks_left"] += failed
+                log.warning("%s: the secrets of %d nodes could not be put together of shares", unmasking.what, failed)
+                return
+            tensors, scalars = ring.values(total)
+            if not fold.add(Packet(Kind.UPDATE, self.phase, self.round, scalars, tensors), self._answered):
                 self._counts["wrong_loss"] += 1
         except PacketError as error:
             self._counts[error.reason] += 1

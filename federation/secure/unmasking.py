@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from federation.secure.circle import Participants
 from fedrec.secure import keys
 from fedrec.secure.keys import Agreed
+from fedrec.secure.masks import common_masks, own_mask
 from fedrec.secure.ring import Ring, Vector
 from fedrec.secure.shamir import secret_of
 from fedrec.wire.secure import Status
@@ -46,6 +47,8 @@ def unmasked(
         told: By place, of who has answered: of each of its neighbours which secret, uint8 [degree], and a share of it,
             uint8 [degree, bytes].
         context: Of the sum.
+
+    Raises PacketError (`wrong_key`) if somebody has announced what is no key.
     """
     held: dict[int, list[Held]] = defaultdict(list)
     for place, (kinds, shares) in told.items():
@@ -59,24 +62,11 @@ def unmasked(
         if seed is None:
             failed += 1
         elif survived:
-            total.subtract(ring.mask(keys.stream(keys.own_key(seed, context), ring.stream_bytes)))
+            total.subtract(own_mask(ring, seed, context))
         else:
-            _take_off(total, ring, among, status, place, Agreed(seed, context))
+            left = [other for other in among.neighbours[place] if status[other] == Status.SURVIVED]
+            total.add(common_masks(ring, Agreed(seed, context), [among.announced[other].mask for other in left]))
     return failed
-
-
-def _take_off(
-    total: Vector, ring: Ring, among: Participants, status: NDArray[np.uint8], lost: int, agreed: Agreed
-) -> None:
-    """Take off the masks that survivors have in common with one who was lost."""
-    for other in among.neighbours[lost]:
-        if status[other] == Status.SURVIVED:
-            public = among.announced[other].mask
-            stream = ring.mask(keys.stream(agreed.key(public, keys.MASK), ring.stream_bytes))
-            if agreed.adds(public):  # then the other one has subtracted it
-                total.add(stream)
-            else:
-                total.subtract(stream)
 
 
 def _own_seed(among: Participants, place: int, context: bytes) -> Callable[[bytes], bool]:

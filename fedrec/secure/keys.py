@@ -84,6 +84,15 @@ class Announced(NamedTuple):
                 "wrong_signature", f"what {self.identity.hex()} announces is not signed by it for this sum"
             ) from error
 
+    def require_keys(self) -> None:
+        """Raise PacketError (`wrong_key`) if with one of the X25519 keys everybody agrees on the same, known secret.
+
+        Such a key has a low order, and shows at any exchange: at that with a seed that is then thrown away.
+        """
+        probe = Agreed(new_seed(), b"")
+        for key in (self.channel, self.mask):
+            probe.key(key, MASK)
+
     def _signed(self) -> bytes:
         return self.channel + self.mask + self.users.to_bytes(_USERS_BYTES, "little")
 

@@ -13,6 +13,10 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from fedrec.codecs.float32 import Float32Codec, Float32Config
 from fedrec.core.tensors import TensorSpec
 from fedrec.secure.graph import DIGEST_BYTES, Graph
@@ -35,6 +39,11 @@ class Status(IntEnum):
 def _bytes(**shapes: tuple[int, ...]) -> PacketFormat:
     spec = {name: TensorSpec(shape, "uint8") for name, shape in shapes.items()}
     return PacketFormat(Kind.SECURE, spec, Float32Codec(Float32Config("float32")), 0)
+
+
+def encoded(form: PacketFormat, phase: int, round: int, **arrays: NDArray[np.uint8]) -> bytes:
+    """A packet of one of these formats, of arrays of bytes by name."""
+    return form.encode(phase, round, {name: torch.from_numpy(array.copy()) for name, array in arrays.items()})
 
 
 def announced_format() -> PacketFormat:
