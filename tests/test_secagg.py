@@ -166,6 +166,25 @@ def test_what_is_announced_is_signed_for_one_sum() -> None:
             other.require_signed(where)
 
 
+@pytest.mark.parametrize("which", ["channel", "mask"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        0,
+        1,
+        2**255 - 20,
+        0x00B8495F16056286FDB1329CEB8D09DA6AC49FF1FAE35616AEB8413B7C7AEBE0,
+        0x57119FD0DD4E22D8868E1C58C45C44045BEF839C55B1D0B1248C50A3BC959C5F,
+    ],
+)
+def test_keys_of_low_order_are_none(which: str, number: int) -> None:
+    """The points of order 1, 2, 4 and 8: of RFC 7748's curve, on which every secret comes to zero with them."""
+    line = keys.announced(Ed25519PrivateKey.generate(), keys.new_seed(), keys.new_seed(), 7, b"")
+    line.require_keys()
+    with pytest.raises(PacketError, match="no X25519 key"):
+        line._replace(**{which: number.to_bytes(32, "little")}).require_keys()
+
+
 def test_what_is_sealed_opens_with_its_key_alone_and_unchanged() -> None:
     key = keys.stream(bytes(32), 32)
     box = keys.sealed(b"share", key)

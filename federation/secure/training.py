@@ -73,7 +73,8 @@ class MaskedTraining(Training):
         if self._cohort and self._called(announcing) and self._among is not None:
             talk.carry(Sharing(self._when, self._among, self._cohort))
             self._among.settle()
-            self._admit(self._among if self._all_needed_share(self._among) else None)
+            if self._masks.lying and len(self._among.present) < len(self._among.nodes):
+                self._refuse_lost(self._among)
         super().carry(talk, riding)
         if self._among is not None and self._may_be_known(self._among):
             survivors = {node: self.shares[node] for node in self.taken}
@@ -92,14 +93,15 @@ class MaskedTraining(Training):
             return False
         return True
 
-    def _all_needed_share(self, among: Participants) -> bool:
-        """Whether the round goes on: where the server may lie, no node sends a part unless all have shared secrets."""
-        if not self._masks.lying or len(among.present) == len(among.nodes):
-            return True
+    def _refuse_lost(self, among: Participants) -> None:
+        """Let nobody take part: where the server may lie, no node sends a part unless all others have shared."""
         self._counts["too_few_for_a_sum"] += 1
-        text = "%s: no secure sum: %d of the %d nodes on the roll have shared their secrets; with %s all have to"
-        log.warning(text, self.what, len(among.present), len(among.nodes), "aggregation.server=lying")
-        return False
+        text = (
+            "%s: no secure sum: %d of the %d nodes that announced themselves have shared their secrets, and with "
+            "aggregation.server=lying all of them have to"
+        )
+        log.warning(text, self.what, len(among.present), len(among.nodes))
+        self._admit(None)
 
     def _may_be_known(self, among: Participants) -> bool:
         """Whether so many have stayed that the sum may be known."""
@@ -131,7 +133,7 @@ class MaskedTraining(Training):
                 self._counts["wrong_loss"] += 1
         except PacketError as error:
             self._counts[error.reason] += 1
-            log.warning("%s: this sum is none that its users can have, and is left out: %s", self.what, error)
+            log.warning("%s: the sum is left out: %s", self.what, error)
 
     @property
     def _ring(self) -> Ring:

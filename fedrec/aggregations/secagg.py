@@ -32,10 +32,11 @@ class SecAggConfig(MemberConfig):
     Attributes:
         bits: As of `grid`.
         corrupt: Share of a round's nodes who may tell the server what they hold; of a part of one, it is one.
-        dropouts: Share of them who may be lost, at any stage, with the sum still taken.
+        dropouts: Share of them who may be lost, at any stage (but see `server`), with the sum still taken.
         server: `curious`: it follows the protocol and looks at whatever it gets. `lying`: it may also tell nodes
-            different things; then everybody is everybody's neighbour, of at most 256 nodes, and more of them must come
-            together. Of use only where sites pin each other's identities.
+            different things; then everybody is everybody's neighbour, of at most 256 nodes, more of them must come
+            together, and a round in which one is lost between announcing itself and sharing its secrets has no sum. Of
+            use only where sites pin each other's identities.
     """
 
     name: Literal["secagg"]

@@ -12,7 +12,9 @@ many corrupt ones somebody has is hypergeometric. A union bound over all partici
 Among few participants everybody is everybody's neighbour, and nothing is left to chance. So it is with a server that
 may lie, whatever their number: it makes the roll from which neighbours follow, and could try rolls until one gave
 somebody its own accomplices for neighbours. It may also ask one half of the neighbours for one secret and the other
-half for the other: the threshold is so high that, of the corrupt alone, both cannot be had.
+half for the other: the threshold is so high that both cannot be had, as long as no more than the corrupt tell both. And
+it may tell everybody something else of who has shared, so that masks do not cancel out where they should: a node then
+sends no part unless all others have (`client_app/answers/masking.py`). How many are left in the sum is not in this.
 """
 
 from __future__ import annotations

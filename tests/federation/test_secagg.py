@@ -21,11 +21,14 @@ from commands.describe import describe, show_sizes
 from commands.local_grid import LocalGrid
 from exchanges import records
 from exchanges.records import unpack
+from federation.secure import training
 from fedrec.config.compose import compose
 from fedrec.config.describe import from_dict
 from fedrec.config.paths import settle
-from fedrec.core.errors import ConfigError, FederationError
+from fedrec.core.errors import ConfigError, FederationError, PacketError
+from fedrec.secure import keys
 from fedrec.secure.graph import graph_of
+from fedrec.secure.keys import Announced
 from fedrec.wire.protocol import UPDATE_SCALARS
 from server_app.run import run
 
@@ -152,6 +155,51 @@ def test_with_too_few_for_their_noise_nobody_is_asked_to_unmask(federate: Federa
     assert found.metrics[0]["unchanged"] is True
     assert found.metrics[0]["dropped_replies"]["too_few_for_a_sum"] == 1
     assert not any(message.metadata.message_type == records.UNMASK for message in found.grid.sent)
+
+
+def test_where_the_server_may_lie_all_who_announced_themselves_have_to_share(federate: Federate) -> None:
+    """Or there is no sum; who is lost after that costs no more than elsewhere."""
+    rules = [*ONCE, "aggregation.server=lying", "federation.max_failures=1.0", "federation.min_users=0"]
+    found = federate("aggregation=secagg", *rules, nodes=10, client=losing({"share": 1}))
+    assert found.metrics[0]["unchanged"] is True
+    assert found.metrics[0]["dropped_replies"]["too_few_for_a_sum"] == 1
+    assert not any(message.metadata.message_type == records.TRAIN for message in found.grid.sent)
+    found = federate("aggregation=secagg", *rules, nodes=10, client=losing({"train": 1}))
+    assert found.metrics[0]["users"] == 54
+
+
+@pytest.mark.parametrize("which", ["channel", "mask"])
+def test_a_key_with_which_nobody_can_agree_leaves_out_its_owner_alone(
+    federate: Federate, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    """And not the neighbours, who would fail over it."""
+    announced = keys.announced
+
+    def of_low_order(identity: Any, *args: Any) -> Announced:
+        line = announced(identity, *args)._replace(**{which: bytes(32)})
+        return line._replace(signature=identity.sign(args[-1] + line._signed()))
+
+    def client(message: Message, context: Context) -> Message:
+        with monkeypatch.context() as patched:
+            if context.node_config["partition-id"] == 0:
+                patched.setattr(keys, "announced", of_low_order)
+            return client_app(message, context)
+
+    found = federate("aggregation=secagg", *ONCE, nodes=10, client=client)
+    assert found.metrics[0]["users"] == 54
+    assert found.metrics[0]["dropped_replies"] == {"wrong_key": 1}
+
+
+def test_masks_that_cannot_be_taken_off_cost_the_round_and_not_the_run(
+    federate: Federate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise PacketError("wrong_key", "no X25519 key")
+
+    monkeypatch.setattr(training, "unmasked", fail)
+    found = federate("aggregation=secagg", *ONCE, "federation.min_users=0", nodes=4)
+    assert found.metrics[0]["unchanged"] is True
+    assert found.metrics[0]["dropped_replies"] == {"wrong_key": 1}
 
 
 # What crosses ---------------------------------------------------------------------------------------------------------

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import stat
-from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,16 +21,13 @@ from client_app.answers import app as app_module
 from client_app.answers.app import app as client_app
 from client_app.homes.identity import own_identity
 from client_app.stores import stages
-from client_app.stores.frozen import FrozenStore
-from client_app.stores.old_runs import forget_old_runs
-from client_app.stores.stages import Remembered, StageStore
+from client_app.stores.stages import StageStore
 from commands.local_grid import LocalGrid
 from exchanges import records
 from exchanges.records import pack, unpack
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
-from fedrec.core.errors import PolicyError
-from fedrec.secure.keys import Announced
+from fedrec.secure.keys import Announced, context_of
 from fedrec.wire.packet import PacketFormat
 from fedrec.wire.secure import Status, opened_format, roll_format, sealed_down_format, status_format
 from server_app.run import run
@@ -208,11 +203,11 @@ def roll(change: Callable[[dict[str, Any]], None]) -> Callable[[Message, Any], M
     return lambda message, ask: ask(remade(message, records.ROLL, roll_format(SITES, graph()), change))
 
 
-def forge(tensors: dict[str, Any]) -> None:
-    """Another key for a neighbour, with its line in the roll made to fit."""
+def forge(tensors: dict[str, Any], change: Callable[[Announced], Announced]) -> None:
+    """Something else that a neighbour has announced, with its line in the roll made to fit."""
     line = tensors["neighbours"][0].numpy()
     before = Announced.unpacked(line)
-    forged = before._replace(mask=before.channel)
+    forged = change(before)
     at = int(np.flatnonzero((tensors["roll"].numpy() == before.digest()).all(1))[0])
     line[:] = forged.packed()
     tensors["roll"].numpy()[at] = forged.digest()
@@ -245,7 +240,11 @@ ATTACKS: dict[str, tuple[str, Callable[[Message, Any], Message], str]] = {
     ),
     "this node is lost": (records.UNMASK, status(lambda found: found.fill(Status.DROPPED)), "this node is"),
     "no status": (records.UNMASK, status(lambda found: found.fill(3)), "this node is"),
-    "a key that is not the neighbour's": (records.SHARE, roll(forge), "is not signed"),
+    "a key that is not the neighbour's": (
+        records.SHARE,
+        roll(lambda tensors: forge(tensors, lambda line: line._replace(mask=line.channel))),
+        "is not signed",
+    ),
     "another line": (records.SHARE, roll(lambda t: t["neighbours"].numpy()[0].fill(7)), "something else than the roll"),
     "a neighbour twice": (records.SHARE, roll(lambda t: t["roll"][1].copy_(t["roll"][0])), "everybody once"),
     "out of order": (records.SHARE, roll(lambda t: swap(t["roll"].numpy())), "in order"),
@@ -272,6 +271,35 @@ ATTACKS: dict[str, tuple[str, Callable[[Message, Any], Message], str]] = {
         "neighbours have sent shares",
     ),
 }
+
+
+def test_where_the_server_may_lie_no_neighbour_may_be_missing(shop: Shop) -> None:
+    """Parts that leave out different masks might be added up in two ways."""
+
+    def miss(message: Message, ask: Any) -> Message:
+        without = remade(message, records.SEALED, sealed_down_format(graph()), lambda t: t["present"][:1].fill_(0))
+        return ask(without)
+
+    found = shop.deploy("aggregation.server=lying", change=only(records.TRAIN, miss))
+    assert len(shop.problems) == 1
+    assert "3 of 4 neighbours have sent shares, a sum needs 4" in shop.problems[0]
+    assert [record["users"] for record in found] == [8, 10]
+
+
+@pytest.mark.parametrize("which", ["channel", "mask"])
+def test_a_neighbour_whose_key_has_a_low_order_is_refused(shop: Shop, which: str) -> None:
+    """A server that has a site of its own can have anything signed by it."""
+
+    def weaken(line: Announced) -> Announced:
+        key = json.loads((shop.folder / "runs/r/setup.json").read_text())["run_key"]
+        owners = [own_identity(shop.state(site)) for site in range(SITES)]
+        (owner,) = [owner for owner in owners if owner.public_key().public_bytes_raw() == line.identity]
+        weak = line._replace(**{which: bytes(32)})
+        return weak._replace(signature=owner.sign(context_of(key, 1, 2) + weak._signed()))
+
+    shop.deploy(change=only(records.SHARE, roll(lambda tensors: forge(tensors, weaken)), round=2))
+    assert len(shop.problems) == 1
+    assert "no X25519 key" in shop.problems[0]
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -372,6 +400,16 @@ def test_pins_want_a_run_that_reckons_with_a_lying_server(shop: Shop) -> None:
     assert "aggregation.server=lying" in shop.problems[0]
 
 
+@pytest.mark.parametrize("aggregation", ["plain", "grid"])
+def test_and_one_whose_sums_are_secure(shop: Shop, aggregation: str) -> None:
+    shop.policy(f'pins = ["{"0" * 64}"]\n')
+    shop.deploy(f"aggregation={aggregation}", "federation.min_nodes=4", "federation.node_timeout=0")
+    assert "in secure sums" in shop.problems[0]
+    assert (records.TRAIN, 1) not in shop.first or records.UPDATE not in unpack(
+        shop.first[records.TRAIN, 1][1].content
+    ).arrays
+
+
 # The disk -------------------------------------------------------------------------------------------------------------
 
 
@@ -409,43 +447,27 @@ def test_when_it_joins_another_run_secrets_are_deleted_and_its_sums_remembered(s
     assert "is in no second one" in shop.ask(records.ANNOUNCE, asked, context)[records.PROBLEM]
 
 
-def test_what_cannot_be_deleted_keeps_no_secret_of_a_sum(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
-    StageStore(shop.state(), "r", "site", synced=False).answered("train", b"", Remembered(0, 1, 0, own="00"), b"x")
-
-    def fail(*_: object) -> None:
-        raise OSError("disk")
-
-    monkeypatch.setattr(FrozenStore, "drop_unused", fail)
-    forget_old_runs(shop.state(), "s", Counter())
-    found = StageStore(shop.state(), "r", "site", synced=False).remembered()
-    assert (found.own, found.answer, found.round) == ("", "", 1)
-
-
-@pytest.mark.parametrize(
-    ("stage", "again", "open_from"),
-    [("share", False, 6), ("train", False, 7), ("unmask", False, 7), ("train", True, 6), ("unmask", True, 6)],
-)
-def test_a_resumed_run_has_a_round_again_where_nothing_was_trained_or_the_server_is_trusted(
-    tmp_path: Path, stage: str, again: bool, open_from: int
+def test_a_disk_on_which_nothing_can_be_written_takes_the_test_from_nobody(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store = StageStore(tmp_path, "r", "site", synced=False)
-    store.answered(stage, b"", Remembered(1, 6, 0, own="00"), b"x")
-    store.resume([5], again=again)
-    with pytest.raises(PolicyError, match="in no second one"):
-        store.begun("announce", 1, open_from - 1, b"")
-    found, _ = store.begun("announce", 1, open_from, b"")
-    store.answered("announce", b"", dataclasses.replace(found, own="00"), b"x")
-    store.resume([5], again=again)
-    assert store.remembered().own == "00", "to join again, with the same list, changes nothing"
+    def full(message: Message, ask: Any) -> Message:
+        if message.metadata.message_type != records.EVALUATE:
+            return ask(message)
 
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
 
-def test_nor_does_one_have_a_round_twice_that_it_joins_when_it_was_resumed_already(tmp_path: Path) -> None:
-    store = StageStore(tmp_path, "r", "site", synced=False)
-    store.resume([5], again=True)
-    store.answered("unmask", b"", Remembered(1, 6, store.remembered().resumes), b"x")
-    store.resume([5], again=True)
-    with pytest.raises(PolicyError, match="in no second one"):
-        store.begun("announce", 1, 6, b"")
+        with monkeypatch.context() as patched:
+            patched.setattr(StageStore, "_write", fail)
+            patched.setattr(StageStore, "_overwrite", fail)
+            found: Message = ask(message)
+        assert records.METRICS in "".join(unpack(found.content).arrays)
+        seen.append(found)
+        return found
+
+    seen: list[Message] = []
+    shop.deploy(change=full)
+    assert seen
 
 
 @pytest.mark.parametrize("pinned", [True, False])
