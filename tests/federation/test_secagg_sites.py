@@ -120,7 +120,7 @@ class Shop:
         texts += [f"cache_dir={self.folder}/cache", "run_id=r", *more]
         of = {text.partition("=")[0]: text for text in texts}
         run(settle(compose(list(of.values()), base=None), None), texts, Hostile(client_app, self.configs))
-        lines = (self.folder / "runs/r/metrics.jsonl").read_text().splitlines()
+        lines = (self.folder / "runs" / of["run_id"].removeprefix("run_id=") / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
 
     def ask(self, kind: str, content: RecordDict, context: Context | None = None) -> dict[str, Any]:
@@ -389,9 +389,10 @@ def test_with_pins_a_site_deals_with_those_alone_whom_it_knows(shop: Shop) -> No
     found = shop.deploy("aggregation.server=lying")
     assert [record["users"] for record in found] == [10, 10]
     shop.policy(f"pins = {json.dumps(known[:-1])}\n")
-    shop.deploy("aggregation.server=lying", "run_id=s")
+    found = shop.deploy("aggregation.server=lying", "run_id=s", "federation.min_users=0")
     assert known[-1] in shop.problems[0]
     assert "is not among this site's pins" in shop.problems[0]
+    assert [record["users"] for record in found] == [0, 0], "and so not all have shared their secrets"
 
 
 def test_pins_want_a_run_that_reckons_with_a_lying_server(shop: Shop) -> None:
