@@ -177,17 +177,20 @@ class StageStore:
 
         Nothing else depends on it: where it fails, the log says so.
         """
-        try:
-            self._drop_parts()
-            found = self.remembered()
-            if found in (Remembered.NOTHING, found.closed()):
-                return
+        for delete in (self._drop_parts, self._drop_secrets):
             try:
-                self._write(found.closed())
-            except OSError:  # there may be no room for another file, and this one gets shorter
-                self._overwrite(found.closed())
-        except (OSError, StoreError) as error:
-            log.warning("secrets of a sum in %s could not be deleted: %s", self._folder, error)
+                delete()
+            except (OSError, StoreError) as error:
+                log.warning("secrets of a sum in %s could not be deleted: %s", self._folder, error)
+
+    def _drop_secrets(self) -> None:
+        found = self.remembered()
+        if found in (Remembered.NOTHING, found.closed()):
+            return
+        try:
+            self._write(found.closed())
+        except OSError:  # there may be no room for another file, and this one gets shorter
+            self._overwrite(found.closed())
 
     def _write(self, kept: Remembered) -> None:
         own_folder(self._folder)
@@ -195,14 +198,10 @@ class StageStore:
         write_text(self._record, _text(kept), private=True, synced=self._synced)
 
     def _overwrite(self, kept: Remembered) -> None:
-        """Write in the place of the old record, where a crash may leave one that cannot be read: then it is in no sum.
-
-        Blanks take the place of what is longer, so that nothing of it is left on the disk.
-        """
-        text = _text(kept).encode()
+        """Write over the old record. A crash may leave one that cannot be read: then the node is in no sum."""
         with self._record.open("r+b") as file:
-            file.write(text.ljust(self._record.stat().st_size))
-            file.truncate(len(text))
+            file.write(_text(kept).encode())
+            file.truncate()
         if self._synced:
             sync(self._record)
 

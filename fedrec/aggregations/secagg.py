@@ -1,4 +1,4 @@
-"""Secure aggregation: the server learns the sum over all who are in it, and of no part of it anything.
+"""Secure aggregation: the server learns the sum over all who are in it, and nothing of its parts.
 
 SecAgg+ (Bell et al., CCS 2020), after Bonawitz et al. (CCS 2017): each node adds to its part a mask in common with each
 of its neighbours, which cancel out in the sum, and one of its own. The secrets of both are shared out among the
@@ -31,7 +31,7 @@ class SecAggConfig(MemberConfig):
 
     Attributes:
         bits: As of `grid`.
-        corrupt: Share of a round's nodes who may tell the server what they hold; of a part of one, it is one.
+        corrupt: Share of a round's nodes who may tell the server what they hold, rounded up to whole nodes.
         dropouts: Share of them who may be lost, at any stage (but see `server`), with the sum still taken.
         server: `curious`: it follows the protocol and looks at whatever it gets. `lying`: it may also tell nodes
             different things; then everybody is everybody's neighbour, of at most 256 nodes, more of them must come

@@ -58,7 +58,7 @@ def graph_of(participants: int, corrupt: float, dropouts: float, *, lying: bool)
 
     Args:
         participants: How many there are.
-        corrupt: Share of them who may tell the server what they hold; of a part of one, it is one.
+        corrupt: Share of them who may tell the server what they hold, rounded up to whole ones.
         dropouts: Share of them who may be lost.
         lying: Whether the server may tell different participants different things.
 

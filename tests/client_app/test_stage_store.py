@@ -90,6 +90,17 @@ def test_on_a_full_disk_secrets_are_deleted_and_the_sums_remembered(
         store(tmp_path).begun("announce", 0, 1, b"")
 
 
+def test_a_half_written_file_that_cannot_be_deleted_keeps_no_secret_of_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = begin(tmp_path)
+    monkeypatch.setattr(StageStore, "_drop_parts", full)
+    with caplog.at_level(logging.WARNING, "fedrec"):
+        store(tmp_path).close()
+    assert SECRET not in path.read_text()
+    assert str(path.parent) in caplog.text
+
+
 def test_whatever_else_cannot_be_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begin(tmp_path)
     monkeypatch.setattr(FrozenStore, "drop_unused", full)

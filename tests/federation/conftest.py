@@ -1,4 +1,7 @@
-"""Whole runs in one process: the real ServerApp and ClientApp over an in-process grid, on a small synthetic shop."""
+"""Whole runs in one process: the real ServerApp and ClientApp over an in-process grid, on a small synthetic shop.
+
+And deployed ones, of five sites with a state-dir each.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from flwr.app import Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.supercore.task_identity import TaskIdentity
 from safetensors.torch import load_file
 
+from client_app.answers import app as app_module
 from client_app.answers.app import app as client_app
+from client_app.homes.identity import own_identity
 from commands.local_grid import LocalGrid
+from exchanges import records
 from exchanges.records import unpack
 from fedrec.config.compose import compose
 from fedrec.config.describe import from_dict
@@ -165,3 +172,117 @@ def federate(tmp_path: Path) -> Callable[..., Outcome]:
         return Outcome(run(settle(compose(texts, base=None), None), texts, grid), grid)
 
     return go
+
+
+SITES, ITEMS = 5, 30
+DEPLOYED = [
+    "runtime=deployment",
+    "dataset=table",
+    "base_table.start=random",
+    "base_table.dim=4",
+    "embedding.rank=2",
+    "strategy.rounds=2",
+    "strategy.warmup_rounds=1",
+    "federation.fraction=1.0",
+    "evaluation.every=0",
+    f"federation.min_nodes={SITES}",
+    "checkpoint_every=1",
+    "aggregation=secagg",
+]
+
+
+class Sites:
+    """Five sites with two users each, whose updates a secure sum adds up."""
+
+    def __init__(self, folder: Path) -> None:
+        TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
+        self.folder = folder
+        rng = np.random.default_rng(0)
+        (folder / "items.csv").write_text("item_id,title\n" + "".join(f"i{n},Item {n}\n" for n in range(ITEMS)))
+        self.configs = []
+        for site in range(SITES):
+            rows = [
+                f"u{site}{user},i{item},{place}"
+                for user in range(2)
+                for place, item in enumerate(rng.permutation(ITEMS)[:6].tolist())
+            ]
+            (folder / f"site{site}.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(rows) + "\n")
+            self.state(site).mkdir(mode=0o700)
+            self.configs.append({"interactions": f"{folder}/site{site}.csv", "state-dir": str(self.state(site))})
+        self.problems: list[str] = []
+        self.first: dict[tuple[str, int], list[Message]] = {}
+
+    def state(self, site: int = 0) -> Path:
+        return self.folder / f"state{site}"
+
+    def policy(self, text: str, site: int = 0) -> None:
+        (self.state(site) / "policy.toml").write_text(text)
+        (self.state(site) / "policy.toml").chmod(0o600)
+
+    def pin(self) -> list[str]:
+        """Let all sites know each other; their identities."""
+        known = [own_identity(self.state(site)).public_key().public_bytes_raw().hex() for site in range(SITES)]
+        for site in range(SITES):
+            self.policy(f"pins = {json.dumps(known)}\n", site)
+        return known
+
+    def deploy(self, *more: str, change: Callable[[Message, Any], Message] | None = None) -> list[dict[str, Any]]:
+        """The records of a run whose first site gets what `change` makes of a message, given how to ask it."""
+        sites = self
+
+        class Hostile(LocalGrid):
+            def answer(self, message: Message) -> Message:
+                if message.metadata.dst_node_id != min(self.get_node_ids()):
+                    return self.ask(message)
+                found = change(message, self.ask) if change else self.ask(message)
+                fields = unpack(found.content).fields if found.has_content() else {}
+                if records.PROBLEM in fields:
+                    sites.problems.append(str(fields[records.PROBLEM]))
+                where = (message.metadata.message_type, int(unpack(message.content).fields.get("round", 0)))
+                sites.first.setdefault(where, []).extend([message, found])
+                return found
+
+            def ask(self, message: Message) -> Message:
+                app_module._node.cache_clear()  # a new process for every message
+                return super().answer(message)
+
+        texts = [*DEPLOYED, f"dataset.item_table={self.folder}/items.csv", f"runs_dir={self.folder}/runs"]
+        texts += [f"cache_dir={self.folder}/cache", "run_id=r", *more]
+        of = {text.partition("=")[0]: text for text in texts}
+        run(settle(compose(list(of.values()), base=None), None), texts, Hostile(client_app, self.configs))
+        lines = (self.folder / "runs" / of["run_id"].removeprefix("run_id=") / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def ask(self, kind: str, content: RecordDict, context: Context | None = None) -> dict[str, Any]:
+        """The fields of the first site's answer to a message that no server of this run has sent."""
+        app_module._node.cache_clear()
+        message = Message(content, 2, kind)
+        message.metadata.__dict__["_message_id"] = "m"
+        return dict(unpack(client_app(message, context or self.context()).content).fields)
+
+    def context(self) -> Context:
+        context = Context(run_id=1, node_id=2, node_config=self.configs[0], state=RecordDict(), run_config={})
+        setup = json.loads((self.folder / "runs/r/setup.json").read_text())
+        context.state["setup"] = records.ConfigRecord(
+            {"json": json.dumps(setup, sort_keys=True, separators=(",", ":"))}
+        )
+        return context
+
+    @staticmethod
+    def only(kind: str, change: Callable[[Message, Any], Message], round: int = 1) -> Callable[[Message, Any], Message]:
+        """Change what is said in one stage of one round: what `deploy` takes."""
+
+        def change_one(message: Message, ask: Any) -> Message:
+            fields = unpack(message.content).fields
+            if message.metadata.message_type == kind and fields.get("round") == round:
+                return change(message, ask)
+            found: Message = ask(message)
+            return found
+
+        return change_one
+
+
+@pytest.fixture
+def sites(tmp_path: Path) -> Sites:
+    """Five sites; no run yet."""
+    return Sites(tmp_path)
