@@ -188,6 +188,23 @@ def bundle_command(as_json: AsJson = False) -> None:
         console.print(end["sha256"], soft_wrap=True, highlight=False)
 
 
+@app.command("spent", cls=PlainCommand)
+def spent_command(
+    state_dir: Annotated[
+        Path, typer.Option("--state-dir", help="The state-dir of this site's SuperNode.", show_default=False)
+    ],
+    delta: Annotated[float, typer.Option(help="Of the epsilon of training.")] = 1e-5,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a site's users have spent of their privacy, over all runs, by the site's own ledgers."""
+    with ending(as_json) as (console, end):
+        from commands.spent import show_spent, spent
+
+        end.update(spent(state_dir, delta))
+        if not as_json:
+            show_spent(end, console)
+
+
 @app.command("supernode", cls=PlainCommand, context_settings={"ignore_unknown_options": True})
 def supernode_command(
     arguments: Annotated[

@@ -18,6 +18,7 @@ from client_app.homes.home import Home, KeptHome, KeptRun, Place, SimulatedHome,
 from client_app.homes.policy import Policy, policy_of
 from client_app.homes.site import Site
 from client_app.homes.site_data import require_site
+from client_app.homes.training_budget import spend_training
 from client_app.homes.users import Cohort, LocalUsers
 from client_app.stores.frozen import FrozenStore, MissingFrozenError, resident, tidy
 from client_app.stores.losses import Losses
@@ -283,6 +284,8 @@ class Node:
         if self.policy:
             require_users("an update", len(slots), self.policy.min_users_in_update)
             require_memory(self, self.policy, cohort, trains=True)
+            assert isinstance(self.place, Site), "only a site has a policy"
+            spend_training(self.place.state_dir, self.policy, self.setup, round, cohort.keys)
         private, found = self.starts(cohort.keys, before=round)
         trained = self.engine.train(model, cohort, private, derive(self.secret, "train", round), timer)
         if self.policy:

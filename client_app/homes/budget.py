@@ -1,4 +1,4 @@
-"""What a site's users have spent of their privacy, in all runs: the epsilons of what was told of them, added up.
+"""What a site's users have spent of their privacy by reports, in all runs: the epsilons of these, added up.
 
 Each report of a user's items is differentially private by itself; what they tell together adds up. One that is the
 same as one before costs nothing anew. Kept in `spent.json` in the state-dir.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from client_app.homes.policy import Policy
@@ -28,10 +30,8 @@ def spend(state_dir: Path, policy: Policy, what: str, epsilon: float) -> None:
             f"epsilon={epsilon:g}: this site tells nothing of its users above max_epsilon={policy.max_epsilon:g}"
         )
     path = state_dir / "spent.json"
-    own_file(state_dir / "spent.lock")
-    with (state_dir / "spent.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        spent = _read(path)
+    with spending(state_dir):
+        spent = reported(state_dir)
         if what in spent:
             return
         if (total := sum(spent.values()) + epsilon) > policy.epsilon_budget:
@@ -42,7 +42,18 @@ def spend(state_dir: Path, policy: Policy, what: str, epsilon: float) -> None:
         write_bytes(path, json.dumps({**spent, what: epsilon}).encode(), private=True)
 
 
-def _read(path: Path) -> dict[str, float]:
+@contextmanager
+def spending(state_dir: Path) -> Iterator[None]:
+    """Nobody else reads or writes meanwhile what the site's users have spent."""
+    own_file(state_dir / "spent.lock")
+    with (state_dir / "spent.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def reported(state_dir: Path) -> dict[str, float]:
+    """The epsilon of each report that was made, by its name. Raises StoreError if what was spent cannot be read."""
+    path = state_dir / "spent.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return {str(name): float(value) for name, value in values.items()}

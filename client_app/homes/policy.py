@@ -45,6 +45,10 @@ class Policy:
         max_seconds: Time that it may take.
         max_epsilon: Largest epsilon of one report.
         epsilon_budget: Largest sum of the epsilons of all that differ, over all runs (`spent.json` in the state-dir).
+        training_epsilon: Largest epsilon of what a user gives away by training, over all runs, at `training_delta`
+            (`spent_training.json` in the state-dir); then the site trains in no run whose noise it cannot count. None:
+            no limit.
+        training_delta: See `training_epsilon`.
         runs: Keys of the runs in which the site takes part; none: in any.
         exchanges: What it answers.
         apps: SHA-256 of the app bundles whose code may run here, in lower-case hexadecimal; none: any. Where the
@@ -74,6 +78,8 @@ class Policy:
     max_seconds: Annotated[float, Gt(0), Le(1e6)] = 1800.0
     max_epsilon: Annotated[float, Gt(0), Le(1e6)] = 10.0
     epsilon_budget: Annotated[float, Gt(0), Le(1e9)] = 200.0
+    training_epsilon: Annotated[float, Gt(0), Le(1e6)] | None = None
+    training_delta: Annotated[float, Gt(0), Lt(1)] = 1e-5
     runs: tuple[str, ...] = ()
     exchanges: tuple[str, ...] = EXCHANGES
     apps: tuple[str, ...] = ()

@@ -24,6 +24,7 @@ from functools import cache
 from typing import Any
 
 from fedrec.core.errors import ConfigError
+from fedrec.privacy.divergences import divergence
 from fedrec.stages.base import Release
 
 _TOLERANCE = 1e-3
@@ -166,15 +167,11 @@ def _by_renyi(releases: Mapping[Sampled, int], delta: float) -> float:
 def skellam_divergence(release: Sampled, order: int) -> float:
     """The Renyi divergence of a whole order, at least 2, between the releases of two neighbouring federations.
 
-    With L2 sensitivity s in whole numbers the L1 sensitivity is at most s squared, whatever the number of numbers.
     Raises ValueError for a release of another mechanism, or a sampled one.
     """
-    if release.mechanism != "skellam" or release.grid is None or release.sampling < 1:
+    if release.mechanism != "skellam" or release.sampling < 1:
         raise ValueError(f"{release} is no Skellam release of everybody")
-    squared = release.grid**2
-    variance = release.noise_multiplier**2 * squared
-    more = min(((2 * order - 1) * squared + 6 * squared) / (4 * variance**2), 3 * squared / (2 * variance))
-    return order * squared / (2 * variance) + more
+    return divergence(Release("skellam", release.noise_multiplier, grid=release.grid), order)
 
 
 def _event(release: Sampled) -> Any:

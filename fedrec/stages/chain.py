@@ -157,6 +157,11 @@ class Stages:
         """Whether what a round gives away leaves the devices noised, before anything reaches the server."""
         return any(stage.noise_on_devices > 0 for stage in self.stages)
 
+    @property
+    def noised_by_shares(self) -> bool:
+        """Whether that noise is only a share of what protects, of a sum."""
+        return any(stage.shares is not None for stage in self.stages)
+
     def largest(self, spec: Spec) -> float:
         """The norm that the update of one user has at most in a sum, for each unit of weight.
 
