@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -15,7 +16,7 @@ from commands.audit.cli import audit_app
 from commands.changes import change_as_dict, changes_table, shown
 from commands.ending import command_line, ending
 from commands.kept_cli import kept_app
-from commands.open_recipe import AS_TYPED, leaves_recipe_open, names_recipe, told
+from commands.open_recipe import AS_TYPED, leaves_recipe_open, names_recipe, told, types_no_recipe
 from commands.options import AsJson, Overrides, prepared
 from commands.overrides_help import BaselineCommand, OverridesCommand, PlainCommand
 from fedrec import __version__
@@ -224,19 +225,34 @@ def simulate_command(
     as_json: AsJson = False,
     verbose: Annotated[bool, typer.Option("--verbose", help="Show the whole log of the run.")] = False,
 ) -> None:
-    """Train on Flower's simulation runtime: `flwr run` with its own home, the right environment and exit status."""
+    """Train on Flower's simulation runtime: `flwr run` with its own home, the right environment and exit status.
+
+    If nothing of the recipe is typed, it is chosen by validation, in this process, before the runtime is started.
+    """
     from commands.signals import signals_as_exceptions
     from commands.superlink import SuperLink
 
-    # Composing takes seconds, of which torch's import is most: Flower can start meanwhile.
-    with ending(as_json) as (console, end), signals_as_exceptions(), SuperLink() as superlink:
-        config, same = prepared(overrides or [])
-        _say_as_typed(overrides or [], console)
-        from commands.report import show_summary
-        from commands.simulate import simulate  # as above
+    with ending(as_json) as (console, end), signals_as_exceptions():
+        if types_no_recipe(overrides or []):
+            config, same = prepared(overrides or [])
+            from commands.simulate import carry_on  # as above
+            from commands.tune import CANDIDATES, tune
 
-        end.update(simulate(config, same, console=console, verbose=verbose, superlink=superlink))
-        show_summary(end, console)
+            if leaves_recipe_open(overrides or [], config):
+                console.print(told(CANDIDATES), soft_wrap=True, highlight=False, markup=False)
+                finish = partial(carry_on, verbose=verbose)
+                base = working_directory()
+                end.update(tune(overrides or [], CANDIDATES, base, console=console, finish=finish, command="simulate"))
+                return
+        # Composing takes seconds, of which torch's import is most: Flower can start meanwhile.
+        with SuperLink() as superlink:
+            config, same = prepared(overrides or [])
+            _say_as_typed(overrides or [], console)
+            from commands.report import show_summary
+            from commands.simulate import simulate  # as above
+
+            end.update(simulate(config, same, console=console, verbose=verbose, superlink=superlink))
+            show_summary(end, console)
 
 
 @app.command("baseline", cls=BaselineCommand)

@@ -1,4 +1,4 @@
-"""Whether what was typed leaves the recipe open: then `fedrec train` chooses it, as `fedrec tune` does."""
+"""Whether what was typed leaves the recipe open: then `fedrec train` and `simulate` choose it, as `tune` does."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ APART = (
 
 AS_TYPED = (
     "trained as typed, on top of the defaults, whether they suit the data or not; where nothing of the recipe is "
-    "typed, `fedrec train` finds out which experiment=NAME does"
+    "typed, `fedrec train` and `fedrec simulate` find out which experiment=NAME does"
 )
 """What a person is told where nothing is tried, and no experiment is named."""
 
 
 def leaves_recipe_open(overrides: Sequence[str], config: RunConfig) -> bool:
     """Whether none of the overrides says how to train, and validation, by which a recipe is chosen, is on."""
-    if not (config.evaluation.validation and config.evaluation.every):
-        return False
+    return bool(config.evaluation.validation and config.evaluation.every) and types_no_recipe(overrides)
+
+
+def types_no_recipe(overrides: Sequence[str]) -> bool:
+    """Whether none of the overrides says how to train."""
     return all(key in APART or key.partition(".")[0] in APART for key in map(key_of, overrides))
 
 

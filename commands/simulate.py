@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 
@@ -21,6 +21,7 @@ from commands.resources import cluster, explain, federation_config, require
 from commands.signals import signals_as_exceptions
 from commands.superlink import NAME, SuperLink
 from fedrec.config.paths import assign, key_of, portable, settle, working_directory
+from fedrec.config.resume import PLACES
 from fedrec.config.schema import RunConfig, SimulationConfig
 from fedrec.core.disk import reading
 from fedrec.core.errors import FederationError
@@ -29,6 +30,9 @@ from fedrec.evaluation.curves import METRICS
 from server_app.manifest import new_run_id
 from server_app.resuming import prepare
 from server_app.run_folder import SUMMARY, RunFolder
+
+if TYPE_CHECKING:
+    from commands.candidates import Candidate
 
 LOG = "flower.log"
 """In the run folder: all that Flower and the app's processes said."""
@@ -93,6 +97,18 @@ def simulate(
             tail = _follow(link, run, folder, config, log, progress, verbose)
             _require_success(link, run, folder, tail)
     return _summary(folder)
+
+
+def carry_on(chosen: Candidate, console: Console, *, verbose: bool) -> dict[str, Any]:
+    """Carry a run that `fedrec tune` has chosen, of which a part may be done, to its end on Flower's runtime.
+
+    Raises as `simulate` does.
+    """
+    if not chosen.round:
+        return simulate(chosen.config, chosen.typed, console=console, verbose=verbose)
+    config = dataclasses.replace(chosen.config, resume=chosen.config.run_id)
+    same = [assign(key, value) for key in PLACES if (value := getattr(config, key)) is not None]
+    return simulate(config, same, console=console, verbose=verbose)
 
 
 def _resumed_folder(config: RunConfig) -> Path:

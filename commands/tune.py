@@ -1,11 +1,11 @@
-"""`fedrec tune`, and `fedrec train` where nothing of the recipe is typed: which of a few experiments suits the data.
+"""`fedrec tune`, and `train` and `simulate` where nothing of the recipe is typed: which experiment suits the data.
 
 By validation, for less traffic than the run itself: successive halving over rounds. Each candidate begins its own
 whole run, with its own schedule, and stops after a sixteenth of its rounds. The better half goes on for a larger share,
-and so on; the last one goes to its end, and is the run that `fedrec train` with this experiment is. So what the search
-costs is what the candidates that were given up have moved. Their training is planned beforehand to move at most what
-the cheapest of them would in a whole run; what cannot be tried for that is left out, the most expensive first. Their
-validations are counted beside it, as those of any run are.
+and so on; the last one goes to its end, here or on Flower's runtime, and is the run that `fedrec train` with this
+experiment is. So what the search costs is what the candidates that were given up have moved. Their training is planned
+beforehand to move at most what the cheapest of them would in a whole run; what cannot be tried for that is left out,
+the most expensive first. Their validations are counted beside it, as those of any run are.
 
 The runs of the candidates are kept beside the chosen one, in a folder of the same name that ends in `-search`.
 """
@@ -16,7 +16,7 @@ import dataclasses
 import logging
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -47,10 +47,35 @@ CANDIDATES = ("steady", "contexts_1mb", "recency_1mb", "sequences")
 _RUNGS = (1, 2, 4, 8)  # parts of `PARTS`
 
 
-def tune(overrides: Sequence[str], among: Sequence[str], base: Path, *, console: Console) -> dict[str, Any]:
+Finish = Callable[[Candidate, Console], dict[str, Any]]
+"""Carries a candidate's run, of which a part may be done, to its end, and returns its summary."""
+
+
+def finished_here(chosen: Candidate, console: Console) -> dict[str, Any]:
+    """The `Finish` of `fedrec tune` and `fedrec train`: in this process, as the candidates were tried."""
+    return _train(chosen, None, console)
+
+
+def tune(
+    overrides: Sequence[str],
+    among: Sequence[str],
+    base: Path,
+    *,
+    console: Console,
+    finish: Finish = finished_here,
+    command: str = "train",
+) -> dict[str, Any]:
     """Try experiments with these overrides, carry the best one to its end, and return its summary with the search.
 
     `tune.json` in the run's folder has the search, and the command that makes the same run again. Raises ConfigError.
+
+    Args:
+        overrides: That hold for all experiments.
+        among: The experiments.
+        base: The user's working directory.
+        console: Where progress and the end are shown.
+        finish: Carries the best one to its end.
+        command: Of `fedrec`, that does so.
     """
     torch.set_num_threads(1)  # as `fedrec train` does
     started = time.monotonic()
@@ -79,8 +104,8 @@ def tune(overrides: Sequence[str], among: Sequence[str], base: Path, *, console:
             break
     chosen = left[0]
     _move(chosen)
-    summary = _train(chosen, None, console)
-    found = {**_found(chosen, candidates, budget), "seconds": time.monotonic() - started}
+    summary = finish(chosen, console)
+    found = {**_found(chosen, candidates, budget, command), "seconds": time.monotonic() - started}
     write_text(Path(summary["run"]) / "tune.json", json_page(found))
     _show(found, console)
     show_summary(summary, console)
@@ -154,12 +179,12 @@ def _train(candidate: Candidate, until: int | None, console: Console) -> dict[st
     return result
 
 
-def _found(chosen: Candidate, candidates: Sequence[Candidate], budget: float) -> dict[str, Any]:
+def _found(chosen: Candidate, candidates: Sequence[Candidate], budget: float, command: str) -> dict[str, Any]:
     """The search, for JSON."""
-    command = [text for text in chosen.typed if key_of(text) not in ("runs_dir", "cache_dir")]
+    same = [text for text in chosen.typed if key_of(text) not in ("runs_dir", "cache_dir")]
     return {
         "experiment": chosen.name,
-        "command": shlex.join(["fedrec", "train", *command]),
+        "command": shlex.join(["fedrec", command, *same]),
         "bytes_per_user": sum(each.moved for each in candidates if each is not chosen),
         "evaluation": sum(each.evaluation for each in candidates if each is not chosen),
         "budget": budget,

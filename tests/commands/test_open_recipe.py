@@ -1,4 +1,4 @@
-"""`fedrec train` chooses the recipe as `fedrec tune` does where nothing of it is typed; else it takes what is typed."""
+"""Where nothing of the recipe is typed, `train` and `simulate` choose it as `tune` does; else they train as typed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 import fedrec
-from commands import cli, train, tune
+from commands import candidates, cli, report, simulate, superlink, train, tune
 from commands.open_recipe import APART, leaves_recipe_open, names_recipe
 from fedrec.config.compose import compose
+from fedrec.config.paths import settle
 from fedrec.config.schema import RunConfig
 
 OPEN: tuple[list[str], ...] = (
@@ -106,3 +108,65 @@ def test_the_line_of_json_has_the_search(tmp_path: Path, monkeypatch: pytest.Mon
     assert end["share"].startswith("NDCG@10 is ")
     overrides = json.loads((tmp_path / "runs/shop/manifest.json").read_text())["overrides"]
     assert overrides[0] == f"experiment={end['tune']['experiment']}"
+
+
+class NoSuperLink:
+    """Stands in for one that would be started."""
+
+    def __enter__(self) -> None:
+        done_with.append("superlink")
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+done_with: list[str] = []
+
+
+@pytest.mark.parametrize(
+    "typed", [["dataset.n_users=30"], ["dataset.n_users=30", "optim=fast"], ["evaluation.every=0"]]
+)
+def test_simulate_chooses_before_it_starts_the_runtime(
+    typed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done_with.clear()
+
+    def tuned(overrides: list[str], among: tuple[str, ...], base: Path, **more: Any) -> dict[str, Any]:
+        assert (overrides, among, base, more["command"]) == (typed, tune.CANDIDATES, tmp_path, "simulate")
+        assert more["finish"].func is simulate.carry_on
+        done_with.append("tune")
+        return {"run": str(tmp_path)}
+
+    def simulated(*_: Any, **__: Any) -> dict[str, Any]:
+        done_with.append("simulate")
+        return {"run": str(tmp_path)}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(superlink, "SuperLink", NoSuperLink)
+    monkeypatch.setattr(tune, "tune", tuned)
+    monkeypatch.setattr(simulate, "simulate", simulated)
+    monkeypatch.setattr(report, "show_summary", lambda *_: None)
+    shown = CliRunner().invoke(cli.app, ["simulate", *typed])
+    assert shown.exit_code == 0, shown.output
+    assert done_with == (["tune"] if typed == ["dataset.n_users=30"] else ["superlink", "simulate"])
+
+
+@pytest.mark.parametrize("tried", [0, 3])
+def test_what_was_chosen_is_resumed_where_a_part_of_it_is_done(
+    tried: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[RunConfig, list[str]]] = []
+
+    def simulated(config: RunConfig, overrides: list[str], **_: Any) -> dict[str, Any]:
+        asked.append((config, overrides))
+        return {}
+
+    monkeypatch.setattr(simulate, "simulate", simulated)
+    texts = ["run_id=t", f"runs_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache"]
+    config = settle(compose(texts, base=None), None)
+    chosen = candidates.Candidate("steady", ["experiment=steady"], config, tmp_path / "runs" / "t", None, round=tried)  # type: ignore[arg-type]
+    simulate.carry_on(chosen, Console(), verbose=False)
+    ((given, overrides),) = asked
+    assert given.resume == ("t" if tried else None)
+    resumed = ["resume=t", f"runs_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache"]
+    assert overrides == (resumed if tried else ["experiment=steady"])

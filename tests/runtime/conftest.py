@@ -53,9 +53,11 @@ class Place:
         lines = [json.loads(line) for line in (self.folder(run) / "metrics.jsonl").read_text().splitlines()]
         return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
-    def start(self, *overrides: str, command: str = "simulate", **env: str) -> subprocess.Popen[str]:
-        """Start a tiny run; later overrides replace earlier ones."""
-        given = {override.partition("=")[0]: override for override in [*TINY, *overrides]}
+    def start(
+        self, *overrides: str, command: str = "simulate", only: bool = False, **env: str
+    ) -> subprocess.Popen[str]:
+        """Start a tiny run, or one of these overrides alone; later overrides replace earlier ones."""
+        given = {override.partition("=")[0]: override for override in [*(() if only else TINY), *overrides]}
         return subprocess.Popen(
             [sys.executable, "-m", "commands.cli", command, "--json", *given.values()],
             cwd=self._empty,
