@@ -33,7 +33,7 @@ from federation.contract import StrategyConfig
 from fedrec.config.describe import to_yaml
 from fedrec.config.paths import key_of
 from fedrec.core.disk import writing
-from fedrec.core.errors import FederationError
+from fedrec.core.errors import DataError, FederationError
 from fedrec.core.strict_json import json_page
 from fedrec.core.whole_files import write_text
 from fedrec.evaluation.metrics import curve_metric
@@ -141,8 +141,10 @@ def _try(candidate: Candidate, parts: int, console: Console) -> None:
     """Let a candidate go on until so many parts of its run are done; one that cannot, is out of the search."""
     try:
         _train(candidate, candidate.after(parts), console)
-    except FederationError as error:  # it diverged, say: unknown recipes on unknown data do
-        candidate.failed, candidate.moved = str(error), candidate.planned(parts)
+    except (FederationError, DataError) as error:
+        # It diverged, say, or it wants longer item vectors than so few items have: unknown recipes on unknown data do.
+        candidate.failed = str(error)
+        candidate.moved = candidate.planned(parts) if isinstance(error, FederationError) else 0.0
         log.warning("experiment=%s is out of the search: %s", candidate.name, error)
 
 

@@ -135,6 +135,20 @@ def test_a_candidate_that_fails_is_out_of_the_search_and_costs_what_it_moved(
         tuned(tmp_path / "again")
 
 
+def test_a_candidate_that_so_small_a_catalogue_cannot_have_is_out_of_the_search(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody who typed nothing is told of an item vector's length."""
+    texts = [*SHOP, "federation.fraction=0.3", "optim.negatives=10", "strategy.rounds=16", "run_id=t"]
+    texts += [f"runs_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache"]
+    found = tune(texts, ["recency_1mb", "steady"], tmp_path, console=Console(file=io.StringIO()))["tune"]
+    assert found["experiment"] == "steady"
+    (failed,) = [each for each in found["candidates"] if "failed" in each]
+    assert failed["failed"].startswith("base_table.dim=256: 60 items with text")
+    assert (failed["bytes_per_user"], found["bytes_per_user"]) == (0.0, 0.0)
+    assert "experiment=recency_1mb is out of the search: base_table.dim=256" in caplog.text
+
+
 def candidate(name: str, once: int, each: int) -> Candidate:
     phase = SimpleNamespace(rounds=160, up=each, down=each, once=once, whole=once, merge=0, merge_every=0)
     sizes: Any = SimpleNamespace(joining={"setup": 1000}, fraction=1.0, phases=(phase,), exchanges=())
