@@ -139,7 +139,7 @@ def test_a_candidate_that_so_small_a_catalogue_cannot_have_is_out_of_the_search(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody who typed nothing is told of an item vector's length."""
-    texts = [*SHOP, "federation.fraction=0.3", "optim.negatives=10", "strategy.rounds=16", "run_id=t"]
+    texts = [*SHOP, "federation.fraction=0.3", "optim.negatives=10", "strategy.rounds=24", "run_id=t"]
     texts += [f"runs_dir={tmp_path}/runs", f"cache_dir={tmp_path}/cache"]
     found = tune(texts, ["recency_1mb", "steady"], tmp_path, console=Console(file=io.StringIO()))["tune"]
     assert found["experiment"] == "steady"
