@@ -20,7 +20,7 @@ from fedrec.datasets.base import DatasetConfig
 from fedrec.networks.simulated import SimulatedNetwork
 from fedrec.wire.item_list import item_list_packet, pack_item_list
 from server_app.account import planned, settled
-from server_app.setup import make_setup
+from server_app.setup import labels_wanted, make_setup
 
 _DIGEST = "0" * 32
 """In the place of a digest of data that is not read; all are of this length."""
@@ -45,7 +45,8 @@ def describe(config: RunConfig, items: int | None) -> Sizes:
         items = len(catalogue)
         item_list = len(item_list_packet(pack_item_list(catalogue.item_ids, catalogue.titles)))
     config = settled(config, users or _imagined(config))
-    found = sizes(config, make_setup(config, items, _DIGEST, _DIGEST, None), item_list, users)
+    labels = _DIGEST if labels_wanted(config) else ""
+    found = sizes(config, make_setup(config, items, _DIGEST, _DIGEST, None, labels), item_list, users)
     return dataclasses.replace(found, privacy=planned(config), times=_times(config, found.phases))
 
 

@@ -11,6 +11,7 @@ from exchanges.declaration import Declaration, Participant
 from exchanges.records import grouped
 from fedrec.core.tensors import Spec
 from fedrec.wire.item_counts import counts_format
+from fedrec.wire.item_labels import labels_size
 from fedrec.wire.packet import PacketFormat
 from fedrec.wire.protocol import Setup
 
@@ -20,7 +21,8 @@ KEY_BYTES, GROUP_BYTES = 8, 2
 class Enrolment(Declaration):
     """A node joins: the setup of the run down, and the list of items to who lacks it; its users' keys up.
 
-    These are no packets of tensors: JSON that a client checks, and one array.
+    Where users are grouped by the labels of items, those go down with the setup. Nothing of it is trained: JSON and
+    lists that a client checks, and arrays.
     """
 
     kind = records.ENROLL
@@ -28,7 +30,7 @@ class Enrolment(Declaration):
     def __init__(self, setup: Setup, item_list: int = 0) -> None:
         """Of a run whose clients are told `setup`; `item_list` is the length of the packet of items, or 0 for none."""
         self._setup = len(setup.device_json().encode())
-        self._item_list = item_list
+        self._lists = item_list + labels_size(setup.n_items, setup.grouping_of_run.labels)
         self._grouped = len(setup.groups) > 1
 
     @override
@@ -41,7 +43,7 @@ class Enrolment(Declaration):
 
     @override
     def down_bytes(self, to: Participant) -> int:
-        return self._setup + self._item_list
+        return self._setup + self._lists
 
     @override
     def up_bytes(self, by: Participant) -> int:

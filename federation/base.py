@@ -40,6 +40,7 @@ from fedrec.core.tensors import Tensors
 from fedrec.networks.simulated import SimulatedNetwork
 from fedrec.stages.base import Round
 from fedrec.stages.draws import Draws
+from fedrec.wire.item_labels import labels_packet
 from fedrec.wire.item_list import item_list_packet
 from fedrec.wire.lead import Lead
 from fedrec.wire.protocol import Setup
@@ -63,6 +64,7 @@ class FederatedStrategy(ABC):
         eligible: Tensors,
         observer: Observer,
         deployed: Deployed | None = None,
+        labels: Tensors | None = None,
     ) -> None:
         """A strategy for one run.
 
@@ -73,6 +75,7 @@ class FederatedStrategy(ABC):
             eligible: The public list of items that may be recommended, as it is sent.
             observer: Is told of rounds and checkpoints.
             deployed: What only a deployment has; None in a simulation.
+            labels: The public labels of items, as they are sent; None where users are not grouped by them.
         """
         self.config: Any = config.strategy
         self.setup = setup
@@ -97,6 +100,7 @@ class FederatedStrategy(ABC):
         self._secret = deployed.secret if deployed else simulation_secret(setup.seed)
         self._deployed = deployed is not None
         self._item_list = deployed and records.wrap(item_list_packet(deployed.item_list))
+        self._labels = labels and records.wrap(labels_packet(labels))
         self._resumes: Sequence[int] = ()
         self._checkpoints = KeptCheckpoints(config.checkpoints_kept)
         self.after = 0  # the last round that was trained
@@ -182,7 +186,8 @@ class FederatedStrategy(ABC):
 
     def _conversation(self, grid: Grid) -> Conversation:
         directory, meter, eligible = self.directory, self.meter, self.models.eligible
-        talk = Conversation(grid, self.setup, self.rules, directory, meter, eligible, self._item_list, self._resumes)
+        sent = (eligible, self._item_list, self._resumes, self._labels)
+        talk = Conversation(grid, self.setup, self.rules, directory, meter, *sent)
         if (self.after < self.config.rounds or self._unranked) and self.setup.simulation is not None:
             talk.wait(self._run.simulation.nodes, _CONNECTING)
         return talk

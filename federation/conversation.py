@@ -54,6 +54,7 @@ class Conversation:
         eligible: Array,
         item_list: Array | None = None,
         resumes: Sequence[int] = (),
+        labels: Array | None = None,
     ) -> None:
         """Of a run whose clients are told `setup`.
 
@@ -66,6 +67,7 @@ class Conversation:
             eligible: The public list of items that may be recommended, wrapped: everybody downloads it to join.
             item_list: The public list of items, wrapped, for sites that have none yet.
             resumes: The rounds after which the run went on when it was resumed.
+            labels: The public labels of items, wrapped, where users are grouped by them.
         """
         self.losses = Losses()
         self.elapsed = 0.0
@@ -77,7 +79,7 @@ class Conversation:
         self._meter = meter
         self._post = Post(self.losses, rules.silent_rounds)
         limits = rules.node_limits(simulated=setup.simulation is not None)
-        self.roster = Roster(setup, self._post, directory, item_list, resumes, limits)
+        self.roster = Roster(setup, self._post, directory, item_list, resumes, limits, labels)
         self._joining = self.roster.enrolment_bytes + size(eligible)
         self._holds: dict[str, set[str]] = {}
 
@@ -141,7 +143,7 @@ class Conversation:
                 self._holds[self.roster.named[node]].update(_once(sent_to[node], node))
                 self.roster.resends.useful(node)
                 self._take(node, answer, sent_to[node])
-            elif missing in (NAMED, self._setup.catalogue):
+            elif missing in (NAMED, self._setup.catalogue, self._setup.item_labels):
                 self.losses.counts["users_changed"] += 1
                 log.warning("node %d has other users than it had: they are asked for anew", node)
                 self.roster.forget(node)

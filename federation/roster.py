@@ -67,6 +67,7 @@ class Roster:
         item_list: Array | None = None,
         resumes: Collection[int] = (),
         limits: NodeLimits = UNLIMITED,
+        labels: Array | None = None,
     ) -> None:
         """Of a run whose clients are told `setup`.
 
@@ -77,6 +78,7 @@ class Roster:
             item_list: The public list of items, wrapped, for sites that have none yet.
             resumes: The rounds after which the run went on when it was resumed; nodes forget what they trained since.
             limits: What one node may be.
+            labels: The public labels of items, wrapped, where users are grouped by them: part of every invitation.
         """
         self.directory = directory
         self.named: dict[int, str] = {}
@@ -88,6 +90,7 @@ class Roster:
         self._catalogue = setup.catalogue
         self._n_groups = len(setup.groups)
         self._item_list = item_list
+        self._labels = {} if labels is None else {FROZEN + setup.item_labels: labels}
         declared, device = Enrolment(setup, size(item_list) if item_list else 0), Participant()
         self.enrolment_bytes = declared.down_bytes(device) + declared.up_bytes(device)
         self._refused: dict[int, str] = {}
@@ -185,7 +188,7 @@ class Roster:
         self, grid: Grid, nodes: list[int], patience: float, enough: Callable[[], bool]
     ) -> Iterator[tuple[int, Message]]:
         """The nodes' answers; sites that have not got the list of items are sent it and asked once more."""
-        messages = [Message(pack(self._invitation()), node, ENROLL) for node in nodes]
+        messages = [Message(pack(self._invitation(), self._labels), node, ENROLL) for node in nodes]
         told: set[int] = set()
         for sent, answer in self._post.ask(grid, messages, patience, lambda node: LONGEST, enough) if messages else ():
             node = sent.metadata.dst_node_id
@@ -200,7 +203,7 @@ class Roster:
                 log.warning("node %d is left out for a while: %s", node, why)
             else:
                 told.add(node)
-                content = pack(self._invitation(), {FROZEN + self._catalogue: self._item_list})
+                content = pack(self._invitation(), {**self._labels, FROZEN + self._catalogue: self._item_list})
                 self._post.send_again(grid, Message(content, node, ENROLL), patience)
 
     def _invitation(self) -> dict[str, Field]:

@@ -23,6 +23,7 @@ from fedrec.core.tensors import Spec, TensorSpec
 from fedrec.optim.base import Recipe
 from fedrec.stages.base import Stage
 from fedrec.wire.eligible import eligible_spec
+from fedrec.wire.item_labels import labels_size
 from fedrec.wire.packet import PacketFormat
 from fedrec.wire.protocol import Setup, frozen_format
 from peft_embeddings.model import Model, models_of
@@ -153,8 +154,8 @@ class Sizes:
     Attributes:
         items: Rows of the catalogue.
         fraction: Share of the users who are chosen in a round.
-        joining: Bytes that a user's device moves once to join: setup and list of eligible items down, its key up, and
-            its report of items where the backbone has them counted.
+        joining: Bytes that a user's device moves once to join: setup and list of eligible items down, labels of items
+            where users are grouped by them, its key up, and its report of items where the backbone has them counted.
         metrics: Bytes of the metrics up, for each ranking of a split. A device that does not train in the same message
             downloads the model for it too. Not part of the totals.
         phases: The plan.
@@ -200,10 +201,12 @@ def sizes(config: RunConfig, setup: Setup, item_list: int | None = None, users: 
     strategy: Any = config.strategy
     enrolment = members.Enrolment(setup)
     joining = {
-        "setup": enrolment.down_bytes(_DEVICE),
+        "setup": enrolment.down_bytes(_DEVICE) - (labels := labels_size(setup.n_items, setup.grouping_of_run.labels)),
         "key": enrolment.up_bytes(_DEVICE),
         "eligible items": frozen_format(eligible_spec(setup.n_items)).size(),
     }
+    if labels:
+        joining["labels of items"] = labels
     if config.runtime == "deployment" and item_list is not None:
         joining["item list"] = item_list
     if setup.backbone_of_run.item_counting is not None:

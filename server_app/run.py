@@ -37,7 +37,7 @@ from server_app.chosen import chosen
 from server_app.manifest import manifest, new_run_id
 from server_app.resuming import Resumption, go_on, manifest_of_resumed, prepare
 from server_app.run_folder import CONFIG, MANIFEST, SETUP, SUMMARY, RunFolder
-from server_app.setup import base_table, make_setup, require_rankable, text_encoder
+from server_app.setup import base_table, item_labels, make_setup, require_rankable, text_encoder
 from server_app.standing import standing
 from server_app.warnings import warnings_of
 from server_app.watching import Progress, Recorder, Silent, Watcher, at_ten, shown
@@ -110,7 +110,9 @@ def _run(
         listed = pack_item_list(dataset.catalogue.item_ids, dataset.catalogue.titles)
         # What a site can check is the list that it gets.
         deployed, catalogue = Deployed(own_secret(folder.path), listed), content_digest(listed)
-    setup = make_setup(config, len(dataset.catalogue), catalogue, content_digest(eligible), place)
+    labels = item_labels(config, table.table)
+    digests = (catalogue, content_digest(eligible))
+    setup = make_setup(config, len(dataset.catalogue), *digests, place, content_digest(labels) if labels else "")
     if deployed is not None:
         setup = dataclasses.replace(setup, run_key=_run_key(str(config.run_id), folder, deployed, resumption))
     facts = manifest(config, overrides, dataset, table, place)
@@ -135,8 +137,9 @@ def _run(
         results = simulated_baselines(setup, dataset, vectors, "test")
         baselines, rival = results.means, best_of(results, setup, dataset)
         most = ceiling(config, dataset, setup.ks)
+    recorder = Recorder(folder, watcher, config.checkpoints_kept, ledger)
     strategy: FederatedStrategy = registry.strategies.get(config.strategy.name)(
-        config, setup, table.table, eligible, Recorder(folder, watcher, config.checkpoints_kept, ledger), deployed
+        config, setup, table.table, eligible, recorder, deployed, labels
     )
     strategy.rival, strategy.pause = rival, pause
     if resumption is not None:

@@ -9,13 +9,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from fedrec.config.schema import ROW_OF_GRADIENTS, RunConfig
 from fedrec.core import registry
 from fedrec.core.errors import ConfigError, DataError
-from fedrec.core.tensors import text_digest
+from fedrec.core.rng import derive
+from fedrec.core.tensors import Tensors, text_digest
 from fedrec.data.types import Dataset
+from fedrec.groupings.base import Grouping
 from fedrec.optim.base import Recipe
+from fedrec.wire.item_labels import pack_labels
 from fedrec.wire.protocol import (
     PROTOCOL_VERSION,
     PhaseSetup,
@@ -25,9 +30,12 @@ from fedrec.wire.protocol import (
 from peft_embeddings.base_table import BaseTable, build_base_table, random_base_table
 from peft_embeddings.encoders.base import Progress, TextEncoder
 from peft_embeddings.model import models_of
+from peft_embeddings.quantiser.kmeans import kmeans, nearest
 
 log = logging.getLogger("fedrec")
 
+_STARTS = 10
+"""Of k-means, for the labels of items."""
 _RANKED = 3
 """Interactions of a user who is ranked: one for validation, one for the test, and something to train on."""
 
@@ -68,8 +76,36 @@ def require_rankable(dataset: Dataset) -> None:
         )
 
 
+def labels_wanted(config: RunConfig) -> int:
+    """How many public labels of items the groups go by; 0: none."""
+    grouping: Grouping = registry.groupings.get(config.grouping.name)(config.grouping, config.seed)
+    return grouping.labels
+
+
+def item_labels(config: RunConfig, table: Tensor) -> Tensors | None:
+    """The public labels of items, as they are sent: of each the nearest of the centroids of a base table [items, dim].
+
+    None where users are not grouped by them. The centroids are those of k-means, drawn from the run's seed: of several
+    starts the one whose vectors are nearest to their centroids, for some starts leave a centroid with hardly any.
+    """
+    wanted = labels_wanted(config)
+    if not wanted:
+        return None
+    rng = torch.Generator().manual_seed(derive(config.seed, "centroids"))
+    started = (kmeans(table, wanted, rng) for _ in range(_STARTS))
+    centroids = min(started, key=lambda found: float((table - found[nearest(table, found)]).square().sum()))
+    labels = nearest(table, centroids)
+    log.info("labels of items: %s of each", ", ".join(map(str, torch.bincount(labels, minlength=wanted).tolist())))
+    return pack_labels(labels)
+
+
 def make_setup(
-    config: RunConfig, n_items: int, catalogue: str, eligible: str, simulation: SimulatedData | None
+    config: RunConfig,
+    n_items: int,
+    catalogue: str,
+    eligible: str,
+    simulation: SimulatedData | None,
+    item_labels: str = "",
 ) -> Setup:
     """What every client is told about a run.
 
@@ -79,6 +115,7 @@ def make_setup(
         catalogue: The catalogue's digest.
         eligible: The digest of the list of eligible items, as it is sent.
         simulation: Where a simulated node finds its users' data.
+        item_labels: The digest of the labels of items, as they are sent; empty where users are not grouped by them.
 
     Raises ConfigError if nobody's update could ever count.
     """
@@ -111,6 +148,7 @@ def make_setup(
         uplink=dataclasses.asdict(config.uplink),
         downlink=dataclasses.asdict(config.downlink),
         aggregation=dataclasses.asdict(config.aggregation),
+        item_labels=item_labels,
     )
     if refused := {why for model in models_of(setup) if (why := setup.stages.refusal(model.trainable))}:
         raise ConfigError(sorted(refused))

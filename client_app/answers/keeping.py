@@ -13,6 +13,7 @@ from exchanges.records import grouped
 from fedrec.core.errors import PacketError
 from fedrec.core.tensors import Tensors, content_digest, matches
 from fedrec.wire.eligible import eligible_spec
+from fedrec.wire.item_labels import labels_spec
 from fedrec.wire.item_list import item_list_format
 from fedrec.wire.protocol import frozen_format
 from peft_embeddings.model import BASE, Model
@@ -31,10 +32,12 @@ def keep_frozen(node: Node, phase: int, group: str, name: str, packet: bytes, co
         form = item_list_format(len(packet))
     elif name == setup.eligible:
         form = frozen_format(eligible_spec(setup.n_items))
+    elif name == setup.item_labels:
+        form = frozen_format(labels_spec(setup.n_items))
     else:
         form = held_format(setup, node.model(phase), merged=name != content)
     received = form.decode(packet)
-    of_the_run = name not in (setup.catalogue, setup.eligible)
+    of_the_run = name not in (setup.catalogue, setup.eligible, setup.item_labels)
     if of_the_run and (problem := node.model(phase).embedding.frozen_problem(received.tensors)):
         raise PacketError("malformed", f"frozen tensors of phase {phase} with {problem}")
     since = Since(grouped(setup.run_key, group), received.round) if of_the_run else None

@@ -43,6 +43,7 @@ from fedrec.groupings.base import Users
 from fedrec.networks.simulated import SimulatedNetwork
 from fedrec.optim.base import Recipe
 from fedrec.wire.eligible import unpack_eligible
+from fedrec.wire.item_labels import unpack_labels
 from fedrec.wire.packet import PacketFormat
 from fedrec.wire.protocol import Setup, checkpoint_round
 from fedrec.wire.updates import NodeUpdate
@@ -125,9 +126,21 @@ class Node:
         return self.assigned(self.users.training(np.arange(len(self.users))))
 
     def assigned(self, cohort: Cohort) -> NDArray[np.int64]:
-        """The group of each of these users, int64 [users]."""
+        """The group of each of these users, int64 [users]. Raises MissingFrozenError if labels of items lack."""
         word = self.place.group if isinstance(self.place, Site) else ""
-        return self.setup.grouping_of_run.assign(Users(cohort.keys, cohort.offsets, cohort.items, word))
+        users = Users(cohort.keys, cohort.offsets, cohort.items, word, self._item_labels)
+        return self.setup.grouping_of_run.assign(users)
+
+    @property
+    def _item_labels(self) -> NDArray[np.uint8]:
+        """The label of each item, uint8 [items]; empty where the run's groups do not go by them."""
+        labels = self.setup.grouping_of_run.labels
+        if not labels:
+            return np.zeros(0, dtype=np.uint8)
+        held = self.frozen_store.get(self.setup.item_labels)
+        if held is None:
+            raise MissingFrozenError(self.setup.item_labels)
+        return unpack_labels(held, self.setup.n_items, labels)
 
     def participant(self, slots: NDArray[np.int64]) -> Participant:
         """The users in `slots`, as both sides know them."""

@@ -22,12 +22,15 @@ class Users(NamedTuple):
         offsets: int64 [users + 1]; the n-th user trains on `items[offsets[n]:offsets[n + 1]]`.
         items: int64 [sum of lengths], catalogue rows, oldest first.
         word: What the site says of all its users (`group` in the node configuration); empty: nothing.
+        labels: uint8 [items of the catalogue], the public label of each, below `Grouping.labels`; empty where there are
+            none.
     """
 
     keys: NDArray[np.uint64]
     offsets: NDArray[np.int64]
     items: NDArray[np.int64]
     word: str = ""
+    labels: NDArray[np.uint8] = np.zeros(0, dtype=np.uint8)
 
 
 class Grouping(ABC):
@@ -49,6 +52,15 @@ class Grouping(ABC):
     @abstractmethod
     def names(self) -> tuple[str, ...]:
         """The groups, each by a name of at most 32 small letters, digits, `_` and `-`; at least one."""
+
+    @property
+    def labels(self) -> int:
+        """How many public labels of items it goes by; 0: none, and none are sent.
+
+        An item's label is the place of the nearest of so many centroids of the base table. The server makes them, and a
+        device is sent them when it joins.
+        """
+        return 0
 
     @abstractmethod
     def assign(self, users: Users) -> NDArray[np.int64]:

@@ -133,10 +133,13 @@ class Setup:
     uplink: Mapping[str, Any] = field(default_factory=lambda: dict(_DENSE))
     downlink: Mapping[str, Any] = field(default_factory=lambda: dict(_DENSE))
     aggregation: Mapping[str, Any] = field(default_factory=lambda: dict(_PLAIN))
+    item_labels: _Digest = ""
 
     def to_json(self) -> str:
-        """One line of JSON with sorted keys; nothing of links, network and aggregation that are the plain ones."""
+        """One line of JSON with sorted keys; nothing of what is the plain one, or not there."""
         told = dataclasses.asdict(self)
+        if not self.item_labels:
+            del told["item_labels"]
         if told["aggregation"] == _PLAIN:
             del told["aggregation"]
         for link in ("uplink", "downlink"):
