@@ -73,6 +73,13 @@ def of_run(folder: Path) -> Recommendable:
             f"the list of the items that may be recommended, {error} in {state / 'frozen'}, is missing, damaged or "
             f"not to be read: {_RESTORE}"
         ) from error
+    try:
+        _ = node.item_labels
+    except (MissingFrozenError, PacketError) as error:
+        raise StoreError(
+            f"the labels of items, by which users are grouped, {error} in {state / 'frozen'}, are missing or damaged: "
+            f"{_RESTORE}"
+        ) from error
     round = checkpoint.for_use[0]
     models = {
         number: Received(state.phase, round, number, _model(node, checkpoint.round, state, folder), kept[0])

@@ -44,7 +44,7 @@ _NO_TEXT = ("Cc", "Cs")
 
 
 def recommend(
-    run: str | None, state_dir: str | None, user: str | None, history: str | None, top: int
+    run: str | None, state_dir: str | None, user: str | None, history: str | None, top: int, group: str | None = None
 ) -> dict[str, Any]:
     """The `top` items for a user, as plain data for JSON.
 
@@ -54,14 +54,15 @@ def recommend(
         user: Id of a user in the data; or else
         history: the ids of somebody's items, with a comma between them.
         top: How many items.
+        group: The group whose model is taken; None: the user's own or, where no model of that is here, the nearest.
 
     One of the two is None. Raises RecommendError, or a StoreError for files that cannot be used.
     """
     torch.set_num_threads(1)
     source = source_of(run, state_dir)
     node = source.node
-    who, group = _known_user(source, user) if user is not None else _newcomer(node, source.items, str(history))
-    received = source.model_of(group)
+    who, own = _known_user(source, user) if user is not None else _newcomer(node, source.items, str(history))
+    received = source.model_of(_served_by(source, who, own, group))
     found = best(node, received, who, top)
     if not found.sane[0]:
         raise StoreError("the user's private tensors are not finite: its training has diverged; train anew")
@@ -72,7 +73,8 @@ def recommend(
     return {
         "from": source.name,
         "round": received.round,
-        **({"group": name} if (name := node.setup.groups[group]) else {}),
+        **({"group": name} if (name := node.setup.groups[received.group]) else {}),
+        **({"instead_of": node.setup.groups[own]} if received.group != own else {}),
         "passed_over": list(source.passed_over),
         "user": user,
         "history": len(who.items),
@@ -84,10 +86,14 @@ def recommend(
     }
 
 
-def require_one_way(user: str | None, history: str | None, everybody: bool, out: str | None) -> None:
+def require_one_way(
+    user: str | None, history: str | None, everybody: bool, out: str | None, group: str | None = None
+) -> None:
     """Raise RecommendError unless a command says in one way whom to recommend to, and for everybody into which file."""
     if everybody != (out is not None):
         raise RecommendError("--all and --out FILE go together: give both, or neither")
+    if everybody and group is not None:
+        raise RecommendError("--all takes the model of each user's own group: leave out --group")
     if [user is not None, history is not None, everybody].count(True) != 1:
         raise RecommendError(
             "give either a user of the data (--user ID), somebody's items (--history ITEM,ITEM,...), or --all with "
@@ -122,6 +128,8 @@ def show_recommendation(found: Mapping[str, Any], console: Console) -> None:
     trained = "" if found["trained"] else "; the user has never trained, and is served from its items alone"
     newer = "; newer ones are damaged" if found["passed_over"] else ""
     group = f" of the group {found['group']}" if "group" in found else ""
+    if "instead_of" in found:
+        group += f" (the user is of the group {found['instead_of']})"
     console.print(f"from the model{group} of round {found['round']}{newer}{trained}", highlight=False, markup=False)
 
 
@@ -145,11 +153,14 @@ def of_site(state_dir: Path) -> Recommendable:
     for path in kept_models(state_dir):
         if found is not None and run_of(path) != found.node.setup.run_key:
             continue
-        eligible = None
+        lists: dict[str, str] = {}
         try:
             about, packet = read_model(path)
             setup = Setup.from_json(about.setup)
-            eligible = setup.eligible
+            lists = {
+                setup.eligible: "the list of items that may be recommended",
+                setup.item_labels: "the labels of items, by which users are grouped,",
+            }
             node = found.node if found is not None else _site_node(setup, state_dir, about.group)
             group = setup.groups.index(about.group)
             received = node.receive(about.phase, about.round, group, packet, about.frozen)
@@ -157,6 +168,7 @@ def of_site(state_dir: Path) -> Recommendable:
                 _ = node.sampler
                 items = item_list(node.frozen_store, setup)
                 _ = node.users  # what was prepared is compared with its digest
+                _ = node.item_labels
                 require_private_tensors(state_dir, "the next round makes another, in which its users start anew")
                 found = Recommendable(str(state_dir), node, {}, items)
             found = found._replace(models={**found.models, group: received})
@@ -164,7 +176,8 @@ def of_site(state_dir: Path) -> Recommendable:
             problems.append(f"{path.name}: {error}")
             log.warning("a model is passed over: %s", problems[-1])
         except MissingFrozenError as error:
-            problems.append(f"{path.name}: {_frozen(error.digest, eligible)} is missing or damaged")
+            lacking = lists.get(error.digest, f"what is frozen under the model ({error.digest})")
+            problems.append(f"{path.name}: missing or damaged: {lacking}")
             log.warning("a model is passed over: %s", problems[-1])
     if found is not None:
         return found
@@ -176,13 +189,6 @@ def of_site(state_dir: Path) -> Recommendable:
 def _site_node(setup: Setup, state_dir: Path, group: str) -> Node:
     """The site's node of a run, one of whose groups it is of. Its data is prepared: no interactions are read."""
     return Node(setup, Site(state_dir.resolve() / "nothing", state_dir.resolve(), group=group))
-
-
-def _frozen(digest: str, eligible: str | None) -> str:
-    """What a node lacks, in words."""
-    if digest == eligible:
-        return "the list of items that may be recommended"
-    return f"what is frozen under the model ({digest})"
 
 
 def _known_user(source: Recommendable, user: str) -> tuple[Cohort, int]:
@@ -201,6 +207,17 @@ def _known_user(source: Recommendable, user: str) -> tuple[Cohort, int]:
             "the checkpoint are not those of this run; restore the run folder from a copy"
         )
     return who, int(node.groups[slot])
+
+
+def _served_by(source: Recommendable, who: Cohort, own: int, named: str | None) -> int:
+    """The place of the group whose model serves a user of the group `own`."""
+    names = source.node.setup.groups
+    if named is None:
+        return own if own in source.models else int(source.node.nearest(who, sorted(source.models))[0])
+    if named not in names:
+        groups = f"the run has the groups {', '.join(names)}" if len(names) > 1 else "the run has no groups"
+        raise RecommendError(f"--group {named}: {groups}")
+    return names.index(named)
 
 
 def _newcomer(node: Node, items: ItemList, history: str) -> tuple[Cohort, int]:

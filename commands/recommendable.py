@@ -48,7 +48,7 @@ class Recommendable(NamedTuple):
         if group not in self.models:
             names = self.node.setup.groups
             held = ", ".join(names[number] for number in self.models)
-            raise RecommendError(f"the user belongs to the group {names[group]}, and here are only models of {held}")
+            raise RecommendError(f"no model of the group {names[group]} is here, only of {held}")
         return self.models[group]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -127,13 +128,25 @@ class Node:
 
     def assigned(self, cohort: Cohort) -> NDArray[np.int64]:
         """The group of each of these users, int64 [users]. Raises MissingFrozenError if labels of items lack."""
-        word = self.place.group if isinstance(self.place, Site) else ""
-        users = Users(cohort.keys, cohort.offsets, cohort.items, word, self._item_labels)
-        return self.setup.grouping_of_run.assign(users)
+        return self.setup.grouping_of_run.assign(self._told(cohort))
 
-    @property
-    def _item_labels(self) -> NDArray[np.uint8]:
-        """The label of each item, uint8 [items]; empty where the run's groups do not go by them."""
+    def nearest(self, cohort: Cohort, here: Sequence[int]) -> NDArray[np.int64]:
+        """For each of these users the group among `here`, ascending, whose model is to serve it, int64 [users].
+
+        Raises MissingFrozenError if labels of items lack.
+        """
+        return self.setup.grouping_of_run.nearest(self._told(cohort), here)
+
+    def _told(self, cohort: Cohort) -> Users:
+        word = self.place.group if isinstance(self.place, Site) else ""
+        return Users(cohort.keys, cohort.offsets, cohort.items, word, self.item_labels)
+
+    @cached_property
+    def item_labels(self) -> NDArray[np.uint8]:
+        """The label of each item, uint8 [items]; empty where the run's groups do not go by them.
+
+        Raises MissingFrozenError if they lack, PacketError (`malformed`) if they are not those of this run's items.
+        """
         labels = self.setup.grouping_of_run.labels
         if not labels:
             return np.zeros(0, dtype=np.uint8)

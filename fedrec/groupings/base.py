@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -68,3 +69,10 @@ class Grouping(ABC):
 
         Raises ConfigError if the site has not said what it has to.
         """
+
+    def nearest(self, users: Users, here: Sequence[int]) -> NDArray[np.int64]:
+        """Of each user the group whose model serves it where only those of `here`, ascending, are, int64 [users].
+
+        By default the first: groups that are drawn, or named by sites, are not near each other.
+        """
+        return np.full(len(users.keys), here[0], dtype=np.int64)

@@ -7,6 +7,7 @@ each of its users which cluster most of the items are from.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -65,7 +66,17 @@ class GroupsByCentroids(Grouping):
 
     @override
     def assign(self, users: Users) -> NDArray[np.int64]:
+        return self._votes(users).argmax(axis=1)
+
+    @override
+    def nearest(self, users: Users, here: Sequence[int]) -> NDArray[np.int64]:
+        """Among `here` the group of which most items are."""
+        groups = np.asarray(here, dtype=np.int64)
+        return groups[self._votes(users)[:, groups].argmax(axis=1)]
+
+    def _votes(self, users: Users) -> NDArray[np.int64]:
+        """int64 [users, groups]: how many of each user's items are of each group."""
         n_users, groups = len(users.keys), self.config.groups
         of = np.repeat(np.arange(n_users), np.diff(users.offsets))
         votes = np.bincount(of * groups + users.labels[users.items], minlength=n_users * groups)
-        return votes.reshape(n_users, groups).argmax(axis=1)
+        return votes.reshape(n_users, groups)

@@ -344,19 +344,23 @@ def test_what_cannot_be_grouped_is_said_before_anything_starts(tmp_path: Path) -
 
 @pytest.mark.parametrize("name", groupings.names())
 def test_a_grouping_depends_on_the_user_and_not_on_who_is_beside_it(name: str) -> None:
-    values = {"key": {"groups": 3}, "site": {"groups": ("a", "b")}}.get(name, {})
+    values = {"key": {"groups": 3}, "site": {"groups": ("a", "b")}, "centroids": {"groups": 4}}.get(name, {})
     cls = groupings.get(name)
     made: Grouping = cls(cls.config_class(name=name, **values), 7)
     keys = np.random.default_rng(0).integers(0, 2**64, 50, dtype=np.uint64)
-    users = Users(keys, np.arange(51), np.arange(50) % 9, "b")
+    labels = np.array([0, 1, 2, 3, 0, 1, 2, 3, 1], dtype=np.uint8)
+    users = Users(keys, np.arange(51), np.arange(50) % 9, "b", labels)
     assigned = made.assign(users)
     assert assigned.shape == (50,)
     assert ((assigned >= 0) & (assigned < len(made.names))).all()
     order = np.random.default_rng(1).permutation(50)
-    moved = made.assign(Users(keys[order], users.offsets, users.items[order], "b"))
+    moved = made.assign(Users(keys[order], users.offsets, users.items[order], "b", labels))
     assert (moved == assigned[order]).all()
-    alone = made.assign(Users(keys[:1], np.array([0, 1]), users.items[:1], "b"))
+    alone = made.assign(Users(keys[:1], np.array([0, 1]), users.items[:1], "b", labels))
     assert alone[0] == assigned[0]
+    served = made.nearest(users, [1])
+    assert served.dtype == np.int64
+    assert served.tolist() == [1] * 50
 
 
 def test_an_unknown_group_of_a_site_names_the_nearest() -> None:
