@@ -18,6 +18,7 @@ from fedrec.core.disk import reading
 from fedrec.core.errors import FedrecError
 from fedrec.core.strict_json import number, parsed_object
 from fedrec.evaluation.curves import SECONDS, WAYS, Point, curve, reached, read_records
+from fedrec.evaluation.over_groups import MEAN, SPREAD, WORST, over_groups
 
 METRIC = "ndcg@10"
 HIT_RATE = "hr@10"
@@ -53,6 +54,13 @@ class Run:
     def seconds(self) -> float | None:
         """Simulated seconds of all its rounds; None if no network was simulated."""
         return number(self.summary[SECONDS]) if SECONDS in self.summary else None
+
+    @property
+    def groups(self) -> Mapping[str, float]:
+        """Its test NDCG@10 over groups: mean, worst and standard deviation; empty for a run without groups."""
+        groups: Mapping[str, Any] = self.summary.get("groups", {})
+        each = {name: {METRIC: number(found["test"][METRIC])} for name, found in groups.items()}
+        return over_groups(each)[METRIC] if each else {}
 
     @property
     def best(self) -> float:
@@ -97,6 +105,7 @@ class Comparison:
             "run": run.name,
             "test": {name: run.summary["test"][name] for name in (METRIC, HIT_RATE)},
             "validation": run.validation,
+            **({"over_groups": dict(run.groups)} if run.groups else {}),
             "rounds": run.summary["rounds"],
             "seconds": run.summary["seconds"],
             "bytes_per_user": None if run.bytes is None else dict(run.bytes),
@@ -190,7 +199,7 @@ def _checked(run: Run, path: Path) -> Run:
             raise FedrecError(f"{path}: its {split} has no {missing[0]}; runs are compared with 10 in evaluation.ks")
         if found:  # what diverged has null there, and no figure to be compared
             _ = [number(found[name]) for name in (METRIC, HIT_RATE)]
-    _ = number(run.summary["seconds"]), int(number(run.summary["rounds"])), run.bytes, run.seconds
+    _ = number(run.summary["seconds"]), int(number(run.summary["rounds"])), run.bytes, run.seconds, run.groups
     return run
 
 
@@ -203,6 +212,8 @@ def _distinct(runs: Sequence[Run], paths: Sequence[str]) -> list[Run]:
 def show_comparison(found: Comparison, console: Console) -> None:
     """Print what the runs came to and cost, and what it took them to come near the ceiling."""
     console.print(_results(found.runs))
+    if any(run.groups for run in found.runs):
+        console.print(_groups(found.runs))
     console.print(_traffic(found.runs))
     console.print(_targets(found))
     if any(run.seconds is not None for run in found.runs):
@@ -223,6 +234,14 @@ def _results(runs: Sequence[Run]) -> Table:
         test, rounds = run.summary["test"], f"{run.summary['rounds']:,}"
         seconds = duration(float(run.summary["seconds"]))
         table.add_row(Text(run.name), f"{test[METRIC]:.4f}", f"{test[HIT_RATE]:.4f}", rounds, seconds)
+    return table
+
+
+def _groups(runs: Sequence[Run]) -> Table:
+    table = _table("Test NDCG@10 over groups", ("groups", "mean", "worst", "standard deviation"))
+    for run in runs:
+        cells = [f"{run.groups[name]:.4f}" for name in (MEAN, WORST, SPREAD)] if run.groups else ["-"] * 3
+        table.add_row(Text(run.name), str(len(run.summary.get("groups", ())) or "-"), *cells)
     return table
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from statistics import fmean, pstdev
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +11,7 @@ from rich.table import Table
 from commands.progress import amount, duration, figure
 from federation.reports import fact_line
 from fedrec.evaluation.baselines import NAMES
+from fedrec.evaluation.over_groups import MEAN, SPREAD, WORST, over_groups
 
 
 def show_summary(summary: Mapping[str, Any], console: Console) -> None:
@@ -85,8 +85,9 @@ def group_rows(groups: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], list
         [name, f"{int(metrics['users']):,}", *(figure(metrics[column]) for column in names)]
         for name, metrics in groups.items()
     ]
-    for name, over in (("mean of the groups", fmean), ("worst", min), ("standard deviation", pstdev)):
-        rows.append([name, "", *(figure(over([each[column] for each in groups.values()])) for column in names)])
+    found = over_groups(groups)
+    for name, over in (("mean of the groups", MEAN), ("worst", WORST), ("standard deviation", SPREAD)):
+        rows.append([name, "", *(figure(found[column][over]) for column in names)])
     return ["", "users", *(name.upper() for name in names)], rows
 
 

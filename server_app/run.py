@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +26,7 @@ from fedrec.data.prepare import load, load_items
 from fedrec.data.store import write_store
 from fedrec.datasets.base import DatasetConfig
 from fedrec.evaluation.curves import METRICS, write_curve
+from fedrec.evaluation.over_groups import over_groups
 from fedrec.wire.eligible import pack_eligible
 from fedrec.wire.item_list import pack_item_list
 from fedrec.wire.protocol import SimulatedData
@@ -176,7 +177,7 @@ def _run(
             for phase, facts in reports.items()
             if facts
         },
-        **({"groups": strategy.ended["groups"]} if "groups" in strategy.ended else {}),
+        **_by_group(strategy.ended),
         **({"simulated_seconds": strategy.clock} if strategy.timed else {}),
         **({"privacy": given} if (given := stated(config, ledger.report() if ledger else None)) else {}),
         **({"ceiling": most, "share": share_of_ceiling(strategy.ended["test"], most)} if most else {}),
@@ -195,6 +196,14 @@ def _run(
     log.info("run folder: %s", folder.path)
     log.log(logging.INFO if summary["ahead"] is not False else logging.WARNING, "%s", summary["standing"])
     return summary
+
+
+def _by_group(ended: Mapping[str, Any]) -> dict[str, Any]:
+    """In a run with groups the metrics of each, and of the test their mean, the lowest and their spread."""
+    if "groups" not in ended:
+        return {}
+    groups = ended["groups"]
+    return {"groups": groups, "over_groups": over_groups({name: found["test"] for name, found in groups.items()})}
 
 
 def _run_key(run_id: str, folder: RunFolder, deployed: Deployed, resumption: Resumption | None) -> str:

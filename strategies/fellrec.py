@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -34,20 +34,21 @@ class FellRecConfig(StrategyConfig):
 
     Attributes:
         mixing: What the groups' models become after each round: `likeness`, the paper's mixture; `mean`, the unweighted
-            mean of all; `fedavg`, their mean weighted by what their users count; `local`, each its own.
+            mean of all; `fedavg`, their mean weighted by what their users count; `local`, each its own. `pooled`, ours,
+            mixes as `fedavg` does before the server's step and not after it: models, and what the groups' users gave.
         alpha: How much of the others a group takes at most: tanh(alpha) when it has learned as far as it can.
         beta: How early: the exponent of a group's loss in round t (from 0) is t + 1 / beta.
     """
 
     name: Literal["fellrec"]
-    mixing: Literal["likeness", "mean", "fedavg", "local"]
+    mixing: Literal["likeness", "mean", "fedavg", "pooled", "local"]
     alpha: Annotated[float, Ge(0), Le(100)]
     beta: Annotated[float, Gt(0), Le(1e6)]
 
 
 @strategies.register("fellrec")
 class FellRecStrategy(FederatedStrategy):
-    """One phase; after each round the groups' models are mixed, all from what they were before the mixing."""
+    """One phase; in each round the groups' models are mixed, all from what they were before the mixing."""
 
     config_class = FellRecConfig
 
@@ -66,15 +67,25 @@ class FellRecStrategy(FederatedStrategy):
 
     @override
     def next(self, states: Mapping[str, ServerState], given: Mapping[str, Given]) -> Mapping[str, ServerState]:
-        """Every group's step, then the mixing of those whose users gave something; a silent group stays as it is."""
-        stepped = super().next(states, given)
-        here = {group: stepped[group].trainable for group, each in given.items() if each.mean is not None}
+        """Every group's step, and the mixing of those whose users gave something; a silent group stays as it is."""
+        means = {group: each.mean for group, each in given.items() if each.mean is not None}
+        if self.config.mixing != "pooled":
+            return self._mixed(super().next(states, given), given, means)
+        if len(means) > 1:
+            pooled = mixture(means, given, self.config)
+            given = {**given, **{group: given[group]._replace(mean=mean) for group, mean in pooled.items()}}
+        return super().next(self._mixed(states, given, means), given)
+
+    def _mixed(
+        self, states: Mapping[str, ServerState], given: Mapping[str, Given], here: Collection[str]
+    ) -> Mapping[str, ServerState]:
+        """The states with the models of the groups `here` mixed, if there are two or more of them."""
         if len(here) < 2:
-            return stepped
-        mixed = mixture(here, {group: given[group] for group in here}, self.config)
+            return states
+        mixed = mixture({group: states[group].trainable for group in here}, given, self.config)
         return {
             group: dataclasses.replace(state, trainable=mixed[group]) if group in mixed else state
-            for group, state in stepped.items()
+            for group, state in states.items()
         }
 
 
@@ -83,7 +94,7 @@ def mixture(models: Mapping[str, Tensors], given: Mapping[str, Given], config: A
 
     Args:
         models: The tensors of each group that takes part.
-        given: What its users gave: the round, their loss and their weight.
+        given: What the users of these groups, and maybe of others, gave: the round, their loss and their weight.
         config: A `FellRecConfig`.
     """
     groups = sorted(models)
@@ -105,7 +116,7 @@ def _shares(groups: Sequence[str], models: Mapping[str, Tensors], given: Mapping
         return torch.eye(len(groups), dtype=torch.float64)
     if config.mixing == "mean":
         return torch.full((len(groups), len(groups)), 1 / len(groups), dtype=torch.float64)
-    if config.mixing == "fedavg":
+    if config.mixing in ("fedavg", "pooled"):
         weights = torch.tensor([given[group].weight for group in groups], dtype=torch.float64)
         return (weights / weights.sum()).expand(len(groups), -1)
     losses = [given[group].loss for group in groups]

@@ -66,13 +66,15 @@ class GroupsByCentroids(Grouping):
 
     @override
     def assign(self, users: Users) -> NDArray[np.int64]:
-        return self._votes(users).argmax(axis=1)
+        found: NDArray[np.int64] = self._votes(users).argmax(axis=1)
+        return found
 
     @override
     def nearest(self, users: Users, here: Sequence[int]) -> NDArray[np.int64]:
         """Among `here` the group of which most items are."""
-        groups = np.asarray(here, dtype=np.int64)
-        return groups[self._votes(users)[:, groups].argmax(axis=1)]
+        groups: NDArray[np.int64] = np.asarray(here, dtype=np.int64)
+        found: NDArray[np.int64] = groups[self._votes(users)[:, groups].argmax(axis=1)]
+        return found
 
     def _votes(self, users: Users) -> NDArray[np.int64]:
         """int64 [users, groups]: how many of each user's items are of each group."""

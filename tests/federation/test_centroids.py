@@ -201,7 +201,7 @@ def test_a_site_that_has_lost_the_labels_joins_anew_and_is_sent_them_again(
     def client(message: Message, context: Context) -> Message:
         state = Path(str(context.node_config["state-dir"]))
         if unpack(message.content).fields.get("round") == 2 and state.name == "state0" and not lost:
-            setup = parsed_object(str(context.state["setup"]["json"]))  # type: ignore[index, call-overload]
+            setup = parsed_object(str(context.state["setup"]["json"]))
             lost.append(state / "frozen" / f"{setup['item_labels']}.safetensors")
             lost[0].unlink()
             frozen._load.cache_clear()

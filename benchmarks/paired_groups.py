@@ -1,0 +1,105 @@
+"""How far one run with groups is ahead of another on the same users: of all, over the groups, and in the worst group.
+
+What a user brings is the NDCG@10 of its test item under its group's model, ranked anew from the run's folder. Errors
+are standard errors of the mean over users, of differences where the same users are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from client_app.answers.recommending import best_items
+from commands.kept_run import of_run
+from fedrec.core.rng import derive
+
+_AT_ONCE = 1_024
+_K = 10
+
+
+class Gains(NamedTuple):
+    """What each user of a run brings.
+
+    Attributes:
+        ndcg: float64 [users], the NDCG@10 of its test item.
+        groups: int64 [users], its group.
+    """
+
+    ndcg: NDArray[np.float64]
+    groups: NDArray[np.int64]
+
+    @property
+    def by_group(self) -> dict[int, float]:
+        """The mean over the users of each group that has any."""
+        return {group: float(self.ndcg[self.groups == group].mean()) for group in np.unique(self.groups).tolist()}
+
+
+class Ahead(NamedTuple):
+    """A mean difference and its standard error."""
+
+    difference: float
+    error: float
+
+
+def gains(folder: Path) -> Gains:
+    """Of every user of a simulated run, what it brings under the model that its run has chosen."""
+    source = of_run(folder)
+    node = source.node
+    slots = node.users.evaluated
+    found, groups = np.zeros(len(slots)), node.groups[slots]
+    eligible = torch.from_numpy(node.sampler.eligible)
+    for group in np.unique(groups).tolist():
+        received = source.model_of(group)
+        model = received.model.cpu()
+        places = np.flatnonzero(groups == group)
+        for start in range(0, len(places), _AT_ONCE):
+            some = places[start : start + _AT_ONCE]
+            cohort, positives = node.users.held_out(slots[some], "test")
+            private, _ = node.starts(cohort.keys, before=received.round + 1)
+            seed = derive(node.secret, "solve", "test", received.round)
+            private = node.engine.solve(model, cohort, private, seed)
+            rows, _ = best_items(model, cohort, private, eligible, _K)
+            hit = rows.numpy() == positives[:, None]
+            found[some] = np.where(hit.any(axis=1), 1 / np.log2(2 + hit.argmax(axis=1)), 0.0)
+    return Gains(found, groups)
+
+
+def over_all(one: Gains, other: Gains) -> Ahead:
+    """How far the first is ahead of the second over all users."""
+    return _mean(one.ndcg - other.ndcg)
+
+
+def over_groups(one: Gains, other: Gains) -> Ahead:
+    """The same over the groups, whatever their size."""
+    lead = one.ndcg - other.ndcg
+    each = [_mean(lead[one.groups == group]) for group in one.by_group]
+    return Ahead(fmean(found.difference for found in each), _root(found.error for found in each) / len(each))
+
+
+def of_worst(one: Gains, other: Gains) -> Ahead:
+    """The same of their lowest groups, which need not be the same group."""
+    mine, its = (min(found.by_group, key=found.by_group.__getitem__) for found in (one, other))
+    if mine == its:
+        return _mean((one.ndcg - other.ndcg)[one.groups == mine])
+    here, there = one.ndcg[one.groups == mine], other.ndcg[other.groups == its]
+    return Ahead(float(here.mean() - there.mean()), _root([_mean(here).error, _mean(there).error]))
+
+
+def over_seeds(found: Sequence[Ahead]) -> Ahead:
+    """The means over seeds. The error stays that of one seed: more of them are about the same users."""
+    return Ahead(fmean(each.difference for each in found), fmean(each.error for each in found))
+
+
+def _mean(values: NDArray[np.float64]) -> Ahead:
+    error = float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return Ahead(float(values.mean()), error)
+
+
+def _root(errors: Iterable[float]) -> float:
+    return sum(error**2 for error in errors) ** 0.5
