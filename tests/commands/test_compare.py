@@ -70,6 +70,26 @@ def folder(
     return path
 
 
+def test_runs_with_groups_are_compared_over_them(tmp_path: Path, runs: list[str]) -> None:
+    """Groups of .02, .04 and .09: their mean is .05, and the variance (.03^2 + .01^2 + .04^2) / 3."""
+    grouped = folder(tmp_path / "grouped", {2: 0.05, 4: 0.06})
+    summary = json.loads((grouped / "summary.json").read_text())
+    summary["groups"] = {str(place): {"test": metrics(value)} for place, value in enumerate((0.02, 0.04, 0.09))}
+    (grouped / "summary.json").write_text(json.dumps(summary))
+    found = compare([str(grouped), runs[0]], None)
+    told = found.as_dict()["runs"]
+    expected = {"mean": 0.05, "worst": 0.02, "standard_deviation": (0.0026 / 3) ** 0.5}
+    assert told[0]["over_groups"] == pytest.approx(expected)
+    assert "over_groups" not in told[1]
+    shown = io.StringIO()
+    show_comparison(found, Console(file=shown, width=200))
+    (row,) = [line for line in shown.getvalue().splitlines() if "grouped" in line and "0.0294" in line]
+    assert [cell.strip() for cell in row.strip("│ ").split("│")] == ["grouped", "3", "0.0500", "0.0200", "0.0294"]
+    alone = io.StringIO()
+    show_comparison(compare(runs, None), Console(file=alone, width=200))
+    assert "over groups" not in alone.getvalue()
+
+
 @pytest.fixture
 def runs(tmp_path: Path) -> list[str]:
     fast = folder(tmp_path / "fast", {2: 0.0899, 4: 0.09, 6: 0.096, 8: 0.093})

@@ -156,7 +156,7 @@ def federate(tmp_path: Path) -> Callable[..., Outcome]:
             small = {key: text for key, text in small.items() if not key.startswith("dataset.")}
         if of.get("embedding", "embedding=lora") != "embedding=lora" or of.get("strategy") in WHOLE:
             small.pop("embedding.rank")
-        if of.get("strategy") in WHOLE:
+        if of.get("strategy") in (*WHOLE, "strategy=fellrec"):
             small.pop("strategy.warmup_rounds")
         chosen = small | of
         if of.get("optim", "optim=paper") != "optim=paper":

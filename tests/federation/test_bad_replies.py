@@ -40,12 +40,17 @@ def bent(
 
 
 def floats(packet: bytes, change: Callable[[np.ndarray, np.ndarray], None]) -> RecordDict:
+    """A reply of the packet with scalars and tensors changed."""
+    return pack({}, {UPDATE: changed(packet, change)})
+
+
+def changed(packet: bytes, change: Callable[[np.ndarray, np.ndarray], None]) -> bytes:
     """The packet with scalars and tensors changed, and its checksum made good again."""
     body = bytearray(packet[36:])
     scalars = np.frombuffer(body, dtype=np.float64, count=8)
     tensors = np.frombuffer(body, dtype=np.float32, offset=64)
     change(scalars, tensors)
-    return pack({}, {UPDATE: sealed(packet[:32], bytes(body))})
+    return sealed(packet[:32], bytes(body))
 
 
 def sealed(header: bytes, body: bytes) -> bytes:
@@ -127,6 +132,40 @@ def test_the_others_decide_the_round(federate: Federate) -> None:
 
     assert torch.equal(last(bad), last(silent))
     assert not torch.equal(last(bad), last(good))
+
+
+OF_A_GROUP: dict[str, Callable[[bytes], bytes]] = {
+    "non_finite": lambda packet: changed(packet, set_nan),
+    "too_large": lambda packet: changed(packet, set_huge),
+    "malformed": lambda packet: packet[:-8],
+}
+
+
+def test_a_bad_update_of_one_group_is_counted_and_mixed_into_none(federate: Federate) -> None:
+    """What the node gave for its other groups is left out with it, as if it had not answered."""
+
+    def bent(change: Callable[[bytes], bytes] | None) -> Callable[[Message, Context], Message]:
+        def client(message: Message, context: Context) -> Message:
+            reply, content = honest(message, context), unpack(message.content)
+            trains = "slots" in content.arrays and content.fields["round"] == 3
+            if not trains or context.node_config["partition-id"] != 1:
+                return reply
+            given = unpack(reply.content)
+            packets = {name: given.packet(name) for name in given.arrays}
+            assert len(packets) > 1, "of several groups"
+            last = max(packets)
+            bad = {} if change is None else {**packets, last: change(packets[last])}
+            return Message(pack({}, bad), reply_to=message)
+
+        return client
+
+    fellrec = ("strategy=fellrec", "grouping.groups=3", "strategy.rounds=3", "federation.fraction=0.8")
+    silent = federate(*fellrec, "evaluation.every=5", nodes=3, client=bent(None)).checkpoint()
+    for reason, change in OF_A_GROUP.items():
+        outcome = federate(*fellrec, "evaluation.every=5", nodes=3, client=bent(change))
+        assert outcome.metrics[-1]["dropped_replies"] == {reason: 1}
+        found = outcome.checkpoint()
+        assert all(torch.equal(found[name], silent[name]) for name in silent if name.startswith("trainable@"))
 
 
 def test_a_client_that_raises_is_counted_and_too_many_end_the_run(federate: Federate) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 
-from federation.base import Given
+from federation.base import FederatedStrategy, Given
 from fedrec.config.compose import compose
 from fedrec.core.errors import ConfigError
 from fedrec.core.tensors import Tensors
-from strategies.fellrec import FellRecConfig, likenesses, mixture, takes
+from strategies.fellrec import FellRecConfig, FellRecStrategy, likenesses, mixture, takes
 
 
 def config(mixing: str = "likeness", alpha: float = 0.7, beta: float = 1.0) -> FellRecConfig:
@@ -94,6 +95,38 @@ def test_the_other_mixings() -> None:
     averaged = mixture(models, told, config("fedavg"))
     assert averaged["x"]["b"].tolist() == averaged["y"]["b"].tolist() == [[2.0]]
     assert averaged["x"]["a"].tolist() == [0.75, 1.0]
+
+
+def test_pooling_mixes_before_the_step_what_models_and_users_gave(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights 3 and 1 of models 1 and 5 with means 2 and -2: both are 2 with the mean 1, and the step subtracts it."""
+    monkeypatch.setattr(FederatedStrategy, "next", stepped)
+    strategy = FellRecStrategy.__new__(FellRecStrategy)
+    strategy.config = config("pooled")
+    states = {name: State({"t": torch.tensor([value])}) for name, value in (("x", 1.0), ("y", 5.0), ("z", 9.0))}
+    told = {
+        "x": Given(1, {"t": torch.tensor([2.0])}, 0.3, 3.0),
+        "y": Given(1, {"t": torch.tensor([-2.0])}, 0.3, 1.0),
+        "z": Given(1, None, None, 0.0),
+    }
+    found = strategy.next(states, told)  # type: ignore[arg-type]
+    assert {name: state.trainable["t"].item() for name, state in found.items()} == {"x": 1.0, "y": 1.0, "z": 9.0}
+    alone = strategy.next(states, {**told, "y": told["z"]})  # type: ignore[arg-type]
+    assert {name: state.trainable["t"].item() for name, state in alone.items()} == {"x": -1.0, "y": 5.0, "z": 9.0}
+
+
+@dataclass(frozen=True)
+class State:
+    """What a strategy sees of where a group stands."""
+
+    trainable: Tensors
+
+
+def stepped(self: FederatedStrategy, states: dict[str, State], given: dict[str, Given]) -> dict[str, State]:
+    """A step of plain descent by what a group's users gave."""
+    return {
+        name: State({"t": state.trainable["t"] - mean["t"]}) if (mean := given[name].mean) is not None else state
+        for name, state in states.items()
+    }
 
 
 def test_it_needs_groups() -> None:
