@@ -6,7 +6,8 @@
 
 RUNS holds the folders of runs, each called DATA-GROUPING-MIXING-SEED, as in `ml1m-centroids-fedavg-0`. Each is kept as
 a JSON file of that name, and what the runs of one DATA-GROUPING are ahead of each other in `paired/DATA-GROUPING.json`.
-Those whose DATA begins with `search-` were validated to choose a configuration, and are not compared.
+Those whose DATA begins with `search-` were validated to choose a rate, which MIXING names, and are not compared. The
+folder `tried` has runs of rules that were not kept.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ _ROUNDING = 1e-6
 _HEAD = (
     "| mixing | validation, all users | test, all users | mean of the groups | worst group | standard deviation | "
     "bytes per user |\n|---|---:|---:|---:|---:|---:|---:|\n"
+)
+_VALIDATED = (
+    "\n| {} | validation, all users | mean of the groups | worst group | standard deviation |\n"
+    "|{}|---:|---:|---:|---:|\n"
 )
 _PAIRED = f"| mixing | ahead of {AGAINST}, all users | mean of the groups | worst group |\n|---|---:|---:|---:|\n"
 
@@ -107,7 +112,7 @@ def _read(path: Path) -> dict[str, Any]:
 def tables() -> dict[str, str]:
     """The blocks of the page: a table of results and one of differences for each data set and grouping."""
     runs = {Name.of(path.stem): _read(path)["summary"] for path in sorted(FOLDER.glob("*.json"))}
-    return {"groups": _results(runs), "search": _search(runs)}
+    return {"groups": _results(runs), "search": _search(runs), "tried": _tried()}
 
 
 def _results(runs: Mapping[Name, Mapping[str, Any]]) -> str:
@@ -157,11 +162,20 @@ def _search(runs: Mapping[Name, Mapping[str, Any]]) -> str:
     for name, run in runs.items():
         data = name.data.removeprefix("search-")
         if data != name.data:
-            over = summed({group: found["validation"] for group, found in run["groups"].items()})[_METRIC]
-            values = [run["validation"][_METRIC], *(over[column] for column in (MEAN, WORST, SPREAD))]
-            lines.append(f"| {_DATA[data]} | {name.mixing} | {' | '.join(f'{value:.4f}' for value in values)} |\n")
-    head = "| data | tried | validation, all users | mean of the groups | worst group | standard deviation |\n"
-    return f"\n{head}|---|---|---:|---:|---:|---:|\n{''.join(lines)}\n"
+            lines.append(_validated(f"{_DATA[data]} | {name.mixing.replace('_', ', ')}", run))
+    return _VALIDATED.format("data | mixing, rate", "---|---") + "".join(lines) + "\n"
+
+
+def _tried() -> str:
+    """Rules of which there is no code any more: by validation, one seed, beside what they were made of."""
+    found = [_read(path) for path in sorted((FOLDER / "tried").glob("*.json"))]
+    return _VALIDATED.format("tried", "---") + "".join(_validated(run["name"], run["summary"]) for run in found) + "\n"
+
+
+def _validated(what: str, run: Mapping[str, Any]) -> str:
+    over = summed({group: found["validation"] for group, found in run["groups"].items()})[_METRIC]
+    values = [run["validation"][_METRIC], *(over[column] for column in (MEAN, WORST, SPREAD))]
+    return f"| {what} | {' | '.join(f'{value:.4f}' for value in values)} |\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ are standard errors of the mean over users, of differences where the same users 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -97,9 +98,9 @@ def over_seeds(found: Sequence[Ahead]) -> Ahead:
 
 
 def _mean(values: NDArray[np.float64]) -> Ahead:
-    error = float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    error = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else float("nan")
     return Ahead(float(values.mean()), error)
 
 
 def _root(errors: Iterable[float]) -> float:
-    return sum(error**2 for error in errors) ** 0.5
+    return math.sqrt(sum(error**2 for error in errors))

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # benchmarks are not installed
     sys.path.append(str(ROOT))
 
-from benchmarks import accuracy, common, fedras, groups, methods, page, private_accuracy, timeline  # noqa: E402
+from benchmarks import accuracy, common, fedras, groups, methods, page, paired_groups, private_accuracy, timeline  # noqa: E402
 from benchmarks.phases import clocked  # noqa: E402
 from fedrec.config.compose import compose  # noqa: E402
 from fedrec.core.registry import backbones  # noqa: E402
@@ -169,6 +169,20 @@ def test_the_page_of_fedras_has_the_table_of_the_kept_runs() -> None:
 
 def test_the_page_of_groups_has_the_table_of_the_kept_runs() -> None:
     assert groups.main(["--check"]) == 0
+
+
+def test_groups_are_compared_user_by_user_by_hand() -> None:
+    """Users of two groups: leads of .2 and .4 in the first, of 0 and -.2 in the second, which is the lower in both."""
+    groups = np.array([0, 0, 1, 1])
+    one = paired_groups.Gains(np.array([0.7, 0.9, 0.3, 0.3]), groups)
+    other = paired_groups.Gains(np.array([0.5, 0.5, 0.3, 0.5]), groups)
+    assert paired_groups.over_all(one, other) == pytest.approx((0.1, (0.2 / 3) ** 0.5 / 2))
+    assert paired_groups.over_groups(one, other) == pytest.approx((0.1, (0.1**2 + 0.1**2) ** 0.5 / 2))
+    assert paired_groups.of_worst(one, other) == pytest.approx((-0.1, 0.1))
+    swapped = paired_groups.Gains(np.array([0.3, 0.3, 0.5, 0.5]), groups)
+    assert paired_groups.of_worst(swapped, other) == pytest.approx((-0.1, 0.1)), "of two groups: errors of 0 and .1"
+    both = [paired_groups.Ahead(0.1, 0.2), paired_groups.Ahead(0.3, 0.4)]
+    assert paired_groups.over_seeds(both) == pytest.approx((0.2, 0.3))
 
 
 def test_the_page_of_privacy_has_the_table_of_the_kept_runs() -> None:
