@@ -143,7 +143,7 @@ class Conversation:
                 self._holds[self.roster.named[node]].update(_once(sent_to[node], node))
                 self.roster.resends.useful(node)
                 self._take(node, answer, sent_to[node])
-            elif missing in (NAMED, self._setup.catalogue, self._setup.item_labels):
+            elif missing in {NAMED, self._setup.catalogue, self._setup.item_labels} - {""}:
                 self.losses.counts["users_changed"] += 1
                 log.warning("node %d has other users than it had: they are asked for anew", node)
                 self.roster.forget(node)
