@@ -76,6 +76,9 @@ def recommend_command(
         str | None, typer.Option("--out", metavar="FILE", help="With --all: the .csv or .parquet file to write.")
     ] = None,
     top: Annotated[int, typer.Option("--top", min=1, max=2**31 - 1, help="How many items.")] = 10,
+    group: Annotated[
+        str | None, typer.Option("--group", help="In a run with groups, the one whose model is taken; not with --all.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Recommend items to one user or to all, offline, from the last model and each user's own history and numbers."""
@@ -83,13 +86,13 @@ def recommend_command(
         from commands.recommend import recommend, require_one_way, show_recommendation  # torch: as above
         from commands.recommend_all import recommend_all, show_written
 
-        require_one_way(user, history, everybody, out)
+        require_one_way(user, history, everybody, out, group)
         if out is not None:
             end.update(recommend_all(run, state_dir, top, out))
             if not as_json:
                 show_written(end, console)
             return
-        end.update(recommend(run, state_dir, user, history, top))
+        end.update(recommend(run, state_dir, user, history, top, group))
         if not as_json:
             show_recommendation(end, console)
 

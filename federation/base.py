@@ -100,7 +100,7 @@ class FederatedStrategy(ABC):
         self._secret = deployed.secret if deployed else simulation_secret(setup.seed)
         self._deployed = deployed is not None
         self._item_list = deployed and records.wrap(item_list_packet(deployed.item_list))
-        self._labels = labels and records.wrap(labels_packet(labels))
+        self._labels = None if labels is None else records.wrap(labels_packet(labels))
         self._resumes: Sequence[int] = ()
         self._checkpoints = KeptCheckpoints(config.checkpoints_kept)
         self.after = 0  # the last round that was trained
