@@ -63,7 +63,10 @@ class FellRecStrategy(FederatedStrategy):
     def problems(cls, config: RunConfig) -> list[str]:
         if config.grouping.name != "one":
             return []
-        return ["strategy=fellrec mixes the models of groups, and grouping=one has none: take grouping=key, or site"]
+        return [
+            "strategy=fellrec mixes the models of groups, and grouping=one has none: take grouping=key, centroids or "
+            "site"
+        ]
 
     @override
     def next(self, states: Mapping[str, ServerState], given: Mapping[str, Given]) -> Mapping[str, ServerState]:
