@@ -130,6 +130,18 @@ def test_vectors_that_say_nothing_of_items_are_refused_before_anything_starts() 
         compose(["grouping=centroids", "base_table.start=random"], base=None)
 
 
+def test_a_kept_run_recommends_by_its_labels_and_says_that_they_are_gone(federate: Federate) -> None:
+    outcome = federate(*THREE, nodes=1)
+    groups = {recommend(str(outcome.folder), None, f"u{user:02d}", None, 5)["group"] for user in range(12)}
+    assert len(groups) > 1
+    setup = parsed_object((outcome.folder / "setup.json").read_text())
+    path = outcome.folder / "state" / "frozen" / f"{setup['item_labels']}.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    frozen._load.cache_clear()
+    with pytest.raises(StoreError, match="the labels of items, by which users are grouped"):
+        recommend(str(outcome.folder), None, "u00", None, 5)
+
+
 # Sites ------------------------------------------------------------------------------------------------------------
 
 TEXTS = ("an old red hammer of steel", "a cup of green tea leaves", "a long novel about the sea")
