@@ -1,7 +1,8 @@
 """How far one run with groups is ahead of another on the same users: of all, over the groups, and in the worst group.
 
 What a user brings is the NDCG@10 of its test item under its group's model, ranked anew from the run's folder: the
-server's model, where a ranking is of the one that was sent, which the codec has rounded. Errors are standard errors of the mean over users, of differences where the same users are compared.
+server's model, where a ranking is of the one that was sent, which the codec has rounded. Errors are standard errors of
+the mean over users, of differences where the same users are compared.
 """
 
 from __future__ import annotations
