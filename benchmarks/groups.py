@@ -38,8 +38,7 @@ _COLUMNS: Mapping[str, Callable[[Gains, Gains], Ahead]] = {
     WORST: of_worst,
 }
 _METRIC = "ndcg@10"
-_ROUNDING = 5e-4
-"""Of NDCG@10, by the codec of the model that was sent."""
+_ROUNDING = 1e-6
 _HEAD = (
     "| mixing | validation, all users | test, all users | mean of the groups | worst group | standard deviation | "
     "bytes per user |\n|---|---:|---:|---:|---:|---:|---:|\n"

@@ -1,8 +1,7 @@
 """How far one run with groups is ahead of another on the same users: of all, over the groups, and in the worst group.
 
-What a user brings is the NDCG@10 of its test item under its group's model, ranked anew from the run's folder: the
-server's model, where a ranking is of the one that was sent, which the codec has rounded. Errors are standard errors of
-the mean over users, of differences where the same users are compared.
+What a user brings is the NDCG@10 of its test item under its group's model, as the codec rounded it, ranked anew from
+the run's folder. Errors are standard errors of the mean over users, of differences where the same users are compared.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from client_app.answers.node import Node, Received
 from client_app.answers.recommending import best_items
+from client_app.training.engine import GlobalModel
 from commands.kept_run import of_run
 from fedrec.core.rng import derive
 
@@ -58,7 +59,7 @@ def gains(folder: Path) -> Gains:
     eligible = torch.from_numpy(node.sampler.eligible)
     for group in np.unique(groups).tolist():
         received = source.model_of(group)
-        model = received.model.cpu()
+        model = _as_sent(node, received)
         places = np.flatnonzero(groups == group)
         for start in range(0, len(places), _AT_ONCE):
             some = places[start : start + _AT_ONCE]
@@ -70,6 +71,16 @@ def gains(folder: Path) -> Gains:
             hit = rows.numpy() == positives[:, None]
             found[some] = np.where(hit.any(axis=1), 1 / np.log2(2 + hit.argmax(axis=1)), 0.0)
     return Gains(found, groups)
+
+
+def _as_sent(node: Node, received: Received) -> GlobalModel:
+    """The model of a checkpoint as devices got it for the test."""
+    model, form = received.model.cpu(), node.model_format(received.phase)
+    exact = {name: model.trainable[name] for name in form.spec}
+    seed = derive(node.setup.seed, "codec", received.round)
+    packet = form.encode(received.phase, received.round, exact, [0.0] * form.scalars, seed)
+    sent = form.decode(packet, phase=received.phase, round=received.round).tensors
+    return GlobalModel(model.model, {**model.trainable, **sent}, model.frozen)
 
 
 def over_all(one: Gains, other: Gains) -> Ahead:
