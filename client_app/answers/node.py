@@ -143,10 +143,7 @@ class Node:
 
     @cached_property
     def item_labels(self) -> NDArray[np.uint8]:
-        """The label of each item, uint8 [items]; empty where the run's groups do not go by them.
-
-        Raises MissingFrozenError if they lack, PacketError (`malformed`) if they are not those of this run's items.
-        """
+        """The label of each item, uint8 [items], if groups go by them. Raises MissingFrozenError, PacketError."""
         labels = self.setup.grouping_of_run.labels
         if not labels:
             return np.zeros(0, dtype=np.uint8)
