@@ -1,0 +1,1 @@
+"""Language models: where they are on a machine, their parts, and the tokens that they read."""
