@@ -18,7 +18,7 @@ from benchmarks.rendering import gib, interval, or_failure, table
 from benchmarks.task import load
 from client_app.answers.evaluation import RankingProtocol, rank_users
 from client_app.homes.users import Cohort
-from fedrec.core.registry import backbones
+from fedrec.config.describe import complete_members
 from fedrec.core.rng import counter_bits
 from fedrec.data import split
 from fedrec.data.store import open_store
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     ]
     cases += [
         case("benchmarks.evaluation:rank", threads=1, embedding="lora", backbone=name, **common)
-        for name in backbones.names()
+        for name in complete_members("backbone")
         if name != "fedmf"
     ]
     sizes = ((10_000, 1_000), (100_000, 1_000), (1_000_000, 1_000)) if full else ((300, 20),)

@@ -39,6 +39,7 @@ BENCHMARKS = (
     "pretraining",
     "one_user_per_node",
     "secure_sums",
+    "language_model",
     "startup",
     "light_client",
     "deployment",

@@ -179,6 +179,25 @@ def split_command(
         console.print(Text(f"{dataset.interactions.users} users shared out to {sites} sites below {folder}"))
 
 
+@app.command("model", cls=PlainCommand)
+def model_command(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[MODEL]", help="A folder, or a name on the Hugging Face hub.")
+    ] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a language model into this machine's register and print its digest; without MODEL, list what is there."""
+    with ending(as_json) as (console, end):
+        from commands.models import add_model, show_registered  # torch: as above
+
+        if source is None:
+            end.update(models=show_registered(console))
+            return
+        end.update(add_model(source, revision))
+        console.print(end["digest"], soft_wrap=True, highlight=False)
+
+
 @app.command("bundle", cls=PlainCommand)
 def bundle_command(as_json: AsJson = False) -> None:
     """Print the SHA-256 of the app bundle that this installation is: what a site's policy lists in `apps`."""

@@ -65,6 +65,7 @@ class FederatedStrategy(ABC):
         observer: Observer,
         deployed: Deployed | None = None,
         labels: Tensors | None = None,
+        texts: Tensors | None = None,
     ) -> None:
         """A strategy for one run.
 
@@ -76,6 +77,7 @@ class FederatedStrategy(ABC):
             observer: Is told of rounds and checkpoints.
             deployed: What only a deployment has; None in a simulation.
             labels: The public labels of items, as they are sent; None where users are not grouped by them.
+            texts: What the backbone makes of the items' texts; None for one that makes nothing.
         """
         self.config: Any = config.strategy
         self.setup = setup
@@ -87,7 +89,7 @@ class FederatedStrategy(ABC):
         self._observer = observer
         self._cohorts = registry.cohorts.get(config.cohort.name)(config.cohort)
         self._recipe = registry.optims.get(config.optim.name)(config.optim, setup.backbone_of_run.advice)
-        self.models = GroupModels(setup.groups, lambda: ServerModel(setup, self.plan, base, eligible))
+        self.models = GroupModels(setup.groups, lambda: ServerModel(setup, self.plan, base, eligible, texts))
         self.ended: dict[str, Any] = {}
         """Once the run has ended: the metrics of the tested model by split, and the replies that were of no use."""
         self.rival: Rival | None = None

@@ -76,10 +76,13 @@ class ServerModel:
         eligible: The public list of items that may be recommended, wrapped.
     """
 
-    def __init__(self, setup: Setup, plan: Sequence[Phase], base: Tensor, eligible: Tensors) -> None:
+    def __init__(
+        self, setup: Setup, plan: Sequence[Phase], base: Tensor, eligible: Tensors, texts: Tensors | None = None
+    ) -> None:
         """The model before the first round of the plan, over the base table [items, dim].
 
-        `eligible` is the public list of items that may be recommended, as it is sent.
+        `eligible` is the public list of items that may be recommended, as it is sent; `texts` is what the backbone
+        makes of the items' texts, None for one that makes nothing.
         """
         self.eligible = records.wrap(frozen_format(spec_of(eligible)).encode(0, 0, eligible))
         self._sent: tuple[tuple[int, int], ServerState | None, Array | None] = ((0, 0), None, None)
@@ -89,6 +92,7 @@ class ServerModel:
         self.reports: dict[str, dict[str, float]] = {}
         self._setup = setup
         self._plan = plan
+        self._texts = texts
         self.state = self._entered(0, base, setup.backbone_of_run.init_shared(generator(setup.seed, "shared")))
 
     def restore(self, state: ServerState, counts: Tensor | None, reports: Mapping[str, Mapping[str, float]]) -> None:
@@ -122,7 +126,7 @@ class ServerModel:
     def _entered(self, phase: int, base: Tensor, shared: Tensors) -> ServerState:
         rng = generator(self._setup.seed, "embedding", self._plan[phase].name)
         model = self.models[phase]
-        trainable, frozen, kept = model.start(base, shared, rng, self.counts)
+        trainable, frozen, kept = model.start(base, shared, rng, self.counts, self._texts)
         frozen |= {name: trainable[name] for name in model.stepped}
         name = self._plan[phase].name
         self.reports[name] = report_start(name, model.embedding, frozen)

@@ -132,7 +132,14 @@ class Model:
         backbone = {self.backbone_name(name): spec for name, spec in self.backbone.frozen(items).items()}
         return base | dict(self.embedding.frozen) | backbone
 
-    def start(self, base: Tensor, shared: Tensors, rng: torch.Generator, counts: Tensor | None = None) -> Started:
+    def start(
+        self,
+        base: Tensor,
+        shared: Tensors,
+        rng: torch.Generator,
+        counts: Tensor | None = None,
+        texts: Tensors | None = None,
+    ) -> Started:
         """Initial tensors.
 
         Args:
@@ -140,6 +147,7 @@ class Model:
             shared: The backbone's shared tensors, which are taken as they are.
             rng: For the embedding.
             counts: Users per item [n_items] as the backbone had them counted (None: not counted, 1 for every item).
+            texts: What the backbone makes of the items' texts (`Backbone.init_texts`); None for one that makes nothing.
         """
         made = self.embedding.init(base, rng)
         kept = {name: made.pop(name) for name in self.embedding.kept}
@@ -147,13 +155,19 @@ class Model:
         if self.embedding.uses_base:
             frozen[BASE] = base
         frozen |= self.backbone_frozen(torch.ones(self.embedding.n_items) if counts is None else counts)
+        frozen |= {self.backbone_name(name): tensor for name, tensor in (texts or {}).items()}
         return Started(self.named(made, shared), frozen, kept)
 
     def init(
-        self, base: Tensor, shared: Tensors, rng: torch.Generator, counts: Tensor | None = None
+        self,
+        base: Tensor,
+        shared: Tensors,
+        rng: torch.Generator,
+        counts: Tensor | None = None,
+        texts: Tensors | None = None,
     ) -> tuple[Tensors, Tensors]:
         """The trainable and the frozen tensors of `start`: all that a client ever sees."""
-        started = self.start(base, shared, rng, counts)
+        started = self.start(base, shared, rng, counts, texts)
         return started.trainable, started.frozen
 
     def named(self, embedding: Tensors, shared: Tensors) -> Tensors:
@@ -164,6 +178,10 @@ class Model:
     def backbone_frozen(self, counts: Tensor) -> Tensors:
         """The backbone's frozen tensors for users per item [n_items], by the names under which they travel."""
         return {self.backbone_name(name): tensor for name, tensor in self.backbone.init_frozen(counts).items()}
+
+    def frozen_problem(self, frozen: Tensors) -> str | None:
+        """What is wrong with frozen tensors of the right names, shapes and types that came over the network, if any."""
+        return self.embedding.frozen_problem(frozen) or self.backbone.frozen_problem(_under(_BACKBONE, frozen))
 
     def user(self, trainable: Tensors, frozen: Tensors, private: Tensors, history: History) -> Tensors:
         """What the backbone's score reads of a user: its private tensors, or what they and its history give."""

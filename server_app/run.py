@@ -38,7 +38,7 @@ from server_app.chosen import chosen
 from server_app.manifest import manifest, new_run_id
 from server_app.resuming import Resumption, go_on, manifest_of_resumed, prepare
 from server_app.run_folder import CONFIG, MANIFEST, SETUP, SUMMARY, RunFolder
-from server_app.setup import base_table, item_labels, make_setup, require_rankable, text_encoder
+from server_app.setup import base_table, item_labels, make_setup, require_rankable, text_encoder, text_tensors
 from server_app.standing import standing
 from server_app.warnings import warnings_of
 from server_app.watching import Progress, Recorder, Silent, Watcher, at_ten, shown
@@ -140,7 +140,7 @@ def _run(
         most = ceiling(config, dataset, setup.ks)
     recorder = Recorder(folder, watcher, config.checkpoints_kept, ledger)
     strategy: FederatedStrategy = registry.strategies.get(config.strategy.name)(
-        config, setup, table.table, eligible, recorder, deployed, labels
+        config, setup, table.table, eligible, recorder, deployed, labels, text_tensors(config, dataset.catalogue)
     )
     strategy.rival, strategy.pause = rival, pause
     if resumption is not None:

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedrec.backbones.base import Backbone
 from fedrec.config.schema import ROW_OF_GRADIENTS, RunConfig
 from fedrec.core import registry
 from fedrec.core.errors import ConfigError, DataError
 from fedrec.core.rng import derive
 from fedrec.core.tensors import Tensors, text_digest
-from fedrec.data.types import Dataset
+from fedrec.data.types import Catalogue, Dataset
 from fedrec.groupings.base import Grouping
 from fedrec.optim.base import Recipe
 from fedrec.wire.item_labels import pack_labels
@@ -63,6 +64,12 @@ def base_table(config: RunConfig, dataset: Dataset, cache_dir: Path, progress: P
     )
     log.info("base table: %d x %d, %d items without text", *table.table.shape, table.items_without_text)
     return table
+
+
+def text_tensors(config: RunConfig, catalogue: Catalogue) -> Tensors:
+    """What the backbone that the configuration names makes of the items' texts."""
+    backbone: Backbone = registry.backbones.get(config.backbone.name)(config.backbone, config.base_table.dim)
+    return backbone.init_texts(catalogue.sentences)
 
 
 def require_rankable(dataset: Dataset) -> None:

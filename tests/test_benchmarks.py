@@ -23,7 +23,7 @@ from benchmarks.phases import clocked  # noqa: E402
 from fedrec.config.compose import compose  # noqa: E402
 from fedrec.core.registry import backbones  # noqa: E402
 
-IN_PROCESS = ("engine", "scaling", "evaluation", "pretraining", "clipping", "uplinks", "secure_sums")
+IN_PROCESS = ("engine", "scaling", "evaluation", "pretraining", "clipping", "uplinks", "secure_sums", "language_model")
 THROUGH_FLOWER = ("round_phases", "sequences", "stock_flower", "one_user_per_node", "startup")
 OVER_TLS = ("deployment", "large_catalogue")
 

@@ -94,7 +94,10 @@ def demand(node: Node, cohort: Cohort, *, trains: bool) -> int:
     vectors = 4 * setup.dim * (at_once + drawn) * 4
     sampled = setup.sampled_negatives * max(node.backbone.numbers_per_score, setup.dim) * 8
     scores = 4 * (each - 1) * drawn * 4  # of each of the contexts against the same negatives
-    return int(6 * model + 3 * users * own + times * drawn * 8 + vectors + scores + sampled)
+    states = 0
+    if contexts is not None and contexts.ahead_only:
+        states = 4 * each * node.backbone.numbers_per_history(contexts.longest) * max(1, int(share * users))
+    return int(6 * model + 3 * users * own + times * drawn * 8 + vectors + scores + sampled + states)
 
 
 def _bytes(spec: Spec) -> int:

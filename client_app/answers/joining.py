@@ -28,8 +28,9 @@ def join(node: Node, resumes: Sequence[int]) -> NDArray[np.uint64]:
         resumes: The rounds after which the run was resumed so far: what was trained since, and is not part of it, is
             forgotten.
 
-    Raises PolicyError if the run has ended here.
+    Raises PolicyError if the run has ended here, ConfigError if the backbone needs what this machine does not have.
     """
+    node.backbone.require_here()
     site = node.place if isinstance(node.place, Site) else None
     if site is not None:
         if max(resumes, default=0) and is_new(site, node.setup.run_key):

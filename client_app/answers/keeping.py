@@ -38,7 +38,7 @@ def keep_frozen(node: Node, phase: int, group: str, name: str, packet: bytes, co
         form = held_format(setup, node.model(phase), merged=name != content)
     received = form.decode(packet)
     of_the_run = name not in (setup.catalogue, setup.eligible, setup.item_labels)
-    if of_the_run and (problem := node.model(phase).embedding.frozen_problem(received.tensors)):
+    if of_the_run and (problem := node.model(phase).frozen_problem(received.tensors)):
         raise PacketError("malformed", f"frozen tensors of phase {phase} with {problem}")
     since = Since(grouped(setup.run_key, group), received.round) if of_the_run else None
     node.frozen_store.put(received.tensors, name, content, since)

@@ -109,13 +109,15 @@ class CohortEngine(Engine):
         return self.sampler.unknown(known.offsets, known.items)
 
     def _chunks(self, read: Reading, model: Model) -> Iterator[NDArray[np.int64]]:
-        """All users in chunks of about `pairs_at_once` pairs."""
+        """All users in chunks of about `pairs_at_once` pairs, in which what is held for a history is counted too."""
         if model.backbone.causal:
             yield from self._causal_chunks(read.runs, model)
             return
-        start, ends = 0, read.offsets[1:]
+        held = model.backbone.numbers_per_history(read.width or 0) // (_PER_PAIR * model.embedding.dim)
+        start, begins = 0, read.offsets + held * read.contexts * np.arange(len(read) + 1)
+        ends = begins[1:]
         while start < len(read):
-            end = int(np.searchsorted(ends, read.offsets[start] + self.pairs_at_once, side="right"))
+            end = int(np.searchsorted(ends, begins[start] + self.pairs_at_once, side="right"))
             end = max(start + 1, end)
             yield np.arange(start, end)
             start = end

@@ -12,8 +12,8 @@ from client_app.training.windows import windows
 from fedrec.core.rng import counter_bits, counter_uniform, derive
 from fedrec.optim.base import Contexts, Recipe
 
-_LEAST = 3
-"""Items that every prefix has, of a history that has them."""
+_LEAST, _LEAST_AHEAD = 3, 1
+"""Items that every prefix has, of a history that has them; and where only what follows it is predicted."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Reading:
         contexts: Runs of a user.
         runs: A row for each run [users * contexts], those of a user one after the other. Each has a key of its own, but
             where a user has one run it is the user's.
-        fitted: int64 [runs], the first items of each, which private tensors are fitted to; at least one.
+        fitted: int64 [runs], the first items of each, which private tensors are fitted to; at least one, but none of an
+            only item that is to be predicted.
         examples: int64 [users], the training items for which a user counts.
         width: Items that no run has more of, whoever the users are; None: there is no such limit.
     """
@@ -79,15 +80,19 @@ def reading(cohort: Cohort, recipe: Recipe, seed: int) -> Reading:
 def _prefixes(cohort: Cohort, contexts: Contexts, seed: int) -> Reading:
     lengths, part = cohort.lengths[:, None], np.arange(contexts.count)
     drawn = counter_uniform(derive(seed, "contexts"), cohort.keys[:, None], part)
-    least = np.maximum(np.minimum(_LEAST, lengths), lengths - contexts.span)
-    end = least + ((part + drawn) / contexts.count * (lengths - least + 1)).astype(np.int64)
-    end = np.minimum(end, lengths)  # a sum of fractions may be rounded up to one
+    most = lengths - contexts.ahead_only  # something follows what is not predicted itself
+    least = np.minimum(_LEAST_AHEAD if contexts.ahead_only else _LEAST, most)
+    least = np.maximum(least, lengths - contexts.span)
+    end = least + ((part + drawn) / contexts.count * (most - least + 1)).astype(np.int64)
+    end = np.minimum(end, most)  # a sum of fractions may be rounded up to one
     first = np.maximum(0, end - contexts.length)
     last = np.minimum(end + contexts.ahead, lengths)
     begin, held = ((cohort.offsets[:-1, None] + first).reshape(-1), (last - first).reshape(-1))
     offsets = np.concatenate(([0], np.cumsum(held)))
     source = np.arange(offsets[-1]) + np.repeat(begin - offsets[:-1], held)
-    keys = counter_bits(derive(seed, "context"), cohort.keys[:, None], part).reshape(-1)
+    keys = cohort.keys
+    if contexts.count > 1:
+        keys = counter_bits(derive(seed, "context"), keys[:, None], part).reshape(-1)
     runs = Cohort(keys, offsets, cohort.items[source])
     fitted = (end - first).reshape(-1)
     return Reading(cohort.keys, contexts.count, runs, fitted, cohort.lengths, contexts.longest)

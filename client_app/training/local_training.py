@@ -108,10 +108,13 @@ class LocalTraining:
         if self._read.width is not None:  # no run is cut
             length = self._read.width if self._alike else int(runs.lengths.max())
         self._segments = Segments.of(runs, per_segment, per_pair, self._dtype, self._device, length)
-        self._fitted = self._segments
-        if self._read.contexts > 1:
-            self._segments = self._segments.shared_out(self._read.contexts)
-            self._fitted = self._segments.beginnings(torch.from_numpy(self._read.fitted).to(self._device))
+        self._fitted = self._judged = self._segments
+        if (contexts := recipe.contexts) is not None and training:
+            self._segments = self._judged = self._segments.shared_out(self._read.contexts)
+            fitted = torch.from_numpy(self._read.fitted).to(self._device)
+            self._fitted = self._segments.beginnings(fitted)
+            if contexts.ahead_only:
+                self._judged = self._segments.endings(fitted)
         of_negatives = self._segments
         if recipe.shared_negatives:
             of_negatives = Segments.one_each(users, self._dtype, self._device)
@@ -187,7 +190,7 @@ class LocalTraining:
         history = SegmentedHistory(self._items[0], vectors[0], self._fitted, len(self._read.runs))
         scores = self._causal_scores if self._model.model.backbone.causal else self._user_scores
         positive, negative = scores(number, places, vectors, history)
-        segments = self._segments if step.shared else self._fitted
+        segments = self._judged if step.shared else self._fitted
         mask, share = segments.weights(step.half_life)
         losses = self._recipe.loss(positive, negative, mask)
         per_user = torch.zeros(len(self._read), dtype=losses.dtype, device=self._device)

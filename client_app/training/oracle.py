@@ -155,6 +155,8 @@ class OracleEngine(Engine):
         every, positives = np.arange(len(items)), torch.from_numpy(read)
         later = torch.arange(n - 1, -1, -1, dtype=vectors.dtype)
         mask = torch.ones_like(later) if step.half_life is None else recency(later, step.half_life)
+        if recipe.contexts is not None and recipe.contexts.ahead_only:
+            mask[:fitted] = 0.0
         own_vectors, shared = model.item_vectors(trainable, positives), model.model.shared(trainable)
         if model.model.backbone.causal:
             q = recipe.negatives

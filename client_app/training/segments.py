@@ -109,13 +109,24 @@ class Segments:
         mask = self.mask * (self.pairs < lengths.unsqueeze(1))
         return dataclasses.replace(self, mask=mask)
 
+    def endings(self, lengths: Tensor) -> Segments:
+        """The pairs of each history after its first `lengths` [histories]; every history is one segment."""
+        mask = self.mask * (self.pairs >= lengths.unsqueeze(1))
+        return dataclasses.replace(self, mask=mask)
+
     def weights(self, half_life: float | None) -> tuple[Tensor, Tensor]:
         """`mask` and `share` if an interaction counts half as much with every `half_life` later ones of its history."""
         if half_life is None:
             return self.mask, self.share
-        later = self._totals(self.mask)[:, None] - 1 - self.pairs
-        mask = self.mask * recency(later, half_life)
+        mask = self.mask * recency((self._last[:, None] - self.pairs).to(self.mask.dtype), half_life)
         return mask, mask.sum(1) / self._totals(mask)
+
+    @property
+    def _last(self) -> Tensor:
+        """int64 [segments], the place of the last pair of each segment's history that counts."""
+        last = torch.where(self.mask > 0, self.pairs, 0).amax(1)
+        of_history = last.new_zeros(int(self.history[-1]) + 1).scatter_reduce(0, self.history, last, "amax")
+        return of_history[self.history]
 
     def _totals(self, mask: Tensor) -> Tensor:
         """[segments], the sum over all segments of the same history."""

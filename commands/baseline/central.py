@@ -24,7 +24,7 @@ from client_app.training.windows import windows
 from commands.baseline.world import World
 from fedrec.backbones.base import ItemSequence, ScoreContext, Uniform
 from fedrec.backbones.history import latest
-from fedrec.core.errors import FedrecError
+from fedrec.core.errors import ConfigError, FedrecError
 from fedrec.core.rng import counter_integers, derive, generator
 from fedrec.core.tensors import Tensors
 from fedrec.evaluation.metrics import curve_metric
@@ -51,8 +51,16 @@ class Trained(NamedTuple):
 def train_centrally(world: World, tell: Callable[[dict[str, Any]], None]) -> Trained:
     """Train until validation gets no better, or all epochs without it; `tell` is told of each, in the form of a round.
 
-    Raises FedrecError if nobody can be trained or ranked, or the model diverges.
+    Raises FedrecError if nobody can be trained or ranked, or the model diverges; ConfigError for a backbone that is
+    trained on prefixes.
     """
+    if world.model.backbone.advice.prefixes:
+        raise ConfigError(
+            [
+                f"backbone={world.config.backbone.name} is judged by what follows a prefix of a history, which central "
+                "training does not do: train a federation with federation.fraction=1.0 instead"
+            ]
+        )
     settings = world.config.central
     training = (CausalTraining if world.model.backbone.causal else CentralTraining)(world)
     best: Trained | None = None

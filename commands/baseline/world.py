@@ -35,7 +35,7 @@ from fedrec.wire.eligible import pack_eligible
 from fedrec.wire.protocol import Setup
 from peft_embeddings.base_table import BaseTable
 from peft_embeddings.model import Model, models_of
-from server_app.setup import base_table, make_setup
+from server_app.setup import base_table, make_setup, text_tensors
 from server_app.watching import Progress, Watcher
 
 log = logging.getLogger("fedrec")
@@ -114,7 +114,9 @@ class World:
         """
         seed, phase = self.setup.seed, self.setup.phases[-1].name
         shared = self.model.backbone.init_shared(generator(seed, "shared"))
-        trainable, frozen = self.model.init(self.table.table, shared, generator(seed, "embedding", phase), counts)
+        texts = text_tensors(self.config, self.dataset.catalogue)
+        rng = generator(seed, "embedding", phase)
+        trainable, frozen = self.model.init(self.table.table, shared, rng, counts, texts)
         return GlobalModel(self.model, trainable, frozen)
 
     def private(self, cohort: Cohort) -> Tensors:

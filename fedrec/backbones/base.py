@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -27,10 +27,13 @@ class Advice:
     Attributes:
         loss: Of `fedrec.optim.losses`.
         lr: Learning rate of the clients' Adam.
+        prefixes: Whether what a user is has to be made of a prefix of its history and judged by what follows that
+            alone. So it is where `user` reads the very items that it would be judged by.
     """
 
     loss: Literal["bpr", "bce"]
     lr: float
+    prefixes: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,7 @@ class Backbone(ABC):
         return None
 
     def numbers_per_history(self, length: int) -> int:
-        """Numbers that `states` holds at once for a history of that `length`, beyond `dim` an item.
+        """Numbers that `states` or `user` holds at once for a history of that `length`, beyond `dim` an item.
 
         They bound how many histories are worked out together.
         """
@@ -150,6 +153,21 @@ class Backbone(ABC):
     def init_frozen(self, counts: Tensor) -> Tensors:
         """The frozen tensors from `counts` [n_items], as `item_counting` has them (1 for every item without it)."""
         return {}
+
+    def require_here(self) -> None:
+        """Raise ConfigError, with what mends it, if this machine lacks what the backbone needs and nobody sends."""
+        return
+
+    def init_texts(self, sentences: Sequence[str]) -> Tensors:
+        """Those of the frozen tensors that the server makes of the items' texts, one sentence an item."""
+        return {}
+
+    def frozen_problem(self, frozen: Tensors) -> str | None:
+        """What is wrong with frozen tensors of the right names, shapes and types that came over the network.
+
+        None: they can be used, whatever their numbers. A backbone of which that is not true overrides this.
+        """
+        return None
 
     def init_shared(self, rng: torch.Generator) -> Tensors:
         """Initial shared tensors."""

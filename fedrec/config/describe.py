@@ -12,7 +12,7 @@ import yaml
 from fedrec.config.check import check
 from fedrec.config.paths import anchor
 from fedrec.config.schema import FederationConfig, RunConfig
-from fedrec.config.validate import Validator, member_config, member_defaults, plain
+from fedrec.config.validate import MISSING, Validator, member_config, member_defaults, plain
 from fedrec.core import registry
 from fedrec.core.errors import ConfigError
 from fedrec.core.registry import FAMILIES, MemberConfig
@@ -137,10 +137,18 @@ def _in_order(after: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
 
 def load_member(family: str, name: str, **values: Any) -> MemberConfig:
     """A member's configuration as its yaml file has it, with some values replaced; for tests and scripts."""
+    return member_config(family, {**_defaults(family, name), **values})
+
+
+def complete_members(family: str) -> list[str]:
+    """Members that need no value which only the user knows; for tests and scripts."""
+    return [name for name in FAMILIES[family].names() if MISSING not in _defaults(family, name).values()]
+
+
+def _defaults(family: str, name: str) -> dict[str, Any]:
     path = registry.CONF / family / f"{name}.yaml"
-    if path.exists():
-        defaults = yaml.safe_load(path.read_text(encoding="utf-8"))
-        defaults.pop("defaults", None)
-    else:
-        defaults = member_defaults(FAMILIES[family].get(name).config_class, name)
-    return member_config(family, {**defaults, **values})
+    if not path.exists():
+        return member_defaults(FAMILIES[family].get(name).config_class, name)
+    defaults: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    defaults.pop("defaults", None)
+    return defaults

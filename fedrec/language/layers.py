@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Callable
 from typing import Final, Literal, Protocol, TypeAlias, cast
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from typing_extensions import override
@@ -73,6 +75,13 @@ class Layers:
 
     def _short(self, name: str) -> str:
         return "layer" + _LORA.sub(r".\1", name.removeprefix(self._stack))
+
+    def to(self, device: torch.device) -> Layers:
+        """The same, moved to a device; LoRA's own tensors, which are arguments, have no values and stay without."""
+        for view in self._views.values():
+            move = cast("Callable[[Callable[[Tensor], Tensor]], nn.Module]", view._apply)
+            move(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
+        return self
 
     def layers_of(self, part: Part) -> range:
         """Which of the model's layers a part has."""

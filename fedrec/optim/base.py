@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor
 
 from fedrec.backbones.base import Advice, Backbone
-from fedrec.core.registry import MemberConfig
+from fedrec.config.schema import RunConfig
+from fedrec.core.registry import MemberConfig, backbones
 from fedrec.core.tensors import Tensors
 
 
@@ -81,16 +82,19 @@ class Contexts:
     that a user gives one update, whatever their number.
 
     Attributes:
-        count: How many, at least 2.
+        count: How many, at least 2, or 1 with `ahead_only`.
         length: Latest items of a prefix that are read, at most.
         span: Among how many of the user's last items they end; the first three items are in every prefix, though.
         ahead: Items after its end that are read where shared tensors move, at most.
+        ahead_only: Whether these alone are predicted, and never an item of the prefix. Something follows every prefix
+            then, and no prefix but an only item's is empty.
     """
 
     count: int
     length: int
     span: int
     ahead: int
+    ahead_only: bool = False
 
     @property
     def longest(self) -> int:
@@ -130,6 +134,12 @@ class Recipe(ABC):
         self.config = config
         self.advice = advice
 
+    @classmethod
+    def problems(cls, config: RunConfig) -> list[str]:
+        """Why the chosen backbone cannot be trained with the recipe, one line each."""
+        backbone: Backbone = backbones.get(config.backbone.name)(config.backbone, config.base_table.dim)
+        return cls(config.optim, backbone.advice).refusals(backbone)
+
     @property
     @abstractmethod
     def negatives(self) -> int:
@@ -160,9 +170,17 @@ class Recipe(ABC):
 
     def refusals(self, backbone: Backbone) -> list[str]:
         """Why this recipe cannot train that backbone, one line each; none if it can."""
+        name = backbone.config.name
+        if backbone.advice.prefixes:
+            if self.contexts is not None and self.contexts.ahead_only:
+                return []
+            return [
+                f"optim={self.config.name}: backbone={name} has read the items of a history, and is to be judged by "
+                "what follows them; give optim=fast, which trains on prefixes"
+            ]
         if self.contexts is None:
             return []
-        asked, name = f"optim.contexts={self.contexts.count}", backbone.config.name
+        asked = f"optim.contexts={self.contexts.count}"
         if backbone.causal:
             return [
                 f"{asked}: backbone={name} scores every item of a history by what came before it already; read more "

@@ -7,6 +7,7 @@ specification. The server takes the weighted mean for a negative gradient (Reddi
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -16,7 +17,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from fedrec.backbones.base import Backbone
-from fedrec.config.schema import RunConfig
 from fedrec.core.bounds import (
     LARGEST_RATE,
     LONGEST_HALF_LIFE,
@@ -26,7 +26,7 @@ from fedrec.core.bounds import (
     MOST_NEGATIVES,
     MOST_STEPS,
 )
-from fedrec.core.registry import MemberConfig, backbones, optims
+from fedrec.core.registry import MemberConfig, optims
 from fedrec.core.tensors import Tensors
 from fedrec.optim.base import Adam, Contexts, LocalStep, Recipe, Sgd, Window
 from fedrec.optim.losses import LOSSES
@@ -60,8 +60,9 @@ class FastConfig(MemberConfig):
         window_placement: `random`: from a place drawn in every round; `latest`: always the latest ones.
         contexts: Prefixes of its history to each of which a user fits what is private; the gradient of what is shared
             is the mean over them, of the items up to a little after each (`fedrec.optim.base.Contexts`). 1: none, the
-            private tensors are fitted to what they predict. Of its private tensors there is then no one state that
-            could be kept, so they have to start anew. A user's weight counts its whole history.
+            private tensors are fitted to what they predict; or one, for a backbone that is judged by what follows a
+            prefix alone. Of its private tensors there is with several no one state that could be kept, so they have to
+            start anew. A user's weight counts its whole history.
         context_length: Latest items of a prefix that are read.
         context_span: Among how many of the user's last items the prefixes end.
         context_ahead: Items after its end that a prefix has to predict, beside its own.
@@ -97,8 +98,9 @@ class FastConfig(MemberConfig):
         if self.window is None:
             del told["window"], told["window_placement"]
         if self.contexts == 1:
-            for name in ("contexts", "context_length", "context_span", "context_ahead"):
-                del told[name]
+            for field in dataclasses.fields(self):
+                if field.name.startswith("context") and told[field.name] == field.default:
+                    del told[field.name]
         return told
 
 
@@ -108,12 +110,6 @@ class FastRecipe(Recipe):
 
     config_class = FastConfig
     config: FastConfig
-
-    @classmethod
-    def problems(cls, config: RunConfig) -> list[str]:
-        """What the chosen backbone cannot be trained with, one line each."""
-        backbone: Backbone = backbones.get(config.backbone.name)(config.backbone, config.base_table.dim)
-        return cls(config.optim, backbone.advice).refusals(backbone)
 
     @property
     @override
@@ -144,22 +140,25 @@ class FastRecipe(Recipe):
     @override
     def contexts(self) -> Contexts | None:
         config = self.config
-        if config.contexts == 1:
+        alone = self.advice.prefixes
+        if config.contexts == 1 and not alone:
             return None
-        return Contexts(config.contexts, config.context_length, config.context_span, config.context_ahead)
+        return Contexts(config.contexts, config.context_length, config.context_span, config.context_ahead, alone)
 
     @override
     def refusals(self, backbone: Backbone) -> list[str]:
         found, config = super().refusals(backbone), self.config
-        if found or config.contexts == 1:
+        if found or self.contexts is None:
             return found
         asked = f"optim.contexts={config.contexts}"
-        if not config.private_anew:
+        if self.contexts.ahead_only:
+            asked = f"backbone={backbone.config.name}"
+        elif not config.private_anew:
             found.append(
                 f"{asked}: each context has private tensors of its own, so that none of them are the user's to go on "
                 "with; give optim.private_anew=true"
             )
-        if config.private_steps == 0:
+        if config.private_steps == 0 and not self.contexts.ahead_only:
             found.append(f"{asked}: nothing is fitted to a prefix with optim.private_steps=0; give some steps")
         if config.window is not None:
             found.append(

@@ -20,6 +20,7 @@ KEYS = np.array([3, 2**64 - 1, 0, 17, 2**40], dtype=np.uint64)
 RANKING = ScoreContext(training=False)
 HISTORY = torch.tensor([[0, 3, 5], [1, 2, 3], [5, 4, 0], [2, 2, 2], [1, 0, 4]])
 COUNTS = torch.tensor([-3.0, 0.0, 1.0, 2.5, 7.0, 100.0])
+TEXTS = ("a red lamp", "a blue lamp", "", "screws", "a box of screws", "red paint")
 
 
 def items(*leading: int) -> Tensor:
@@ -40,8 +41,8 @@ def of_user(tensors: Tensors, user: int) -> Tensors:
 
 
 def frozen_tensors(backbone: Backbone) -> Tensors:
-    """Frozen tensors for some counts."""
-    return backbone.init_frozen(COUNTS)
+    """Frozen tensors for some counts and texts."""
+    return backbone.init_frozen(COUNTS) | backbone.init_texts(TEXTS)
 
 
 def histories(vectors: Tensor, user: int | slice = slice(None)) -> PlainHistory:
@@ -62,10 +63,17 @@ def states(
 def read(backbone: Backbone, shared: Tensors, private: Tensors | None = None, vectors: Tensor | None = None) -> Tensors:
     """What `score` reads of the users `KEYS`: private tensors, or a state after some items."""
     private = backbone.init_private(0, KEYS) if private is None else private
-    if not backbone.causal:
+    if not made_of_history(backbone):
         return private
     vectors = items(len(KEYS), 1).squeeze(1) if vectors is None else vectors
+    if not backbone.causal:
+        return backbone.user(shared, private, frozen_tensors(backbone), PlainHistory(HISTORY, vectors[:, :3]))
     return {name: tensor[:, -1] for name, tensor in states(backbone, shared, private, vectors).items()}
+
+
+def made_of_history(backbone: Backbone) -> bool:
+    """Whether what `score` reads of a user is made of items, and of nothing that the user has beside them."""
+    return backbone.causal or not backbone.private
 
 
 class BackboneContract:
@@ -168,7 +176,7 @@ class BackboneContract:
             return
         copies = [shared_tensors(backbone, user) for user in range(2)]
         stacked = {name: torch.stack([copy[name] for copy in copies]).unsqueeze(1) for name in backbone.shared}
-        four = backbone.init_private(0, KEYS[:4])
+        four = {name: tensor[:4] for name, tensor in read(backbone, copies[0]).items()}
         private = {name: tensor.reshape(2, 2, *tensor.shape[1:]) for name, tensor in four.items()}
         vectors = items(2)
         together = backbone.score(stacked, private, vectors.unsqueeze(1), RANKING)
@@ -212,7 +220,7 @@ class BackboneContract:
         private = {name: tensor.requires_grad_() for name, tensor in backbone.init_private(0, KEYS).items()}
         shared = {name: tensor.requires_grad_() for name, tensor in shared_tensors(backbone).items()}
         vectors = items(len(KEYS)).requires_grad_()
-        states = read(backbone, shared, private, vectors) if backbone.causal else private
+        states = read(backbone, shared, private, vectors)
         scores = backbone.score(shared, states, vectors, ScoreContext(training=training))
         (scores * torch.randn(scores.shape, generator=generator(4))).sum().backward()  # type: ignore[no-untyped-call]
         for name, tensor in {**private, **shared, "item vectors": vectors}.items():
@@ -223,7 +231,7 @@ class BackboneContract:
     def test_one_users_score_moves_nothing_of_another(self, backbone: Backbone) -> None:
         private = {name: tensor.requires_grad_() for name, tensor in backbone.init_private(0, KEYS).items()}
         vectors = items(len(KEYS)).requires_grad_()
-        states = read(backbone, shared_tensors(backbone), private, vectors) if backbone.causal else private
+        states = read(backbone, shared_tensors(backbone), private, vectors)
         scores = backbone.score(shared_tensors(backbone), states, vectors, RANKING)
         scores[1].sum().backward()  # type: ignore[no-untyped-call]
         for tensor in (*private.values(), vectors):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -24,16 +24,36 @@ class Tiny(NamedTuple):
     lora: Lora
 
 
-def tiny(style: Style, folder: Path) -> Tiny:
+def save_tokenizer(folder: Path) -> None:
+    """A tokenizer of letters, saved in a folder: `a` is token 4, `z` is token 29, and all else is token 1.
+
+    A text begins with token 2 and ends with token 3.
+    """
+    from tokenizers import Regex, Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.normalizers import Lowercase
+    from tokenizers.pre_tokenizers import Split
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
+    made = Tokenizer(WordLevel({token: number for number, token in enumerate(tokens)}, "[UNK]"))
+    made.normalizer, made.pre_tokenizer = Lowercase(), Split(Regex("."), "isolated")
+    made.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    saved = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]")  # type: ignore[no-untyped-call]
+    saved.save_pretrained(folder)
+
+
+def tiny(style: Style, folder: Path, width: int = WIDTH) -> Tiny:
     """A random model, saved in a folder: bidirectional, causal, or causal with two kinds of layers.
 
     Biases and norms, which start at nothing, are random too.
     """
     from transformers import AutoModel, BertConfig, Gemma3TextConfig, LlamaConfig, PretrainedConfig
 
-    common = {
+    common: dict[str, Any] = {
         "vocab_size": VOCABULARY,
-        "hidden_size": WIDTH,
+        "hidden_size": width,
         "num_hidden_layers": 4,
         "num_attention_heads": 2,
         "intermediate_size": 24,
@@ -54,5 +74,6 @@ def tiny(style: Style, folder: Path) -> Tiny:
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)  # type: ignore[operator]
+    save_tokenizer(folder)
     targets = ("query", "value") if style == "bert" else ("q_proj", "v_proj")
     return Tiny(folder, model.double().eval(), Lora(rank=2, alpha=4.0, targets=targets))

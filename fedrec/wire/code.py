@@ -19,7 +19,6 @@ SERVER_ONLY = frozenset(
         "fedrec/config/check.py",
         "fedrec/config/compose.py",
         "fedrec/config/describe.py",
-        "fedrec/config/paths.py",
         "fedrec/config/resume.py",
         "fedrec/data/archive.py",
         "fedrec/data/download.py",
@@ -40,6 +39,7 @@ SERVER_ONLY = frozenset(
         "fedrec/testing/codec.py",
         "fedrec/testing/downlink.py",
         "fedrec/testing/embedding.py",
+        "fedrec/testing/language.py",
         "fedrec/testing/optim.py",
         "fedrec/testing/privacy.py",
         "fedrec/testing/uplink.py",
@@ -47,6 +47,7 @@ SERVER_ONLY = frozenset(
         "peft_embeddings/encoders/sentence_transformer.py",
         "peft_embeddings/encoders/tfidf.py",
         "peft_embeddings/new_items.py",
+        "peft_embeddings/reductions/none.py",
         "peft_embeddings/text_map.py",
     }
 )

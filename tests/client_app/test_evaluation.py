@@ -20,7 +20,7 @@ from client_app.homes.users import Cohort
 from client_app.training.engine import GlobalModel
 from fedrec.backbones.base import Backbone, ScoreContext
 from fedrec.backbones.history import PlainHistory
-from fedrec.config.describe import load_member
+from fedrec.config.describe import complete_members, load_member
 from fedrec.core.errors import FedrecError
 from fedrec.core.registry import backbones, embeddings
 from fedrec.core.rng import generator
@@ -121,7 +121,7 @@ def oracle(
 
 
 @pytest.mark.parametrize("embedding", embeddings.names())
-@pytest.mark.parametrize("backbone", backbones.names())
+@pytest.mark.parametrize("backbone", complete_members("backbone"))
 @pytest.mark.parametrize("sampled", [0, 8, 100])
 def test_equals_the_oracle(embedding: str, backbone: str, sampled: int) -> None:
     model = global_model(embedding, backbone)
@@ -136,7 +136,7 @@ def test_equals_the_oracle(embedding: str, backbone: str, sampled: int) -> None:
     numbers=st.integers(1, 60),
     block=st.integers(1, 40),
     seed=st.integers(0, 1000),
-    backbone=st.sampled_from(backbones.names()),
+    backbone=st.sampled_from(complete_members("backbone")),
 )
 def test_chunks_of_users_and_items_change_nothing(
     lengths: list[int], numbers: int, block: int, seed: int, backbone: str
@@ -150,7 +150,7 @@ def test_chunks_of_users_and_items_change_nothing(
         assert rank_users(model, cohort, positives, private, protocol(6)) == pytest.approx(whole, abs=1e-12)
 
 
-@pytest.mark.parametrize("backbone", backbones.names())
+@pytest.mark.parametrize("backbone", complete_members("backbone"))
 def test_memory_is_bounded_by_what_the_backbone_holds(backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = global_model(backbone=backbone)
     cohort, positives, private = users([3, 1, 12, 25, 7, 0], backbone=backbone)
@@ -174,7 +174,7 @@ def test_memory_is_bounded_by_what_the_backbone_holds(backbone: str, monkeypatch
     assert all(max(numbers, users * states) <= limit for users, numbers in held if users > 1)
 
 
-@pytest.mark.parametrize("backbone", backbones.names())
+@pytest.mark.parametrize("backbone", complete_members("backbone"))
 @pytest.mark.parametrize("sampled", [0, 8])
 def test_equal_items_tie_wherever_they_stand(backbone: str, sampled: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """30 items of 3 kinds, in blocks of odd sizes, whose products end in other last bits: still whole kinds tie."""
@@ -204,7 +204,7 @@ def test_nodes_sums_add_up() -> None:
 
 
 @pytest.mark.parametrize("sampled", [0, 8])
-@pytest.mark.parametrize("backbone", backbones.names())
+@pytest.mark.parametrize("backbone", complete_members("backbone"))
 def test_a_model_that_knows_nothing_gets_k_of_its_candidates(backbone: str, sampled: int) -> None:
     model = global_model(scale=0.0, backbone=backbone)
     cohort, positives, private = users([3, 1, 12], backbone=backbone)

@@ -21,7 +21,7 @@ from client_app.training.oracle import OracleEngine
 from client_app.training.segments import Segments
 from fedrec.backbones.base import Backbone, History, ScoreContext
 from fedrec.backbones.history import PlainHistory
-from fedrec.config.describe import load_member
+from fedrec.config.describe import complete_members, load_member
 from fedrec.core import registry
 from fedrec.core.registry import MemberConfig
 from fedrec.core.rng import counter_normal, generator
@@ -138,7 +138,7 @@ def backbone_of(name: str) -> Backbone:
     return made
 
 
-READERS = ["reader", DEEP, *(name for name in registry.backbones.names() if backbone_of(name).reads_history)]
+READERS = ["reader", DEEP, *(name for name in complete_members("backbone") if backbone_of(name).reads_history)]
 
 
 def model_of(embedding: str, backbone: str) -> GlobalModel:

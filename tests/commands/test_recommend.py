@@ -30,9 +30,9 @@ from commands.local_grid import LocalGrid
 from commands.recommend import of_run, of_site, recommend, show_recommendation
 from commands.recommendable import RecommendError
 from fedrec.config.compose import compose
+from fedrec.config.describe import complete_members
 from fedrec.config.paths import settle
 from fedrec.core.errors import StoreError
-from fedrec.core.registry import backbones
 from fedrec.data import split
 from fedrec.data.store import open_store
 from server_app.run import run
@@ -95,7 +95,7 @@ def ids(found: dict[str, Any]) -> list[str]:
     return [item["item_id"] for item in found["items"]]
 
 
-@pytest.mark.parametrize("backbone", backbones.names())
+@pytest.mark.parametrize("backbone", complete_members("backbone"))
 @pytest.mark.parametrize("embedding", ["lora", "full"])
 def test_the_best_items_are_those_of_the_ranking(folder: Path, backbone: str, embedding: str) -> None:
     """The held-out item's place among the recommended ones is its rank when the same model is measured."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import yaml
 from fedrec.config.compose import compose, experiments
 from fedrec.core.errors import ConfigError
 from fedrec.core.registry import CONF, FAMILIES
+from fedrec.language.models import register
+from fedrec.testing.language import tiny
 
 BASE = Path("/somewhere")
 DATASETS = {"ml1m": "ml_1m", "industrial": "amazon"}
@@ -34,6 +37,8 @@ def composed(name: str, *overrides: str) -> Any:
     chosen = [entry for entry in written(name)[1].get("defaults", []) if isinstance(entry, dict)]
     dataset = next((entry["override /dataset"] for entry in chosen if "override /dataset" in entry), None)
     needs = [] if "dataset=synthetic" in overrides else PLACES.get(str(dataset), [])
+    if name.startswith("language_model"):
+        needs = [*needs, f"backbone.model={register(tiny('bert', Path(os.environ['FEDREC_HOME']) / 'm', 384).folder)}"]
     return compose([f"experiment={name}", *needs, *overrides], base=BASE)
 
 
@@ -84,7 +89,10 @@ def test_a_cell_has_the_papers_hyper_parameters(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", experiments())
-def test_an_experiment_is_a_difference_that_names_no_place(name: str) -> None:
+def test_an_experiment_is_a_difference_that_names_no_place(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDREC_HOME", str(tmp_path))
     text, values = written(name)
     assert text.startswith("# @package _global_\n")
     assert not {"root", "interactions", "item_table"} & (values.get("dataset") or {}).keys()

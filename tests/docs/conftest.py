@@ -23,6 +23,7 @@ from commands.cli import app
 from commands.local_grid import LocalGrid
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
+from fedrec.language.models import register
 from server_app.run import run
 
 USERS, KEPT = 40, 8
@@ -54,6 +55,7 @@ class Place:
             "CENTRAL": "runs/central",
             "/absolute/folder/of/a/model": model,
             "encoder.model=MODEL": f"encoder.model={model}",
+            "backbone.model=DIGEST": f"backbone.model={register(Path(model))}",
             "/var/lib/fedrec": str(path / "site" / "state"),
             "/data/": f"{path}/",
             "/shared/": f"{path}/shared/",

@@ -108,6 +108,8 @@ def bounded(config: RunConfig, model: str) -> RunConfig:
     for key, most in AT_MOST.items():
         part, name = key.split(".")
         value = getattr(getattr(config, part), name, None)
+        if key == "base_table.dim" and config.reduction.name == "none":  # as many as the encoder gives
+            continue
         if isinstance(value, int | float) and value > most:
             parts.setdefault(part, {})[name] = type(value)(most)
     if hasattr(config.reduction, "hidden"):

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fedrec.core.registry import backbones
+from fedrec.config.describe import complete_members
 
 Federate = Callable[..., Any]
 
@@ -17,7 +17,7 @@ RATES = {"recency": 0.4, "gru4rec": 0.1}
 """Of the local optimiser. States that are means of items of length one need larger steps to tell items apart."""
 
 
-@pytest.mark.parametrize("backbone", backbones.names())
+@pytest.mark.parametrize("backbone", complete_members("backbone"))
 def test_the_loss_falls_and_the_model_beats_chance(
     federate: Federate, chance: Callable[[Path], tuple[float, float]], backbone: str
 ) -> None:

@@ -9,14 +9,13 @@ import pytest
 import yaml
 
 from commands.describe import describe
-from fedrec.config.describe import from_dict
-from fedrec.core.registry import backbones
+from fedrec.config.describe import complete_members, from_dict
 
 Federate = Callable[..., Any]
 
 
 @pytest.mark.parametrize("strategy", ["fedpeft", "full"])
-@pytest.mark.parametrize("backbone", backbones.names())
+@pytest.mark.parametrize("backbone", complete_members("backbone"))
 def test_the_meter_counts_what_was_described(federate: Federate, backbone: str, strategy: str) -> None:
     overrides = ["federation.fraction=1.0", "dataset.n_users=20", "optim.solve_epochs=1", "evaluation.every=0"]
     outcome = federate(f"backbone={backbone}", f"strategy={strategy}", *overrides)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import client_app.answers.node
 from exchanges.records import FROZEN, METRICS, MODEL, UPDATE, unpack
 from fedrec.backbones.base import Backbone
-from fedrec.config.describe import load_member
+from fedrec.config.describe import complete_members, load_member
 from fedrec.core.registry import backbones
 from fedrec.core.tensors import Tensors, content_digest
 
@@ -131,7 +131,7 @@ def test_the_meter_counts_what_lone_devices_move(federate: Federate, short: list
 
 
 @pytest.mark.parametrize("nodes", [1, 20])
-@pytest.mark.parametrize("backbone", backbones.names())
+@pytest.mark.parametrize("backbone", complete_members("backbone"))
 def test_private_tensors_never_leave(
     federate: Federate, monkeypatch: pytest.MonkeyPatch, backbone: str, nodes: int
 ) -> None:

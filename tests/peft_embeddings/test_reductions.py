@@ -77,7 +77,10 @@ def oracle(vectors: NDArray[np.float32], dim: int) -> tuple[NDArray[np.float64],
 # ---- every reduction ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", reductions.names())
+REDUCING = sorted(set(reductions.names()) - {"none"})
+
+
+@pytest.mark.parametrize("name", REDUCING)
 @pytest.mark.parametrize("make", [curved, lambda: words(300, 700)], ids=["dense", "sparse"])
 def test_reduced_vectors_are_float32_and_a_function_of_input_and_seed(name: str, make: Any) -> None:
     vectors = make()
@@ -92,14 +95,14 @@ def test_reduced_vectors_are_float32_and_a_function_of_input_and_seed(name: str,
     assert str(np.random.get_state()) == global_numpy, "NumPy's global generator was used"  # noqa: NPY002
 
 
-@pytest.mark.parametrize("name", reductions.names())
+@pytest.mark.parametrize("name", REDUCING)
 def test_more_dimensions_than_items_or_width_is_an_error_with_the_way_out(name: str) -> None:
     for vectors in (curved(items=9), curved(width=9)):
         with pytest.raises(DataError, match=r"base_table\.dim=10: .*set base_table\.dim to 9 or less"):
             reduce(name, vectors, 10)
 
 
-@pytest.mark.parametrize("name", reductions.names())
+@pytest.mark.parametrize("name", REDUCING)
 def test_progress_ends_at_all(name: str) -> None:
     calls: list[tuple[str, int, int]] = []
     values = SMALL if name == "autoencoder" else {}
@@ -229,7 +232,7 @@ def test_the_seed_decides_the_autoencoder() -> None:
 
 
 def test_identical_vectors_are_reduced_to_nothing() -> None:
-    for name in reductions.names():
+    for name in REDUCING:
         made = reduce(name, np.ones((50, 20), dtype=np.float32), 4)
         assert np.abs(made.vectors).max() < 1e-5
         assert made.reconstruction_mse < 1e-12
@@ -238,3 +241,17 @@ def test_identical_vectors_are_reduced_to_nothing() -> None:
 def test_layers_too_narrow_to_start_as_pca_are_an_error_with_the_way_out() -> None:
     with pytest.raises(ConfigError, match=r"reduction\.hidden=\[64, 48, 32\]: .*34 units.*dim to 16 or less"):
         reduce("autoencoder", curved(), 17)
+
+
+@pytest.mark.parametrize("make", [curved, lambda: words(300, 700)], ids=["dense", "sparse"])
+def test_none_leaves_vectors_as_they_are_and_takes_no_other_dimension(make: Any) -> None:
+    vectors = make()
+    width = vectors.shape[1]
+    dense = vectors if isinstance(vectors, np.ndarray) else vectors.toarray()
+    made = reduce("none", vectors, width)
+    assert made.vectors.dtype == np.float32
+    assert np.array_equal(made.vectors, dense)
+    assert made.reconstruction_mse == 0
+    assert np.array_equal(reduction("none").reduce_new(vectors, made.learned), dense)
+    with pytest.raises(DataError, match=rf"set base_table\.dim={width}, or choose another reduction"):
+        reduce("none", vectors, 8)

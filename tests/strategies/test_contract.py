@@ -121,7 +121,7 @@ def test_the_phases_rounds_add_up(name: str, rounds: int) -> None:
 @pytest.mark.parametrize("name", MEMBERS)
 @pytest.mark.parametrize("embedding", embeddings.names())
 def test_an_embedding_fits_or_compose_says_why_not(name: str, embedding: str) -> None:
-    overrides = [f"strategy={name}", f"embedding={embedding}"]
+    overrides = [f"strategy={name}", f"embedding={embedding}", "backbone=fedncf"]  # which shares something itself
     try:
         config = composed(*overrides)
     except ConfigError as error:
