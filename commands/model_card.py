@@ -16,7 +16,7 @@ from commands.changes import shown
 from commands.progress import amount, figure
 from commands.report import protocols
 from fedrec.config.compose import compose
-from fedrec.config.describe import differences
+from fedrec.config.describe import differences, of_this_machine
 from fedrec.config.resume import config_in
 from fedrec.core.disk import reading, writing
 from fedrec.core.errors import FedrecError
@@ -28,9 +28,6 @@ from server_app.run_folder import MANIFEST, SUMMARY
 
 NAME = "README.md"
 """What the hub shows as a model's card."""
-
-_APART = ("run_id", "runs_dir", "cache_dir", "dataset.root", "dataset.interactions", "dataset.item_table")
-"""Keys that say where something is on the machine: no reader has use for them, and they may tell of its owner."""
 
 
 def write_card(folder: Path, out: Path | None) -> Path:
@@ -60,7 +57,8 @@ def card(folder: Path, summary: Mapping[str, Any], manifest: Mapping[str, Any]) 
     config = config_in(folder)
     parts = [config.strategy.name, config.embedding.name, config.backbone.name]
     name, data = Path(str(summary["run"])).name, manifest["data"]
-    changed = [each for each in differences(compose([], base=None), config) if each.key not in _APART]
+    places = of_this_machine(config)
+    changed = [each for each in differences(compose([], base=None), config) if each.key not in places]
     settings = [[f"`{change.key}`", f"`{shown(change.value)}`"] for change in changed]
     sections = [
         f"# {name}",

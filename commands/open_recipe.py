@@ -9,8 +9,8 @@ from fedrec.config.paths import key_of
 from fedrec.config.schema import RunConfig
 
 APART = (
-    *("dataset", "encoder", "reduction", "base_table.start", "evaluation", "simulation", "network", "engine"),
-    *("pairs_at_once", "seed", "run_id", "runs_dir", "cache_dir", "checkpoint_every", "checkpoints_kept"),
+    *("dataset", "encoder", "reduction", "base_table.start", "evaluation", "simulation", "network", "tracker"),
+    *("engine", "pairs_at_once", "seed", "run_id", "runs_dir", "cache_dir", "checkpoint_every", "checkpoints_kept"),
 )
 """Groups, sections and keys that say on what a run works, where, and how it is ranked: nothing of the recipe."""
 

@@ -16,6 +16,7 @@ from federation.rival import Rival
 from fedrec.config.describe import to_yaml
 from fedrec.config.schema import RunConfig
 from fedrec.core import registry
+from fedrec.core.registry import MemberConfig
 from fedrec.core.rng import derive
 from fedrec.core.secret import own_secret
 from fedrec.core.shared_folder import leave_token
@@ -40,6 +41,7 @@ from server_app.resuming import Resumption, go_on, manifest_of_resumed, prepare
 from server_app.run_folder import CONFIG, MANIFEST, SETUP, SUMMARY, RunFolder
 from server_app.setup import base_table, item_labels, make_setup, require_rankable, text_encoder, text_tensors
 from server_app.standing import standing
+from server_app.trackers.base import Tracking, tracked
 from server_app.warnings import warnings_of
 from server_app.watching import Progress, Recorder, Silent, Watcher, at_ten, shown
 
@@ -68,7 +70,10 @@ def run(
     folder = (RunFolder.reopened if config.resume else RunFolder.new)(runs_dir / run_id)
     with folder.logged("the run"), folder.locked():
         resumption = prepare(folder) if config.resume else None
-        return _run(config, overrides, grid, folder, cache_dir, watcher or Silent(), resumption, pause)
+        # A part of a run that may be given up is followed by nobody; if it goes on, all of it is told.
+        followed = config if pause is None else dataclasses.replace(config, tracker=MemberConfig("none"))
+        with tracked(followed, folder.path, resumption.round if resumption else 0) as tracking:
+            return _run(config, overrides, grid, folder, cache_dir, watcher or Silent(), resumption, pause, tracking)
 
 
 def _run(
@@ -80,6 +85,7 @@ def _run(
     watcher: Watcher,
     resumption: Resumption | None,
     pause: int | None,
+    tracking: Tracking,
 ) -> dict[str, Any]:
     started = time.monotonic()
     if resumption is None:
@@ -138,7 +144,7 @@ def _run(
         results = simulated_baselines(setup, dataset, vectors, "test")
         baselines, rival = results.means, best_of(results, setup, dataset)
         most = ceiling(config, dataset, setup.ks)
-    recorder = Recorder(folder, watcher, config.checkpoints_kept, ledger)
+    recorder = Recorder(folder, watcher, config.checkpoints_kept, ledger, tracking)
     strategy: FederatedStrategy = registry.strategies.get(config.strategy.name)(
         config, setup, table.table, eligible, recorder, deployed, labels, text_tensors(config, dataset.catalogue)
     )
@@ -185,6 +191,7 @@ def _run(
     }
     summary = finite(summary)
     folder.write_json(SUMMARY, summary)
+    tracking.summarize(summary)
     log.info("%s", summary["chosen"])
     log.info("test: %s", shown(at_ten(summary["test"])))
     if "share" in summary:

@@ -13,6 +13,7 @@ from fedrec.data.types import DataReport
 from fedrec.stages.base import Release
 from server_app.ledger import Ledger
 from server_app.run_folder import RunFolder
+from server_app.trackers.base import Tracking
 from server_app.warnings import Warnings
 
 log = logging.getLogger("fedrec")
@@ -69,10 +70,13 @@ class Progress:
 
 
 class Recorder:
-    """The strategy's observer: metrics and checkpoints into the run folder, rounds to the watcher and the log."""
+    """The strategy's observer: metrics and checkpoints into the run folder, rounds to watcher, tracker and log."""
 
-    def __init__(self, folder: RunFolder, watcher: Watcher, checkpoints_kept: int, ledger: Ledger | None) -> None:
+    def __init__(
+        self, folder: RunFolder, watcher: Watcher, checkpoints_kept: int, ledger: Ledger | None, tracking: Tracking
+    ) -> None:
         self._folder = folder
+        self._tracking = tracking
         self._ledger = ledger
         self._checkpoints_kept = checkpoints_kept
         self._watcher = watcher
@@ -90,6 +94,7 @@ class Recorder:
         record = finite(record)
         self._folder.add_metrics(record)
         self._watcher.update(record)
+        self._tracking.tell(record)
         number = f"{record['round']}/{record['rounds']}"
         loss = {"loss": record["loss"]} if "loss" in record else {}
         log.info("round %s %s %s", number, record["phase"], shown({**loss, **at_ten(record.get("validation", {}))}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from enum import Enum
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -116,6 +117,17 @@ def flat(values: Mapping[str, Any], at: str = "") -> dict[str, Any]:
         key = at if name == "name" and at in FAMILIES else key
         result.update(flat(value, key) if isinstance(value, Mapping) else {key: value})
     return result
+
+
+def of_this_machine(config: RunConfig) -> set[str]:
+    """The dotted keys that say what a run is called, or where something is on this machine.
+
+    Nobody elsewhere has use for them, and they may tell of the machine's owner.
+    """
+    texts = {
+        key for key, value in flat(to_dict(config)).items() if isinstance(value, str) and Path(value).is_absolute()
+    }
+    return texts | {"run_id", "resume"}
 
 
 def differences(default: RunConfig, config: RunConfig) -> list[Change]:

@@ -295,3 +295,4 @@ class RunConfig:
     downlink: MemberConfig = _DENSE
     aggregation: MemberConfig = _PLAIN
     statistics: StatisticsConfig = StatisticsConfig()
+    tracker: MemberConfig = _NONE

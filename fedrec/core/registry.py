@@ -114,6 +114,7 @@ networks = Family("network", "fedrec.networks")
 uplinks = Family("uplink", "fedrec.uplinks")
 downlinks = Family("downlink", "fedrec.downlinks")
 aggregations = Family("aggregation", "fedrec.aggregations")
+trackers = Family("tracker", "server_app.trackers")
 
 FAMILIES: Mapping[str, Family] = {
     family.name: family
@@ -133,5 +134,6 @@ FAMILIES: Mapping[str, Family] = {
         uplinks,
         downlinks,
         aggregations,
+        trackers,
     )
 }

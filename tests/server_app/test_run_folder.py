@@ -337,7 +337,7 @@ def test_nothing_is_deleted_before_the_new_checkpoint_is_on_the_disk(
         told.append(f"delete {self.name}")
         unlink(self, missing_ok)
 
-    recorder = Recorder(folder, cast(Any, None), checkpoints_kept=1, ledger=None)
+    recorder = Recorder(folder, cast(Any, None), checkpoints_kept=1, ledger=None, tracking=cast(Any, None))
     recorder.on_checkpoint(checkpoint(1))
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", synced)

@@ -1,0 +1,1 @@
+"""The programs that a run can be followed in, by name."""

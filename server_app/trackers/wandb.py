@@ -1,0 +1,84 @@
+"""Weights & Biases: a run of a project, sent at once or kept in the run's folder until `wandb sync`.
+
+It is told figures and the configuration alone: no code, no repository, no terminal's output, nothing of the machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import MaxLen, MinLen
+from typing_extensions import override
+
+from fedrec.core.registry import MemberConfig, trackers
+from server_app.trackers.base import Tracked, Tracker
+
+if TYPE_CHECKING:
+    import wandb
+
+
+@dataclass(frozen=True)
+class WandbConfig(MemberConfig):
+    """Configuration of `wandb`.
+
+    Attributes:
+        project: The project's name.
+        mode: `online`, for which its own variables hold the key; or `offline`, kept in the run's folder.
+    """
+
+    name: Literal["wandb"]
+    project: Annotated[str, MinLen(1), MaxLen(128)]
+    mode: Literal["online", "offline"]
+
+
+@trackers.register("wandb")
+class Wandb(Tracker):
+    """Figures by round; a run that is resumed goes on under its name there."""
+
+    config_class = WandbConfig
+    package = "wandb"
+
+    def __init__(self, config: WandbConfig) -> None:
+        self._config = config
+        self._run: wandb.Run | None = None
+
+    @override
+    def begin(self, run: Tracked) -> bool:
+        import wandb
+
+        told = (run.folder / "wandb").is_dir() or not run.after
+        quiet: dict[str, Any] = {
+            "silent": True,
+            "console": "off",
+            "disable_git": True,
+            "disable_code": True,
+            "save_code": False,
+            "x_disable_stats": True,
+            "x_disable_meta": True,
+            "x_disable_machine_info": True,
+        }
+        self._run = wandb.init(
+            project=self._config.project,
+            mode=self._config.mode,
+            name=run.name,
+            id=hashlib.sha256(str(run.folder).encode()).hexdigest()[:16],
+            resume="allow",
+            dir=str(run.folder),
+            config=dict(run.settings),
+            settings=wandb.Settings(**quiet),
+        )
+        return told
+
+    @override
+    def tell(self, round: int, figures: Mapping[str, float]) -> None:
+        assert self._run is not None, "it has begun"
+        self._run.log(dict(figures), step=round)
+
+    @override
+    def end(self, figures: Mapping[str, float], *, finished: bool) -> None:
+        assert self._run is not None, "it has begun"
+        self._run.summary.update({f"end/{name}": value for name, value in figures.items()})
+        self._run.finish(exit_code=0 if finished else 1)
