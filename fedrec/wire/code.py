@@ -35,6 +35,7 @@ SERVER_ONLY = frozenset(
         "fedrec/datasets/table.py",
         "fedrec/evaluation/baselines.py",
         "fedrec/evaluation/curves.py",
+        "fedrec/evaluation/over_groups.py",
         "fedrec/testing/backbone.py",
         "fedrec/testing/codec.py",
         "fedrec/testing/downlink.py",

@@ -1,4 +1,4 @@
-"""Runs followed in other programs: what they are told, that they end nothing, and what becomes of a run that goes on."""
+"""Runs followed in other programs: what these are told, that they end nothing, and what becomes of a resumed run."""
 
 from __future__ import annotations
 
