@@ -87,6 +87,24 @@ class Model:
         return embedding | {self.backbone_name(name): spec for name, spec in self.backbone.shared.items()}
 
     @property
+    def trained(self) -> Spec:
+        """`trainable`, and of a split backbone what is trained on the server alone: `backbone.<middle>`."""
+        split = self.backbone.split
+        middle = {} if split is None else split.middle
+        return {**self.trainable} | {self.backbone_name(name): spec for name, spec in middle.items()}
+
+    @property
+    def lower(self) -> Spec:
+        """Of `trainable`, what is read below the middle of a split backbone."""
+        split = self.backbone.split
+        return {} if split is None else {self.backbone_name(name): spec for name, spec in split.lower.items()}
+
+    @property
+    def upper(self) -> Spec:
+        """The rest of `trainable`."""
+        return {name: spec for name, spec in self.trainable.items() if name not in self.lower}
+
+    @property
     def stepped(self) -> Spec:
         """The tables among it that devices hold, and that steps move there."""
         return tables_of(self.trainable) if self.steps else {}
@@ -206,6 +224,10 @@ class Model:
     def shared(self, trainable: Tensors) -> Tensors:
         """The backbone's shared tensors among the trained ones."""
         return _under(_BACKBONE, trainable)
+
+    def of_backbone(self, frozen: Tensors) -> Tensors:
+        """The backbone's tensors among the frozen ones."""
+        return _under(_BACKBONE, frozen)
 
     def tables(self, trainable: Tensors) -> Tensors:
         """The embedding's row-addressable tables among the trained ones."""

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedrec.backbones.split import Split
 from fedrec.core.registry import MemberConfig
 from fedrec.core.tensors import Spec, Tensors
 from fedrec.wire.item_counts import ItemCounting
@@ -118,6 +119,14 @@ class Backbone(ABC):
     def shared(self) -> Spec:
         """Specification of the shared tensors."""
         return {}
+
+    @property
+    def split(self) -> Split | None:
+        """The parts of a backbone whose middle the server holds; None: all of it is the client's.
+
+        `init_shared` gives what is trained of the middle, too.
+        """
+        return None
 
     @property
     @abstractmethod

@@ -11,7 +11,7 @@ worked out beside it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Literal, cast
@@ -28,6 +28,7 @@ from typing_extensions import override
 from fedrec.backbones.base import Advice, Backbone, History, ItemSequence, ScoreContext
 from fedrec.backbones.dot import dot
 from fedrec.backbones.sequence import SequenceBackbone
+from fedrec.backbones.split import HIDDEN
 from fedrec.config.schema import RunConfig
 from fedrec.core.bounds import LARGEST_START, LONGEST_HALF_LIFE, MOST_HISTORY, MOST_LAYERS, MOST_WIDTH
 from fedrec.core.errors import ConfigError, FedrecError
@@ -35,6 +36,8 @@ from fedrec.core.registry import MemberConfig, backbones
 from fedrec.core.tensors import Spec, TableSpec, Tensors
 from fedrec.language.loading import Lora
 from fedrec.language.models import DIGEST, PRECISIONS, Precision, Sizes, layers_of_model, lora_spec, sizes_of
+from fedrec.language.split import SplitModel
+from fedrec.language.split import problems as split_problems
 from fedrec.language.tokens import frame_of, table_problem, text_of, token_table
 
 _HELD = 24
@@ -61,6 +64,7 @@ class LanguageModelConfig(MemberConfig):
         rank: Of LoRA.
         alpha: LoRA's products are multiplied by `alpha / rank`.
         modules: The ends of the names of the linear maps that get LoRA.
+        split: Layers that the client has before the server's; the last one is the client's too (null: all are).
     """
 
     name: Literal["language_model"]
@@ -79,6 +83,7 @@ class LanguageModelConfig(MemberConfig):
     modules: Annotated[
         tuple[Annotated[str, MinLen(1), MaxLen(200)], ...], Strict(False), MinLen(1), MaxLen(MOST_LAYERS)
     ]
+    split: Annotated[int, Ge(0), Le(MOST_LAYERS)] | None
 
 
 @backbones.register("language_model")
@@ -107,7 +112,9 @@ class LanguageModel(Backbone):
             )
         made = cls(own, dim)
         try:
-            _ = made.shared
+            if own.split is not None:
+                found += split_problems(config, own.split, made._sizes.layers)
+            _ = made.trained
             return found + made._misfits()
         except FedrecError as error:
             return [*found, *getattr(error, "problems", [f"backbone.model: {error}"])]
@@ -138,9 +145,27 @@ class LanguageModel(Backbone):
         return sizes_of(self.config.model)
 
     @cached_property
+    def trained(self) -> Spec:
+        """All LoRA tensors, also those that are the server's."""
+        return lora_spec(self.config.model, self.lora)
+
+    @cached_property
     @override
     def shared(self) -> Spec:
-        return lora_spec(self.config.model, self.lora)
+        middle = {} if self.split is None else self.split.middle
+        return {name: spec for name, spec in self.trained.items() if name not in middle}
+
+    @cached_property
+    @override
+    def split(self) -> SplitModel | None:
+        own = self.config
+        if own.split is None:
+            return None
+        sizes = self._sizes
+        return SplitModel(
+            own.model, self.lora, own.precision, own.split, sizes.layers, self.trained, self._text, own.length,
+            sizes.width,
+        )  # fmt: skip
 
     @property
     @override
@@ -175,7 +200,7 @@ class LanguageModel(Backbone):
     @override
     def init_shared(self, rng: torch.Generator) -> Tensors:
         made: Tensors = {}
-        for name, spec in sorted(self.shared.items()):
+        for name, spec in sorted(self.trained.items()):
             tensor = spec.zeros()
             if name.endswith(".A"):
                 bound = spec.shape[1] ** -0.5
@@ -194,10 +219,10 @@ class LanguageModel(Backbone):
         users = int(np.prod(leading))
         items, mask = (tensor.reshape(users, n) for tensor in (sequence.items, sequence.mask))
         own = next(iter(shared.values())).ndim > 2  # copies of each user
-        states = [
-            self._state({name: tensor[user] for name, tensor in shared.items()} if own else shared, text)
-            for user, text in enumerate(self._texts(items, mask, frozen["tokens"]))
-        ]
+        texts = [self._text(row[there], frozen["tokens"]) for row, there in zip(items, mask, strict=True)]
+        copies = [{name: tensor[user] for name, tensor in shared.items()} if own else shared for user in range(users)]
+        last = self._last_hidden(texts, copies, private)
+        states = [self._pooled(hidden) for hidden in last]
         dtype = sequence.vectors.dtype
         made = torch.stack(states).to(dtype) if states else sequence.vectors.new_zeros(0, self.dim)
         state = made.reshape(*leading, self.dim)[..., : self._width]
@@ -212,21 +237,28 @@ class LanguageModel(Backbone):
     def _width(self) -> int:
         return self.dim - self.config.item_bias
 
-    def _texts(self, items: Tensor, mask: Tensor, tokens: Tensor) -> list[Tensor]:
-        """Each user's text, int64 [tokens], of its items [users, n], of which those of the mask count, oldest first."""
-        frame = frame_of(self.config.model)
-        return [
-            text_of(tokens[own[there].flip(0)], frame, self.config.length)
-            for own, there in zip(items, mask, strict=True)
-        ]
+    def _text(self, items: Tensor, tokens: Tensor) -> Tensor:
+        """The text, int64 [tokens], of the latest of some items [n], the oldest first."""
+        return text_of(tokens[items[-self.config.items :].flip(0)], frame_of(self.config.model), self.config.length)
 
-    def _state(self, lora: Tensors, text: Tensor) -> Tensor:
-        """The pooled last hidden state of one text, of length one [width]."""
-        device, dtype = next(iter(lora.values())).device, PRECISIONS[self.config.precision]
-        layers = layers_of_model(self.config.model, self.lora, self.config.precision, device)
-        text = text.to(device).unsqueeze(0)
-        given = {name: tensor.to(dtype) for name, tensor in lora.items()}  # a ranking has them in float64
-        hidden = layers.whole(given, text, torch.ones_like(text))[0].to(torch.promote_types(torch.float32, dtype))
+    def _last_hidden(self, texts: Sequence[Tensor], lora: Sequence[Tensors], private: Tensors) -> Iterator[Tensor]:
+        """Of each text the model's last hidden states [tokens, width], with LoRA tensors of its own."""
+        if self.split is not None:
+            above = private[HIDDEN].reshape(len(texts), -1, self._sizes.width)
+            for text, tensors, hidden in zip(texts, lora, above, strict=True):
+                yield self.split.above(tensors, hidden[: len(text)])
+            return
+        dtype = PRECISIONS[self.config.precision]
+        for text, tensors in zip(texts, lora, strict=True):
+            device = next(iter(tensors.values())).device
+            layers = layers_of_model(self.config.model, self.lora, self.config.precision, device)
+            text = text.to(device).unsqueeze(0)
+            given = {name: tensor.to(dtype) for name, tensor in tensors.items()}  # a ranking has them in float64
+            yield layers.whole(given, text, torch.ones_like(text))[0]
+
+    def _pooled(self, hidden: Tensor) -> Tensor:
+        """Hidden states [tokens, width] pooled, of length one [width]."""
+        hidden = hidden.to(torch.promote_types(torch.float32, hidden.dtype))
         pooled = {"mean": hidden.mean(0), "first": hidden[0], "last": hidden[-1]}[self.config.pooling]
         return normalize(pooled, dim=0)
 

@@ -23,7 +23,7 @@ from fedrec.core.errors import ConfigError, DataError
 from fedrec.core.strict_json import json_page, parsed_object
 from fedrec.core.tensors import Spec
 from fedrec.core.whole_files import write_text
-from fedrec.language.layers import Layers
+from fedrec.language.layers import PARTS, Layers, Part
 from fedrec.language.loading import Lora, loaded, outline
 
 DIGEST = "^[0-9a-f]{64}$"
@@ -117,13 +117,20 @@ def lora_spec(digest: str, lora: Lora, first: int = 0) -> Spec:
     return outline(config, lora, first).tensors
 
 
-@lru_cache(maxsize=2)
-def layers_of_model(digest: str, lora: Lora, precision: Precision, device: torch.device, first: int = 0) -> Layers:
-    """The model with its weights on a device, read once per process.
+@lru_cache(maxsize=4)
+def layers_of_model(
+    digest: str,
+    lora: Lora,
+    precision: Precision,
+    device: torch.device,
+    first: int = 0,
+    parts: tuple[Part, ...] = PARTS,
+) -> Layers:
+    """The model with the weights of these parts on a device, read once per process.
 
     Raises as `folder_of`, and FedrecError if it is damaged.
     """
-    return loaded(folder_of(digest), lora, first, dtype=PRECISIONS[precision]).to(device)
+    return loaded(folder_of(digest), lora, first, parts, PRECISIONS[precision]).to(device)
 
 
 def _register() -> Path:

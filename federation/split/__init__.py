@@ -1,0 +1,1 @@
+"""Training and ranking with a middle that is the server's."""
