@@ -100,6 +100,12 @@ def show_sizes(found: Sizes, console: Console) -> None:
                 f"{masks.threshold} have to stay; a number of an update has {masks.bits} bits on its way. Keys, shares "
                 f"and the list of who is in it are {masks.down:,} bytes of those down."
             )
+        if phase.crossing:
+            console.print(
+                f"{phase.name}: the middle of the model is the server's. Hidden states and gradients of them are "
+                f"{phase.crossing:,} bytes of those up and down, and as long for a short text as for the longest. What "
+                "the client reads before the middle is sent twice, for each message meets a new process."
+            )
         if phase.merge_every:
             what = "a step of the tables that devices hold" if phase.steps else "a merge into the base table"
             most = " at most" * phase.steps

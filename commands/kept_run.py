@@ -17,6 +17,7 @@ from client_app.homes.home import KeptRun
 from client_app.stores.frozen import MissingFrozenError
 from client_app.training.engine import GlobalModel
 from commands.recommendable import Recommendable, RecommendError, require_private_tensors
+from exchanges.split import whole
 from federation.checkpoint import Checkpoint
 from federation.server_model import ServerState
 from fedrec.config.paths import home
@@ -98,7 +99,7 @@ def _setup(folder: Path) -> Setup:
     with reading(f"{folder} is not the folder of a run of this version of fedrec: {SETUP}", no_run):
         text = (folder / SETUP).read_text(encoding="utf-8")
         try:
-            return Setup.from_json(text)
+            return whole(Setup.from_json(text))  # who has the run's folder has all parts of its model
         except PacketError as error:
             raise ValueError(str(error)) from error
 

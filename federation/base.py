@@ -25,10 +25,10 @@ from federation.directory import Directory
 from federation.group_models import GroupModels
 from federation.item_counts import Counting
 from federation.kept_checkpoints import KeptCheckpoints
+from federation.kinds import is_split, ranking_of, training_of
 from federation.meter import Meter
 from federation.ranking import TEST, VALIDATION, Ranking
 from federation.rival import Rival
-from federation.secure.training import MaskedTraining
 from federation.server_model import Phase, ServerModel, ServerState
 from federation.training import Training
 from federation.versions import Frozen, Merges
@@ -213,7 +213,7 @@ class FederatedStrategy(ABC):
         # A deployment that was resumed draws anew: the same users again would be another sampling.
         secret = derive(self._secret, "cohort", len(self._resumes) * self._deployed)
         kept, counts = self._kept(round), talk.losses.counts
-        kind = MaskedTraining if self.setup.aggregation_of_run.masked else Training
+        kind = training_of(self.setup)
         training = kind(self.setup, self.models, self.rules, self._cohorts, secret, round, kept, counts)
         if self.setup.stages.noised_on_devices:
             self._release(round)
@@ -285,7 +285,8 @@ class FederatedStrategy(ABC):
     def _ranking(self, after: int, sent: int, splits: Sequence[str]) -> Ranking:
         share = self.rules.node_limits(simulated=self.setup.simulation is not None).share
         limits = (self.rules.max_failures, share)
-        return Ranking(self.setup, self.models, after, sent, self._kept(sent), splits, *limits, self.rival)
+        kind = ranking_of(self.setup)
+        return kind(self.setup, self.models, after, sent, self._kept(sent), splits, *limits, self.rival)
 
     def _rank(self, talk: Conversation, round: int, record: dict[str, Any]) -> None:
         """Rank after `round` in messages of its own, and tell the observer of the round.
@@ -304,7 +305,7 @@ class FederatedStrategy(ABC):
         started = time.monotonic()
         splits = [VALIDATION] * self.setup.validation + [TEST] * (round == self.config.rounds)
         ranking = self._ranking(round, round, splits)
-        talk.carry(ranking)
+        ranking.carry(talk)
         record |= talk.losses.record()
         record["seconds"] += time.monotonic() - started
         return ranking
@@ -315,7 +316,7 @@ class FederatedStrategy(ABC):
         trained, counts, reports = self.models.states, self.models.counts, self.models.reports
         self.models.restore(best.states, counts, reports)
         ranking = self._ranking(best.round, best.round, [TEST])
-        talk.carry(ranking)
+        ranking.carry(talk)
         self.models.restore(trained, counts, reports)
         self.lead = ranking.lead()
         groups = {"groups": best.with_validation(ranking.by_group())} if len(self.models) > 1 else {}
@@ -330,6 +331,7 @@ class FederatedStrategy(ABC):
         early = bool(self.rules.over_sampling)  # that round may end before everybody has answered
         return not (
             early
+            or is_split(self.setup)  # a ranking has messages of its own then
             or self.choice.left == 1
             or self.models.enters(round + 1)
             or self._due(round, self._run.checkpoint_every)

@@ -15,7 +15,21 @@ from flwr.app import Array, Message
 from flwr.serverapp import Grid
 from numpy.typing import NDArray
 
-from exchanges.records import CARRIES, FROZEN, NAMED, SLACK, Field, grouped, joined, pack, shown, size, unpack, weight
+from exchanges.records import (
+    CARRIES,
+    CROSSING,
+    FROZEN,
+    NAMED,
+    SLACK,
+    Field,
+    grouped,
+    joined,
+    pack,
+    shown,
+    size,
+    unpack,
+    weight,
+)
 from federation.directory import Directory
 from federation.exchange import Exchange, Ledger
 from federation.losses import Losses
@@ -204,6 +218,7 @@ class Conversation:
                 continue
             exchange.taken.append(node)
             self._meter.uploaded(exchange.ledger, exchange.phase, exchange.uploaded(node))
+            self._meter.crossed(exchange.ledger, exchange.crossed(node))
 
     def _charge_down(self, together: Sequence[Exchange]) -> None:
         """What the users' devices download, each packet once, whatever number of exchanges needs it."""
@@ -215,6 +230,8 @@ class Conversation:
                 new = ~np.isin(users, charged.get(name, []))
                 downloads += each * new
                 self._meter.downloaded(exchange.ledger, exchange.phase, int(each[new].sum()))
+                if name in CROSSING:
+                    self._meter.crossed(exchange.ledger, int(each[new].sum()))
                 charged[name] = np.union1d(charged.get(name, np.zeros(0, np.int64)), users)
             for group, frozen in exchange.frozen.items():
                 if frozen.bytes is not None:

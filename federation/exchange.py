@@ -126,6 +126,10 @@ class Exchange(ABC):
         """
         return int(self.declared.each_up(self.participant(node)).sum())
 
+    def crossed(self, node: int) -> int:
+        """What of that hidden states of a split model were, or gradients of them."""
+        return 0
+
     def participants(self, directory: Directory) -> dict[int, Share]:
         """Whom to ask, by node: all who are here, unless an exchange says otherwise."""
         return directory.shares(directory.here)

@@ -63,6 +63,11 @@ class GroupModels:
         return self._first.model.trainable
 
     @property
+    def trained(self) -> Spec:
+        """Specification of what is trained in it, also of what never travels."""
+        return self._first.model.trained
+
+    @property
     def merges(self) -> int:
         """Merges into the base table in it so far."""
         return self._first.state.merges.count

@@ -41,6 +41,7 @@ class Meter:
         self._one_time = 0
         self._merges = 0
         self._evaluation = 0
+        self._crossing = 0
         # The version of what is frozen that a user was sent last in a phase, as it trained and as it was ranked.
         self._trained_in: _Counts = np.zeros((len(phases), 0), dtype=np.int64)
         self._evaluated_in: _Counts = np.zeros((len(phases), 0), dtype=np.int64)
@@ -84,6 +85,11 @@ class Meter:
         else:
             self._one_time += bytes
 
+    def crossed(self, ledger: Ledger, bytes: int) -> None:
+        """So many bytes of what was moved for training were hidden states of a split model, or gradients of them."""
+        if ledger is Ledger.TRAINING:
+            self._crossing += bytes
+
     def froze(self, ledger: Ledger, phase: int, users: NDArray[np.int64], frozen: FrozenBytes) -> NDArray[np.int64]:
         """`users` download what they lack of `frozen`: each ledger counts it the first time that it needs it.
 
@@ -108,7 +114,8 @@ class Meter:
     def per_user(self) -> dict[str, Any]:
         """Mean bytes per user over the whole run so far.
 
-        By direction, once, for merges, in all; by phase; and for evaluation.
+        By direction, once, for merges, in all; by phase; and for evaluation. Of a split model also, as `crossing`, what
+        of both directions hidden states and gradients of them were.
         """
         users = max(1, self._users)
         by_phase = {
@@ -126,6 +133,7 @@ class Meter:
             "total": up + down + one_time + merges,
             "by_phase": by_phase,
             "evaluation": self.evaluation,
+            **({"crossing": self._crossing / users} if self._crossing else {}),
         }
 
     def state(self) -> dict[str, NDArray[Any]]:
@@ -138,6 +146,7 @@ class Meter:
             "trained_in": self._trained_in,
             "evaluation": np.array([self._evaluation], dtype=np.int64),
             "evaluated_in": self._evaluated_in,
+            "crossing": np.array([self._crossing], dtype=np.int64),
         }
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
@@ -147,6 +156,7 @@ class Meter:
         self._one_time, self._merges = int(state["one_time"].sum()), int(state["merges"].sum())
         self._trained_in, self._evaluated_in = state["trained_in"].copy(), state["evaluated_in"].copy()
         self._evaluation = int(state["evaluation"][0])
+        self._crossing = int(state["crossing"].sum()) if "crossing" in state else 0
 
 
 def _lacking(held: _Counts, users: NDArray[np.int64], frozen: FrozenBytes) -> tuple[_Counts, _Counts]:

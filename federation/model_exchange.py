@@ -15,6 +15,7 @@ from exchanges.records import Field, grouped
 from federation.exchange import Exchange
 from federation.group_models import GroupModels
 from federation.versions import Frozen
+from fedrec.core.tensors import Spec
 
 
 class ModelExchange(Exchange):
@@ -29,6 +30,7 @@ class ModelExchange(Exchange):
         max_failures: float,
         sent: int,
         kept: int,
+        part: Spec | None = None,
     ) -> None:
         """Of the present models.
 
@@ -40,10 +42,11 @@ class ModelExchange(Exchange):
             max_failures: Share of the asked nodes that may be of no use.
             sent: The round whose messages it travels in.
             kept: The earliest round to which the server may go back.
+            part: What of the models' trained tensors is sent; None: all that travels.
         """
         super().__init__(declared, what, models.phase, round, models.holdings(list(models)), max_failures)
         self._groups = list(models)
-        self._packets = {group: model.packet(sent, kept) for group, model in models.items()}
+        self._packets = {group: model.packet(sent, kept, part) for group, model in models.items()}
         self._said = {group: models.fields(sent, [group]) for group in models}
 
     def groups_of(self, node: int) -> Sequence[str]:

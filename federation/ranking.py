@@ -16,6 +16,7 @@ from typing_extensions import override
 from exchanges import members, records
 from exchanges.records import Content, Field, grouped
 from federation.aggregation import check_sums
+from federation.conversation import Conversation
 from federation.directory import Directory, Share
 from federation.exchange import Ledger
 from federation.group_models import GroupModels
@@ -75,6 +76,10 @@ class Ranking(ModelExchange):
         self._sums: dict[tuple[str, str], dict[int, tuple[float, ...]]] = {}
         self._rival = rival if TEST in self._splits else None
         self._leads: dict[tuple[str, int], Lead] = {}
+
+    def carry(self, talk: Conversation) -> None:
+        """Have it carried by itself. Raises RoundError if too few took part."""
+        talk.carry(self)
 
     @override
     def participants(self, directory: Directory) -> dict[int, Share]:

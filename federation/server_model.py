@@ -15,7 +15,7 @@ from federation.versions import Frozen, FrozenBytes, Merged, Merges
 from fedrec.core.errors import FederationError
 from fedrec.core.registry import MemberConfig
 from fedrec.core.rng import derive, generator
-from fedrec.core.tensors import Tensors, content_digest, spec_of
+from fedrec.core.tensors import Spec, Tensors, content_digest, spec_of
 from fedrec.wire.protocol import Setup, frozen_format
 from peft_embeddings.model import Model, models_of
 from peft_embeddings.versions import held_format, merged_format, next_version, version_name
@@ -218,19 +218,25 @@ class ServerModel:
             merges=state.merges.then(made, round, self.frozen_bytes.whole, before),
         )
 
-    def packet(self, round: int, kept: int) -> Array:
+    def packet(self, round: int, kept: int, part: Spec | None = None) -> Array:
         """The model as every message of `round` carries it, wrapped once for all of them.
 
-        `kept` is the earliest round to which the server may go back: older private tensors are needed no more.
+        `kept` is the earliest round to which the server may go back: older private tensors are needed no more. `part`
+        is what of its trained tensors is sent; None: all that travels.
         """
+        if part is not None:
+            return self._packet(round, kept, part)
         sent_in, state, packet = self._sent
         if packet is None or state is not self.state or sent_in != (round, kept):
-            fmt = self._setup.model_format(self.model.trainable)
-            seed = derive(self._setup.seed, "codec", round)
-            sent = {name: self.state.trainable[name] for name in fmt.spec}
-            packet = records.wrap(fmt.encode(self.state.phase, round, sent, [float(kept)], seed))
+            packet = self._packet(round, kept, self.model.trainable)
             self._sent = (round, kept), self.state, packet
         return packet
+
+    def _packet(self, round: int, kept: int, spec: Spec) -> Array:
+        fmt = self._setup.model_format(spec)
+        seed = derive(self._setup.seed, "codec", round)
+        sent = {name: self.state.trainable[name] for name in fmt.spec}
+        return records.wrap(fmt.encode(self.state.phase, round, sent, [float(kept)], seed))
 
     def fields(self) -> dict[str, records.Field]:
         """What a message says about the model that it carries, beside phase and round."""

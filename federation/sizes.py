@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from exchanges import members
-from exchanges.declaration import Participant, Regular
+from exchanges.declaration import Declaration, Participant, Regular
 from exchanges.secure import Cost, cost
+from exchanges.split import crossing_bytes, stages_of
 from federation.server_model import Phase
 from federation.uplink import most_changed
 from federation.versions import expected_bytes
@@ -80,6 +81,7 @@ class PhaseSizes:
             last chosen, or `whole` where that is less; 0 for no merges.
         steps: Whether these are steps.
         masks: What a secure sum adds to it, part of `up` and `down`; None: there is none.
+        crossing: Hidden states of a split model and gradients of them, part of `up` and `down`.
     """
 
     name: str
@@ -96,6 +98,7 @@ class PhaseSizes:
     merge: int
     steps: bool
     masks: Cost | None = None
+    crossing: int = 0
 
 
 @dataclass(frozen=True)
@@ -261,7 +264,7 @@ def _exchanges(regular: Sequence[Regular]) -> tuple[Exchange, ...]:
 
 
 def _phase(phase: Phase, model: Model, setup: Setup, recipe: Recipe, privacy: Stage, devices: int) -> PhaseSizes:
-    training = members.Training(setup, model.trainable)
+    training, split = members.Training(setup, model.trainable), model.backbone.split
     (down,) = training.down(_DEVICE).values()
     (up,) = training.up(_DEVICE).values()
     held, whole = (held_format(setup, model, merged=merged) for merged in (False, True))
@@ -274,11 +277,17 @@ def _phase(phase: Phase, model: Model, setup: Setup, recipe: Recipe, privacy: St
     masks = cost(setup, model.trainable, devices) if setup.aggregation_of_run.masked else None
     if masks:
         least = most = masks.up
+    stages: Sequence[Declaration] = [training]
+    middle: Spec = {}
+    if split is not None:
+        stages = stages_of(setup, model)
+        least = most = sum(stage.up_bytes(_DEVICE) for stage in stages)
+        middle = {model.backbone_name(name): entry for name, entry in split.middle.items()}
     private = {f"private.{name}": entry for name, entry in model.backbone.private.items()}
     rows = [
         *_sent(down, EACH_ROUND),
         *_sent(held, ONCE),
-        *(_stays(name, entry, SERVER) for name, entry in model.embedding.kept.items()),
+        *(_stays(name, entry, SERVER) for name, entry in {**model.embedding.kept, **middle}.items()),
         *(_stays(name, entry, OWN) for name, entry in private.items()),
     ]
     return PhaseSizes(
@@ -289,13 +298,14 @@ def _phase(phase: Phase, model: Model, setup: Setup, recipe: Recipe, privacy: St
         up=most,
         least_up=least,
         changed=None if changed is None else sum(changed.values()),
-        down=training.down_bytes(_DEVICE) + (masks.down if masks else 0),
+        down=sum(stage.down_bytes(_DEVICE) for stage in stages) + (masks.down if masks else 0),
         once=held.size() if model.held else 0,
         whole=whole.size() if model.held else 0,
         merge_every=every,
         merge=merged_format(setup, model).size() if every else 0,
         steps=model.steps,
         masks=masks,
+        crossing=crossing_bytes(stages),
     )
 
 

@@ -65,8 +65,8 @@ class Training(ModelExchange):
             kept: The earliest round to which the server may go back.
             counts: Where a loss is counted that is not believed, and a node that weighs less.
         """
-        self._trainable = models.trainable
-        declared = members.Training(setup, self._trainable)
+        self._trainable = models.trained
+        declared = members.Training(setup, models.trainable)
         super().__init__(declared, f"round {round}", models, round, rules.max_failures, round, kept)
         self._setup, self._rules, self._counts = setup, rules, counts
         self._sampling, self._roots = sampling, Roots(setup.seed, secret)
@@ -129,7 +129,14 @@ class Training(ModelExchange):
             if self._timed:
                 took = Clock.read(answer.packet(grouped(records.CLOCK, group)), users)
                 clock = Clock(max(clock.seconds, took.seconds), clock.late + took.late)
-        for group in packets if len(packets) > 1 else ():  # whole or not at all
+        self.fold_packets(node, packets)
+        self._uploaded[node] = uploaded
+        self.clocks[node] = clock
+
+    def fold_packets(self, node: int, packets: Mapping[str, Packet]) -> None:
+        """Fold what a node's users of each group give, whole or not at all. Raises PacketError if it is of no use."""
+        asked = self.asked_of(node)
+        for group in packets if len(packets) > 1 else ():
             self.folds[group].check(packets[group], asked[group])
         for group, packet in packets.items():
             if not self.folds[group].add(packet, asked[group], self._parts[node]):
@@ -138,8 +145,6 @@ class Training(ModelExchange):
         if self._parts[node] < 1.0:
             self._counts["node_share"] += 1
             log.warning("node %d has so many of the round's users that it weighs less", node)
-        self._uploaded[node] = uploaded
-        self.clocks[node] = clock
 
     def _of_one(self, users: int, packet: bytes) -> int:
         """The length of the packets of this many users' own devices, which are as long as declared, or came itself."""

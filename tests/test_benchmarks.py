@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # benchmarks are not installed
     sys.path.append(str(ROOT))
 
-from benchmarks import accuracy, common, fedras, groups, methods, page, paired_groups, private_accuracy, timeline  # noqa: E402
+from benchmarks import accuracy, common, fedras, groups, methods, page, paired_groups, private_accuracy, split, timeline  # noqa: E402
 from benchmarks.phases import clocked  # noqa: E402
 from fedrec.config.compose import compose  # noqa: E402
 from fedrec.core.registry import backbones  # noqa: E402
@@ -183,6 +183,15 @@ def test_groups_are_compared_user_by_user_by_hand() -> None:
     assert paired_groups.of_worst(swapped, other) == pytest.approx((-0.1, 0.1)), "of two groups: errors of 0 and .1"
     both = [paired_groups.Ahead(0.1, 0.2), paired_groups.Ahead(0.3, 0.4)]
     assert paired_groups.over_seeds(both) == pytest.approx((0.2, 0.3))
+
+
+def test_the_page_of_split_models_has_the_tables_of_what_was_measured() -> None:
+    assert split.main(["page", "--check"]) == 0
+    kept = json.loads((split.RESULTS / "memory.json").read_text())["cases"]
+    for stage in ("stages 1 and 3", "stage 2"):
+        of_stage, whole = (kept[f"{name}, 16"] for name in (stage, "whole model"))
+        assert of_stage["parameters"] + of_stage["saved"] < 0.6 * (whole["parameters"] + whole["saved"])
+        assert of_stage["resident"] < 0.6 * whole["resident"]
 
 
 def test_the_page_of_privacy_has_the_table_of_the_kept_runs() -> None:

@@ -44,7 +44,7 @@ _FIELDS = (
     records.PARTICIPANTS,
 )
 _ARRAYS = (records.SLOTS, records.DOWN, records.RIVAL, records.ROLL, records.SEALED, records.STATUS)
-_OF_GROUPS = (records.MODEL, records.HOLDS, records.CONTENT, records.VERSIONS)
+_OF_GROUPS = (records.MODEL, records.HOLDS, records.CONTENT, records.VERSIONS, *records.CROSSING)
 """Fields and arrays that there are for each group, under its name."""
 _PREFIXES = (records.FROZEN, records.MERGED)
 _MOST_ROUND = 2**32 - 1

@@ -32,13 +32,14 @@ from client_app.training.timing import Timer
 from exchanges import records
 from exchanges.declaration import Participant
 from fedrec.backbones.base import Backbone
+from fedrec.backbones.split import PLAIN, clashes
 from fedrec.config.validate import member_config
 from fedrec.core import registry
 from fedrec.core.errors import ConfigError, PacketError
 from fedrec.core.keys import keys_digest
 from fedrec.core.rng import derive
 from fedrec.core.shared_folder import require_shared
-from fedrec.core.tensors import Tensors, content_digest
+from fedrec.core.tensors import Spec, Tensors, content_digest
 from fedrec.data.negatives import NegativeSampler
 from fedrec.groupings.base import Users
 from fedrec.networks.simulated import SimulatedNetwork
@@ -52,6 +53,8 @@ from peft_embeddings.model import Model, models_of
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    from client_app.training.split import SplitEngine
 
 log = logging.getLogger("fedrec")
 
@@ -247,6 +250,18 @@ class Node:
             fresh=isinstance(self.place, Site),
         )
 
+    @cached_property
+    def split_engine(self) -> SplitEngine:
+        """Trains where the backbone is split. Raises ConfigError if what the setup names does not go with that."""
+        from client_app.training.split import SplitEngine  # who trains the whole model need not wait for it
+
+        setup = self.setup
+        chosen = {family: str(getattr(setup, family)["name"]) for family in PLAIN}
+        if problems := clashes("a split backbone", chosen):
+            raise ConfigError(problems)
+        fresh = isinstance(self.place, Site)
+        return SplitEngine(self.recipe, self.sampler, setup.stages_of(self.grade), fresh=fresh)
+
     def model_format(self, phase: int) -> PacketFormat:
         """Format of the model packets of a phase. Raises PacketError (`malformed`) if the run has no such phase."""
         return self.setup.model_format(self.model(phase).trainable)
@@ -261,12 +276,15 @@ class Node:
             raise PacketError("malformed", f"phase {number} is none of the run's {len(self.setup.phases)}")
         return number
 
-    def receive(self, phase: int, round: int, group: int, packet: bytes, frozen: str) -> Received:
+    def receive(
+        self, phase: int, round: int, group: int, packet: bytes, frozen: str, part: Spec | None = None
+    ) -> Received:
         """The model of a group in a packet, over the frozen tensors of that digest.
 
-        Raises MissingFrozenError if they lack.
+        `part` is what of its trained tensors the packet has; None: all. Raises MissingFrozenError if they lack.
         """
-        received = self.model_format(phase).decode(packet, phase=phase, round=round)
+        form = self.model_format(phase) if part is None else self.setup.model_format(part)
+        received = form.decode(packet, phase=phase, round=round)
         device = _device()
         held = resident(self.frozen_store, frozen, device) if frozen else {}
         model = self.model(phase)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -14,12 +16,30 @@ from client_app.homes.site_data import mark_ended
 from client_app.training.engine import all_finite
 from fedrec.core.errors import PacketError
 from fedrec.core.rng import derive
+from fedrec.core.tensors import Tensors
 from fedrec.data.split import HeldOut
 from fedrec.wire.lead import Lead
 
 
+class Only(NamedTuple):
+    """Some users alone, and what else they are ranked with.
+
+    Attributes:
+        slots: int64 [users], ascending.
+        private: [users, ...], beside their private tensors.
+    """
+
+    slots: NDArray[np.int64]
+    private: Tensors
+
+
 def evaluate(
-    node: Node, received: Received, after: int, of: HeldOut, rival: NDArray[np.float64] | None = None
+    node: Node,
+    received: Received,
+    after: int,
+    of: HeldOut,
+    rival: NDArray[np.float64] | None = None,
+    only: Only | None = None,
 ) -> tuple[bytes, Lead | None]:
     """Rank the held-out items of a split for all users of the model's group.
 
@@ -31,17 +51,23 @@ def evaluate(
         after: The round whose private tensors the users are ranked with.
         of: The split.
         rival: float64 [users], each user's result under a baseline, by slot.
+        only: Of these users; None: of all.
     """
     if of == "validation" and not node.setup.validation:
         raise PacketError("malformed", "this run holds nothing out for validation: users train on those items")
     model = received.model
     evaluated = node.users.evaluated
     slots = evaluated[node.groups[evaluated] == received.group]
+    if only is not None:
+        slots = slots[np.isin(slots, only.slots)]
     cohort, positives = node.users.held_out(slots, of)
     if node.policy:
         require_memory(node, node.policy, cohort, trains=False)
     private, found = node.starts(cohort.keys, before=after + 1)
     private = node.engine.solve(model, cohort, private, derive(node.secret, "solve", of, after))
+    if only is not None:
+        places = torch.from_numpy(np.searchsorted(only.slots, slots))
+        private |= {name: tensor[places] for name, tensor in only.private.items()}
     # A user whose own tensors have diverged is left out and counted; the others are ranked all the same.
     sane = np.flatnonzero(all_finite(private, len(cohort)).numpy())
     diverged = len(cohort) - len(sane)

@@ -75,6 +75,10 @@ def train(asked: Question) -> Mapping[str, bytes]:
         from client_app.answers import masking  # who is in no secure sum need not wait until this is imported
 
         return masking.masked(node, asked.content, partial(asked.received, 0))
+    if node.backbone.split is not None:
+        from client_app.answers import splitting
+
+        return splitting.train(node, asked.content)
     slots = slots_of(asked.content, len(node.users))
     answer: dict[str, bytes] = {}
     for group in np.unique(node.groups[slots]).tolist():
@@ -101,6 +105,12 @@ def evaluate(asked: Question) -> Mapping[str, bytes]:
         raise PacketError("malformed", f"a ranking is of one split or of two, not of {splits[:5]}")
     if after not in (asked.round - 1, asked.round) or after < 0:
         raise PacketError("malformed", f"a model sent in round {asked.round} is not that after round {after}")
+    if node.backbone.split is not None:
+        from client_app.answers import splitting
+
+        if len(splits) > 1:
+            raise PacketError("malformed", "users whose model is split are ranked for one split in a message")
+        return splitting.rank(node, asked.content, after, _HELD_OUT[splits[0]])
     rival = rival_of(asked.content, node)
     answer: dict[str, bytes] = {}
     for group in np.unique(node.groups).tolist():
@@ -140,6 +150,33 @@ def unmask(asked: Question) -> Mapping[str, bytes]:
     return masking.unmask(asked.node, asked.content)
 
 
+def read(asked: Question) -> Mapping[str, bytes]:
+    """A split model's first stage, of a training or, if a split of the data is named, of a ranking: hidden states."""
+    _require_split(asked.node)
+    from client_app.answers import splitting
+
+    of = None
+    if records.SPLITS in asked.content.fields:
+        named = asked.content.text(records.SPLITS)
+        if named not in _HELD_OUT:
+            raise PacketError("malformed", f"the splits are among {sorted(_HELD_OUT)}, not {named[:80]!r}")
+        of = _HELD_OUT[named]
+    return splitting.read(asked.node, asked.content, of)
+
+
+def judge(asked: Question) -> Mapping[str, bytes]:
+    """The second stage of its training: gradients of hidden states, and an update."""
+    _require_split(asked.node)
+    from client_app.answers import splitting
+
+    return splitting.judge(asked.node, asked.content)
+
+
+def _require_split(node: Node) -> None:
+    if node.backbone.split is None:
+        raise PacketError("malformed", "a stage of a split model came, and the backbone of this run is not split")
+
+
 HANDLERS: dict[str, Handler] = {
     records.ANNOUNCE: announce,
     records.SHARE: share,
@@ -147,6 +184,8 @@ HANDLERS: dict[str, Handler] = {
     records.TRAIN: train,
     records.EVALUATE: evaluate,
     records.COUNT: count_items,
+    records.READ: read,
+    records.JUDGE: judge,
 }
 
 

@@ -24,7 +24,10 @@ from fedrec.core.bounds import MOST_CUT_OFFS, MOST_LAYERS, MOST_NEGATIVES, MOST_
 from fedrec.core.errors import ConfigError
 from fedrec.secure.graph import LEAST
 
-EXCHANGES = ("enroll", "count_items", "train", "evaluate", "announce", "share", "unmask")
+DISCLOSING = ("read", "judge")
+"""Exchanges that tell the server what users have read: only a site that names them answers them."""
+EXCHANGES = ("enroll", "count_items", "train", "evaluate", "announce", "share", "unmask", *DISCLOSING)
+_GRANTED = tuple(name for name in EXCHANGES if name not in DISCLOSING)
 _WRITABLE = 0o022
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -50,7 +53,7 @@ class Policy:
             no limit.
         training_delta: See `training_epsilon`.
         runs: Keys of the runs in which the site takes part; none: in any.
-        exchanges: What it answers.
+        exchanges: What it answers; by default all but `DISCLOSING`.
         apps: SHA-256 of the app bundles whose code may run here, in lower-case hexadecimal; none: any. Where the
             SuperNode was started by `fedrec supernode`, it is asked before a bundle is unpacked (`commands.launcher`).
         only_masked: Whether an update leaves only as a part of a secure sum, of which the server learns but the whole.
@@ -81,7 +84,7 @@ class Policy:
     training_epsilon: Annotated[float, Gt(0), Le(1e6)] | None = None
     training_delta: Annotated[float, Gt(0), Lt(1)] = 1e-5
     runs: tuple[str, ...] = ()
-    exchanges: tuple[str, ...] = EXCHANGES
+    exchanges: tuple[str, ...] = _GRANTED
     apps: tuple[str, ...] = ()
     only_masked: bool = False
     min_cohort: Annotated[int, Ge(LEAST), Le(2**24)] = LEAST

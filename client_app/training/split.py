@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client_app.homes.users import Cohort
-from client_app.training.contexts import Reading, reading
+from client_app.training.contexts import Reading, reading, whole
 from client_app.training.engine import GlobalModel
 from client_app.training.oracle import OracleEngine
 from fedrec.backbones.split import HIDDEN, Split
@@ -98,41 +98,48 @@ class SplitEngine(OracleEngine):
         model: GlobalModel,
         cohort: Cohort,
         gradients: Sequence[Tensor],
-        weights: NDArray[np.float64],
         seed: int,
     ) -> Tensors:
         """Stage 3: the weighted sum of the users' changes of the lower part.
+
+        Who did not count in stage 2 gets gradients of zero, and changes nothing.
 
         Args:
             model: As in stage 1.
             cohort: As in stage 1.
             gradients: Of the hidden states of stage 1, as `Judged` has those above the middle.
-            weights: As stage 2 has given them.
             seed: As in stage 1.
 
-        Raises PacketError (`too_large`) if the gradients make of a user's change one that no update may have.
+        Raises PacketError (`too_large`) if the gradients make a user's change longer than any update may be.
         """
         step = single_step(self.recipe)
         assert step is not None, "the recipe was checked"
         split, read, draws = _split(model), reading(cohort, self.recipe, seed), Draws(seed, self.fresh)
         total, spec = self.stages.addition.zeros(model.trainable, len(cohort)), spec_of(model.trainable)
-        for user in np.flatnonzero(weights).tolist():
+        for user in range(len(cohort)):
             trainable = copies(model.trainable)
             outputs = _below(GlobalModel(model.model, trainable, model.frozen), split, read, user)
             places = slice(user * read.contexts, (user + 1) * read.contexts)
             delta = descended(trainable, list(outputs), gradients[places], read.contexts, step)
-            one = Contributions.of(
-                spec, read.keys[[user]], {}, {name: tensor[None] for name, tensor in delta.items()},
-                read.examples[[user]], torch.zeros(1, dtype=torch.float64),
-            ).with_norms()  # fmt: skip
-            if not bool((one.norms <= self.stages.max_norm).all()):
+            changes = {name: tensor[None] for name, tensor in delta.items()}
+            nothing = torch.zeros(1, dtype=torch.float64)
+            one = Contributions.of(spec, read.keys[[user]], {}, changes, read.examples[[user]], nothing).with_norms()
+            counted = self.stages.limits.on_devices(one, draws)
+            if not bool(counted.kept.all()):
                 raise PacketError(
                     "too_large",
                     f"the gradients below the middle make a change of norm {float(one.norms):.3g} of a user's update; "
                     f"federation.max_update_norm={self.stages.max_norm:g} is the limit",
                 )
-            self.stages.addition.add(one.weighing(torch.tensor([weights[user]])), total, draws)
+            self.stages.addition.add(counted, total, draws)
         return total
+
+
+def read_all(model: GlobalModel, cohort: Cohort) -> list[Tensor]:
+    """Hidden states [states, width] below the middle, of each user's whole history."""
+    split, read = _split(model), whole(cohort)
+    with torch.no_grad():
+        return [hidden for user in range(len(cohort)) for hidden in _below(model, split, read, user)]
 
 
 def _split(model: GlobalModel) -> Split:

@@ -15,6 +15,7 @@ from client_app.answers.evaluation import RankingProtocol, rank_users
 from client_app.homes.users import Cohort, LocalUsers
 from client_app.training.cohort import CohortEngine
 from client_app.training.engine import GlobalModel, all_finite
+from exchanges.split import whole
 from fedrec.config.schema import RunConfig
 from fedrec.core import registry
 from fedrec.core.errors import FedrecError
@@ -72,7 +73,7 @@ class World:
         table = base_table(config, dataset, cache_dir, progress)
         eligible = content_digest(pack_eligible(dataset.eligible, len(dataset.catalogue)))
         setup = make_setup(config, len(dataset.catalogue), dataset.catalogue.digest, eligible, None)
-        return World(config, dataset, table, setup)
+        return World(config, dataset, table, whole(setup))
 
     @cached_property
     def secret(self) -> int:

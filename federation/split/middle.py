@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from federation.group_models import GroupModels
 from fedrec.backbones.split import Split
 from fedrec.core.tensors import Tensors
 from fedrec.optim.base import Sgd
@@ -58,3 +59,9 @@ def back(
             if tensor.grad is not None:
                 found[place] = tensor.grad
     return total, found
+
+
+def middle_of(split: Split, models: GroupModels, group: str) -> Tensors:
+    """What is trained of the middle of a group's model, as it stands."""
+    shared = models.model.shared(models[group].state.trainable)
+    return {name: shared[name] for name in split.middle}

@@ -7,11 +7,23 @@ read. In between, hidden states go to the server and come back; gradients go the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Final
 
 from torch import Tensor
 
 from fedrec.core.tensors import Spec, Tensors
+
+PLAIN: Final[Mapping[str, tuple[str, str]]] = {
+    "optim": ("fast", "the middle takes one step of plain gradient descent along with each user's own"),
+    "privacy": ("none", "the server sees hidden states of each user, from which texts can be read"),
+    "aggregation": ("plain", "the server works out each user's part of the middle, and sees more than a sum"),
+    "codec": ("float32", "hidden states and their gradients travel as they are"),
+    "uplink": ("dense", "a user's change leaves in two messages"),
+    "downlink": ("dense", "the parts of the model are sent with different messages"),
+    "network": ("none", "the time that three messages take is not simulated"),
+}
+"""What a split backbone goes with alone: family -> member, and why."""
 
 HIDDEN: Final = "hidden"
 """Under this name `Backbone.user` finds, among a user's private tensors, hidden states as they are above the middle."""
@@ -47,3 +59,12 @@ class Split(ABC):
     @abstractmethod
     def between(self, middle: Tensors, hidden: Tensor) -> Tensor:
         """Hidden states above the middle, of those below it; both [states, `width`]."""
+
+
+def clashes(asked: str, chosen: Mapping[str, str]) -> list[str]:
+    """What a split backbone does not go with, one line each; `chosen`: family -> member, `asked`: what splits it."""
+    return [
+        f"{asked} with {family}={chosen[family]}: {why}; give {family}={name}, or backbone.split=null"
+        for family, (name, why) in PLAIN.items()
+        if chosen[family] != name
+    ]

@@ -92,10 +92,14 @@ class Layers:
         layers = self.layers_of(part)
         return tuple(sorted(name for name in self.tensors if int(name.split(".")[1]) in layers))
 
-    def weights(self) -> int:
-        """How many numbers of the model itself, without LoRA, are in this machine's memory."""
+    def parameters(self) -> list[Tensor]:
+        """Those of the model itself, without LoRA, that are in this machine's memory."""
         found = {name: value for view in self._views.values() for name, value in view.named_parameters()}
-        return sum(value.numel() for name, value in found.items() if not (value.is_meta or _LORA.search(name)))
+        return [value for name, value in found.items() if not (value.is_meta or _LORA.search(name))]
+
+    def weights(self) -> int:
+        """How many numbers these have."""
+        return sum(value.numel() for value in self.parameters())
 
     def _view(self, model: nn.Module, part: Part) -> nn.Module:
         """The model with the layers, embeddings and norm of other parts left out; its parameters are the model's."""

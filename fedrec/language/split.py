@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from fedrec.backbones.split import Split
+from fedrec.backbones.split import PLAIN, Split, clashes
 from fedrec.config.schema import RunConfig
 from fedrec.core.tensors import Spec, Tensors
 from fedrec.language.layers import Layers, Part, layers_of
@@ -61,26 +60,26 @@ class SplitModel(Split):
         """As in `Split`."""
         return self._of("middle")
 
-    @property
-    def outer(self) -> Layers:
-        """The client's layers, read once per process."""
-        return layers_of_model(self.digest, self.lora, self.precision, self.first, ("bottom", "top"))
+    def _layers(self, part: Part) -> Layers:
+        """Of the model no more than a stage needs."""
+        return layers_of_model(self.digest, self.lora, self.precision, torch.device("cpu"), self.first, (part,))
 
     @override
     def below(self, shared: Tensors, frozen: Tensors, items: Tensor) -> Tensor:
         text = self.text(items, frozen["tokens"]).unsqueeze(0)
-        return self.outer.bottom(self._cast(shared), text, torch.ones_like(text))[0]
+        return self._layers("bottom").bottom(self._cast(shared), text, torch.ones_like(text))[0]
 
     @override
     def between(self, middle: Tensors, hidden: Tensor) -> Tensor:
-        layers = layers_of_model(self.digest, self.lora, self.precision, self.first, ("middle",))
         hidden = hidden.to(PRECISIONS[self.precision]).unsqueeze(0)
-        return layers.middle(self._cast(middle), hidden, torch.ones(hidden.shape[:2], dtype=torch.int64))[0]
+        return self._layers("middle").middle(
+            self._cast(middle), hidden, torch.ones(hidden.shape[:2], dtype=torch.int64)
+        )[0]
 
     def above(self, shared: Tensors, hidden: Tensor) -> Tensor:
         """The model's last hidden states [tokens, width] of those above the middle."""
         hidden = hidden.to(PRECISIONS[self.precision]).unsqueeze(0)
-        return self.outer.top(self._cast(shared), hidden, torch.ones(hidden.shape[:2], dtype=torch.int64))[0]
+        return self._layers("top").top(self._cast(shared), hidden, torch.ones(hidden.shape[:2], dtype=torch.int64))[0]
 
     def _cast(self, tensors: Tensors) -> Tensors:
         return {name: tensor.to(PRECISIONS[self.precision]) for name, tensor in tensors.items()}
@@ -94,18 +93,7 @@ def problems(config: RunConfig, first: int, layers: int) -> list[str]:
             f"{asked}: the language model has {layers} layers, the last of which is the client's too, so that nothing "
             f"is left for the server; give at most {layers - 2}, or backbone.split=null"
         )
-    plain = {
-        "optim": ("fast", "the middle takes one step of plain gradient descent along with each user's own"),
-        "privacy": ("none", "the server sees hidden states of each user, from which texts can be read"),
-        "aggregation": ("plain", "the server works out each user's part of the middle, and sees more than a sum"),
-        "codec": ("float32", "hidden states and their gradients travel as they are"),
-        "uplink": ("dense", "a user's change leaves in two messages"),
-        "downlink": ("dense", "the parts of the model are sent with different messages"),
-        "network": ("none", "the time that three messages take is not simulated"),
-    }
-    for family, (name, why) in plain.items():
-        if (chosen := cast(str, getattr(config, family).name)) != name:
-            found.append(f"{asked} with {family}={chosen}: {why}; give {family}={name}, or backbone.split=null")
+    found += clashes(asked, {family: getattr(config, family).name for family in PLAIN})
     if config.federation.over_sampling:
         found.append(
             f"{asked} with federation.over_sampling={config.federation.over_sampling:g}: a round has three stages, and "

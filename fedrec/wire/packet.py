@@ -42,6 +42,7 @@ class Kind(IntEnum):
     COUNTS = 5
     MERGED = 6
     SECURE = 7
+    CROSSING = 8
 
 
 class Packet(NamedTuple):

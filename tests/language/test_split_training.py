@@ -78,7 +78,7 @@ def in_stages(
     above = through(split, middle, below)
     judged = engine.above(upper, users, above, seed)
     change, gradients = back(split, middle, below, judged.gradients, judged.weights, step)
-    under = engine.under(lower, users, gradients, judged.weights, seed) if model.lower else {}
+    under = engine.under(lower, users, gradients, seed) if model.lower else {}
     total = judged.update.total | under | {model.backbone_name(name): tensor for name, tensor in change.items()}
     return {name: tensor / judged.update.weight for name, tensor in total.items()}
 

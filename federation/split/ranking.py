@@ -1,0 +1,128 @@
+"""A ranking whose model is split: two messages for each part of the users, and for each split of the data.
+
+The parts are of so many users of each node that a message is of bounded length, however many live there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from flwr.app import Array
+from numpy.typing import NDArray
+from typing_extensions import override
+
+from exchanges import records
+from exchanges import split as declarations
+from federation.conversation import Conversation
+from federation.directory import Directory, Share
+from federation.group_models import GroupModels
+from federation.ranking import Ranking
+from federation.rival import Rival
+from federation.split.middle import middle_of, through
+from federation.split.stages import Hidden, Reading, When, sent, still_here
+from fedrec.wire.lead import Lead
+from fedrec.wire.protocol import Setup
+
+_AT_ONCE = 64 * 2**20
+"""Bytes of hidden states in a message, about."""
+
+
+class SplitRanking(Ranking):
+    """Ranks part after part of the users, and adds up what came of them."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        models: GroupModels,
+        after: int,
+        sent: int,
+        kept: int,
+        splits: Sequence[str],
+        max_failures: float,
+        share: float,
+        rival: Rival | None = None,
+    ) -> None:
+        """As `Ranking`."""
+        super().__init__(setup, models, after, sent, kept, splits, max_failures, share, rival)
+        self._arguments = (setup, models, after, sent, kept)
+        self._limits = (max_failures, share)
+        self._of, self._models, self._all = setup, models, rival
+
+    @override
+    def carry(self, talk: Conversation) -> None:
+        self._sums = {(group, split): {} for group in self._groups for split in self._splits}
+        self._leads = {}
+        split = declarations.split_of(self._of)
+        at_once = max(1, _AT_ONCE // (4 * split.length * split.width))
+        setup, models, after, _, kept = self._arguments
+        for of in self._splits:
+            when = When(setup, models, after, kept, self._limits[0], 1, of)
+            for asked in _parts(talk.directory, at_once):
+                reading = Reading(when, lambda directory, asked=asked: still_here(asked, directory))  # type: ignore[misc]
+                talk.carry(reading)
+                hidden = {
+                    (node, group): through(split, middle_of(split, models, group), each)
+                    for (node, group), each in reading.hidden.items()
+                }
+                read = {node: reading.shares[node] for node in reading.taken}
+                ranked = _Part(self._arguments, of, self._limits, self._all, read, hidden)
+                talk.carry(ranked)
+                self._add(ranked)
+
+    def _add(self, part: Ranking) -> None:
+        for key, nodes in part._sums.items():
+            for node, sums in nodes.items():
+                before = self._sums[key].get(node, (0.0,) * len(sums))
+                self._sums[key][node] = tuple(a + b for a, b in zip(before, sums, strict=True))
+        for where, lead in part._leads.items():
+            so_far = self._leads.get(where, Lead(0, 0.0, 0.0))
+            self._leads[where] = Lead(
+                so_far.users + lead.users, so_far.total + lead.total, so_far.squares + lead.squares
+            )
+
+
+class _Part(Ranking):
+    """The second message of a part."""
+
+    def __init__(
+        self,
+        arguments: tuple[Setup, GroupModels, int, int, int],
+        of: str,
+        limits: tuple[float, float],
+        rival: Rival | None,
+        asked: Mapping[int, Share],
+        hidden: Hidden,
+    ) -> None:
+        super().__init__(*arguments, [of], *limits, rival)
+        setup, models, _, round, kept = arguments
+        self.declared = declarations.SplitRanking(setup, models.model, [of])
+        upper = models.model.upper
+        self._packets = {group: model.packet(round, kept, upper) for group, model in models.items()}
+        self._asked, self._hidden, self._setup = asked, hidden, setup
+
+    @override
+    def participants(self, directory: Directory) -> dict[int, Share]:
+        super().participants(directory)
+        return still_here(self._asked, directory)
+
+    @override
+    def arrays(self, node: int) -> Mapping[str, NDArray[np.generic]]:
+        return {**super().arrays(node), records.SLOTS: self.shares[node].slots}
+
+    @override
+    def packets(self, node: int) -> Mapping[str, bytes | Array]:
+        return {**super().packets(node), **sent(self, self._setup, node, records.HIDDEN, self._hidden)}
+
+
+def _parts(directory: Directory, at_once: int) -> Iterator[dict[int, Share]]:
+    """So many users of each node that is here, then as many others, until all have had their turn."""
+    whole = directory.shares(directory.here)
+    most = max((len(share.users) for share in whole.values()), default=0)
+    for start in range(0, most, at_once):
+        part = slice(start, start + at_once)
+        yield {
+            node: Share(share.users[part], share.slots[part])
+            for node, share in whole.items()
+            if len(share.users) > start
+        }

@@ -1,0 +1,79 @@
+"""Sites with a split language model: each finds it in its own register, and lets texts be read only if it says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client_app.answers import app as app_module
+from client_app.answers.app import app as client_app
+from commands.local_grid import LocalGrid
+from fedrec.config.compose import compose
+from fedrec.config.paths import settle
+from fedrec.core.errors import FederationError
+from fedrec.language.models import register
+from fedrec.testing.language import tiny
+from server_app.run import run
+
+
+@pytest.fixture
+def sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Three sites of eight users, each a group."""
+    monkeypatch.setenv("FEDREC_HOME", str(tmp_path / "home"))
+    words = ("red", "blue", "steel", "box of", "paint", "tape")
+    listed = [f"i{item},{words[item % 6]} {words[item // 6]} lamp" for item in range(30)]
+    (tmp_path / "items.csv").write_text("item_id,title\n" + "\n".join(listed) + "\n")
+    rng, found = np.random.default_rng(0), []
+    for site, group in enumerate(("north", "south", "west")):
+        lines = [
+            f"u{site}-{user},i{item},{time}" for user in range(8) for time, item in enumerate(rng.permutation(30)[:6])
+        ]
+        (tmp_path / f"site{site}.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(lines) + "\n")
+        state = tmp_path / f"state{site}"
+        found.append({"interactions": str(tmp_path / f"site{site}.csv"), "state-dir": str(state), "group": group})
+    return found
+
+
+def deploy(folder: Path, sites: list[dict[str, Any]], *more: str) -> dict[str, Any]:
+    model = register(tiny("bert", folder / "model", 8).folder)
+    texts = [
+        *("runtime=deployment", "dataset=table", f"dataset.item_table={folder}/items.csv", "base_table.dim=8"),
+        *("strategy=fellrec", "embedding=fixed", "backbone=language_model", f"backbone.model={model}"),
+        *("backbone.length=24", "backbone.item_tokens=10", "backbone.split=1", "optim=fast", "strategy.rounds=2"),
+        *("encoder=tfidf", "reduction=pca", "federation.fraction=1.0", "run_id=r"),
+        *("grouping=site", "grouping.groups=[north,south,west]"),
+        *(f"runs_dir={folder}/runs", f"cache_dir={folder}/cache", *more),
+    ]
+    app_module._node.cache_clear()
+    return run(settle(compose(texts, base=None), None), texts, LocalGrid(client_app, sites))
+
+
+def grant(sites: list[dict[str, Any]], *exchanges: str) -> None:
+    for site in sites:
+        state = Path(site["state-dir"])
+        state.mkdir(mode=0o700, exist_ok=True)
+        named = ", ".join(f'"{name}"' for name in ("enroll", "train", "evaluate", *exchanges))
+        (state / "policy.toml").write_text(f"exchanges = [{named}]\n")
+
+
+def test_sites_train_and_are_ranked_with_a_split_model(tmp_path: Path, sites: list[dict[str, Any]]) -> None:
+    grant(sites, "read", "judge")
+    summary = deploy(tmp_path, sites)
+    assert {group: found["test"]["users"] for group, found in summary["groups"].items()} == {
+        "north": 8,
+        "south": 8,
+        "west": 8,
+    }
+    assert summary["bytes_per_user"]["crossing"] > 0
+    assert not list(tmp_path.glob("state*/**/*.model")), "a part of a model is of no use to recommend with"
+
+
+def test_a_site_that_has_not_said_so_lets_no_text_be_read(
+    tmp_path: Path, sites: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(FederationError):
+        deploy(tmp_path, sites, "federation.node_timeout=0.5", "federation.repeats=0")
+    assert "this site answers no read" in caplog.text
