@@ -19,8 +19,9 @@ from typing_extensions import override
 from client_app.homes.users import Cohort
 from client_app.training.contexts import Reading, reading, whole
 from client_app.training.engine import Collected, Engine, GlobalModel, Trained, moving
-from client_app.training.local_training import LocalTraining, segment_length
+from client_app.training.local_training import LocalTraining
 from client_app.training.memory import keep_freed_memory
+from client_app.training.segments import segment_length
 from client_app.training.timing import Timer
 from fedrec.core.tensors import Tensors
 from fedrec.data.negatives import NegativeSampler, UnknownItems
@@ -59,9 +60,9 @@ class CohortEngine(Engine):
         steps = moving(self.recipe.local_steps(), model.model.backbone)
         read = reading(cohort, self.recipe, seed)
         for users, training in self._run(steps, model, cohort, read, private, seed):
-            private = {name: tensor[: len(users)] for name, tensor in training.private.items()}
-            given = training.contributions()
-            collected.take(users, given if len(given) == len(users) else given.first(len(users)), private)
+            for part, given in training.contributions(len(users)):
+                own = {name: tensor[torch.from_numpy(part)] for name, tensor in training.private.items()}
+                collected.take(users[part], given, own)
         return collected.trained()
 
     @override

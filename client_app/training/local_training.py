@@ -13,9 +13,10 @@ from client_app.training.contexts import Reading
 from client_app.training.copies import RowCopies
 from client_app.training.engine import GlobalModel
 from client_app.training.history import SegmentedHistory
-from client_app.training.segments import Segments
+from client_app.training.products import OneStep, Products, is_one_step, products_pay
+from client_app.training.score_draws import uniform_of
+from client_app.training.segments import Segments, segment_length
 from fedrec.backbones.base import ScoreContext, Uniform
-from fedrec.core.rng import counter_uniform, derive
 from fedrec.core.tensors import Tensors
 from fedrec.data.negatives import UnknownItems
 from fedrec.optim.base import LocalOptimiser, LocalStep, Recipe
@@ -23,23 +24,8 @@ from fedrec.optim.local import LocalState
 from fedrec.stages.contributions import Contributions
 from peft_embeddings.model import FixedRows
 
-_LENGTH_ALIKE = 32
-"""Pairs in a segment where that must not depend on who else trains."""
-
-
-def segment_length(lengths: NDArray[np.int64], *, causal: bool, alike: bool) -> int | None:
-    """Pairs in a segment; None: whatever is cheapest for these users.
-
-    Args:
-        lengths: Pairs of each user.
-        causal: Whether a history must not be cut, because a state is made of all that came before it.
-        alike: Whether the length must not depend on who else trains, as long as all are in one chunk for which this
-            function gives each of them the same length.
-    """
-    if not causal:
-        return _LENGTH_ALIKE if alike else None
-    longest = int(lengths.max())
-    return max(_LENGTH_ALIKE, 1 << (longest - 1).bit_length()) if alike else longest
+_NETWORK = 10
+"""Numbers moved that one number of a network costs, in both directions: its products, and some passes."""
 
 
 class LocalTraining:
@@ -92,6 +78,9 @@ class LocalTraining:
         self._held: dict[int, FixedRows] = {}
         self._fixed: dict[int, Tensor] = {}
         self._table: Tensor | None = None
+        self._weights: dict[tuple[bool, float | None], tuple[Tensor, Tensor]] = {}
+        self._products: Products | None = None
+        self._one_step: OneStep | None = None
 
     def run(self, steps: Sequence[LocalStep]) -> None:
         """Take the steps, all users at once."""
@@ -101,9 +90,12 @@ class LocalTraining:
             tables = {model.embedding_name(name) for name in model.embedding.tables}
             whole = {name: tensor for name, tensor in self._model.trainable.items() if name not in tables}
             self.whole = {name: _repeated(tensor, users) for name, tensor in whole.items()}
-        per_segment = sum(tensor[0].numel() for tensor in (*self._private.values(), *self.whole.values()))
-        per_pair = (1 if recipe.shared_negatives else 1 + recipe.negatives) * model.embedding.dim
         runs = self._read.runs
+        products = not self._alike and products_pay(model, recipe, self._read, self._private)
+        per_segment = sum(tensor[0].numel() for tensor in (*self._private.values(), *self.whole.values()))
+        per_segment += recipe.negatives * recipe.shared_negatives
+        per_score = max(2 if products else model.embedding.dim, _NETWORK * (model.backbone.numbers_per_score - 1))
+        per_pair = (1 if recipe.shared_negatives else 1 + recipe.negatives) * per_score
         length = segment_length(runs.lengths, causal=model.backbone.causal, alike=self._alike)
         if self._read.width is not None:  # no run is cut
             length = self._read.width if self._alike else int(runs.lengths.max())
@@ -122,10 +114,25 @@ class LocalTraining:
         places = [(positives, self._segments), *((drawn, of_negatives) for drawn in negatives)]
         self._layouts = [layout for _, layout in places]
         self._items = [layout.fill(items).flatten(1) for items, layout in places]
-        if training:
-            self._copy(places)
+        if products:
+            self._products = Products(self._model, self._items, self._layouts, len(runs))
         for number, step in enumerate(steps):
+            if self._products and not self._copies and is_one_step(steps[number:], model.backbone, self._read):
+                self._take_one(number, step)
+                return
+            if training and not self._copies and (step.shared or not products):
+                self._copy(places)
             self._step(number, step)
+
+    def _take_one(self, number: int, step: LocalStep) -> None:
+        """That step: of each user the coefficients of the items that it reads, and no copy of anything."""
+        assert self._products is not None
+        every = self._products.every(self._private).requires_grad_()
+        losses = self._losses_of(step, *self._paired(*self._products.at(every, self._places(number))))
+        if number == 0:
+            self.loss = losses.detach()
+        (coefficients,) = torch.autograd.grad(losses.sum(), [every])
+        self._one_step = OneStep(self._model, self._private, coefficients, step.optimiser.lr)
 
     def _draw(self, times: int) -> list[Tensor]:
         """The positives [pairs, 1], then each time the negatives [pairs, q] ([users, q] if a user's pairs share)."""
@@ -145,12 +152,13 @@ class LocalTraining:
             self._copies[name] = RowCopies(table, len(self._read), of_table, alike=self._alike)
 
     def _step(self, number: int, step: LocalStep) -> None:
-        places = (0, 1 + number if self._recipe.fresh_negatives else 1)
+        places = self._places(number)
         rows: dict[int, Tensors] = {}
         moving: list[Tensor] = []
         if step.shared:
             rows = {place: {name: copies.read(place) for name, copies in self._copies.items()} for place in places}
             self._fixed.clear()
+            self._products = None
             moving += [values for of_place in rows.values() for values in of_place.values()]
             moving += self.whole.values()
         if step.private:
@@ -174,6 +182,10 @@ class LocalTraining:
             if step.private:
                 self._move("private", self._private, step.optimiser, gradients)
 
+    def _places(self, number: int) -> tuple[int, int]:
+        """Where a step's positives and negatives stand."""
+        return 0, 1 + number if self._recipe.fresh_negatives else 1
+
     def _move(self, group: str, tensors: Tensors, optimiser: LocalOptimiser, gradients: Iterator[Tensor]) -> None:
         for (name, tensor), gradient in zip(tensors.items(), gradients, strict=False):
             key = (optimiser, group, name)
@@ -186,12 +198,20 @@ class LocalTraining:
 
         `rows` are the copies at the places, none if the step moves nothing shared.
         """
+        if self._products is not None:
+            scores_read = self._products.at(self._products.every(self._private), places)
+            return self._losses_of(step, *self._paired(*scores_read))
         vectors = {place: self._vectors_at(place, rows.get(place)) for place in places}
         history = SegmentedHistory(self._items[0], vectors[0], self._fitted, len(self._read.runs))
         scores = self._causal_scores if self._model.model.backbone.causal else self._user_scores
-        positive, negative = scores(number, places, vectors, history)
-        segments = self._judged if step.shared else self._fitted
-        mask, share = segments.weights(step.half_life)
+        return self._losses_of(step, *scores(number, places, vectors, history))
+
+    def _losses_of(self, step: LocalStep, positive: Tensor, negative: Tensor) -> Tensor:
+        """Each user's loss [users] by the scores of its positives and negatives."""
+        segments, key = self._judged if step.shared else self._fitted, (step.shared, step.half_life)
+        if key not in self._weights:
+            self._weights[key] = segments.weights(step.half_life)
+        mask, share = self._weights[key]
         losses = self._recipe.loss(positive, negative, mask)
         per_user = torch.zeros(len(self._read), dtype=losses.dtype, device=self._device)
         return per_user.index_add(0, segments.owner, losses * share)
@@ -206,7 +226,9 @@ class LocalTraining:
             shared = {name: _each(tensor, self._read.contexts) for name, tensor in self.whole.items()}
             user = model.user(self._model.trainable | shared, self._model.frozen, user, history)
         scores = self._scores if self._read.contexts == 1 else self._context_scores
-        positive, negative = (scores(number, place, vectors[place], user) for place in places)
+        return self._paired(*(scores(number, place, vectors[place], user) for place in places))
+
+    def _paired(self, positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
         if self._recipe.shared_negatives:
             return positive, self._segments.of_history(negative).unsqueeze(1)
         return positive, negative.reshape(*positive.shape, -1)
@@ -293,22 +315,9 @@ class LocalTraining:
         return self._table.index_select(0, items.flatten()).reshape(*items.shape, -1)
 
     def _uniform(self, step: int, place: int, dtype: torch.dtype, shape: Sequence[int] | None = None) -> Uniform:
-        """Draws for the items of a place, as the contract of `ScoreContext` has them; `shape`, if given, is theirs.
-
-        Each of a user's contexts has its own, also for items that all of them are set against.
-        """
-        layout, recipe, keys = self._layouts[place], self._recipe, self._read.runs.keys
-
-        def uniform(name: str, width: int) -> Tensor:
-            pairs, of_whom = layout.pairs.cpu().numpy(), keys[layout.history.cpu().numpy()]
-            if len(pairs) < len(keys):
-                pairs, of_whom = pairs[:1], keys
-            items = item_places(pairs, recipe, negative=place > 0).reshape(len(pairs), -1, 1)
-            at = of_whom[:, None, None], step, items, np.arange(width)
-            values = torch.from_numpy(counter_uniform(derive(self._seed, "score", name), *at)).to(self._device, dtype)
-            return values if shape is None else values.reshape(*shape, width)
-
-        return uniform
+        """Draws for the items of a place; `shape`, if given, is theirs."""
+        keys, like = self._read.runs.keys, self.loss.to(dtype)
+        return uniform_of(self._layouts[place], self._recipe, keys, self._seed, step, place > 0, like, shape)
 
     @property
     def private(self) -> Tensors:
@@ -316,24 +325,19 @@ class LocalTraining:
         contexts = self._read.contexts
         return {name: tensor[contexts - 1 :: contexts] for name, tensor in self._private.items()}
 
-    def contributions(self) -> Contributions:
-        """What the users changed, and what is told beside it."""
-        model, received = self._model.model, self._model.trainable
+    def contributions(self, users: int) -> Iterator[tuple[NDArray[np.int64], Contributions]]:
+        """What the first `users` of them changed, and what is told beside it: a few users at a time, by position."""
+        model, received, read = self._model.model, self._model.trainable, self._read
+        if self._one_step is not None:
+            for part in self._one_step.parts(users):
+                changed, loss = self._one_step.of(part), self.loss[torch.from_numpy(part).to(self._device)]
+                yield part, Contributions.of(model.trainable, read.keys[part], *changed, read.examples[part], loss)
+            return
         rows = {model.embedding_name(name): list(copies.deltas()) for name, copies in self._copies.items()}
         whole = {name: tensor - received[name] for name, tensor in self.whole.items()}
-        return Contributions.of(model.trainable, self._read.keys, rows, whole, self._read.examples, self.loss)
-
-
-def item_places(pairs: NDArray[np.int64], recipe: Recipe, negative: bool) -> NDArray[np.int64]:
-    """The place of items among all that a user scores in a step: [..., pairs] as [..., pairs, 1 or q].
-
-    Each positive comes before its negatives; negatives that a user's positives share come before all of them.
-    """
-    q = recipe.negatives
-    column = np.arange(q) if negative else np.zeros(1, dtype=np.int64)
-    if recipe.shared_negatives:
-        return pairs[..., None] + column + (0 if negative else q)
-    return pairs[..., None] * (1 + q) + column + (1 if negative else 0)
+        every = Contributions.of(model.trainable, read.keys, rows, whole, read.examples, self.loss)
+        for start, end in every.parts(users):
+            yield np.arange(start, end), every.part(start, end)
 
 
 def _each(tensor: Tensor, times: int) -> Tensor:

@@ -19,6 +19,8 @@ from fedrec.optim.losses import recency
 _LENGTHS = 2 ** np.arange(13)
 _SEGMENT = 64
 """What a segment costs beside its tensors, in numbers moved."""
+_LENGTH_ALIKE = 32
+"""Pairs in a segment where that must not depend on who else trains."""
 
 
 @dataclass(frozen=True)
@@ -151,3 +153,18 @@ def _cheapest_length(lengths: NDArray[np.int64], per_segment: int, per_pair: int
     useful = _LENGTHS[: 1 + int(np.searchsorted(_LENGTHS, lengths.max()))]
     costs = [int((-(-lengths // length)).sum()) * (per_segment + int(length) * per_pair) for length in useful]
     return int(useful[int(np.argmin(costs))])
+
+
+def segment_length(lengths: NDArray[np.int64], *, causal: bool, alike: bool) -> int | None:
+    """Pairs in a segment; None: whatever is cheapest for these users.
+
+    Args:
+        lengths: Pairs of each user.
+        causal: Whether a history must not be cut, because a state is made of all that came before it.
+        alike: Whether the length must not depend on who else trains, as long as all are in one chunk for which this
+            function gives each of them the same length.
+    """
+    if not causal:
+        return _LENGTH_ALIKE if alike else None
+    longest = int(lengths.max())
+    return max(_LENGTH_ALIKE, 1 << (longest - 1).bit_length()) if alike else longest

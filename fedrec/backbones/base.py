@@ -220,6 +220,17 @@ class Backbone(ABC):
         """
         raise NotImplementedError(f"backbone {self.config.name!r} has no states: it is not causal")
 
+    def direction(self, private: Tensors) -> Tensor | None:
+        """The vector [..., dim] whose dot product with an item's vector is the item's score, while training too.
+
+        Users who are set against many items of a small catalogue are then multiplied with all of them at once. None:
+        the score is no such product.
+
+        Args:
+            private: What `score` gets as `private`.
+        """
+        return None
+
     @abstractmethod
     def score(self, shared: Tensors, private: Tensors, item_vectors: Tensor, context: ScoreContext) -> Tensor:
         """Scores [..., items] of item vectors [..., items, dim]; the leading dimension, if any, is the user's.

@@ -51,5 +51,9 @@ class FedMF(Backbone):
         return {"user": torch.from_numpy(draws * self.config.init_std).float()}
 
     @override
+    def direction(self, private: Tensors) -> Tensor | None:
+        return private["user"]
+
+    @override
     def score(self, shared: Tensors, private: Tensors, item_vectors: Tensor, context: ScoreContext) -> Tensor:
         return dot(private["user"], item_vectors)

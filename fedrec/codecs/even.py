@@ -19,7 +19,7 @@ class EvenCodec(RoundingCodec):
     @override
     def round(self, unit: Tensor, uniform: Tensor) -> Tensor:
         # The sum of 127 and almost 1 is 128 in float32, which one byte would hold as -128.
-        return (unit * self.steps + uniform).floor().clamp(max=self.steps) / self.steps
+        return (unit * self.steps).add_(uniform).floor_().clamp_(max=self.steps).div_(self.steps)
 
     def whole(self, rounded: Tensor) -> Tensor:
         """The steps of rounded numbers, int8 and flat; none beside a scale that is not finite, and stays so."""

@@ -100,12 +100,12 @@ class RoundingCodec(Codec):
             values: The numbers.
             scale: The largest absolute number of the tensor or row to which each belongs; broadcasts with `values`.
             seed: uint64 [n] (`tensor_seed`), one for each row of `values`, or one for all; None: to the nearest.
-            places: int64, broadcasts to `values`: the place of each number in its tensor.
+            places: int64 or int32 (`element_uniform`), broadcasts to `values`: each number's place in its tensor.
         """
         scale = scale.float()
         divisor = torch.where(scale > 0, scale, torch.ones_like(scale))
         uniform = torch.tensor(0.5) if seed is None else element_uniform(seed, places)
-        return (self.round(values.float() / divisor, uniform) * divisor).to(values.dtype)
+        return self.round(values.float() / divisor, uniform).mul_(divisor).to(values.dtype)
 
     @override
     def size(self, spec: Spec) -> int:

@@ -84,7 +84,7 @@ def element_uniform(bits: NDArray[np.uint64], places: torch.Tensor) -> torch.Ten
 
     Args:
         bits: uint64 [n], drawn before, one for each row of `places` (or one for all).
-        places: int64 [n, ...], the element's number in its tensor.
+        places: int64 [n, ...], the element's number in its tensor; or int32, for it counts modulo 2**32.
     """
     words = torch.from_numpy(np.atleast_1d(bits).view(np.int32).reshape(-1, 2).copy()).to(places.device)
     low, high = (word.reshape(-1, *[1] * (places.ndim - 1)) for word in words.unbind(1))

@@ -18,6 +18,8 @@ from fedrec.core.tensors import Spec, TableSpec, Tensors
 _CLIP_MARGIN = 1 - 2.0**-12
 """Room for the rounding of a norm and of the products with a clip's factor, in float32."""
 
+_NUMBERS_AT_ONCE = 2**18
+
 
 class Rows(NamedTuple):
     """What users changed in rows of a table, where few of its rows are touched.
@@ -25,7 +27,7 @@ class Rows(NamedTuple):
     A user's row has other than zeros in one place only, so that squares can be summed place by place.
 
     Attributes:
-        owner: int64 [blocks], the user of each block.
+        owner: int64 [blocks], the user of each block, ascending where an engine made them.
         rows: int64 [blocks, n], rows of the table; a row may stand in several places.
         values: [blocks, n, width], what was added to it there.
     """
@@ -223,22 +225,36 @@ class Contributions:
         table = self.whole[name].index_put((more.owner, more.rows), more.changes)
         return self.changed(whole={**self.whole, name: table})
 
-    def first(self, users: int) -> Contributions:
-        """The first `users` of them alone."""
-        rows = {}
+    def parts(self, users: int) -> Iterator[tuple[int, int]]:
+        """The first `users` of them as stretches, start and end, of so few that their values stay in a cache.
+
+        Each stage passes over the values several times.
+        """
+        tensors = [block.values for blocks in self.rows.values() for block in blocks] + list(self.whole.values())
+        numbers = sum(tensor.numel() for tensor in tensors)
+        several = max(1, _NUMBERS_AT_ONCE * len(self) // max(1, numbers))
+        for start in range(0, users, several):
+            yield start, min(users, start + several)
+
+    def part(self, start: int, end: int) -> Contributions:
+        """The users from `start` to `end` alone; nothing is copied. Owners of rows have to ascend."""
+        within = slice(start, end)
+        rows: dict[str, list[Rows]] = {}
         for name, blocks in self.rows.items():
-            mine = [(block, block.owner < users) for block in blocks]
-            rows[name] = [Rows(block.owner[own], block.rows[own], block.values[own]) for block, own in mine]
+            rows[name] = []
+            for block in blocks:
+                mine = slice(*torch.searchsorted(block.owner, torch.tensor([start, end]).to(block.owner)).tolist())
+                rows[name].append(Rows(block.owner[mine] - start, block.rows[mine], block.values[mine]))
         return dataclasses.replace(
             self,
-            keys=self.keys[:users],
+            keys=self.keys[within],
             rows=rows,
-            whole={name: tensor[:users] for name, tensor in self.whole.items()},
-            examples=self.examples[:users],
-            loss=self.loss[:users],
-            kept=self.kept[:users],
-            weight=self.weight[:users],
-            factor=self.factor[:users],
+            whole={name: tensor[within] for name, tensor in self.whole.items()},
+            examples=self.examples[within],
+            loss=self.loss[within],
+            kept=self.kept[within],
+            weight=self.weight[within],
+            factor=self.factor[within],
             squared=None,
         )
 

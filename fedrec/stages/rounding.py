@@ -72,13 +72,16 @@ class Rounding(Stage):
     ) -> None:
         """Round what users changed in rows of a table as each user's own packet of the table would; in place."""
         largest = torch.zeros(users, dtype=blocks[0].values.dtype, device=blocks[0].values.device)
-        for block in blocks:
-            largest.scatter_reduce_(0, block.owner, block.values.flatten(1).abs().amax(1), "amax")
+        if not self.codec.by_row(spec):
+            for block in blocks:
+                largest.scatter_reduce_(0, block.owner, block.values.flatten(1).abs().amax(1), "amax")
         for block in blocks:
             width = block.values.shape[2]
-            places = block.rows[..., None] * width + torch.arange(width, device=block.rows.device)
-            scale = block.values.abs().amax(2, keepdim=True)
-            if not self.codec.by_row(spec):
+            column = torch.arange(width, dtype=torch.int32, device=block.rows.device)
+            places = block.rows.to(torch.int32)[..., None] * width + column
+            if self.codec.by_row(spec):
+                scale = block.values.abs().amax(2, keepdim=True)
+            else:
                 scale = largest[block.owner, None, None]
             of_blocks = None if seeds is None else seeds[block.owner.cpu().numpy()]
             block.values.copy_(self.codec.rounded(block.values, scale, of_blocks, places))

@@ -142,6 +142,16 @@ class BackboneContract:
         assert all(torch.equal(first[name], second[name]) for name in first)
         assert torch.equal(torch.get_rng_state(), before), "the global generator was used"
 
+    def test_a_direction_gives_the_scores(self, backbone: Backbone) -> None:
+        shared, vectors = shared_tensors(backbone), items(len(KEYS))
+        private = read(backbone, shared)
+        direction = backbone.direction(private)
+        if direction is None:
+            return
+        for context in (RANKING, ScoreContext(training=True)):
+            scores = backbone.score(shared, private, vectors, context)
+            torch.testing.assert_close((vectors @ direction.unsqueeze(-1)).squeeze(-1), scores)
+
     def test_a_cohort_is_scored_as_its_users_are(self, backbone: Backbone) -> None:
         shared = shared_tensors(backbone)
         private = read(backbone, shared)

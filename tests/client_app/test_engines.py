@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from client_app.homes.users import Cohort
+from client_app.training import local_training
 from client_app.training.cohort import CohortEngine
 from client_app.training.engine import Engine, GlobalModel
 from client_app.training.oracle import OracleEngine
+from client_app.training.products import OneStep
 from fedrec.backbones.base import Advice, Backbone, ScoreContext
 from fedrec.codecs.base import Codec
 from fedrec.codecs.float32 import Float32Codec, Float32Config
@@ -257,6 +259,7 @@ def test_equals_the_oracle_for_sgd_in_float32(embedding: str) -> None:
     seed=st.integers(0, 1000),
     shared=st.booleans(),
     fresh=st.booleans(),
+    backbone=st.sampled_from(["mlp", "fedmf"]),
 )
 def test_equals_the_oracle_for_any_shape(
     lengths: list[int],
@@ -268,12 +271,75 @@ def test_equals_the_oracle_for_any_shape(
     seed: int,
     shared: bool,
     fresh: bool,
+    backbone: str,
 ) -> None:
-    model = make_model(embedding, make_backbone("mlp"), 25, torch.float64)
+    model = make_model(embedding, make_backbone(backbone), 25, torch.float64)
     pair = engines(Steps(RECIPES[recipe], q, kind, shared, fresh), 25)
     pair[1].pairs_at_once = pairs_at_once
     # A user of 25 items has seen everything: both engines leave it out and count it.
     assert_same(model, make_cohort(lengths, 25, seed), pair, torch.float64, 1e-9)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[OneStep]:
+    """The outer products that are made from now on."""
+    made: list[OneStep] = []
+
+    def kept(*given: Any) -> OneStep:
+        made.append(OneStep(*given))
+        return made[-1]
+
+    monkeypatch.setattr(local_training, "OneStep", kept)
+    return made
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("fresh", [True, False])
+@pytest.mark.parametrize("embedding", EMBEDDINGS)
+def test_the_oracle_agrees_and_so_do_gathered_vectors(
+    embedding: str, fresh: bool, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = counted(monkeypatch)
+    model, cohort = (
+        make_model(embedding, make_backbone("fedmf"), 40, torch.float64),
+        make_cohort([7, 1, 19, 30, 2], 40, 0),
+    )
+    pair = engines(Steps(RECIPES["recent_first"], 9, "softmax", shared, fresh), 40)
+    assert_same(model, cohort, pair, torch.float64, 1e-9)
+    assert len(made) == 1
+    private = private_of(model, cohort, torch.float64)
+    multiplied = pair[1].train(model, cohort, private, 5)
+    monkeypatch.setattr(local_training, "products_pay", lambda *_: False)
+    gathered = pair[1].train(model, cohort, private, 5)
+    assert len(made) == 2
+    for name, tensor in gathered.update.total.items():
+        torch.testing.assert_close(multiplied.update.total[name], tensor, atol=1e-12, rtol=1e-12)
+
+
+def test_steps_beside_the_one_keep_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = counted(monkeypatch)
+    model, cohort = make_model("lora", make_backbone("fedmf"), 40, torch.float64), make_cohort([7, 1, 19, 30, 2], 40, 0)
+    private, shared = LocalStep(True, False, Sgd(0.5)), LocalStep(False, True, Sgd(1.0))
+    for steps in ([shared, shared], [shared, private], [LocalStep(True, True, Sgd(1.0))], [private, shared, private]):
+        assert_same(model, cohort, engines(Steps(steps, 9, "bpr", True), 40), torch.float64, 1e-9)
+    assert not made
+
+
+def test_small_parts_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of copies, too: each user alone in its part gives what all give together."""
+    model, cohort = make_model("lora", make_backbone("fedmf"), 40, torch.float64), make_cohort([7, 1, 19, 30, 2], 40, 0)
+    private = private_of(model, cohort, torch.float64)
+    for recipe in ("adam", "private_first"):
+        engine = engines(Steps(RECIPES[recipe], 2, "bpr"), 40)[1]
+        together = engine.train(model, cohort, private, 5)
+        for module in ("client_app.training.products", "fedrec.stages.contributions"):
+            monkeypatch.setattr(f"{module}._NUMBERS_AT_ONCE", 1)
+        apart = engine.train(model, cohort, private, 5)
+        monkeypatch.undo()
+        np.testing.assert_array_equal(apart.taken, together.taken)
+        for name, tensor in together.update.total.items():
+            torch.testing.assert_close(apart.update.total[name], tensor, atol=1e-12, rtol=1e-12)
+        for name, tensor in together.private.items():
+            assert torch.equal(apart.private[name], tensor)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
