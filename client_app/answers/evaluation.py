@@ -27,9 +27,12 @@ from fedrec.evaluation.metrics import (
 )
 
 _NUMBERS_AT_ONCE = 2_000_000
-"""Scores, with what a backbone holds on the way to them, that are in memory at once: bounds it, whatever the number of
-users or items, and keeps a network's activations in the processor's cache."""
+"""Scores, and numbers of histories on the way to them, that are in memory at once: bounds it, whatever the number of
+users or items."""
+_NUMBERS_IN_CACHE = 2**18
+"""What a network holds on the way to scores, worked out at once: its activations stay in the processor's cache."""
 _ITEMS_AT_ONCE = 8_192
+_LEAST_ITEMS = 256
 LEAD, LEAD_SQUARES = "lead", "lead_squares"
 """Sums over users of how far each is ahead of a baseline, and of the squares."""
 
@@ -75,10 +78,10 @@ def rank_users(
     items = RankedItems.of(wide, protocol.eligible, torch.from_numpy(others), backbone.ranking_dtype)
     shared = cast(model.model.shared(model.trainable), backbone.ranking_dtype)
     block = min(_ITEMS_AT_ONCE, len(items.eligible))
-    sampled = protocol.sampled_negatives * max(backbone.numbers_per_score, items.vectors.shape[1])
+    sampled = protocol.sampled_negatives * items.vectors.shape[1]
     read = min(backbone.history_length or cohort.lengths.max(), cohort.lengths.max()) if backbone.causal else 0
     states = int(read) * items.vectors.shape[1] + backbone.numbers_per_history(int(read))
-    per_chunk = max(1, _NUMBERS_AT_ONCE // max(1, block * backbone.numbers_per_score, sampled, states))
+    per_chunk = max(1, _NUMBERS_AT_ONCE // max(1, block, sampled, states))
     parts = []
     for start in range(0, len(cohort), per_chunk):
         end = min(start + per_chunk, len(cohort))
@@ -164,7 +167,25 @@ class _Chunk:
         return torch.where(twins, self.positive_scores.unsqueeze(1), scores)
 
     def _score(self, vectors: Tensor) -> Tensor:
-        return self.model.model.backbone.score(self.shared, self.private, vectors, ScoreContext(training=False))
+        """Scores [users, items] of vectors [items, dim], the same for all, or [users, items, dim].
+
+        Worked out a few users and items at a time if a score takes a network.
+        """
+        backbone, context = self.model.model.backbone, ScoreContext(training=False)
+        if backbone.numbers_per_score == 1:
+            return backbone.score(self.shared, self.private, vectors, context)
+        at_once = _NUMBERS_IN_CACHE // backbone.numbers_per_score
+        width = min(vectors.shape[-2], max(_LEAST_ITEMS, at_once))
+        several = max(1, at_once // width)
+        scores = vectors.new_empty(len(self.positives), vectors.shape[-2])
+        for start in range(0, len(scores), several):
+            users = slice(start, start + several)
+            own = {name: tensor[users] for name, tensor in self.private.items()}
+            of_users = vectors[users] if vectors.ndim == 3 else vectors
+            for first in range(0, scores.shape[1], width):
+                part = slice(first, first + width)
+                scores[users, part] = backbone.score(self.shared, own, of_users[..., part, :], context)
+        return scores
 
 
 def _rank_chunk(chunk: _Chunk, cohort: Cohort, protocol: RankingProtocol) -> dict[str, Tensor]:

@@ -145,7 +145,9 @@ def test_chunks_of_users_and_items_change_nothing(
     cohort, positives, private = users(lengths, seed, backbone)
     whole = rank_users(model, cohort, positives, private, protocol(6))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "_NUMBERS_AT_ONCE", numbers * model.model.backbone.numbers_per_score)
+        patch.setattr(evaluation, "_NUMBERS_AT_ONCE", numbers)
+        patch.setattr(evaluation, "_NUMBERS_IN_CACHE", numbers * model.model.backbone.numbers_per_score)
+        patch.setattr(evaluation, "_LEAST_ITEMS", 5)
         patch.setattr(evaluation, "_ITEMS_AT_ONCE", block)
         assert rank_users(model, cohort, positives, private, protocol(6)) == pytest.approx(whole, abs=1e-12)
 
@@ -169,6 +171,7 @@ def test_memory_is_bounded_by_what_the_backbone_holds(backbone: str, monkeypatch
     states = longest * DIM + own.numbers_per_history(longest)
     limit = max(60 * own.numbers_per_score, 2 * states)
     monkeypatch.setattr(evaluation, "_NUMBERS_AT_ONCE", limit)
+    monkeypatch.setattr(evaluation, "_NUMBERS_IN_CACHE", limit)
     rank_users(model, cohort, positives, private, protocol(6))
     assert max(users for users, _ in held) > 1
     assert all(max(numbers, users * states) <= limit for users, numbers in held if users > 1)
