@@ -46,6 +46,9 @@ BENCHMARKS = (
     "large_catalogue",
 )
 
+RESULTS_OF_THEIR_OWN = ("recipes",)
+"""Blocks whose result has their name, and not that of the benchmark that writes it."""
+
 IMAGES = {
     "image-engines": "Client updates a second",
     "image-engine-parts": "Where the engine's time goes",
@@ -71,7 +74,7 @@ def _where(results: dict[str, Any]) -> str:
 def _renderers() -> dict[str, tuple[str, Callable[[dict[str, Any]], str]]]:
     """For each block the benchmark whose result it shows, and what renders it."""
     return {
-        block: (name, render)
+        block: (block if block in RESULTS_OF_THEIR_OWN else name, render)
         for name in BENCHMARKS
         for block, render in importlib.import_module(f"benchmarks.{name}").BLOCKS.items()
     }

@@ -88,6 +88,13 @@ def test_a_checkout_is_timed_against_another(tmp_path: Path, cache: Path) -> Non
     assert all(entry["ratio"]["repeats"] == 1 for entry in result["figures"].values())
 
 
+def test_recipes_are_timed_against_another_checkout(tmp_path: Path, cache: Path) -> None:
+    result = run("against", tmp_path, cache, str(ROOT), "--recipes", "--only", "ranking pfedrec")
+    check(result, "recipes")
+    assert list(result["figures"]) == ["ranking pfedrec"]
+    assert min(result["figures"]["ranking pfedrec"]["peak_bytes"].values()) > 2**20
+
+
 @pytest.mark.runtime
 def test_the_message_of_a_device_is_measured(tmp_path: Path) -> None:
     importlib.import_module("benchmarks.light_client").main(["--out", str(tmp_path / "light_client.json")])
