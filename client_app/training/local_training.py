@@ -24,8 +24,8 @@ from fedrec.optim.local import LocalState
 from fedrec.stages.contributions import Contributions
 from peft_embeddings.model import FixedRows
 
-_NETWORK = 10
-"""Numbers moved that one number of a network costs, in both directions: its products, and some passes."""
+_NETWORK = 3
+"""Numbers moved that one number of a network costs, beside those of the weights that each segment reads."""
 
 
 class LocalTraining:

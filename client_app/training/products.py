@@ -125,11 +125,12 @@ class OneStep:
         # Who is not finite is left out in any case, and padding has to be zero.
         self._users = torch.where(users.isfinite(), users, 0.0)
         embedding = model.model.embedding
-        flat = coefficients.reshape(-1).nonzero().squeeze(1)
+        read = (coefficients != 0).cpu().numpy()  # whose places numpy finds ten times faster than torch
+        flat = torch.from_numpy(np.flatnonzero(read)).to(users.device)
         # The last of each stands for padding.
         self._items = torch.cat([flat % embedding.n_items, flat.new_zeros(1)])
-        self._coefficients = torch.cat([coefficients.reshape(-1)[flat], coefficients.new_zeros(1)])
-        self._counts = torch.bincount(flat // embedding.n_items, minlength=len(users))
+        self._coefficients = torch.cat([coefficients.reshape(-1).index_select(0, flat), coefficients.new_zeros(1)])
+        self._counts = torch.from_numpy(np.count_nonzero(read, axis=1)).to(users.device)
         self._starts = self._counts.cumsum(0) - self._counts
         rows = embedding.rows(torch.arange(embedding.n_items, device=users.device), model.frozen)
         self._own_rows = {name: bool(torch.bincount(rows[name].flatten()).max() < 2) for name in embedding.tables}
@@ -152,7 +153,10 @@ class OneStep:
         chosen = torch.from_numpy(users).to(self._users.device)
         items, coefficients = self._read(chosen)
         places = model.embedding.rows(items, frozen)
-        rows = {name: table[places[name]] for name, table in model.tables(self._model.trainable).items()}
+        rows = {
+            name: table.index_select(0, places[name].flatten()).reshape(*places[name].shape, -1)
+            for name, table in model.tables(self._model.trainable).items()
+        }
         dense = {
             name: tensor.expand(len(users), *tensor.shape).clone()
             for name, tensor in model.dense(self._model.trainable).items()
@@ -170,7 +174,9 @@ class OneStep:
         counts = self._counts[users, None]
         column = torch.arange(max(1, int(counts.max())), device=users.device)
         places = torch.where(column < counts, self._starts[users, None] + column, len(self._items) - 1)
-        return self._items[places], self._coefficients[places]
+        flat = places.flatten()
+        items, coefficients = self._items.index_select(0, flat), self._coefficients.index_select(0, flat)
+        return items.reshape(places.shape), coefficients.reshape(places.shape)
 
     def _rows(self, name: str, rows: Tensor, changes: Tensor) -> Rows:
         """The changes [users, n, r, width] of rows [users, n, r] of a table, each of a user's rows in one place."""
