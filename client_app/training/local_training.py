@@ -91,10 +91,14 @@ class LocalTraining:
             whole = {name: tensor for name, tensor in self._model.trainable.items() if name not in tables}
             self.whole = {name: _repeated(tensor, users) for name, tensor in whole.items()}
         runs = self._read.runs
-        products = not self._alike and products_pay(model, recipe, self._read, self._private)
+        one_step = is_one_step(steps[-1:], model.backbone, self._read)
+        # After a step that moves what is shared, users read copies of their own.
+        same_vectors = not any(step.shared for step in steps[: -1 if one_step else 1])
+        products = same_vectors and not self._alike and products_pay(model, recipe, self._read, self._private)
         per_segment = sum(tensor[0].numel() for tensor in (*self._private.values(), *self.whole.values()))
         per_segment += recipe.negatives * recipe.shared_negatives
-        per_score = max(2 if products else model.embedding.dim, _NETWORK * (model.backbone.numbers_per_score - 1))
+        looked_up = products and (one_step or not training)
+        per_score = max(2 if looked_up else model.embedding.dim, _NETWORK * (model.backbone.numbers_per_score - 1))
         per_pair = (1 if recipe.shared_negatives else 1 + recipe.negatives) * per_score
         length = segment_length(runs.lengths, causal=model.backbone.causal, alike=self._alike)
         if self._read.width is not None:  # no run is cut

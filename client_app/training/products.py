@@ -52,9 +52,9 @@ def is_one_step(left: Sequence[LocalStep], backbone: Backbone, read: Reading) ->
 
     Nothing else: then what it changes is an outer product (`OneStep`).
     """
-    (step, *more), plain = left, isinstance(left[0].optimiser, Sgd) and not left[0].optimiser.weight_decay
-    alone = not (more or step.private or backbone.shared)
-    return step.shared and plain and alone and read.contexts == 1
+    if len(left) != 1 or not left[0].shared or left[0].private or backbone.shared or read.contexts > 1:
+        return False
+    return isinstance(left[0].optimiser, Sgd) and not left[0].optimiser.weight_decay
 
 
 class Products:
