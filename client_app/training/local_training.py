@@ -121,7 +121,7 @@ class LocalTraining:
         if products:
             self._products = Products(self._model, self._items, self._layouts, len(runs))
         for number, step in enumerate(steps):
-            if self._products and not self._copies and is_one_step(steps[number:], model.backbone, self._read):
+            if products and one_step and number + 1 == len(steps):
                 self._take_one(number, step)
                 return
             if training and not self._copies and (step.shared or not products):
@@ -203,9 +203,8 @@ class LocalTraining:
         `rows` are the copies at the places, none if the step moves nothing shared.
         """
         if self._products is not None:
-            scores_read = self._products.at(self._products.every(self._private), places)
-            return self._losses_of(step, *self._paired(*scores_read))
-        vectors = {place: self._vectors_at(place, rows.get(place)) for place in places}
+            return self._losses_of(step, *self._paired(*self._products.at(self._products.every(self._private), places)))
+        vectors = {p: self._vectors(p, rows[p]) if step.shared else self._fixed_vectors(p) for p in places}
         history = SegmentedHistory(self._items[0], vectors[0], self._fitted, len(self._read.runs))
         scores = self._causal_scores if self._model.model.backbone.causal else self._user_scores
         return self._losses_of(step, *scores(number, places, vectors, history))
@@ -280,9 +279,6 @@ class LocalTraining:
         uniform = self._uniform(number, place, vectors.dtype, (users, contexts, -1))
         context = ScoreContext(training=True, uniform=uniform)
         return self._model.model.backbone.score(self._model.model.shared(whole), own, items, context).flatten(0, 1)
-
-    def _vectors_at(self, place: int, rows: Tensors | None) -> Tensor:
-        return self._fixed_vectors(place) if rows is None else self._vectors(place, rows)
 
     def _vectors(self, place: int, rows: Tensors) -> Tensor:
         """Item vectors [segments, items, dim] from the users' own copies."""
