@@ -254,10 +254,10 @@ def simulate_command(
     with ending(as_json) as (console, end), signals_as_exceptions():
         if types_no_recipe(overrides or []):
             config, same = prepared(overrides or [])
-            from commands.simulate import carry_on  # as above
-            from commands.tune import CANDIDATES, tune
-
             if leaves_recipe_open(overrides or [], config):
+                from commands.simulate import carry_on  # as above
+                from commands.tune import CANDIDATES, tune
+
                 console.print(told(CANDIDATES), soft_wrap=True, highlight=False, markup=False)
                 finish = partial(carry_on, verbose=verbose)
                 base = working_directory()

@@ -59,7 +59,7 @@ class Run:
     def groups(self) -> Mapping[str, float]:
         """Its test NDCG@10 over groups: mean, worst and standard deviation; empty for a run without groups."""
         groups: Mapping[str, Any] = self.summary.get("groups", {})
-        each = {name: {METRIC: number(found["test"][METRIC])} for name, found in groups.items()}
+        each = {name: {METRIC: number(found["test"][METRIC])} for name, found in groups.items() if "test" in found}
         return over_groups(each)[METRIC] if each else {}
 
     @property

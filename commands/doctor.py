@@ -71,7 +71,7 @@ def doctor() -> list[Check]:
         _torch(),
         _machine(),
         *_folders(),
-        _shadows(Path.cwd()),
+        _shadows(),
         _loopback(),
         _ray(),
         _leftovers(),
@@ -174,8 +174,8 @@ def _folders() -> list[Check]:
 
 def _folder(name: str, path: Path, elsewhere: str) -> Check:
     """Whether a folder, or the nearest one above it that is there, can be written, and has room."""
-    there = next(parent for parent in (path, *path.parents) if parent.exists())
     try:
+        there = next(parent for parent in (path, *path.parents) if parent.exists())
         with tempfile.TemporaryFile(dir=there):
             free = shutil.disk_usage(there).free
     except OSError as error:
@@ -186,8 +186,12 @@ def _folder(name: str, path: Path, elsewhere: str) -> Check:
     return Check(name, "well", found)
 
 
-def _shadows(folder: Path) -> Check:
-    """Whether a script in this folder would import something else than fedrec's packages under their names."""
+def _shadows() -> Check:
+    """Whether a script in the working directory would import something else under the names of fedrec's packages."""
+    try:
+        folder = Path.cwd()
+    except OSError as error:
+        return Check("names", "failed", f"no working directory: {reason(error)}", "start in a folder that is there")
     own = importlib.util.find_spec(_NAME)
     source = Path(own.origin).parent.parent if own and own.origin else None
     taken = [name for name in _PACKAGES if (folder / name).is_dir() or (folder / f"{name}.py").is_file()]

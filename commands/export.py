@@ -57,13 +57,13 @@ def export(run: str | None, state_dir: str | None, folder: Path) -> dict[str, An
         folder.mkdir(parents=True, exist_ok=True)
         if there := [name for name in files if (folder / name).exists()]:
             raise RecommendError(f"--out {folder} has {', '.join(there)} already: give another folder, or remove them")
+        with replaced(folder / USERS, private=True) as started:
+            users, left_out = _write_users(source, started)
         for end, table in vectors.items():
             with replaced(folder / f"item_vectors{end}.npy") as started, started.open("wb") as file:
                 np.save(file, table)
         with replaced(folder / ITEMS) as started:
             parquet.write_table(_items(source, vectors), started)
-        with replaced(folder / USERS) as started:
-            users, left_out = _write_users(source, started)
     return {
         "from": source.name,
         "round": source.round,

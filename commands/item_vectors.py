@@ -35,8 +35,9 @@ def most_similar(source: Recommendable, row: int, top: int, group: str = "") -> 
     They are among the items that may be recommended, best first; of equal ones the first of the catalogue.
     """
     vectors = item_vectors(source, group)
-    lengths = np.maximum(np.linalg.norm(vectors, axis=1), np.finfo(np.float32).tiny)
-    similarity = vectors @ vectors[row] / (lengths * lengths[row])
+    lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    unit = vectors / lengths
+    similarity = unit @ unit[row]
     others = source.node.sampler.eligible
     others = others[others != row]
     best = others[np.argsort(-similarity[others], kind="stable")[:top]]

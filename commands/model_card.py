@@ -42,6 +42,8 @@ def write_card(folder: Path, out: Path | None) -> Path:
     with reading(f"{folder} is not the folder of a finished run: {SUMMARY}", "give runs/<id>"):
         summary = parsed_object((folder / SUMMARY).read_text(encoding="utf-8"))
         manifest = parsed_object((folder / MANIFEST).read_text(encoding="utf-8"))
+    if "baseline" in summary:
+        raise FedrecError(f"{folder} is that of a baseline, which has no model that was trained by a federation")
     with reading(f"{folder}: what {SUMMARY} and {MANIFEST} hold", "restore the run folder from a copy"):
         text = card(folder, summary, manifest)
     path = out or folder / NAME

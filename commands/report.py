@@ -19,7 +19,7 @@ def show_summary(summary: Mapping[str, Any], console: Console) -> None:
     for prefix, title in protocols(summary["test"]):
         console.print(_metrics_table(summary, prefix, title))
     if groups := summary.get("groups"):
-        console.print(_groups_table({name: ranked["test"] for name, ranked in groups.items()}))
+        console.print(_groups_table({name: ranked["test"] for name, ranked in groups.items() if "test" in ranked}))
     console.print(_bytes_table(summary["bytes_per_user"]))
     cold = int(summary["test"].get("cold_users", 0))
     users = int(summary["test"]["users"])

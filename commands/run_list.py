@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from commands.progress import amount, figure
 from fedrec.config.describe import flat, to_dict
@@ -21,7 +23,7 @@ from fedrec.core.errors import ConfigError, FedrecError, StoreError
 from fedrec.core.registry import nearest
 from fedrec.core.strict_json import parsed_object
 from fedrec.evaluation.curves import METRICS
-from server_app.run_folder import CONFIG, SUMMARY, RunFolder, being_worked_on
+from server_app.run_folder import CONFIG, LOCK, SUMMARY, RunFolder, being_worked_on
 
 FINISHED, RUNNING, INTERRUPTED, DAMAGED = "finished", "running", "interrupted", "damaged"
 
@@ -94,7 +96,7 @@ def show_runs(found: Sequence[KeptRun], folder: Path, console: Console) -> None:
     if not found:
         console.print(f"no such runs in {folder}", soft_wrap=True, highlight=False, markup=False)
         return
-    table = Table(title=f"Runs in {folder}", title_justify="left")
+    table = Table(title=Text(f"Runs in {folder}"), title_justify="left")
     for head in ("run", "started (UTC)", "state", "what", "rounds", "NDCG@10", "bytes per user"):
         table.add_column(
             head, justify="right" if head in ("rounds", "NDCG@10", "bytes per user") else "left", overflow="fold"
@@ -102,19 +104,32 @@ def show_runs(found: Sequence[KeptRun], folder: Path, console: Console) -> None:
     for run in found:
         moved = "" if run.bytes_per_user is None else amount(run.bytes_per_user)
         rounds = "/".join(f"{number:,}" for number in run.rounds)
-        table.add_row(
-            run.run, run.started, run.state, run.what, rounds, "" if run.ndcg is None else figure(run.ndcg), moved
-        )
+        ndcg = "" if run.ndcg is None else figure(run.ndcg)
+        table.add_row(Text(run.run), run.started, run.state, Text(run.what), rounds, ndcg, moved)
     console.print(table)
 
 
 def _folders(folder: Path) -> list[Path]:
-    """The folders of runs, the oldest first. A link is none: what it leads to belongs to somebody else."""
+    """The folders of runs that may be looked into, the oldest first.
+
+    A run's folder has its configuration and the lock that every run has made. A link is none: what it leads to belongs
+    to somebody else.
+    """
     with reading(str(folder), "give the folder in which the runs are with --in"):
         if not folder.is_dir():
             raise FedrecError(f"{folder}: there is no such folder; give the one in which the runs are with --in")
-        found = [path for path in folder.iterdir() if (path / CONFIG).is_file() and not path.is_symlink()]
-        return sorted(found, key=lambda path: ((path / CONFIG).stat().st_mtime, path.name))
+        found = [(started, path) for path in folder.iterdir() if (started := _started(path)) is not None]
+        return [path for _, path in sorted(found)]
+
+
+def _started(path: Path) -> float | None:
+    """When a run's folder was made; None if it is no run's, or another account's."""
+    try:
+        if path.is_symlink() or not (path / LOCK).is_file():
+            return None
+        return (path / CONFIG).stat().st_mtime
+    except OSError:
+        return None
 
 
 def _chosen(folder: Path, filters: Sequence[str]) -> list[tuple[Path, dict[str, Any]]]:
@@ -132,9 +147,13 @@ def _filter(text: str) -> tuple[str, Any]:
     if not found or not key:
         raise FedrecError(f"{text}: expected key=value, such as dataset=ml_1m or embedding.rank=8")
     try:
-        return key, yaml.safe_load(value)
+        found = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise FedrecError(f"{text}: the value cannot be read: {reason(error)}") from error
+    if isinstance(found, str):  # YAML takes 1e-5 for a text
+        with suppress(ValueError):
+            return key, float(found)
+    return key, found
 
 
 def _values(path: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from federation.rival import Rival
 from fedrec.config.describe import to_yaml
 from fedrec.config.schema import RunConfig
 from fedrec.core import registry
+from fedrec.core.errors import DataError
 from fedrec.core.registry import MemberConfig
 from fedrec.core.rng import derive
 from fedrec.core.secret import own_secret
@@ -126,6 +127,11 @@ def _run(
     if account := planned(config):
         facts["privacy"] = account
     if resumption is not None:
+        if folder.read_json(SETUP).get("item_labels", "") != setup.item_labels:
+            raise DataError(
+                f"{folder.path}: the items have other labels here than where the run began, so that users would change "
+                "their groups: resume it on a machine, and with versions, like those that its manifest names"
+            )
         facts = manifest_of_resumed(folder, facts, resumption.round)
     folder.write_json(MANIFEST, facts)
     folder.write_public(setup, dataset.catalogue)
@@ -210,7 +216,10 @@ def _by_group(ended: Mapping[str, Any]) -> dict[str, Any]:
     if "groups" not in ended:
         return {}
     groups = ended["groups"]
-    return {"groups": groups, "over_groups": over_groups({name: found["test"] for name, found in groups.items()})}
+    return {
+        "groups": groups,
+        "over_groups": over_groups({name: found["test"] for name, found in groups.items() if "test" in found}),
+    }
 
 
 def _run_key(run_id: str, folder: RunFolder, deployed: Deployed, resumption: Resumption | None) -> str:

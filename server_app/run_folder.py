@@ -45,7 +45,7 @@ MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 SETUP = "setup.json"
 ITEMS = "items.json"
-_LOCK = "lock"
+LOCK = "lock"
 
 _ELSEWHERE = "set runs_dir=/another/folder"
 _RESTORE = "restore it from a copy, or start a new run"
@@ -53,7 +53,7 @@ _RESTORE = "restore it from a copy, or start a new run"
 
 def being_worked_on(path: Path) -> bool:
     """Whether a process works on the run in a folder; nothing of it is touched."""
-    with suppress(FileNotFoundError), (path / _LOCK).open("rb") as file:
+    with suppress(FileNotFoundError), (path / LOCK).open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -113,7 +113,7 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Nobody else works on the run meanwhile. Raises StoreError if somebody does; a killed process does not."""
         with self.kept_up():
-            lock = (self.path / _LOCK).open("w")
+            lock = (self.path / LOCK).open("w")
         with lock as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -36,7 +36,8 @@ class FellRecConfig(StrategyConfig):
         mixing: What the groups' models become after each round: `likeness`, the paper's mixture; `mean`, the unweighted
             mean of all; `fedavg`, their mean weighted by what their users count; `local`, each its own. `pooled`, ours,
             mixes as `fedavg` does before the server's step and not after it: models, and what the groups' users gave.
-        alpha: How much of the others a group takes at most: tanh(alpha) when it has learned as far as it can.
+        alpha: How much of the others a group takes at least: tanh(alpha), where its loss is far above the others'; with
+            the rounds that tends to 1.
         beta: How early: the exponent of a group's loss in round t (from 0) is t + 1 / beta.
     """
 
@@ -70,8 +71,12 @@ class FellRecStrategy(FederatedStrategy):
 
     @override
     def next(self, states: Mapping[str, ServerState], given: Mapping[str, Given]) -> Mapping[str, ServerState]:
-        """Every group's step, and the mixing of those whose users gave something; a silent group stays as it is."""
-        means = {group: each.mean for group, each in given.items() if each.mean is not None}
+        """Every group's step, and the mixing of those whose users gave something; a silent group stays as it is.
+
+        With `likeness` one whose users' loss cannot be believed takes its own step alone.
+        """
+        told = [group for group, each in given.items() if self.config.mixing != "likeness" or each.loss is not None]
+        means = {group: mean for group in told if (mean := given[group].mean) is not None}
         if self.config.mixing != "pooled":
             return self._mixed(super().next(states, given), given, means)
         if len(means) > 1:

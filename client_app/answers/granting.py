@@ -38,6 +38,11 @@ def require_granted(node: Node, policy: Policy, exchange: str) -> None:
             "this site pins others' identities against a server that lies: the run has to have "
             f"aggregation.server=lying, and aggregation.corrupt={policy.corrupt:g} or more"
         )
+    if policy.training_epsilon is not None and setup.grouping_of_run.labels:
+        problems.append(
+            f"training_epsilon={policy.training_epsilon:g}: the run groups users by the labels of their items, which "
+            "tells of their histories and is not noised"
+        )
     recipe = node.recipe
     contexts = recipe.contexts.count if recipe.contexts else 1  # a step is taken in each
     asked = {

@@ -39,7 +39,7 @@ def spend(state_dir: Path, policy: Policy, what: str, epsilon: float) -> None:
                 f"of epsilon_budget={policy.epsilon_budget:g} this site's users have spent {sum(spent.values()):g}, "
                 f"and {what} would make it {total:g}"
             )
-        write_bytes(path, json.dumps({**spent, what: epsilon}).encode(), private=True)
+        write_bytes(path, json.dumps({**spent, what: epsilon}).encode(), private=True, synced=True)
 
 
 @contextmanager

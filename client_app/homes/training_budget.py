@@ -16,6 +16,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,14 @@ def spend_training(state_dir: Path, policy: Policy, setup: Setup, round: int, ke
         spent = _read(path)
         for key in keys.tolist():
             spent.setdefault(f"{key:016x}", Counter()).update(releases)
-        most = max(_epsilons(spent, [f"{key:016x}" for key in keys.tolist()], policy.training_delta), default=0.0)
-        if limit is not None and most > limit:
-            raise PolicyError(
-                f"training_epsilon={limit:g}: round {round} would make it {most:.4g} (at delta "
-                f"{policy.training_delta:g}) for one of the {len(keys)} users who should train"
-            )
-        write_bytes(path, _written(spent), private=True)
+        if limit is not None:
+            most = max(_epsilons(spent, [f"{key:016x}" for key in keys.tolist()], policy.training_delta), default=0.0)
+            if not most <= limit:
+                raise PolicyError(
+                    f"training_epsilon={limit:g}: round {round} would make it {most:.4g} (at delta "
+                    f"{policy.training_delta:g}) for one of the {len(keys)} users who should train"
+                )
+        write_bytes(path, _written(spent), private=True, synced=True)
 
 
 def trained(state_dir: Path, delta: float) -> tuple[int, int, float]:
@@ -118,7 +120,10 @@ def _epsilons(spent: Spent, keys: Sequence[str], delta: float) -> list[float]:
     for key in keys:
         kinds = frozenset(spent[key].items())
         if kinds not in known:
-            known[kinds] = epsilon(spent[key], delta)
+            try:
+                known[kinds] = epsilon(spent[key], delta)
+            except ArithmeticError:  # so little noise that no number is large enough
+                known[kinds] = math.inf
         found.append(known[kinds])
     return found
 
@@ -137,7 +142,7 @@ def _read(path: Path) -> Spent:
         return {_key(key): _counts(kinds, of_user) for key, of_user in values["users"].items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, TypeError, KeyError, IndexError) as error:
+    except (OSError, ValueError, ArithmeticError, AttributeError, TypeError, KeyError, IndexError) as error:
         raise StoreError(
             f"{path}, in which is what this site's users have given away by training, is damaged "
             f"({type(error).__name__}): put it back from a copy; nobody here trains with noise until then"
@@ -149,7 +154,8 @@ def _kind(values: Mapping[str, Any]) -> Release:
     made = Release(str(values["mechanism"]), float(values["noise_multiplier"]), bool(values["in_secret"]), grid)
     if not 0 < made.noise_multiplier < math.inf or (grid is not None and not 0 < grid < math.inf):
         raise ValueError("a release without noise")
-    epsilon({made: 1}, 0.5)  # of a mechanism that is known
+    with suppress(ArithmeticError):  # too little noise for any number
+        epsilon({made: 1}, 0.5)  # of a mechanism that is known
     return made
 
 

@@ -30,6 +30,10 @@ _NUMBERS_AT_ONCE = 2**19
 """Of the gradients that are formed together: they stay in a cache, and calls do not cost more than arithmetic."""
 
 
+_PRICE = 4
+"""Numbers that are gathered in the time, about, that one score takes with its gradient."""
+
+
 def products_pay(model: Model, recipe: Recipe, read: Reading, private: Tensors) -> bool:
     """Whether scores are products of which all together cost less than to gather the vectors that a step reads.
 
@@ -43,8 +47,8 @@ def products_pay(model: Model, recipe: Recipe, read: Reading, private: Tensors) 
     if backbone.causal or backbone.reads_history or backbone.direction(private) is None:
         return False
     pairs = len(read.runs.items)
-    negatives = recipe.negatives * (len(read.runs) if recipe.shared_negatives else pairs)
-    return len(read.runs) * model.embedding.n_items <= (pairs + negatives) * model.embedding.dim
+    negatives = recipe.negatives * (len(read) if recipe.shared_negatives else pairs)
+    return _PRICE * len(read.runs) * model.embedding.n_items <= (pairs + negatives) * model.embedding.dim
 
 
 def is_one_step(left: Sequence[LocalStep], backbone: Backbone, read: Reading) -> bool:

@@ -124,10 +124,11 @@ def of_this_machine(config: RunConfig) -> set[str]:
 
     Nobody elsewhere has use for them, and they may tell of the machine's owner.
     """
-    texts = {
-        key for key, value in flat(to_dict(config)).items() if isinstance(value, str) and Path(value).is_absolute()
-    }
-    return texts | {"run_id", "resume"}
+    found = {"run_id", "resume"}
+    for key, value in flat(to_dict(config)).items():
+        if isinstance(value, str) and (Path(value).is_absolute() or "://" in value):
+            found.add(key)
+    return found
 
 
 def differences(default: RunConfig, config: RunConfig) -> list[Change]:

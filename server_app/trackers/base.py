@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from fedrec.config.describe import flat, of_this_machine, to_dict
 from fedrec.config.schema import RunConfig
 from fedrec.core.disk import reason
+from fedrec.core.errors import ConfigError
 from fedrec.core.registry import MemberConfig, trackers
 from fedrec.evaluation.curves import read_records
 
@@ -58,15 +59,16 @@ class Tracker(ABC):
     package: ClassVar[str] = ""
     """What has to be installed for it, beside fedrec."""
 
+    @abstractmethod
+    def __init__(self, config: Any) -> None:
+        """With its own configuration; nothing is begun."""
+
     @classmethod
-    def problems(cls, config: RunConfig) -> list[str]:
-        """What is wrong with a configuration, one line each."""
-        if not cls.package or importlib.util.find_spec(cls.package) is not None:
-            return []
-        return [
-            f"tracker={config.tracker.name}: needs the package {cls.package}, which is not installed here: "
-            f"`pip install {cls.package}`"
-        ]
+    def require_installed(cls, name: str) -> None:
+        """Raise ConfigError if what it needs is not here; a run that it has followed can be read all the same."""
+        if cls.package and importlib.util.find_spec(cls.package) is None:
+            told = f"needs the package {cls.package}, which is not installed here: `pip install {cls.package}`"
+            raise ConfigError([f"tracker={name}: {told}"])
 
     @abstractmethod
     def begin(self, run: Tracked) -> bool:
@@ -87,7 +89,9 @@ class Tracking:
     def __init__(self, config: RunConfig, folder: Path, after: int) -> None:
         """Of the run of a configuration, in its folder, which goes on after a round."""
         self._name = config.tracker.name
-        self._tracker: Tracker | None = trackers.get(self._name)(config.tracker)
+        member: type[Tracker] = trackers.get(self._name)
+        member.require_installed(self._name)
+        self._tracker: Tracker | None = member(config.tracker)
         self._last: Mapping[str, Any] | None = None
         with self._borne():
             if not self._tracker.begin(Tracked.of(config, folder, after)):

@@ -5,7 +5,7 @@ It is told figures and the configuration alone: no code, no repository, no termi
 
 from __future__ import annotations
 
-import hashlib
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,10 +14,16 @@ from annotated_types import MaxLen, MinLen
 from typing_extensions import override
 
 from fedrec.core.registry import MemberConfig, trackers
+from fedrec.core.strict_json import json_page, parsed_object
+from fedrec.core.whole_files import write_text
 from server_app.trackers.base import Tracked, Tracker
 
 if TYPE_CHECKING:
     import wandb
+
+
+KEPT = "wandb.json"
+"""In the run's folder: its name there, drawn at random, with which it goes on."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,10 @@ class Wandb(Tracker):
     def begin(self, run: Tracked) -> bool:
         import wandb
 
-        told = (run.folder / "wandb").is_dir() or not run.after
+        kept = run.folder / KEPT
+        told = kept.is_file() or not run.after
+        if not (run.after and kept.is_file()):
+            write_text(kept, json_page({"run": secrets.token_hex(8)}))
         quiet: dict[str, Any] = {
             "silent": True,
             "console": "off",
@@ -64,7 +73,7 @@ class Wandb(Tracker):
             project=self._config.project,
             mode=self._config.mode,
             name=run.name,
-            id=hashlib.sha256(str(run.folder).encode()).hexdigest()[:16],
+            id=str(parsed_object(kept.read_text(encoding="utf-8"))["run"]),
             resume="allow",
             dir=str(run.folder),
             config=dict(run.settings),

@@ -11,7 +11,7 @@ import torch
 from client_app.homes.users import Cohort
 from client_app.training.contexts import whole
 from client_app.training.engine import GlobalModel
-from client_app.training.products import OneStep, products_pay
+from client_app.training.products import _PRICE, OneStep, products_pay
 from fedrec.config.describe import load_member
 from fedrec.core import registry
 from fedrec.core.rng import generator
@@ -43,7 +43,7 @@ def pays(model: GlobalModel) -> bool:
 
 
 def test_a_large_catalogue_is_gathered_and_a_small_one_multiplied() -> None:
-    limit = (LENGTHS.sum() + NEGATIVES * len(LENGTHS)) * DIM // len(LENGTHS)
+    limit = (LENGTHS.sum() + NEGATIVES * len(LENGTHS)) * DIM // (_PRICE * len(LENGTHS))
     assert pays(made("lora", "fedmf", limit))
     assert not pays(made("lora", "fedmf", limit + 1))
 

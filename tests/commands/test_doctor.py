@@ -88,6 +88,25 @@ def test_files_that_would_be_imported_in_the_place_of_fedrec(tmp_path: Path, mon
     assert found("names").state == "well"
 
 
+def test_a_folder_that_is_gone_or_closed_is_a_check_that_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert {name: state for name, state in states(doctor()).items() if state == "failed"} == {
+        "folders": "failed",
+        "names": "failed",
+    }
+    monkeypatch.chdir(tmp_path)
+
+    def closed(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "exists", closed)
+    assert doctor_module._folder("runs", tmp_path / "x", "elsewhere").state == "failed"
+
+
 def test_a_python_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_module.platform, "python_version", lambda: "3.9.1")
     assert found("python").found == "3.9.1, wanted >=3.11"

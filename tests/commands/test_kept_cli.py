@@ -120,6 +120,7 @@ def test_what_is_exported_recommends_as_fedrec_does(a_run: Path, tmp_path: Path)
     items = parquet.read_table(tmp_path / "out" / "items.parquet").to_pandas()
     users = parquet.read_table(tmp_path / "out" / "users.parquet").to_pandas()
     vectors = np.load(tmp_path / "out" / "item_vectors.npy")
+    assert (tmp_path / "out" / "users.parquet").stat().st_mode & 0o077 == 0
     assert np.array_equal(np.stack(items["vector"]), vectors)
     assert np.array_equal(vectors, fedrec.Run(a_run).item_vectors())
     scores = np.stack(users["user"]) @ vectors.T
@@ -165,7 +166,7 @@ def test_who_has_diverged_is_left_out_and_counted(a_run: Path, tmp_path: Path, m
     monkeypatch.setattr(exporting, "solve", lambda *_: Solved({}, np.zeros(40, dtype=bool), np.zeros(40, dtype=bool)))
     with pytest.raises(RecommendError, match="nothing to export"):
         export(str(a_run), None, tmp_path / "none")
-    assert not (tmp_path / "none" / "users.parquet").exists()
+    assert list((tmp_path / "none").iterdir()) == []
 
 
 def test_recommending_reads_what_is_exported(a_run: Path) -> None:
@@ -206,6 +207,7 @@ def test_runs_are_listed_with_what_they_came_to(a_run: Path) -> None:
         (["embedding.rank=2", "seed=0"], 1),
         (["embedding.rank=3"], 0),
         (["evaluation.ks=[5, 10, 20]"], 1),
+        (["optim.lr=5e-2"], 1),
     ],
 )
 def test_runs_are_chosen_by_their_configuration(a_run: Path, filters: list[str], found: int) -> None:
@@ -227,7 +229,7 @@ def test_a_filter_that_fits_no_run_says_so(a_run: Path, filters: list[str], word
 
 def copied(a_run: Path, to: Path) -> Path:
     to.mkdir(parents=True)
-    for name in ("config.yaml", "summary.json", "metrics.jsonl"):
+    for name in ("config.yaml", "summary.json", "metrics.jsonl", "lock"):
         (to / name).write_bytes((a_run / name).read_bytes())
     return to
 
@@ -258,6 +260,7 @@ def test_runs_are_deleted_by_name_and_nothing_else_is(a_run: Path, tmp_path: Pat
     copied(a_run, tmp_path / "one")
     copied(a_run, tmp_path / "two")
     (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "config.yaml").write_text("of: something else")
     for name in ("notes", "../one", "three"):
         with pytest.raises(FedrecError, match="there is no such run"):
             delete_runs(tmp_path, [name])
@@ -304,6 +307,21 @@ def test_a_card_of_a_run_with_an_account_states_it(a_run: Path) -> None:
     text = card(a_run, {**fedrec.Run(a_run).summary, "privacy": account}, manifest)
     assert "epsilon = 7.990 at delta = 1e-05 (user, add/remove)." in text
     assert "Not covered: the search." in text
+
+
+def test_a_card_names_no_server_and_a_baseline_has_none(a_run: Path, tmp_path: Path) -> None:
+    told = copied(a_run, tmp_path / "told")
+    (told / "manifest.json").write_bytes((a_run / "manifest.json").read_bytes())
+    config = yaml.safe_load((told / "config.yaml").read_text())
+    config["tracker"] = {"name": "mlflow", "uri": "https://me:secret@there/x", "experiment": "films"}
+    (told / "config.yaml").write_text(yaml.safe_dump(config))
+    text = write_card(told, None).read_text()
+    assert "films" in text
+    assert "secret" not in text
+    summary = json.loads((told / "summary.json").read_text())
+    (told / "summary.json").write_text(json.dumps({**summary, "baseline": "popularity"}))
+    with pytest.raises(FedrecError, match="is that of a baseline"):
+        write_card(told, None)
 
 
 def test_a_card_wants_a_finished_run(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ defaults:
   - cohort: stand_in
   - grouping: stand_in
   - network: stand_in
+  - tracker: stand_in
   - uplink: stand_in
   - downlink: stand_in
   - aggregation: stand_in
@@ -89,6 +90,7 @@ FILES = {
         "cohort",
         "grouping",
         "network",
+        "tracker",
         "uplink",
         "downlink",
         "aggregation",

@@ -32,6 +32,7 @@ from server_app.run import run
 from server_app.setup import make_setup
 
 USERS, ITEMS, ROUNDS = 6, 20, 3
+WORDS = ("red", "blue", "green")
 SMALL = ["base_table.start=random", "base_table.dim=4", "strategy=full", f"strategy.rounds={ROUNDS}", "optim=fast"]
 SMALL += ["federation.fraction=1.0", "evaluation.every=0", "evaluation.validation=false", "checkpoint_every=0"]
 NOISED = ["privacy=local_gaussian", "privacy.noise_multiplier=5.0", "privacy.clip=0.5"]
@@ -89,7 +90,9 @@ class Sites:
     def __init__(self, folder: Path) -> None:
         self.folder, self.state = folder, folder / "state0"
         rng = np.random.default_rng(0)
-        (folder / "items.csv").write_text("item_id,title\n" + "".join(f"i{n},Item {n}\n" for n in range(ITEMS)))
+        (folder / "items.csv").write_text(
+            "item_id,title\n" + "".join(f"i{n},{WORDS[n % 3]} item\n" for n in range(ITEMS))
+        )
         self.configs = []
         for site in range(2):
             users = range(site, USERS, 2)
@@ -106,6 +109,7 @@ class Sites:
         app_module._node.cache_clear()
         texts = ["runtime=deployment", "dataset=table", f"dataset.item_table={self.folder}/items.csv", *SMALL]
         texts += [f"runs_dir={self.folder}/runs", f"cache_dir={self.folder}/cache", f"run_id={run_id}", *more]
+        texts = list({text.partition("=")[0]: text for text in texts}.values())
         run(settle(compose(texts, base=None), None), texts, LocalGrid(client_app, self.configs))
         lines = (self.folder / "runs" / run_id / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line) for line in lines]
@@ -201,6 +205,30 @@ def test_the_noise_of_a_sum_counts_by_half_and_only_under_masks(tmp_path: Path) 
     plain = Setup.from_json(json.dumps({**json.loads(told.to_json()), "aggregation": {"name": "plain"}}))
     with pytest.raises(PolicyError, match="only privacy=local_gaussian"):
         spend_training(state, Policy(training_epsilon=100.0), plain, 1, KEYS)
+
+
+def test_so_little_noise_that_no_number_is_large_enough_is_over_any_limit(tmp_path: Path) -> None:
+    told = json.loads(setup_of(tmp_path, *NOISED).to_json())
+    bare = Setup.from_json(json.dumps({**told, "privacy": {**told["privacy"], "noise_multiplier": 1e-200}}))
+    spend_training(tmp_path, Policy(), bare, 1, KEYS)
+    assert trained(tmp_path, 1e-5)[2] == math.inf
+    with pytest.raises(PolicyError, match="would make it inf"):
+        spend_training(tmp_path, Policy(training_epsilon=1e6), bare, 1, KEYS)
+
+
+def test_a_site_with_a_limit_joins_no_run_that_groups_users_by_their_items(sites: Sites) -> None:
+    sites.policy("training_epsilon = 100.0\n")
+    groups = [
+        "base_table.start=text",
+        "base_table.dim=1",
+        "grouping=centroids",
+        "grouping.groups=2",
+        "strategy=fellrec",
+        "federation.min_nodes=1",
+    ]
+    found = sites.deploy("groups", *groups, "backbone=recency", "optim.loss=softmax")
+    assert sum(sites.refused(found)) >= 1
+    assert all(record["cohort"] == USERS // 2 for record in found), "the other site's users alone"
 
 
 def test_weights_by_the_length_of_histories_are_refused_under_a_limit(tmp_path: Path) -> None:

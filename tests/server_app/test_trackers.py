@@ -121,11 +121,15 @@ def test_a_tracker_that_fails_is_told_nothing_more_and_the_run_goes_on(
     assert len(hearing[0].rounds) == (4 if where == "end" else 0)
 
 
-def test_one_that_is_not_installed_is_refused_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_is_not_installed_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(base.importlib.util, "find_spec", lambda _: None)
     for name in ("tensorboard", "mlflow", "wandb"):
+        compose([f"tracker={name}"], base=None)  # the configuration of a run that is read is none to start
         with pytest.raises(ConfigError, match=f"tracker={name}: needs the package {name}.*`pip install {name}`"):
-            compose([f"tracker={name}"], base=None)
+            carried(tmp_path, f"tracker={name}", run_id=name)
+        assert not (tmp_path / "runs" / name / "manifest.json").exists()
 
 
 def test_figures_are_the_numbers_and_nothing_else() -> None:

@@ -133,3 +133,18 @@ def test_it_needs_groups() -> None:
     assert compose(["strategy=fellrec"], base=None).grouping.name == "key"
     with pytest.raises(ConfigError, match="mixes the models of groups, and grouping=one has none"):
         compose(["strategy=fellrec", "grouping=one"], base=None)
+
+
+def test_a_group_whose_loss_cannot_be_believed_takes_its_own_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One site's reply must not end a run in which the others are mixed."""
+    strategy = object.__new__(FellRecStrategy)
+    strategy.config = config()
+    monkeypatch.setattr(FederatedStrategy, "next", lambda _, states, __: states)
+    states = {
+        name: State(model(*numbers)) for name, numbers in zip("abc", [(1, 0, 0), (0, 9, 0), (0, 0, 1)], strict=True)
+    }
+    told = {"a": given(0.5), "b": given(None), "c": given(0.7)}
+    after = strategy.next(states, told)  # type: ignore[arg-type]
+    assert after["b"] is states["b"]
+    expected = mixture({name: states[name].trainable for name in "ac"}, told, config())
+    assert torch.equal(after["a"].trainable["a"], expected["a"]["a"])
