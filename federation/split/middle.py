@@ -21,9 +21,9 @@ from fedrec.optim.gradient import copies, descended
 
 
 def through(split: Split, middle: Tensors, hidden: Sequence[Tensor]) -> list[Tensor]:
-    """Hidden states [states, width] above the middle, of each of those below it."""
+    """Hidden states [states, width] above the middle, of each of those below it; of none, none."""
     with torch.no_grad():
-        return [split.between(middle, tensor).to(tensor.dtype) for tensor in hidden]
+        return [split.between(middle, tensor).to(tensor.dtype) if len(tensor) else tensor for tensor in hidden]
 
 
 def back(

@@ -60,6 +60,7 @@ class _Stage(ModelExchange):
             declared, what, when.models, when.round, when.max_failures, when.round, when.kept, part
         )  # fmt: skip
         self._when = when
+        self._least = 0 if when.ranks else 1  # who is not ranked reads nothing, who trains does
         if when.ranks:
             self.ledger = Ledger.EVALUATION
 
@@ -110,7 +111,7 @@ class Reading(_Stage):
     @override
     def take(self, node: int, answer: Content) -> None:
         came = self.crossing(node, records.HIDDEN, answer)
-        self.hidden |= {(node, group): crossed(packet) for group, packet in came.items()}
+        self.hidden |= {(node, group): crossed(packet, least=self._least) for group, packet in came.items()}
 
 
 class Judged(NamedTuple):
@@ -154,7 +155,7 @@ class Judging(_Stage):
     def take(self, node: int, answer: Content) -> None:
         forms, found = self.declared.up(self.participant(node)), dict[tuple[int, str], Judged]()
         for group, packet in self.crossing(node, records.GRADIENTS, answer, weights=True).items():
-            gradients, weights = crossed(packet, self._hidden[node, group]), weights_of(packet).numpy()
+            gradients, weights = crossed(packet, self._hidden[node, group], self._least), weights_of(packet).numpy()
             name = grouped(records.UPDATE, group)
             update = forms[name].decode(answer.packet(name), phase=self.phase, round=self.round)
             told = dict(zip(UPDATE_SCALARS, update.scalars, strict=True))

@@ -39,18 +39,21 @@ def crossing(split: Split, hidden: Sequence[Tensor], weights: Tensor | None = No
     return {_STATES: states, _NUMBERS: numbers, **({} if weights is None else {_WEIGHTS: weights})}
 
 
-def crossed(packet: Packet, like: Sequence[Tensor] | None = None) -> list[Tensor]:
+def crossed(packet: Packet, like: Sequence[Tensor] | None = None, least: int = 0) -> list[Tensor]:
     """The inverse of `crossing`: [states, width] of each history.
 
     Args:
         packet: One of `crossing_format`, decoded.
         like: What went the other way, which has as many states; None: nothing did.
+        least: States that every history has. Only who is not ranked may have none.
 
     Raises PacketError (`malformed`, `non_finite`) if these cannot be hidden states, or not of those histories.
     """
     states, numbers = packet.tensors[_STATES].tolist(), packet.tensors[_NUMBERS]
-    if not all(0 <= count <= numbers.shape[1] for count in states):
-        raise PacketError("malformed", f"histories of {min(states)} to {max(states)} hidden states came")
+    most = numbers.shape[1]
+    if not all(least <= count <= most for count in states):
+        came = f"histories of {min(states)} to {max(states)} hidden states came"
+        raise PacketError("malformed", f"{came}, expected {least} to {most}")
     if like is not None and states != [len(tensor) for tensor in like]:
         raise PacketError("malformed", "there are not as many hidden states as went the other way")
     if not bool(numbers.isfinite().all()):

@@ -16,7 +16,8 @@ from client_app.answers.app import app as honest
 from client_app.homes.policy import EXCHANGES, Policy
 from commands.describe import describe
 from commands.recommend import recommend
-from exchanges.records import unpack
+from exchanges import records
+from exchanges.records import pack, unpack
 from fedrec.config.compose import compose
 from fedrec.config.describe import from_dict
 from fedrec.core.errors import ConfigError, PacketError
@@ -133,6 +134,27 @@ def test_a_node_that_is_lost_between_the_stages_counts_for_nothing(
     )
 
 
+def test_a_client_that_says_that_it_read_nothing_is_left_out(federate: Federate, chosen: list[str]) -> None:
+    class Sizes:
+        length, width = 24, 8
+
+    def client(message: Message, context: Context) -> Message:
+        reply, asked = honest(message, context), unpack(message.content)
+        reads = message.metadata.message_type == "query.read" and "splits" not in asked.fields
+        if not reads or context.node_config["partition-id"] != 1 or asked.fields["round"] != 1:
+            return reply
+        (name,) = (name for name in unpack(reply.content).arrays if name.startswith(records.HIDDEN))
+        form = crossing_format(Sizes(), 2 * len(asked.array(records.SLOTS)))  # type: ignore[arg-type]
+        packet = form.decode(unpack(reply.content).packet(name))
+        nothing = {**packet.tensors, "states": torch.zeros_like(packet.tensors["states"])}
+        return Message(pack({}, {name: form.encode(packet.phase, packet.round, nothing)}), reply_to=message)
+
+    few = [*chosen, "backbone.split=1", "federation.fraction=1.0", "strategy.rounds=1", "optim.contexts=2"]
+    outcome = federate(*few, nodes=3, client=client)
+    assert outcome.metrics[0]["dropped_replies"] == {"malformed": 1}
+    assert outcome.metrics[0]["users"] > 0
+
+
 def test_its_folder_recommends_with_the_whole_model(federate: Federate, chosen: list[str]) -> None:
     found = []
     for split in ("null", "1"):
@@ -170,6 +192,10 @@ def test_hidden_states_that_cannot_be_are_refused() -> None:
     for states in ([-1, 3], [2, 4]):
         with pytest.raises(PacketError, match="hidden states came"):
             crossed(came(states=torch.tensor(states, dtype=torch.int32)))
+    nothing = came(states=torch.tensor([0, 3], dtype=torch.int32))
+    assert [len(tensor) for tensor in crossed(nothing)] == [0, 3], "who is not ranked reads nothing"
+    with pytest.raises(PacketError, match="histories of 0 to 3 hidden states came, expected 1 to 3"):
+        crossed(nothing, least=1)
     with pytest.raises(PacketError, match="not as many hidden states as went the other way"):
         crossed(came(), [torch.ones(3, 2), torch.ones(3, 2)])
     for number in (float("nan"), float("inf")):

@@ -21,7 +21,7 @@ from server_app.run import run
 
 @pytest.fixture
 def sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Three sites of eight users, each a group."""
+    """Three sites of eight users, each a group; in the first is one more, who has too few items to be ranked."""
     monkeypatch.setenv("FEDREC_HOME", str(tmp_path / "home"))
     words = ("red", "blue", "steel", "box of", "paint", "tape")
     listed = [f"i{item},{words[item % 6]} {words[item // 6]} lamp" for item in range(30)]
@@ -31,6 +31,8 @@ def sites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any
         lines = [
             f"u{site}-{user},i{item},{time}" for user in range(8) for time, item in enumerate(rng.permutation(30)[:6])
         ]
+        if site == 0:
+            lines += ["short,i0,0", "short,i1,1"]
         (tmp_path / f"site{site}.csv").write_text("user_id,item_id,timestamp\n" + "\n".join(lines) + "\n")
         state = tmp_path / f"state{site}"
         found.append({"interactions": str(tmp_path / f"site{site}.csv"), "state-dir": str(state), "group": group})
