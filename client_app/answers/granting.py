@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from client_app.homes.policy import Policy
+from client_app.homes.policy import DISCLOSING, Policy
 from client_app.homes.users import Cohort
 from fedrec.core.errors import PolicyError
 from fedrec.core.tensors import Spec
@@ -43,6 +43,8 @@ def require_granted(node: Node, policy: Policy, exchange: str) -> None:
             f"training_epsilon={policy.training_epsilon:g}: the run groups users by the labels of their items, which "
             "tells of their histories and is not noised"
         )
+    if node.backbone.split is not None:
+        problems += _of_split(node, policy)
     recipe = node.recipe
     contexts = recipe.contexts.count if recipe.contexts else 1  # a step is taken in each
     asked = {
@@ -59,6 +61,21 @@ def require_granted(node: Node, policy: Policy, exchange: str) -> None:
     ]
     if problems:
         raise PolicyError(f"this site's policy does not grant it: {'; '.join(problems)}")
+
+
+def _of_split(node: Node, policy: Policy) -> list[str]:
+    """What a site does not grant to a run whose backbone is split, whichever exchange is asked for.
+
+    All stages tell the server what users have read, gradients as well as hidden states, and nothing noises or masks it.
+    """
+    problems = []
+    if lacking := [name for name in DISCLOSING if name not in policy.exchanges]:
+        problems.append(f"the run's backbone is split, and this site answers no {' and no '.join(lacking)}")
+    if policy.training_epsilon is not None:
+        problems.append(f"training_epsilon={policy.training_epsilon:g}: nothing noises what a split backbone sends")
+    if policy.only_masked or policy.pins:
+        problems.append("nothing masks what a split backbone sends (only_masked, or pins)")
+    return problems + node.split_clashes()
 
 
 def _layers(config: Any) -> int:

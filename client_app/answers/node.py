@@ -255,12 +255,14 @@ class Node:
         """Trains where the backbone is split. Raises ConfigError if what the setup names does not go with that."""
         from client_app.training.split import SplitEngine  # who trains the whole model need not wait for it
 
-        setup = self.setup
-        chosen = {family: str(getattr(setup, family)["name"]) for family in PLAIN}
-        if problems := clashes("a split backbone", chosen):
+        if problems := self.split_clashes():
             raise ConfigError(problems)
         fresh = isinstance(self.place, Site)
-        return SplitEngine(self.recipe, self.sampler, setup.stages_of(self.grade), fresh=fresh)
+        return SplitEngine(self.recipe, self.sampler, self.setup.stages_of(self.grade), fresh=fresh)
+
+    def split_clashes(self) -> list[str]:
+        """What the setup names that does not go with a split backbone, one line each."""
+        return clashes("a split backbone", {family: str(getattr(self.setup, family)["name"]) for family in PLAIN})
 
     def model_format(self, phase: int) -> PacketFormat:
         """Format of the model packets of a phase. Raises PacketError (`malformed`) if the run has no such phase."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,18 @@ import pytest
 
 from client_app.answers import app as app_module
 from client_app.answers.app import app as client_app
+from client_app.answers.granting import require_granted
+from client_app.answers.node import Node
+from client_app.homes.policy import DISCLOSING, EXCHANGES, Policy
+from client_app.homes.site import site_of
 from commands.local_grid import LocalGrid
 from fedrec.config.compose import compose
+from fedrec.config.describe import load_member
 from fedrec.config.paths import settle
-from fedrec.core.errors import FederationError
+from fedrec.core.errors import FederationError, PolicyError
 from fedrec.language.models import register
 from fedrec.testing.language import tiny
+from fedrec.wire.protocol import Setup
 from server_app.run import run
 
 
@@ -78,4 +85,30 @@ def test_a_site_that_has_not_said_so_lets_no_text_be_read(
 ) -> None:
     with pytest.raises(FederationError):
         deploy(tmp_path, sites, "federation.node_timeout=0.5", "federation.repeats=0")
-    assert "this site answers no read" in caplog.text
+    assert "the run's backbone is split, and this site answers no read" in caplog.text
+    assert not any((Path(site["state-dir"]) / "sent.jsonl").exists() for site in sites), "not even keys have left"
+    setup = Setup.from_json((tmp_path / "runs" / "r" / "setup.json").read_text())
+    for kind in EXCHANGES:
+        must_refuse(Node(setup, site_of(sites[0])), kind)
+
+
+def must_refuse(node: Node, kind: str) -> None:
+    """Whatever is asked for, a split run is granted only by who discloses, and neither noise nor masks are promised."""
+    every = Policy(exchanges=EXCHANGES)
+    require_granted(node, every, kind)
+    refused = [
+        (replace(every, exchanges=tuple(name for name in EXCHANGES if name != lacking)), f"answers no {lacking}")
+        for lacking in DISCLOSING
+    ]
+    refused += [
+        (replace(every, training_epsilon=1.0), "training_epsilon=1: nothing noises"),
+        (replace(every, only_masked=True), "nothing masks"),
+        (replace(every, pins=(64 * "0",)), "nothing masks"),
+    ]
+    for policy, said in refused:
+        with pytest.raises(PolicyError, match=said):
+            require_granted(node, policy, kind)
+    for family, member in (("privacy", "central_gaussian"), ("aggregation", "secagg")):
+        changed: dict[str, Any] = {family: asdict(load_member(family, member))}
+        with pytest.raises(PolicyError, match=f"a split backbone with {family}={member}"):
+            require_granted(Node(replace(node.setup, **changed), node.place), every, kind)
