@@ -17,7 +17,7 @@ from client_app.homes.site import Site
 from client_app.homes.training_budget import spend_training
 from client_app.homes.users import Cohort
 from client_app.training.engine import GlobalModel
-from client_app.training.split import read_all
+from client_app.training.split import read_all, states_of_all
 from exchanges import records
 from exchanges.records import Content, grouped
 from exchanges.split import contexts_of, lower_update_format, split_of
@@ -50,10 +50,10 @@ def read(node: Node, content: Content, of: HeldOut | None) -> Mapping[str, bytes
         if of is None:
             hidden = node.split_engine.below(group.model, _training(node, group), _seed(node, group))
         else:
-            ranked = np.isin(group.slots, node.users.evaluated)
+            ranked = _ranked(node, group)
             held = iter(read_all(group.model, node.users.held_out(group.slots[ranked], of)[0]))
             nothing = torch.zeros(0, split_of(node.setup).width)
-            hidden = [next(held) if there else nothing for there in ranked.tolist()]  # who is not ranked reads nothing
+            hidden = [next(held) if there else nothing for there in ranked.tolist()]
         answer[grouped(records.HIDDEN, group.name)] = _encoded(node, group, hidden)
     return answer
 
@@ -64,7 +64,8 @@ def judge(node: Node, content: Content) -> Mapping[str, bytes]:
     for group in _groups(node, content, lower=False):
         cohort, users = _training(node, group), len(group.slots)
         contexts = contexts_of(node.setup)
-        hidden = crossed(_crossing(node, content, records.HIDDEN, group, contexts))
+        like = node.split_engine.states(group.model, cohort, _seed(node, group))
+        hidden = crossed(_crossing(node, content, records.HIDDEN, group, contexts), like)
         _, trained_before = node.starts(cohort.keys, before=group.received.round)
         judged = node.split_engine.above(group.model, cohort, hidden, _seed(node, group))
         counted = judged.weights > 0
@@ -90,8 +91,10 @@ def train(node: Node, content: Content) -> Mapping[str, bytes]:
     """Stage 3: the update of what is below the middle."""
     answer: dict[str, bytes] = {}
     for group in _groups(node, content, lower=True):
-        gradients = crossed(_crossing(node, content, records.GRADIENTS, group, contexts_of(node.setup)))
-        total = node.split_engine.under(group.model, _training(node, group), gradients, _seed(node, group))
+        cohort, seed = _training(node, group), _seed(node, group)
+        like = node.split_engine.states(group.model, cohort, seed)
+        gradients = crossed(_crossing(node, content, records.GRADIENTS, group, contexts_of(node.setup)), like)
+        total = node.split_engine.under(group.model, cohort, gradients, seed)
         form = lower_update_format(group.received.model.model.lower)
         answer[grouped(records.UPDATE, group.name)] = form.encode(group.received.phase, group.received.round, total)
     return answer
@@ -103,7 +106,10 @@ def rank(node: Node, content: Content, after: int, of: HeldOut) -> Mapping[str, 
     rival = rival_of(content, node)
     split = split_of(node.setup)
     for group in _groups(node, content, lower=False):
-        hidden = crossed(_crossing(node, content, records.HIDDEN, group, 1))
+        ranked = _ranked(node, group)
+        held = iter(states_of_all(group.model, node.users.held_out(group.slots[ranked], of)[0]))
+        like = [next(held) if there else 0 for there in ranked.tolist()]
+        hidden = crossed(_crossing(node, content, records.HIDDEN, group, 1), like)
         padded = torch.zeros(len(hidden), split.length, split.width)
         for row, tensor in enumerate(hidden):
             padded[row, : len(tensor)] = tensor
@@ -127,6 +133,11 @@ def _groups(node: Node, content: Content, *, lower: bool) -> Iterator[_Group]:
         part = model.lower if lower else model.upper
         received = node.receive(phase, round_of(content), group, packet, frozen, part)
         yield _Group(name, slots[node.groups[slots] == group], received)
+
+
+def _ranked(node: Node, group: _Group) -> NDArray[np.bool_]:
+    """Who of them has something held out; who has not reads nothing before a ranking."""
+    return np.isin(group.slots, node.users.evaluated)
 
 
 def _training(node: Node, group: _Group) -> Cohort:

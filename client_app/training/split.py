@@ -59,6 +59,10 @@ class SplitEngine(OracleEngine):
         with torch.no_grad():
             return [hidden for user in range(len(cohort)) for hidden in _below(model, split, read, user)]
 
+    def states(self, model: GlobalModel, cohort: Cohort, seed: int) -> list[int]:
+        """How many hidden states each context of each user has in all stages, whatever part of the model is here."""
+        return _states(model, reading(cohort, self.recipe, seed))
+
     def above(self, model: GlobalModel, cohort: Cohort, hidden: Sequence[Tensor], seed: int) -> Judged:
         """Stage 2: the users' losses, and the gradients of all above the middle.
 
@@ -142,6 +146,16 @@ def read_all(model: GlobalModel, cohort: Cohort) -> list[Tensor]:
         return [hidden for user in range(len(cohort)) for hidden in _below(model, split, read, user)]
 
 
+def states_of_all(model: GlobalModel, cohort: Cohort) -> list[int]:
+    """How many hidden states each user's whole history has."""
+    return _states(model, whole(cohort))
+
+
+def _states(model: GlobalModel, read: Reading) -> list[int]:
+    split, frozen = _split(model), model.model.of_backbone(model.frozen)
+    return [split.states(frozen, items) for user in range(len(read)) for items in _fitted(read, user)]
+
+
 def _split(model: GlobalModel) -> Split:
     split = model.model.backbone.split
     assert split is not None, "the backbone is split"
@@ -151,7 +165,12 @@ def _split(model: GlobalModel) -> Split:
 def _below(model: GlobalModel, split: Split, read: Reading, user: int) -> Iterator[Tensor]:
     """Of each of a user's contexts."""
     shared, frozen = model.model.shared(model.trainable), model.model.of_backbone(model.frozen)
+    for items in _fitted(read, user):
+        yield split.below(shared, frozen, items)
+
+
+def _fitted(read: Reading, user: int) -> Iterator[Tensor]:
+    """The items of each of a user's contexts that are read."""
     for run in range(user * read.contexts, (user + 1) * read.contexts):
         start = read.runs.offsets[run]
-        items = read.runs.items[start : start + read.fitted[run]]
-        yield split.below(shared, frozen, torch.from_numpy(items))
+        yield torch.from_numpy(read.runs.items[start : start + read.fitted[run]])

@@ -155,7 +155,8 @@ class Judging(_Stage):
     def take(self, node: int, answer: Content) -> None:
         forms, found = self.declared.up(self.participant(node)), dict[tuple[int, str], Judged]()
         for group, packet in self.crossing(node, records.GRADIENTS, answer, weights=True).items():
-            gradients, weights = crossed(packet, self._hidden[node, group], self._least), weights_of(packet).numpy()
+            sent_there = [len(hidden) for hidden in self._hidden[node, group]]
+            gradients, weights = crossed(packet, sent_there, self._least), weights_of(packet).numpy()
             name = grouped(records.UPDATE, group)
             update = forms[name].decode(answer.packet(name), phase=self.phase, round=self.round)
             told = dict(zip(UPDATE_SCALARS, update.scalars, strict=True))

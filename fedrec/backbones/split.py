@@ -57,6 +57,10 @@ class Split(ABC):
         """
 
     @abstractmethod
+    def states(self, frozen: Tensors, items: Tensor) -> int:
+        """How many hidden states `below` makes of such a history; `frozen` and `items` as there."""
+
+    @abstractmethod
     def between(self, middle: Tensors, hidden: Tensor) -> Tensor:
         """Hidden states above the middle, of those below it; both [states, `width`]."""
 

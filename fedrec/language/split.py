@@ -70,6 +70,10 @@ class SplitModel(Split):
         return self._layers("bottom").bottom(self._cast(shared), text, torch.ones_like(text))[0]
 
     @override
+    def states(self, frozen: Tensors, items: Tensor) -> int:
+        return len(self.text(items, frozen["tokens"]))
+
+    @override
     def between(self, middle: Tensors, hidden: Tensor) -> Tensor:
         hidden = hidden.to(PRECISIONS[self.precision]).unsqueeze(0)
         return self._layers("middle").middle(

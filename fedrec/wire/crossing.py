@@ -39,12 +39,12 @@ def crossing(split: Split, hidden: Sequence[Tensor], weights: Tensor | None = No
     return {_STATES: states, _NUMBERS: numbers, **({} if weights is None else {_WEIGHTS: weights})}
 
 
-def crossed(packet: Packet, like: Sequence[Tensor] | None = None, least: int = 0) -> list[Tensor]:
+def crossed(packet: Packet, like: Sequence[int] | None = None, least: int = 0) -> list[Tensor]:
     """The inverse of `crossing`: [states, width] of each history.
 
     Args:
         packet: One of `crossing_format`, decoded.
-        like: What went the other way, which has as many states; None: nothing did.
+        like: How many states each history has; None: that is not known here.
         least: States that every history has. Only who is not ranked may have none.
 
     Raises PacketError (`malformed`, `non_finite`) if these cannot be hidden states, or not of those histories.
@@ -54,8 +54,8 @@ def crossed(packet: Packet, like: Sequence[Tensor] | None = None, least: int = 0
     if not all(least <= count <= most for count in states):
         came = f"histories of {min(states)} to {max(states)} hidden states came"
         raise PacketError("malformed", f"{came}, expected {least} to {most}")
-    if like is not None and states != [len(tensor) for tensor in like]:
-        raise PacketError("malformed", "there are not as many hidden states as went the other way")
+    if like is not None and states != list(like):
+        raise PacketError("malformed", "there are not as many hidden states as the histories here have")
     if not bool(numbers.isfinite().all()):
         raise PacketError("non_finite", "hidden states or gradients of them are NaN or infinite")
     return [row[:count] for row, count in zip(numbers, states, strict=True)]

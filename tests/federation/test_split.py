@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,7 +18,7 @@ from client_app.homes.policy import EXCHANGES, Policy
 from commands.describe import describe
 from commands.recommend import recommend
 from exchanges import records
-from exchanges.records import pack, unpack
+from exchanges.records import pack, ungrouped, unpack
 from fedrec.config.compose import compose
 from fedrec.config.describe import from_dict
 from fedrec.core.errors import ConfigError, PacketError
@@ -155,6 +156,32 @@ def test_a_client_that_says_that_it_read_nothing_is_left_out(federate: Federate,
     assert outcome.metrics[0]["users"] > 0
 
 
+@pytest.mark.parametrize(("kind", "times"), [("query.judge", 1), ("train", 1), ("evaluate", 2)])
+def test_a_client_takes_no_states_of_other_texts_than_its_own(
+    federate: Federate, chosen: list[str], kind: str, times: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Sizes:
+        length, width = 24, 8
+
+    def client(message: Message, context: Context) -> Message:
+        asked = unpack(message.content)
+        if message.metadata.message_type != kind or context.node_config["partition-id"] != 1:
+            return honest(message, context)
+        (name,) = (name for name in asked.arrays if ungrouped(name) in records.CROSSING)
+        form = crossing_format(Sizes(), len(asked.array(records.SLOTS)))  # type: ignore[arg-type]
+        packet = form.decode(asked.packet(name))
+        other = {**packet.tensors, "states": (packet.tensors["states"] - 1).clamp(min=0)}
+        arrays = {**asked.arrays, name: np.frombuffer(form.encode(packet.phase, packet.round, other), np.uint8)}
+        lying = Message(pack(asked.fields, arrays=arrays), message.metadata.dst_node_id, kind)
+        lying.metadata.__dict__["_message_id"] = message.metadata.message_id
+        return honest(lying, context)
+
+    few = [*chosen, "backbone.split=1", "federation.fraction=1.0", "strategy.rounds=1", "optim.contexts=1"]
+    outcome = federate(*few, nodes=3, client=client)
+    assert outcome.summary["dropped_replies"] == {"failed": times}
+    assert caplog.text.count("PacketError: there are not as many hidden states as the histories here have") == times
+
+
 def test_its_folder_recommends_with_the_whole_model(federate: Federate, chosen: list[str]) -> None:
     found = []
     for split in ("null", "1"):
@@ -196,8 +223,8 @@ def test_hidden_states_that_cannot_be_are_refused() -> None:
     assert [len(tensor) for tensor in crossed(nothing)] == [0, 3], "who is not ranked reads nothing"
     with pytest.raises(PacketError, match="histories of 0 to 3 hidden states came, expected 1 to 3"):
         crossed(nothing, least=1)
-    with pytest.raises(PacketError, match="not as many hidden states as went the other way"):
-        crossed(came(), [torch.ones(3, 2), torch.ones(3, 2)])
+    with pytest.raises(PacketError, match="not as many hidden states as the histories here have"):
+        crossed(came(), [3, 3])
     for number in (float("nan"), float("inf")):
         with pytest.raises(PacketError, match="NaN or infinite"):
             crossed(came(hidden=given["hidden"] * number))

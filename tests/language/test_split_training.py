@@ -12,7 +12,7 @@ import torch
 from client_app.homes.users import Cohort
 from client_app.training.engine import GlobalModel
 from client_app.training.oracle import OracleEngine
-from client_app.training.split import SplitEngine
+from client_app.training.split import SplitEngine, read_all, states_of_all
 from federation.split.middle import back, through
 from fedrec.backbones.language_model import LanguageModel
 from fedrec.config.describe import load_member
@@ -111,3 +111,16 @@ def test_the_stages_train_as_the_whole(
             assert torch.equal(mean[name], mean_there[name]), (step, name)
             assert torch.equal(tensor, there[name]), (step, name)
             assert bool(mean[name].any()), (step, name)
+
+
+def test_states_are_counted_as_they_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDREC_HOME", str(tmp_path / "home"))
+    backbone = backbone_of("bert", tmp_path / "model", split=1)
+    recipe: Recipe = optims.get("fast")(load_member("optim", "fast", contexts=3), backbone.advice)
+    model, trained, frozen = start_of(backbone)
+    received, users = GlobalModel(model, trained, frozen), some_users([7, 1, 4, ITEMS])
+    engine = engine_of(SplitEngine, recipe)
+    made = [len(hidden) for hidden in engine.below(received, users, 5)]
+    assert engine.states(received, users, 5) == made
+    assert len(set(made)) > 1, "of other lengths"
+    assert states_of_all(received, users) == [len(hidden) for hidden in read_all(received, users)]
