@@ -22,10 +22,11 @@ _PROBE = "a"
 
 
 class Frame(NamedTuple):
-    """The tokens that a model wants before and after a text."""
+    """The tokens that a model wants before and after a text, and the one that stands for a text without any."""
 
     before: Tensor
     after: Tensor
+    nothing: int = 0
 
 
 def token_table(digest: str, sentences: Sequence[str], width: int) -> Tensor:
@@ -52,10 +53,11 @@ def table_problem(table: Tensor, vocabulary: int) -> str | None:
 def text_of(rows: Tensor, frame: Frame, longest: int) -> Tensor:
     """One text, int64 [tokens], of the tokens of some items [items, width], the first items first.
 
-    What is beyond `longest` tokens, the frame among them, is cut off.
+    What is beyond `longest` tokens, the frame among them, is cut off. No text is empty, for no model reads one.
     """
     words = rows[rows != NO_TOKEN].long()[: longest - len(frame.before) - len(frame.after)]
-    return torch.cat([frame.before.to(words.device), words, frame.after.to(words.device)])
+    text = torch.cat([frame.before.to(words.device), words, frame.after.to(words.device)])
+    return text if len(text) else text.new_tensor([frame.nothing])
 
 
 @lru_cache(maxsize=2)
@@ -73,8 +75,10 @@ def tokenizer_of(digest: str) -> PreTrainedTokenizerBase:
 
 @lru_cache(maxsize=2)
 def frame_of(digest: str) -> Frame:
-    """What the tokenizer of a model puts before and after a text."""
+    """What the tokenizer of a model puts before and after a text; for no text its end, else its padding, else 0."""
     tokenizer = tokenizer_of(digest)
     whole, bare = (list(tokenizer(_PROBE, add_special_tokens=added)["input_ids"]) for added in (True, False))
     place = next(i for i in range(len(whole)) if whole[i : i + len(bare)] == bare)
-    return Frame(*(torch.tensor(part, dtype=torch.int64) for part in (whole[:place], whole[place + len(bare) :])))
+    before, after = (torch.tensor(part, dtype=torch.int64) for part in (whole[:place], whole[place + len(bare) :]))
+    ends = (tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
+    return Frame(before, after, next(token for token in ends if token is not None))

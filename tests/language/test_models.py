@@ -97,7 +97,7 @@ def test_item_texts_become_rows_of_tokens_and_rows_a_text(folder: Path) -> None:
     assert table.dtype == torch.int32
     assert table.tolist() == [[4, 5, 6, -1], [-1, -1, -1, -1], [4, 5, 1, 6]]
     frame = frame_of(digest)
-    assert [part.tolist() for part in frame] == [[2], [3]]
+    assert [part.tolist() for part in (frame.before, frame.after)] == [[2], [3]]
     assert text_of(table[[2, 1, 0]], frame, 64).tolist() == [2, 4, 5, 1, 6, 4, 5, 6, 3]
     assert text_of(table[[2, 1, 0]], frame, 8).tolist() == [2, 4, 5, 1, 6, 4, 5, 3], "the end of a text is kept"
     assert text_of(table[:0], frame, 8).tolist() == [2, 3]
@@ -107,6 +107,18 @@ def test_item_texts_become_rows_of_tokens_and_rows_a_text(folder: Path) -> None:
         4,
         5,
     ]
+
+
+def test_no_text_is_empty(folder: Path) -> None:
+    nothing = torch.tensor([], dtype=torch.int64)
+    table = torch.full((1, 3), -1, dtype=torch.int32)
+    for rows in (table, table[:0]):
+        text = text_of(rows, Frame(nothing, nothing, 5), 8)
+        assert (text.tolist(), text.dtype) == ([5], torch.int64)
+    assert frame_of(register(folder)).nothing == 0, "it has no end of a text, but padding"
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token": "[SEP]"}))
+    assert frame_of(register(folder)).nothing == 3
 
 
 @pytest.mark.parametrize(("token", "known"), [(-1, True), (0, True), (49, True), (50, False), (-2, False)])
