@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _ONE_FILE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_WEIGHTS = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -121,16 +122,27 @@ def _read(folder: Path, wanted: Mapping[str, str], model: nn.Module) -> Iterator
     from safetensors import safe_open
 
     prefix = cast(str, model.base_model_prefix) + "."
-    for path in _files(folder):
+    for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - it is no dictionary
                 if (ours := wanted.get(name) or wanted.get(name.removeprefix(prefix))) is not None:
                     yield ours, file.get_tensor(name)
 
 
-def _files(folder: Path) -> list[Path]:
+def weight_files(folder: Path) -> list[Path]:
+    """Where the weights of a model are, all of them right in its folder.
+
+    Raises FedrecError if there are none, or an index is none or names a file that the model's digest does not cover.
+    """
     if (one := folder / _ONE_FILE).is_file():
         return [one]
-    if (index := folder / _INDEX).is_file():
-        return [folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
-    raise FedrecError(f"{folder}: neither {_ONE_FILE} nor {_INDEX} is there; save the model with `save_pretrained`")
+    if not (index := folder / _INDEX).is_file():
+        raise FedrecError(f"{folder}: neither {_ONE_FILE} nor {_INDEX} is there; save the model with `save_pretrained`")
+    try:
+        names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FedrecError(f"{index}: it is no index of weights: {error}") from None
+    for name in names:
+        if Path(name).name != name or name.startswith(".") or not name.endswith(_WEIGHTS):
+            raise FedrecError(f"{index}: it names {name[:80]!r}, expected *{_WEIGHTS} right in the folder")
+    return [folder / name for name in names]

@@ -24,7 +24,7 @@ from fedrec.core.strict_json import json_page, parsed_object
 from fedrec.core.tensors import Spec
 from fedrec.core.whole_files import write_text
 from fedrec.language.layers import PARTS, Layers, Part
-from fedrec.language.loading import Lora, loaded, outline
+from fedrec.language.loading import Lora, loaded, outline, weight_files
 
 DIGEST = "^[0-9a-f]{64}$"
 """A model's name, as a regular expression."""
@@ -47,7 +47,8 @@ PRECISIONS: dict[Precision, torch.dtype] = {
 def register(folder: Path) -> str:
     """Put the model in a folder into this machine's register, and return its digest.
 
-    Raises DataError if there is no model in the folder, StoreError if the register cannot be written.
+    Raises DataError if there is no model in the folder, FedrecError if its weights are none or elsewhere, StoreError if
+    the register cannot be written.
     """
     folder = folder.resolve()
     if not folder.is_dir():
@@ -58,6 +59,7 @@ def register(folder: Path) -> str:
             f"{folder}: there are no weights in it; expected model.safetensors beside config.json and the tokenizer's "
             "files (pickled weights are never read)"
         )
+    weight_files(folder)
     digest = _digest(files)
     _write(digest, folder, files)
     return digest

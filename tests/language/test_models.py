@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from commands.models import add_model
-from fedrec.core.errors import ConfigError, DataError, StoreError
-from fedrec.language.loading import Lora
+from fedrec.core.errors import ConfigError, DataError, FedrecError, StoreError
+from fedrec.language.loading import Lora, loaded, weight_files
 from fedrec.language.models import folder_of, lora_spec, register, registered, sizes_of
 from fedrec.language.tokens import Frame, frame_of, table_problem, text_of, token_table
 from fedrec.testing.language import tiny
@@ -76,6 +76,22 @@ def test_a_folder_without_a_model_is_none(folder: Path, tmp_path: Path) -> None:
         register(folder)
     with pytest.raises(DataError, match="there is no such folder"):
         add_model(str(tmp_path / "nothing"), None)
+
+
+@pytest.mark.parametrize("name", ["sub/x.safetensors", "../x.safetensors", ".x.safetensors", "x.bin"])
+def test_an_index_names_no_weights_that_the_digest_does_not_cover(folder: Path, name: str) -> None:
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"one": "a.safetensors"}}))
+    register(folder)
+    assert weight_files(folder) == [folder / "a.safetensors"]
+    index.write_text(json.dumps({"weight_map": {"one": "a.safetensors", "other": name}}))
+    for read in (register, lambda there: loaded(there, Lora(2, 4.0, ("query",)), 0)):
+        with pytest.raises(FedrecError, match=r"right in the folder"):
+            read(folder)
+    index.write_text("[]")
+    with pytest.raises(FedrecError, match="no index of weights"):
+        register(folder)
 
 
 def test_the_command_prints_the_digest_that_a_configuration_names(folder: Path) -> None:
