@@ -199,7 +199,12 @@ class Training(ModelExchange):
                 f"federation.min_users={least} are needed ({dict(counts)}"
                 + (f"; users left out: {dropped})" if dropped else "); see the log above for why")
             )
-            raise (FederationError if len(self.taken) == len(self.shares) else RoundError)(text)
+            raise (FederationError if len(self.taken) == self._nodes_asked else RoundError)(text)
+
+    @property
+    def _nodes_asked(self) -> int:
+        """How many nodes the round began with."""
+        return len(self.shares)
 
     def _dropped(self) -> dict[str, int]:
         """Users whom their nodes left out, by reason."""

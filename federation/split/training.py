@@ -61,6 +61,7 @@ class SplitTraining(Training):
         self._packets = {group: model.packet(round, kept, self._lower) for group, model in models.items()}
         self._cohort: Mapping[int, Share] = {}
         self._asked: dict[str, int] = {}
+        self._first_asked = 0
         self._judged: Mapping[tuple[int, str], Judged] = {}
         self._changes: dict[tuple[int, str], Tensors] = {}
         self._gradients: Hidden = {}
@@ -96,7 +97,13 @@ class SplitTraining(Training):
         users = np.concatenate([np.zeros(0, np.int64), *(share.users for share in shares.values())])
         asked = np.bincount(directory.groups[users], minlength=len(self.folds))
         self._asked = dict(zip(self.folds, asked.tolist(), strict=True))
+        self._first_asked = len(shares)
         return shares
+
+    @property
+    @override
+    def _nodes_asked(self) -> int:
+        return self._first_asked  # of these the third stage asks only who has answered in both before
 
     def _back(self, below: Hidden) -> None:
         """What each node's users change of the middle, and their gradients below it."""

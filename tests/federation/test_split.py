@@ -21,7 +21,7 @@ from exchanges import records
 from exchanges.records import pack, ungrouped, unpack
 from fedrec.config.compose import compose
 from fedrec.config.describe import from_dict
-from fedrec.core.errors import ConfigError, PacketError
+from fedrec.core.errors import ConfigError, FederationError, PacketError, RoundError
 from fedrec.language.models import register
 from fedrec.testing.language import tiny
 from fedrec.wire.crossing import crossed, crossing, crossing_format
@@ -133,6 +133,14 @@ def test_a_node_that_is_lost_between_the_stages_counts_for_nothing(
         for name, tensor in whole.checkpoint().items()
         if name.endswith(middle.removeprefix("trainable"))
     )
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_round_of_too_few_users_failed_by_its_lost_nodes(federate: Federate, chosen: list[str], first: int) -> None:
+    few = [*chosen, f"backbone.split={first}", "federation.fraction=1.0", "federation.min_users=14"]
+    with pytest.raises(FederationError, match="of 14 chosen users count") as raised:
+        federate(*few, "federation.repeats=0", "federation.max_failures=0.4", nodes=3, client=failing("query.judge", 1))
+    assert raised.type is RoundError, "it may be done again"
 
 
 def test_a_client_that_says_that_it_read_nothing_is_left_out(federate: Federate, chosen: list[str]) -> None:
