@@ -58,7 +58,7 @@ class SplitRanking(Ranking):
         setup, models, after, _, kept = self._arguments
         for of in self._splits:
             when = When(setup, models, after, kept, self._limits[0], 1, of)
-            for asked in _parts(talk.directory, at_once):
+            for asked in parts_of(talk.directory.shares(talk.directory.here), at_once):
                 reading = Reading(when, lambda directory, asked=asked: still_here(asked, directory))  # type: ignore[misc]
                 talk.carry(reading)
                 hidden = {
@@ -115,14 +115,15 @@ class _Part(Ranking):
         return {**super().packets(node), **sent(self, self._setup, node, records.HIDDEN, self._hidden)}
 
 
-def _parts(directory: Directory, at_once: int) -> Iterator[dict[int, Share]]:
-    """So many users of each node that is here, then as many others, until all have had their turn."""
-    whole = directory.shares(directory.here)
-    most = max((len(share.users) for share in whole.values()), default=0)
-    for start in range(0, most, at_once):
-        part = slice(start, start + at_once)
-        yield {
-            node: Share(share.users[part], share.slots[part])
-            for node, share in whole.items()
-            if len(share.users) > start
-        }
+def parts_of(whole: Mapping[int, Share], at_once: int) -> Iterator[dict[int, Share]]:
+    """The users of each node in as few parts as have no more than `at_once` users, all of about the same size.
+
+    A site may refuse to rank few users: no part is a small rest of them.
+    """
+    parts = {node: -(-len(share.users) // at_once) for node, share in whole.items()}
+    split = {
+        node: list(zip(np.array_split(share.users, parts[node]), np.array_split(share.slots, parts[node]), strict=True))
+        for node, share in whole.items()
+    }
+    for part in range(max(parts.values(), default=0)):
+        yield {node: Share(*of_node[part]) for node, of_node in split.items() if part < len(of_node)}

@@ -19,6 +19,8 @@ from commands.describe import describe
 from commands.recommend import recommend
 from exchanges import records
 from exchanges.records import pack, ungrouped, unpack
+from federation.directory import Share
+from federation.split.ranking import parts_of
 from fedrec.config.compose import compose
 from fedrec.config.describe import from_dict
 from fedrec.core.errors import ConfigError, FederationError, PacketError, RoundError
@@ -211,6 +213,21 @@ def test_all_that_does_not_go_with_it_is_said_at_once(chosen: list[str]) -> None
         "backbone.split=3 with federation.over_sampling=0.2: a round has three stages",
     ):
         assert said in problems
+
+
+@pytest.mark.parametrize(("users", "sizes"), [(1, [1]), (10, [10]), (11, [6, 5]), (20, [10, 10]), (21, [7, 7, 7])])
+def test_a_ranking_asks_for_no_small_rest_of_a_nodes_users(users: int, sizes: list[int]) -> None:
+    rows = np.arange(users + 3)
+    whole = {
+        3: Share(rows[:users], rows[:users].astype(np.int32) + 5),
+        4: Share(rows[users:], np.arange(3, dtype=np.int32)),
+    }
+    parts = list(parts_of(whole, 10))
+    assert [len(part[3].users) for part in parts] == sizes
+    assert np.concatenate([part[3].slots for part in parts]).tolist() == whole[3].slots.tolist()
+    assert all((part[3].slots - 5 == part[3].users).all() for part in parts)
+    assert [4 in part for part in parts] == [True, *[False] * (len(parts) - 1)]
+    assert parts[0][4].users.tolist() == whole[4].users.tolist()
 
 
 def test_hidden_states_that_cannot_be_are_refused() -> None:
