@@ -81,6 +81,7 @@ def test_a_benchmark_runs_and_writes_a_valid_result(name: str, tmp_path: Path, c
         assert all(not entry["not_found"] for entry in result["figures"]["parts"])
 
 
+@pytest.mark.runtime
 def test_a_checkout_is_timed_against_another(tmp_path: Path, cache: Path) -> None:
     result = run("against", tmp_path, cache, str(ROOT))
     check(result, "against")

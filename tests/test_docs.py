@@ -92,6 +92,7 @@ def test_the_readme_is_short() -> None:
     assert len(README.split()) <= 1200
 
 
+@pytest.mark.runtime
 def test_the_bytes_of_every_method_are_those_that_describe_works_out() -> None:
     bytes_page = script("bytes_page")
     assert bytes_page.main(["--check"]) == 0, "run `python -m benchmarks.bytes_page`"

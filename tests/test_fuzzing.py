@@ -105,6 +105,9 @@ FORMS: dict[Kind | str, PacketFormat] = {
     Kind.MERGED: PacketFormat(Kind.MERGED, SPEC, _codec("float16", scale="row"), 0),
     Kind.METRICS: PacketFormat(Kind.METRICS, {}, _codec("float32"), 13),
     Kind.SECURE: PacketFormat(Kind.SECURE, {"sealed": TensorSpec((6, 9), "uint8")}, _codec("float32"), 0),
+    Kind.CROSSING: PacketFormat(
+        Kind.CROSSING, {"states": TensorSpec((5,), "int32"), "hidden": TensorSpec((5, 4, 3))}, _codec("float32"), 0
+    ),
     Kind.COUNTS: PacketFormat(Kind.COUNTS, {"counts": TensorSpec((40,), "int32")}, _codec("float32"), 1),
 }
 

@@ -24,6 +24,7 @@ THOUSAND = [
 ]
 
 
+@pytest.mark.runtime
 def test_a_thousand_nodes_of_one_user_each(federate: Federate) -> None:
     two, many = federate(*THOUSAND, nodes=2), federate(*THOUSAND, nodes=USERS)
     enrolled = [message for message in many.grid.sent if message.metadata.message_type == "query.enroll"]
