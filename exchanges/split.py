@@ -16,10 +16,7 @@ from exchanges import members, records
 from exchanges.declaration import Declaration, Participant
 from exchanges.records import grouped, ungrouped
 from fedrec.backbones.split import Split
-from fedrec.config.validate import member_config
-from fedrec.core import registry
 from fedrec.core.tensors import Spec
-from fedrec.optim.base import Recipe
 from fedrec.wire.crossing import crossing_format
 from fedrec.wire.packet import Kind, PacketFormat
 from fedrec.wire.protocol import Setup, frozen_format
@@ -42,9 +39,8 @@ def whole(setup: Setup) -> Setup:
 
 def contexts_of(setup: Setup) -> int:
     """How many contexts of a user's history are read in a round."""
-    config = member_config("optim", dict(setup.optim))
-    recipe: Recipe = registry.optims.get(config.name)(config, setup.backbone_of_run.advice)
-    return 1 if recipe.contexts is None else recipe.contexts.count
+    contexts = setup.recipe_of_run.contexts
+    return 1 if contexts is None else contexts.count
 
 
 def lower_update_format(lower: Spec) -> PacketFormat:

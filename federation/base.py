@@ -88,7 +88,7 @@ class FederatedStrategy(ABC):
         self._run = config
         self._observer = observer
         self._cohorts = registry.cohorts.get(config.cohort.name)(config.cohort)
-        self._recipe = registry.optims.get(config.optim.name)(config.optim, setup.backbone_of_run.advice)
+        self._recipe = setup.recipe_of_run
         self.models = GroupModels(setup.groups, lambda: ServerModel(setup, self.plan, base, eligible, texts))
         self.ended: dict[str, Any] = {}
         """Once the run has ended: the metrics of the tested model by split, and the replies that were of no use."""

@@ -215,10 +215,9 @@ def sizes(config: RunConfig, setup: Setup, item_list: int | None = None, users: 
     if setup.backbone_of_run.item_counting is not None:
         joining["report of items"] = members.Counting(setup.n_items).up_bytes(_DEVICE)
     plan: Sequence[Phase] = registry.strategies.get(strategy.name).phases(config)
-    recipe: Recipe = registry.optims.get(config.optim.name)(config.optim, setup.backbone_of_run.advice)
     privacy: Stage = registry.privacies.get(config.privacy.name)(config.privacy)
     each = zip(plan, models_of(setup), strict=True)
-    phases = tuple(_phase(phase, model, setup, recipe, privacy, chosen) for phase, model in each)
+    phases = tuple(_phase(phase, model, setup, setup.recipe_of_run, privacy, chosen) for phase, model in each)
     once, rounds = sum(joining.values()), sum(phase.rounds for phase in phases)
     exchanges = _exchanges(registry.strategies.get(strategy.name).regular(config, setup))
     fraction = config.federation.fraction * setup.network_of_run.availability

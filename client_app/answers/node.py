@@ -33,8 +33,6 @@ from exchanges import records
 from exchanges.declaration import Participant
 from fedrec.backbones.base import Backbone
 from fedrec.backbones.split import PLAIN, clashes
-from fedrec.config.validate import member_config
-from fedrec.core import registry
 from fedrec.core.errors import ConfigError, PacketError
 from fedrec.core.keys import keys_digest
 from fedrec.core.rng import derive
@@ -225,8 +223,7 @@ class Node:
     @cached_property
     def recipe(self) -> Recipe:
         """The recipe of the run."""
-        config = member_config("optim", dict(self.setup.optim))
-        made: Recipe = registry.optims.get(config.name)(config, self.backbone.advice)
+        made = self.setup.recipe_of_run
         if problems := made.refusals(self.backbone):
             raise ConfigError(problems)
         return made

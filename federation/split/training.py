@@ -22,11 +22,8 @@ from federation.split.middle import back, middle_of, through
 from federation.split.stages import Hidden, Judged, Judging, Reading, When, sent, still_here
 from federation.training import Training
 from fedrec.config.schema import FederationConfig
-from fedrec.config.validate import member_config
-from fedrec.core import registry
 from fedrec.core.errors import PacketError
 from fedrec.core.tensors import Tensors
-from fedrec.optim.base import Recipe
 from fedrec.optim.gradient import single_step
 from fedrec.wire.packet import Kind, Packet
 from fedrec.wire.protocol import Setup
@@ -107,9 +104,7 @@ class SplitTraining(Training):
 
     def _back(self, below: Hidden) -> None:
         """What each node's users change of the middle, and their gradients below it."""
-        config = member_config("optim", dict(self._setup.optim))
-        recipe: Recipe = registry.optims.get(config.name)(config, self._setup.backbone_of_run.advice)
-        step = single_step(recipe)
+        step = single_step(self._setup.recipe_of_run)
         assert step is not None, "the configuration was checked"
         gradients = {}
         for (node, group), judged in self._judged.items():

@@ -187,40 +187,41 @@ class Setup:
         prefixes = ["", f"sampled{self.sampled_negatives}/"] if self.sampled_negatives else [""]
         return tuple(prefix + name for prefix in prefixes for name in plain)
 
+    def _member(self, family: str, *given: object) -> Any:
+        """The member of a family that the run names, made of its configuration and what else it is given."""
+        from fedrec.config.validate import member_config
+
+        config = member_config(family, dict(getattr(self, family)))
+        return registry.FAMILIES[family].get(config.name)(config, *given)
+
     @cached_property
     def backbone_of_run(self) -> Backbone:
         """Scores items for users; one object for all phases."""
-        from fedrec.config.validate import member_config
-
-        config = member_config("backbone", dict(self.backbone))
-        backbone: Backbone = registry.backbones.get(config.name)(config, self.dim)
+        backbone: Backbone = self._member("backbone", self.dim)
         return backbone
+
+    @cached_property
+    def recipe_of_run(self) -> Recipe:
+        """How users train, and how the server steps."""
+        recipe: Recipe = self._member("optim", self.backbone_of_run.advice)
+        return recipe
 
     @cached_property
     def grouping_of_run(self) -> Grouping:
         """Which groups there are, and which of them a user belongs to."""
-        from fedrec.config.validate import member_config
-
-        config = member_config("grouping", dict(self.grouping))
-        grouping: Grouping = registry.groupings.get(config.name)(config, self.seed)
+        grouping: Grouping = self._member("grouping", self.seed)
         return grouping
 
     @cached_property
     def network_of_run(self) -> Network:
         """What is known of users' devices."""
-        from fedrec.config.validate import member_config
-
-        config = member_config("network", dict(self.network))
-        network: Network = registry.networks.get(config.name)(config, self.seed)
+        network: Network = self._member("network", self.seed)
         return network
 
     @cached_property
     def aggregation_of_run(self) -> Aggregation:
         """How users' updates are added up."""
-        from fedrec.config.validate import member_config
-
-        config = member_config("aggregation", dict(self.aggregation))
-        aggregation: Aggregation = registry.aggregations.get(config.name)(config)
+        aggregation: Aggregation = self._member("aggregation")
         return aggregation
 
     @property
@@ -231,10 +232,7 @@ class Setup:
     @cached_property
     def codec_of_run(self) -> Codec:
         """Of models and users' updates."""
-        from fedrec.config.validate import member_config
-
-        config = member_config("codec", dict(self.codec))
-        codec: Codec = registry.codecs.get(config.name)(config)
+        codec: Codec = self._member("codec")
         return codec
 
     @cached_property
@@ -244,16 +242,12 @@ class Setup:
 
     def stages_of(self, grade: str) -> Stages:
         """The same on devices of which their node says this grade: on lesser ones an uplink may send less."""
-        from fedrec.config.validate import member_config
-
-        config = member_config("privacy", dict(self.privacy))
         limits = Limits(self.weight_cap, self.max_update_norm)
-        members = [registry.privacies.get(config.name)(config)]
-        chosen = member_config("uplink", dict(self.uplink))
+        members = [self._member("privacy")]
         room: Room | None = None
         if self.network_of_run.limits_replies:
             room = partial(self._room, grade)
-        uplink: Uplink = registry.uplinks.get(chosen.name)(chosen, self.codec_of_run, room)
+        uplink: Uplink = self._member("uplink", self.codec_of_run, room)
         aggregation = self.aggregation_of_run
         return Stages(
             members,
@@ -273,15 +267,12 @@ class Setup:
     @property
     def _row_limits(self) -> RowLimits | None:
         """Those of the recipe, or the one that was given for all rows."""
-        from fedrec.config.validate import member_config
-
         limit, cap = self.max_row_norm, self.weight_cap
         if limit is None:
             return None
         if limit != "auto":
             return RowLimits(lambda width: limit, cap)
-        config = member_config("optim", dict(self.optim))
-        recipe: Recipe = registry.optims.get(config.name)(config, self.backbone_of_run.advice)
+        recipe = self.recipe_of_run
         if math.isinf(recipe.row_reach(1)):
             return None
         return RowLimits(lambda width: cap * recipe.row_reach(width), cap)
@@ -289,10 +280,7 @@ class Setup:
     @cached_property
     def downlink_of_run(self) -> Downlink:
         """How the trained tables travel to devices."""
-        from fedrec.config.validate import member_config
-
-        config = member_config("downlink", dict(self.downlink))
-        downlink: Downlink = registry.downlinks.get(config.name)(config, self.codec_of_run)
+        downlink: Downlink = self._member("downlink", self.codec_of_run)
         return downlink
 
     def model_format(self, trainable: Spec) -> PacketFormat:
