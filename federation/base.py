@@ -27,10 +27,10 @@ from federation.item_counts import Counting
 from federation.kept_checkpoints import KeptCheckpoints
 from federation.kinds import is_split, ranking_of, training_of
 from federation.meter import Meter
-from federation.ranking import TEST, VALIDATION, Ranking
+from federation.ranking import TEST, VALIDATION, Ranking, RankingOrder
 from federation.rival import Rival
 from federation.server_model import Phase, ServerModel, ServerState
-from federation.training import Training
+from federation.training import Training, TrainingOrder
 from federation.versions import Frozen, Merges
 from fedrec.config.schema import RunConfig
 from fedrec.core import registry
@@ -213,8 +213,8 @@ class FederatedStrategy(ABC):
         # A deployment that was resumed draws anew: the same users again would be another sampling.
         secret = derive(self._secret, "cohort", len(self._resumes) * self._deployed)
         kept, counts = self._kept(round), talk.losses.counts
-        kind = training_of(self.setup)
-        training = kind(self.setup, self.models, self.rules, self._cohorts, secret, round, kept, counts)
+        order = TrainingOrder(self.setup, self.models, self.rules, self._cohorts, secret, round, kept, counts)
+        training = training_of(self.setup)(order)
         if self.setup.stages.noised_on_devices:
             self._release(round)
         training.carry(talk, [riding] if riding else [])
@@ -284,9 +284,8 @@ class FederatedStrategy(ABC):
 
     def _ranking(self, after: int, sent: int, splits: Sequence[str]) -> Ranking:
         share = self.rules.node_limits(simulated=self.setup.simulation is not None).share
-        limits = (self.rules.max_failures, share)
-        kind = ranking_of(self.setup)
-        return kind(self.setup, self.models, after, sent, self._kept(sent), splits, *limits, self.rival)
+        about = (self.setup, self.models, after, sent, self._kept(sent), tuple(splits))
+        return ranking_of(self.setup)(RankingOrder(*about, self.rules.max_failures, share, self.rival))
 
     def _rank(self, talk: Conversation, round: int, record: dict[str, Any]) -> None:
         """Rank after `round` in messages of its own, and tell the observer of the round.

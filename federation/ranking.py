@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +33,32 @@ log = logging.getLogger("fedrec")
 VALIDATION, TEST = "validation", "test"
 
 
+class RankingOrder(NamedTuple):
+    """What a ranking is told.
+
+    Attributes:
+        setup: What every client was told.
+        models: The models.
+        after: The round after which users are ranked.
+        sent: The round whose messages it travels in: the next one, if it rides on that.
+        kept: The earliest round to which the server may go back.
+        splits: The splits.
+        max_failures: Share of the nodes that may fail.
+        share: The largest share of all ranked users for which one of three nodes or more counts.
+        rival: What the test is compared with; None: with nothing.
+    """
+
+    setup: Setup
+    models: GroupModels
+    after: int
+    sent: int
+    kept: int
+    splits: Sequence[str]
+    max_failures: float
+    share: float
+    rival: Rival | None = None
+
+
 class Ranking(ModelExchange):
     """One ranking, of one or more splits.
 
@@ -41,31 +68,9 @@ class Ranking(ModelExchange):
 
     ledger = Ledger.EVALUATION
 
-    def __init__(
-        self,
-        setup: Setup,
-        models: GroupModels,
-        after: int,
-        sent: int,
-        kept: int,
-        splits: Sequence[str],
-        max_failures: float,
-        share: float,
-        rival: Rival | None = None,
-    ) -> None:
-        """A ranking with the models as they are now, after the round `after`.
-
-        Args:
-            setup: What every client was told.
-            models: The models.
-            after: The round after which users are ranked.
-            sent: The round whose messages it travels in: the next one, if it rides on that.
-            kept: The earliest round to which the server may go back.
-            splits: The splits.
-            max_failures: Share of the nodes that may fail.
-            share: The largest share of all ranked users for which one of three nodes or more counts.
-            rival: What the test is compared with; None: with nothing.
-        """
+    def __init__(self, order: RankingOrder) -> None:
+        """With the models as they are now."""
+        setup, models, after, sent, kept, splits, max_failures, share, rival = order
         declared = members.Ranking(setup, models.trainable, splits)
         super().__init__(declared, f"ranking after round {after}", models, after, max_failures, sent, kept)
         self.states = models.states

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,30 @@ from fedrec.wire.updates import DROPPED, LATE
 log = logging.getLogger("fedrec")
 
 
+class TrainingOrder(NamedTuple):
+    """What a round's training is told.
+
+    Attributes:
+        setup: What every client was told.
+        models: The models that are trained.
+        rules: How many are asked, and what counts.
+        sampling: How the users are chosen.
+        secret: From the server's secret root, for the choice.
+        round: The round.
+        kept: The earliest round to which the server may go back.
+        counts: Where a loss is counted that is not believed, and a node that weighs less.
+    """
+
+    setup: Setup
+    models: GroupModels
+    rules: FederationConfig
+    sampling: CohortSampling
+    secret: int
+    round: int
+    kept: int
+    counts: Counter[str]
+
+
 class Training(ModelExchange):
     """The training of one round.
 
@@ -42,29 +66,9 @@ class Training(ModelExchange):
         clocks: The time that users took, by node; where it is simulated.
     """
 
-    def __init__(
-        self,
-        setup: Setup,
-        models: GroupModels,
-        rules: FederationConfig,
-        sampling: CohortSampling,
-        secret: int,
-        round: int,
-        kept: int,
-        counts: Counter[str],
-    ) -> None:
-        """Of the models as they are now.
-
-        Args:
-            setup: What every client was told.
-            models: The models that are trained.
-            rules: How many are asked, and what counts.
-            sampling: How the users are chosen.
-            secret: From the server's secret root, for the choice.
-            round: The round.
-            kept: The earliest round to which the server may go back.
-            counts: Where a loss is counted that is not believed, and a node that weighs less.
-        """
+    def __init__(self, order: TrainingOrder) -> None:
+        """Of the models as they are now."""
+        setup, models, rules, sampling, secret, round, kept, counts = order
         self._trainable = models.trained
         declared = members.Training(setup, models.trainable)
         super().__init__(declared, f"round {round}", models, round, rules.max_failures, round, kept)

@@ -13,8 +13,6 @@ from torch import Tensor
 from client_app.answers.granting import require_memory, require_users
 from client_app.answers.handling import rival_of, round_of, slots_of
 from client_app.answers.ranking import Only, evaluate
-from client_app.homes.site import Site
-from client_app.homes.training_budget import spend_training
 from client_app.homes.users import Cohort
 from client_app.training.engine import GlobalModel
 from client_app.training.split import read_all, states_of_all
@@ -125,8 +123,6 @@ def _groups(node: Node, content: Content, *, lower: bool) -> Iterator[_Group]:
     """The users whom a message names, by group, with the part of the model that it brings."""
     slots, phase = slots_of(content, len(node.users)), node.phase(content.integer("phase"))
     model = node.model(phase)
-    if node.policy and isinstance(node.place, Site):  # nothing here is noised: a site with a limit lets nothing leave
-        spend_training(node.place.state_dir, node.policy, node.setup, round_of(content), node.users.keys[slots])
     for group in np.unique(node.groups[slots]).tolist():
         name = node.setup.groups[group]
         packet, frozen = content.packet(grouped(records.MODEL, name)), content.text(grouped(records.HOLDS, name))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -13,21 +12,17 @@ from typing_extensions import override
 from exchanges import records
 from exchanges import secure as declarations
 from exchanges.records import Content
-from federation.cohorts.base import CohortSampling
 from federation.conversation import Conversation
 from federation.directory import Directory, Share
 from federation.exchange import Exchange
-from federation.group_models import GroupModels
 from federation.secure.circle import Participants
 from federation.secure.stages import Announcing, Sharing, Unmasking, When
 from federation.secure.unmasking import unmasked
-from federation.training import Training
-from fedrec.config.schema import FederationConfig
+from federation.training import Training, TrainingOrder
 from fedrec.core.errors import FederationError, PacketError
 from fedrec.secure.keys import context_of
 from fedrec.secure.ring import Ring, Vector
 from fedrec.wire.packet import Kind, Packet
-from fedrec.wire.protocol import Setup
 
 log = logging.getLogger("fedrec")
 
@@ -37,23 +32,14 @@ class MaskedTraining(Training):
 
     declared: declarations.MaskedTraining
 
-    def __init__(
-        self,
-        setup: Setup,
-        models: GroupModels,
-        rules: FederationConfig,
-        sampling: CohortSampling,
-        secret: int,
-        round: int,
-        kept: int,
-        counts: Counter[str],
-    ) -> None:
+    def __init__(self, order: TrainingOrder) -> None:
         """As `Training`."""
-        super().__init__(setup, models, rules, sampling, secret, round, kept, counts)
+        super().__init__(order)
+        setup, round = order.setup, order.round
         masks = setup.aggregation_of_run.masks
         assert masks is not None, "the run has no secure sums"
         self._masks = masks
-        self._when = When(self.phase, round, rules.max_failures, context_of(setup.run_key, self.phase, round))
+        self._when = When(self.phase, round, order.rules.max_failures, context_of(setup.run_key, self.phase, round))
         self._cohort: Mapping[int, Share] = {}
         self._total: Vector | None = None
         self._admit(None)

@@ -5,7 +5,8 @@ The parts are of so many users of each node that a message is of bounded length,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from functools import partial
 
 import numpy as np
 from flwr.app import Array
@@ -16,13 +17,10 @@ from exchanges import records
 from exchanges import split as declarations
 from federation.conversation import Conversation
 from federation.directory import Directory, Share
-from federation.group_models import GroupModels
-from federation.ranking import Ranking
-from federation.rival import Rival
+from federation.ranking import Ranking, RankingOrder
 from federation.split.middle import middle_of, through
 from federation.split.stages import Hidden, Reading, When, sent, still_here
 from fedrec.wire.lead import Lead
-from fedrec.wire.protocol import Setup
 
 _AT_ONCE = 64 * 2**20
 """Bytes of hidden states in a message, about."""
@@ -31,42 +29,29 @@ _AT_ONCE = 64 * 2**20
 class SplitRanking(Ranking):
     """Ranks part after part of the users, and adds up what came of them."""
 
-    def __init__(
-        self,
-        setup: Setup,
-        models: GroupModels,
-        after: int,
-        sent: int,
-        kept: int,
-        splits: Sequence[str],
-        max_failures: float,
-        share: float,
-        rival: Rival | None = None,
-    ) -> None:
+    def __init__(self, order: RankingOrder) -> None:
         """As `Ranking`."""
-        super().__init__(setup, models, after, sent, kept, splits, max_failures, share, rival)
-        self._arguments = (setup, models, after, sent, kept)
-        self._limits = (max_failures, share)
-        self._of, self._models, self._all = setup, models, rival
+        super().__init__(order)
+        self._order = order
 
     @override
     def carry(self, talk: Conversation) -> None:
         self._sums = {(group, split): {} for group in self._groups for split in self._splits}
         self._leads = {}
-        split = declarations.split_of(self._of)
+        order, models = self._order, self._order.models
+        split = declarations.split_of(order.setup)
         at_once = max(1, _AT_ONCE // (4 * split.length * split.width))
-        setup, models, after, _, kept = self._arguments
         for of in self._splits:
-            when = When(setup, models, after, kept, self._limits[0], 1, of)
+            when = When(order.setup, models, order.after, order.kept, order.max_failures, 1, of)
             for asked in parts_of(talk.directory.shares(talk.directory.here), at_once):
-                reading = Reading(when, lambda directory, asked=asked: still_here(asked, directory))  # type: ignore[misc]
+                reading = Reading(when, partial(still_here, asked))
                 talk.carry(reading)
                 hidden = {
                     (node, group): through(split, middle_of(split, models, group), each)
                     for (node, group), each in reading.hidden.items()
                 }
                 read = {node: reading.shares[node] for node in reading.taken}
-                ranked = _Part(self._arguments, of, self._limits, self._all, read, hidden)
+                ranked = _Part(order._replace(splits=[of]), read, hidden)
                 talk.carry(ranked)
                 self._add(ranked)
 
@@ -85,20 +70,12 @@ class SplitRanking(Ranking):
 class _Part(Ranking):
     """The second message of a part."""
 
-    def __init__(
-        self,
-        arguments: tuple[Setup, GroupModels, int, int, int],
-        of: str,
-        limits: tuple[float, float],
-        rival: Rival | None,
-        asked: Mapping[int, Share],
-        hidden: Hidden,
-    ) -> None:
-        super().__init__(*arguments, [of], *limits, rival)
-        setup, models, _, round, kept = arguments
-        self.declared = declarations.SplitRanking(setup, models.model, [of])
+    def __init__(self, order: RankingOrder, asked: Mapping[int, Share], hidden: Hidden) -> None:
+        super().__init__(order)
+        setup, models = order.setup, order.models
+        self.declared = declarations.SplitRanking(setup, models.model, order.splits)
         upper = models.model.upper
-        self._packets = {group: model.packet(round, kept, upper) for group, model in models.items()}
+        self._packets = {group: model.packet(order.after, order.kept, upper) for group, model in models.items()}
         self._asked, self._hidden, self._setup = asked, hidden, setup
 
     @override

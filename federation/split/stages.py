@@ -56,9 +56,8 @@ class _Stage(ModelExchange):
     def __init__(self, when: When, declared: declarations.Reading | declarations.Judging, what: str) -> None:
         lower = isinstance(declared, declarations.Reading)
         part = declared.model.lower if lower else declared.model.upper
-        super().__init__(
-            declared, what, when.models, when.round, when.max_failures, when.round, when.kept, part
-        )  # fmt: skip
+        about = (when.models, when.round, when.max_failures, when.round, when.kept)
+        super().__init__(declared, what, *about, part)
         self._when = when
         self._least = 0 if when.ranks else 1  # who is not ranked reads nothing, who trains does
         if when.ranks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,20 +12,16 @@ from typing_extensions import override
 from exchanges import records
 from exchanges import split as declarations
 from exchanges.records import Content, grouped
-from federation.cohorts.base import CohortSampling
 from federation.conversation import Conversation
 from federation.directory import Directory, Share
 from federation.exchange import Exchange
-from federation.group_models import GroupModels
 from federation.split.middle import back, middle_of, through
 from federation.split.stages import Hidden, Judged, Judging, Reading, When, sent, still_here
-from federation.training import Training
-from fedrec.config.schema import FederationConfig
+from federation.training import Training, TrainingOrder
 from fedrec.core.errors import PacketError
 from fedrec.core.tensors import Tensors
 from fedrec.optim.gradient import single_step
 from fedrec.wire.packet import Kind, Packet
-from fedrec.wire.protocol import Setup
 
 log = logging.getLogger("fedrec")
 
@@ -37,22 +32,13 @@ class SplitTraining(Training):
     A node counts that has answered in all stages, whole; of any other nothing is in the step.
     """
 
-    def __init__(
-        self,
-        setup: Setup,
-        models: GroupModels,
-        rules: FederationConfig,
-        sampling: CohortSampling,
-        secret: int,
-        round: int,
-        kept: int,
-        counts: Counter[str],
-    ) -> None:
+    def __init__(self, order: TrainingOrder) -> None:
         """As `Training`."""
-        super().__init__(setup, models, rules, sampling, secret, round, kept, counts)
+        super().__init__(order)
+        setup, models, round, kept = order.setup, order.models, order.round, order.kept
         contexts = declarations.contexts_of(setup)
         self._split, self._models = declarations.split_of(setup), models
-        self._when = When(setup, models, round, kept, rules.max_failures, contexts)
+        self._when = When(setup, models, round, kept, order.rules.max_failures, contexts)
         self._lower = models.model.lower
         self.declared = declarations.SplitTraining(setup, models.model, contexts)
         self._packets = {group: model.packet(round, kept, self._lower) for group, model in models.items()}
