@@ -198,11 +198,8 @@ def _texts_table(kept: Mapping[str, Any]) -> str:
 def page(check: bool) -> int:
     """Write the tables, or only compare them; the exit status."""
     tables = {"memory": _memory_table, "texts": _texts_table}
-    kept = {name: RESULTS / f"{name}.json" for name in tables}
-    blocks = {
-        f"split-{name}": tables[name](json.loads(path.read_text())) if path.exists() else "\nNot measured yet.\n\n"
-        for name, path in kept.items()
-    }
+    kept = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in tables}
+    blocks = {f"split-{name}": table(kept[name]) for name, table in tables.items()}
     return documents.write(PAGE, blocks, command="python -m benchmarks.split page", check=check)
 
 
