@@ -29,7 +29,7 @@ from commands.arrow_frames import kept_frame
 from commands.item_vectors import item_vectors, most_similar
 from commands.kept_run import of_run
 from commands.open_recipe import leaves_recipe_open, told
-from commands.recommend import newcomer
+from commands.recommend import newcomer, served_by
 from commands.recommend_all import COLUMNS, lines_of
 from commands.recommendable import Recommendable, RecommendError
 from fedrec.config.compose import compose as composed
@@ -247,7 +247,8 @@ class Run:
         return pandas.DataFrame({**columns, "similarity": similarity})
 
     def _frame(self, names: list[str], cohort: Cohort, groups: NDArray[np.int64], n: int) -> pandas.DataFrame:
-        """Recommendations for a cohort, a model a group, in the order of the cohort."""
+        """Recommendations for a cohort, in its order, by the model of each user's group or of the nearest there is."""
+        groups = served_by(self._source, cohort, groups)
         found: dict[int, list[tuple[Any, ...]]] = {}
         diverged = 0
         for group in np.unique(groups).tolist():

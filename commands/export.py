@@ -19,7 +19,7 @@ from rich.console import Console
 
 from client_app.answers.recommending import read_by_score, solve
 from commands.item_vectors import item_vectors
-from commands.recommend import source_of
+from commands.recommend import served_by, source_of
 from commands.recommendable import Recommendable, RecommendError
 from fedrec.core.disk import writing
 from fedrec.core.whole_files import replaced
@@ -34,7 +34,7 @@ def export(run: str | None, state_dir: str | None, folder: Path) -> dict[str, An
     `items.parquet` has the columns `item_id`, `title`, `eligible` (whether it may be recommended) and `vector`;
     `item_vectors.npy` the same vectors, float32 [items, dim], in the same order. `users.parquet` has `user_id` and a
     column for each tensor that the score reads, flattened. In a run with groups a model's vectors are `vector_<group>`
-    and `item_vectors_<group>.npy`, and a user's line has its `group`.
+    and `item_vectors_<group>.npy`, and a user's line has the `group` whose model serves it.
 
     Args:
         run: Folder of a simulated run; or else
@@ -84,7 +84,7 @@ def show_exported(found: Mapping[str, Any], console: Console) -> None:
     )
     console.print(f"from the model of round {found['round']}", highlight=False, markup=False)
     if found["left_out"]:
-        why = "whose private tensors are not finite, or of whose group no model is here"
+        why = "whose private tensors are not finite"
         console.print(f"left out: {found['left_out']:,} users, {why}", highlight=False, markup=False)
 
 
@@ -106,8 +106,9 @@ def _write_users(source: Recommendable, path: Path) -> tuple[int, int]:
     written = 0
     writer: parquet.ParquetWriter | None = None
     try:
+        model_of = served_by(source, node.users.whole(np.arange(len(node.users))), node.groups)
         for group, received in source.models.items():
-            slots = np.flatnonzero(node.groups == group)
+            slots = np.flatnonzero(model_of == group)
             for start in range(0, len(slots), _USERS_AT_ONCE):
                 part = slots[start : start + _USERS_AT_ONCE]
                 users = node.users.whole(part)
@@ -128,5 +129,5 @@ def _write_users(source: Recommendable, path: Path) -> tuple[int, int]:
         if writer is not None:
             writer.close()
     if writer is None:
-        raise RecommendError("none of the users here has a model and finite numbers of its own: nothing to export")
+        raise RecommendError("none of the users here has finite numbers of its own: nothing to export")
     return written, len(node.users) - written

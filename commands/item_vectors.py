@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
-from commands.recommend import near_items, printable, source_of
+from commands.recommend import items_table, near_items, source_of
 from commands.recommendable import Recommendable, RecommendError
 
 
@@ -77,12 +76,7 @@ def similar(run: str | None, state_dir: str | None, item: str, top: int, group: 
 
 def show_similar(found: Mapping[str, Any], console: Console) -> None:
     """Print what `similar` has found as a table."""
-    table = Table(title=printable(f"Like {found['item_id']}: {found['title']}"), title_justify="left")
-    for column in ("", "item", "title", "similarity"):
-        table.add_column(column, justify="right" if column in ("", "similarity") else "left", overflow="fold")
-    for place, item in enumerate(found["items"], 1):
-        table.add_row(str(place), *map(printable, (item["item_id"], item["title"])), f"{item['similarity']:.4f}")
-    console.print(table)
+    console.print(items_table(f"Like {found['item_id']}: {found['title']}", found["items"], "similarity"))
     console.print(f"by the vectors of the model of round {found['round']}", highlight=False, markup=False)
 
 

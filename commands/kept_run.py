@@ -82,9 +82,11 @@ def of_run(folder: Path) -> Recommendable:
             f"{_RESTORE}"
         ) from error
     round = checkpoint.for_use[0]
+    trained = set(checkpoint.groups.tolist())  # of a group without users nobody has trained the model
     models = {
         number: Received(state.phase, round, number, _model(node, checkpoint.round, state, folder), kept[0])
         for number, state in _states(node, checkpoint, folder).items()
+        if number in trained
     }
     passed_over = [round for round in checkpoints.rounds() if round > checkpoint.round]
     return Recommendable(str(folder), node, models, items, passed_over, checkpoint.users)

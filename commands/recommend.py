@@ -11,6 +11,7 @@ from unicodedata import category
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -119,18 +120,23 @@ def source_of(run: str | None, state_dir: str | None) -> Recommendable:
 def show_recommendation(found: Mapping[str, Any], console: Console) -> None:
     """Print what `recommend` has found as a table."""
     who = f"user {found['user']}" if found["user"] is not None else "somebody new"
-    table = Table(title=printable(f"For {who}, who knows {found['history']:,} items"), title_justify="left")
-    for column in ("", "item", "title", "score"):
-        table.add_column(column, justify="right" if column in ("", "score") else "left", overflow="fold")
-    for place, item in enumerate(found["items"], 1):
-        table.add_row(str(place), *map(printable, (item["item_id"], item["title"])), f"{item['score']:.4f}")
-    console.print(table)
+    console.print(items_table(f"For {who}, who knows {found['history']:,} items", found["items"], "score"))
     trained = "" if found["trained"] else "; the user has never trained, and is served from its items alone"
     newer = "; newer ones are damaged" if found["passed_over"] else ""
     group = f" of the group {found['group']}" if "group" in found else ""
     if "instead_of" in found:
         group += f" (the user is of the group {found['instead_of']})"
     console.print(f"from the model{group} of round {found['round']}{newer}{trained}", highlight=False, markup=False)
+
+
+def items_table(title: str, items: Sequence[Mapping[str, Any]], figure: str) -> Table:
+    """Items, best first, each with its `item_id`, its `title`, and a number by the name of `figure`."""
+    table = Table(title=printable(title), title_justify="left")
+    for column in ("", "item", "title", figure):
+        table.add_column(column, justify="right" if column in ("", figure) else "left", overflow="fold")
+    for place, item in enumerate(items, 1):
+        table.add_row(str(place), *map(printable, (item["item_id"], item["title"])), f"{item[figure]:.4f}")
+    return table
 
 
 def printable(text: str) -> Text:
@@ -209,11 +215,20 @@ def _known_user(source: Recommendable, user: str) -> tuple[Cohort, int]:
     return who, int(node.groups[slot])
 
 
+def served_by(source: Recommendable, users: Cohort, own: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The place of the group whose model serves each user: its `own` group, int64 [users], or the nearest there is."""
+    lacking = ~np.isin(own, list(source.models))
+    found = own.copy()
+    if lacking.any():
+        found[lacking] = source.node.nearest(users.select(np.flatnonzero(lacking)), sorted(source.models))
+    return found
+
+
 def _served_by(source: Recommendable, who: Cohort, own: int, named: str | None) -> int:
-    """The place of the group whose model serves a user of the group `own`."""
+    """The same of one user, or the group that is named."""
     names = source.node.setup.groups
     if named is None:
-        return own if own in source.models else int(source.node.nearest(who, sorted(source.models))[0])
+        return int(served_by(source, who, np.array([own]))[0])
     if named not in names:
         groups = f"the run has the groups {', '.join(names)}" if len(names) > 1 else "the run has no groups"
         raise RecommendError(f"--group {named}: {groups}")

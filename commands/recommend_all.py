@@ -16,7 +16,7 @@ from rich.console import Console
 from client_app.answers.recommending import NOTHING, Recommended
 from client_app.answers.recommending import recommend as best
 from client_app.homes.users import Cohort
-from commands.recommend import source_of
+from commands.recommend import served_by, source_of
 from commands.recommendable import Recommendable, RecommendError
 from fedrec.core.disk import writing
 from fedrec.core.errors import StoreError
@@ -54,13 +54,11 @@ def recommend_all(run: str | None, state_dir: str | None, top: int, out: str) ->
     torch.set_num_threads(1)
     source = source_of(run, state_dir)
     node = source.node
-    served, cold, left_out = 0, 0, {"no_model_of_group": 0, "diverged": 0, "nothing_left": 0}
+    served, cold, left_out = 0, 0, {"diverged": 0, "nothing_left": 0}
+    model_of = served_by(source, node.users.whole(np.arange(len(node.users))), node.groups)
     with writing(f"--out {out}: the file", "give another one"), replaced(path) as started, writer(started) as write:
-        for group in range(len(node.setup.groups)):
-            slots = np.flatnonzero(node.groups == group)
-            if group not in source.models:
-                left_out["no_model_of_group"] += len(slots)
-                continue
+        for group in np.unique(model_of).tolist():
+            slots = np.flatnonzero(model_of == group)
             for start in range(0, len(slots), _USERS_AT_ONCE):
                 part = slots[start : start + _USERS_AT_ONCE]
                 users = node.users.whole(part)
@@ -91,7 +89,7 @@ def recommend_all(run: str | None, state_dir: str | None, top: int, out: str) ->
 
 
 def lines_of(source: Recommendable, group: int, users: Cohort, top: int) -> tuple[list[list[Line]], Recommended]:
-    """The `top` items of each of some users of a group, best first, by name; and how they were found."""
+    """The `top` items of each of some users, by the model of a group, best first, by name; and how they were found."""
     found = best(source.node, source.model_of(group), users, top)
     ids, titles = source.items
     lines = [
@@ -115,7 +113,6 @@ def show_written(found: Mapping[str, Any], console: Console) -> None:
 
 
 _REASONS = {
-    "no_model_of_group": "of whose group no model is here",
     "diverged": "whose private tensors are not finite",
     "nothing_left": "who know every item that may be recommended",
 }

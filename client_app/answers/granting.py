@@ -51,7 +51,7 @@ def require_granted(node: Node, policy: Policy, exchange: str) -> None:
         "max_items": setup.n_items,
         "max_negatives": max(recipe.negatives, setup.sampled_negatives),
         "max_steps": max(contexts * len(recipe.local_steps()), len(recipe.solve_steps())),
-        "max_layers": _layers(node.backbone.config),
+        "max_layers": node.backbone.layers,
         "max_cut_offs": len(setup.ks),
     }
     problems += [
@@ -76,10 +76,6 @@ def _of_split(node: Node, policy: Policy) -> list[str]:
     if policy.only_masked or policy.pins:
         problems.append("nothing masks what a split backbone sends (only_masked, or pins)")
     return problems + node.split_clashes()
-
-
-def _layers(config: Any) -> int:
-    return max(getattr(config, "layers", 0), len(getattr(config, "hidden", ())))
 
 
 def require_memory(node: Node, policy: Policy, cohort: Cohort, *, trains: bool) -> None:
@@ -119,7 +115,8 @@ def demand(node: Node, cohort: Cohort, *, trains: bool) -> int:
     states = 0
     if contexts is not None and contexts.ahead_only:
         states = 4 * each * node.backbone.numbers_per_history(contexts.longest) * max(1, int(share * users))
-    return int(6 * model + 3 * users * own + times * drawn * 8 + vectors + scores + sampled + states)
+    work = int(6 * model + 3 * users * own + times * drawn * 8 + vectors + scores + sampled + states)
+    return node.backbone.resident + work
 
 
 def _bytes(spec: Spec) -> int:

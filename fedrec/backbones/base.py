@@ -151,6 +151,16 @@ class Backbone(ABC):
         return 0
 
     @property
+    def layers(self) -> int:
+        """Layers that a score or a state goes through, which sites bound."""
+        return max(getattr(self.config, "layers", 0), len(getattr(self.config, "hidden", ())))
+
+    @property
+    def resident(self) -> int:
+        """Bytes, at most, of what is on every machine already and is read into memory for any work."""
+        return 0
+
+    @property
     def item_counting(self) -> ItemCounting | None:
         """How the users' items are counted before the first round; None: they are not."""
         return None

@@ -35,7 +35,16 @@ from fedrec.core.errors import ConfigError, FedrecError
 from fedrec.core.registry import MemberConfig, backbones
 from fedrec.core.tensors import Spec, TableSpec, Tensors
 from fedrec.language.loading import Lora
-from fedrec.language.models import DIGEST, PRECISIONS, Precision, Sizes, layers_of_model, lora_spec, sizes_of
+from fedrec.language.models import (
+    DIGEST,
+    PRECISIONS,
+    Precision,
+    Sizes,
+    layers_of_model,
+    lora_spec,
+    sizes_of,
+    weights_bytes,
+)
 from fedrec.language.split import SplitModel
 from fedrec.language.split import problems as split_problems
 from fedrec.language.tokens import frame_of, table_problem, text_of, token_table
@@ -171,6 +180,16 @@ class LanguageModel(Backbone):
     @override
     def private(self) -> Spec:
         return {}
+
+    @property
+    @override
+    def layers(self) -> int:
+        return self._sizes.layers
+
+    @property
+    @override
+    def resident(self) -> int:
+        return weights_bytes(self.config.model)
 
     @override
     def require_here(self) -> None:

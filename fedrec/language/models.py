@@ -97,6 +97,11 @@ def folder_of(digest: str) -> Path:
     return folder
 
 
+def weights_bytes(digest: str) -> int:
+    """How long the files of a model's weights are together. Raises as `folder_of`."""
+    return sum(path.stat().st_size for path in weight_files(folder_of(digest)))
+
+
 def registered() -> dict[str, Path]:
     """All models of the register: digest and folder. Raises StoreError for an entry that is damaged."""
     found = sorted(path.stem for path in _register().glob("*.json")) if _register().is_dir() else []

@@ -44,6 +44,16 @@ def save_tokenizer(folder: Path) -> None:
     saved.save_pretrained(folder)
 
 
+def small_run(model: str, *more: str) -> list[str]:
+    """Overrides of a small run whose backbone is the model of a digest, and what else is given; this wins."""
+    given = [
+        *("strategy=fedpeft", "strategy.warmup_rounds=0", "strategy.rounds=2", "optim=fast", "optim.server.lr=0.05"),
+        *("backbone=language_model", f"backbone.model={model}", "backbone.length=24", "backbone.item_tokens=10"),
+        *("dataset.n_users=14", "evaluation.every=1"),
+    ]
+    return list({text.partition("=")[0]: text for text in (*given, *more)}.values())
+
+
 def tiny(style: Style, folder: Path, width: int = WIDTH) -> Tiny:
     """A random model, saved in a folder: bidirectional, causal, or causal with two kinds of layers.
 

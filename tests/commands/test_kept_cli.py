@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as parquet
@@ -26,6 +28,7 @@ from commands.recommendable import RecommendError
 from commands.run_list import delete_runs, runs_in
 from fedrec.core.errors import FedrecError
 from fedrec.core.strict_json import parsed_object
+from server_app.checkpoints import Checkpoints
 
 SMALL = {
     "dataset": {"n_users": 40, "n_items": 60, "interactions_per_user": 8, "topics": 4},
@@ -68,7 +71,7 @@ def typed(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def said(*arguments: str) -> dict[str, object]:
+def said(*arguments: str) -> dict[str, Any]:
     status, output = typed(*arguments, "--json")
     assert status == 0, output
     return parsed_object(output.splitlines()[-1])
@@ -181,6 +184,32 @@ def test_recommending_reads_what_is_exported(a_run: Path) -> None:
         {name: tensor[7:8] for name, tensor in solved.private.items()},
     )
     assert all(torch.equal(one[name], read[name][7:8]) for name in read)
+
+
+def test_of_a_group_without_users_nobody_is_served(
+    grouped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has trained its model: the nearest serves who would be in it, alone and among all."""
+    real = Checkpoints.newest
+
+    def without(self: Checkpoints) -> Any:
+        checkpoint, kept = real(self)
+        assert checkpoint is not None
+        return dataclasses.replace(checkpoint, groups=np.zeros_like(checkpoint.groups)), kept
+
+    monkeypatch.setattr(Checkpoints, "newest", without)
+    source = of_run(grouped)
+    assert list(source.models) == [0]
+    node = source.node
+    user = node.users.ids(np.flatnonzero(node.groups == 1)[:1])[0]
+    alone = said("recommend", str(grouped), "--user", user, "--top", "3")
+    assert (alone["group"], alone["instead_of"]) == ("0", "1")
+    found = said("recommend", str(grouped), "--all", "--top", "3", "--out", str(tmp_path / "all.parquet"))
+    assert (found["users"], found["left_out"]) == (40, {})
+    frame = parquet.read_table(tmp_path / "all.parquet").to_pandas()
+    items = [item["item_id"] for item in alone["items"]]
+    assert list(frame[frame["user_id"] == user]["item_id"]) == items
+    assert list(fedrec.Run(grouped).recommend([user], n=3)["item_id"]) == items
 
 
 # Listed and deleted ---------------------------------------------------------------------------------------------------

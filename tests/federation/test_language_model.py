@@ -22,7 +22,7 @@ from fedrec.config.paths import settle
 from fedrec.core.errors import FederationError
 from fedrec.language.models import layers_of_model, lora_spec, register, sizes_of
 from fedrec.language.tokens import frame_of, tokenizer_of
-from fedrec.testing.language import tiny
+from fedrec.testing.language import small_run, tiny
 from server_app.run import run
 
 Federate = Callable[..., Any]
@@ -33,23 +33,9 @@ def chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Overrides of a small run with a random encoder."""
     monkeypatch.setenv("FEDREC_HOME", str(tmp_path / "home"))
     model = register(tiny("bert", tmp_path / "model", 8).folder)
-    return [
-        "strategy=fedpeft",
-        "strategy.warmup_rounds=0",
-        "strategy.rounds=2",
-        "embedding=fixed",
-        "backbone=language_model",
-        f"backbone.model={model}",
-        "backbone.length=24",
-        "backbone.item_tokens=10",
-        "optim=fast",
-        "optim.server.lr=0.05",
-        "optim.server.eps=1.0e-4",
-        "dataset.n_users=14",
-        "evaluation.every=1",
-        "federation.fraction=1.0",
-        "evaluation.baselines=false",
-    ]
+    return small_run(
+        model, "embedding=fixed", "optim.server.eps=1.0e-4", "federation.fraction=1.0", "evaluation.baselines=false"
+    )
 
 
 def test_1_2_and_7_nodes_agree_and_move_what_was_described(federate: Federate, chosen: list[str]) -> None:

@@ -25,7 +25,7 @@ from fedrec.config.compose import compose
 from fedrec.config.describe import from_dict
 from fedrec.core.errors import ConfigError, FederationError, PacketError, RoundError
 from fedrec.language.models import register
-from fedrec.testing.language import tiny
+from fedrec.testing.language import small_run, tiny
 from fedrec.wire.crossing import crossed, crossing, crossing_format
 from fedrec.wire.packet import Packet
 
@@ -37,23 +37,7 @@ def chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Overrides of a small run with a random encoder."""
     monkeypatch.setenv("FEDREC_HOME", str(tmp_path / "home"))
     model = register(tiny("bert", tmp_path / "model", 8).folder)
-    return [
-        "strategy=fedpeft",
-        "strategy.warmup_rounds=0",
-        "strategy.rounds=2",
-        "embedding=lora",
-        "backbone=language_model",
-        f"backbone.model={model}",
-        "backbone.length=24",
-        "backbone.item_tokens=10",
-        "optim=fast",
-        "optim.server.lr=0.05",
-        "optim.server.eps=1.0e-2",
-        "dataset.n_users=14",
-        "evaluation.every=1",
-        "federation.fraction=0.6",
-        "engine=oracle",
-    ]
+    return small_run(model, "embedding=lora", "optim.server.eps=1.0e-2", "federation.fraction=0.6", "engine=oracle")
 
 
 def must_equal(one: Any, other: Any) -> None:

@@ -46,6 +46,13 @@ def made(model: str, **values: Any) -> LanguageModel:
     return LanguageModel(load_member("backbone", "language_model", model=model, rank=2, **values), DIM)
 
 
+def test_a_site_counts_its_layers_and_its_weights(model: str, tmp_path: Path) -> None:
+    """Its policy bounds the first, and the second are a part of the memory that work takes."""
+    backbone = made(model)
+    assert backbone.layers == 4
+    assert backbone.resident == (tmp_path / "model" / "model.safetensors").stat().st_size > 0
+
+
 class TestContract(BackboneContract):
     @pytest.fixture(params=[False, True])
     def backbone(self, request: pytest.FixtureRequest, model: str) -> Backbone:
