@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from client_app.answers.granting import require_memory, require_users
 from client_app.answers.keeping import require_held
-from client_app.homes.home import Home, KeptHome, KeptRun, Place, SimulatedHome, SiteHome
+from client_app.homes.home import Home, KeptRun, Place, SimulatedHome, SiteHome, home_of
 from client_app.homes.policy import Policy, policy_of
 from client_app.homes.site import Site
-from client_app.homes.site_data import require_site
 from client_app.homes.training_budget import spend_training
 from client_app.homes.users import Cohort, LocalUsers
 from client_app.stores.frozen import FrozenStore, MissingFrozenError, resident, tidy
@@ -36,7 +35,6 @@ from fedrec.backbones.split import PLAIN, clashes
 from fedrec.core.errors import ConfigError, PacketError
 from fedrec.core.keys import keys_digest
 from fedrec.core.rng import derive
-from fedrec.core.shared_folder import require_shared
 from fedrec.core.tensors import Spec, Tensors, content_digest
 from fedrec.data.negatives import NegativeSampler
 from fedrec.groupings.base import Users
@@ -91,23 +89,8 @@ class Node:
 
     @cached_property
     def _home(self) -> Home:
-        """Where the node's users come from. A site never opens a folder that a server names."""
-        simulation = self.setup.simulation
-        if isinstance(self.place, KeptRun):
-            return KeptHome(self.place, self.setup)
-        if isinstance(self.place, Site):
-            if simulation is not None:
-                raise ConfigError(
-                    ["this node has users of its own, and the run is a simulation: run it with runtime=deployment"]
-                )
-            require_site(self.place, self.setup.run_key)
-            return SiteHome(self.place, self.setup, self.losses)
-        if simulation is None:
-            raise ConfigError(
-                ["the server's run is a deployment, and this is a node of a simulation with no users of its own"]
-            )
-        require_shared(simulation)
-        return SimulatedHome(self.place, self.setup, simulation)
+        """Where the node's users come from."""
+        return home_of(self.place, self.setup, self.losses)
 
     @cached_property
     def secret(self) -> int:

@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from client_app.homes.site import Site
-from client_app.homes.site_data import Told, is_new, prepared_data
+from client_app.homes.site_data import Told, is_new, prepared_data, require_site
 from client_app.stores.frozen import FrozenStore, MissingFrozenError
 from client_app.stores.losses import Losses
 from client_app.stores.old_runs import forget_old_runs
+from fedrec.core.errors import ConfigError
 from fedrec.core.keys import simulation_secret
 from fedrec.core.rng import derive
 from fedrec.core.secret import own_secret
+from fedrec.core.shared_folder import require_shared
 from fedrec.data.store import open_verified_store
 from fedrec.data.types import Interactions
 from fedrec.wire.item_list import ItemList, unpack_item_list
@@ -177,6 +179,29 @@ class SiteHome:
         if joins:
             forget_old_runs(self.state_dir, setup.run_key, self.losses)
         return interactions, np.arange(interactions.users)
+
+
+def home_of(place: Place | Site | KeptRun, setup: Setup, losses: Losses) -> Home:
+    """Where the users of a node come from in a run. A site never opens a folder that a server names.
+
+    Raises ConfigError if a node of this kind has no place in such a run, NotSharedError if the simulation's folders are not here.
+    """
+    simulation = setup.simulation
+    if isinstance(place, KeptRun):
+        return KeptHome(place, setup)
+    if isinstance(place, Site):
+        if simulation is not None:
+            raise ConfigError(
+                ["this node has users of its own, and the run is a simulation: run it with runtime=deployment"]
+            )
+        require_site(place, setup.run_key)
+        return SiteHome(place, setup, losses)
+    if simulation is None:
+        raise ConfigError(
+            ["the server's run is a deployment, and this is a node of a simulation with no users of its own"]
+        )
+    require_shared(simulation)
+    return SimulatedHome(place, setup, simulation)
 
 
 def item_list(frozen: FrozenStore, setup: Setup) -> ItemList:
