@@ -184,7 +184,8 @@ class SiteHome:
 def home_of(place: Place | Site | KeptRun, setup: Setup, losses: Losses) -> Home:
     """Where the users of a node come from in a run. A site never opens a folder that a server names.
 
-    Raises ConfigError if a node of this kind has no place in such a run, NotSharedError if the simulation's folders are not here.
+    Raises ConfigError if a node of this kind has no place in such a run, NotSharedError if the folders of a simulation
+    are not those here.
     """
     simulation = setup.simulation
     if isinstance(place, KeptRun):
