@@ -32,7 +32,7 @@ class DataFacts:
         data: The prepared data, with the report of their preparation.
         per_user: Interactions of a user at each of `QUANTILES`.
         per_item: The same of an item that has any.
-        popular: The share of all interactions that the most popular items have, by the share of items that these are.
+        popular: The share of all interactions that so many of the most popular items have.
         ranked: Users with enough interactions to be ranked.
         once: Items with one interaction.
         without_text: Items of the catalogue whose text is empty.
@@ -43,7 +43,7 @@ class DataFacts:
     data: Dataset
     per_user: Sequence[float]
     per_item: Sequence[float]
-    popular: Mapping[float, float]
+    popular: Mapping[int, float]
     ranked: int
     once: int
     without_text: int
@@ -58,7 +58,7 @@ class DataFacts:
             "catalogue": len(self.data.catalogue),
             "per_user": dict(zip(map(str, QUANTILES), self.per_user, strict=True)),
             "per_item": dict(zip(map(str, QUANTILES), self.per_item, strict=True)),
-            "popular": {str(share): part for share, part in self.popular.items()},
+            "popular": {str(most): part for most, part in self.popular.items()},
             "ranked_users": self.ranked,
             "items_with_one_interaction": self.once,
             "items_without_text": self.without_text,
@@ -82,7 +82,7 @@ def facts_of(raw: RawData, data: Dataset) -> DataFacts:
         data=data,
         per_user=_quantiles(lengths),
         per_item=_quantiles(counts),
-        popular={share: float(counts[: max(1, round(share * len(counts)))].sum() / counts.sum()) for share in _POPULAR},
+        popular={most: float(counts[:most].sum() / counts.sum()) for most in _popular(len(counts))},
         ranked=int(np.count_nonzero(lengths >= MIN_EVALUATED)),
         once=int(np.count_nonzero(counts == 1)),
         without_text=sum(not sentence.strip() for sentence in data.catalogue.sentences),
@@ -106,13 +106,18 @@ def show_data_facts(found: DataFacts, console: Console) -> None:
     lines = [
         f"{found.ranked:,} of {found.data.interactions.users:,} users can be ranked (3 interactions or more)",
         f"{found.once:,} items have a single interaction; {items:,} are in the catalogue",
-        *(f"the most popular {share:.0%} of the items have {part:.0%} of the interactions" for share, part in popular),
+        *(f"the {most:,} most popular items have {part:.0%} of the interactions" for most, part in popular),
         f"{found.without_text:,} of {items:,} items have no text{_no_text(found)}",
         f"times: {_span(found.times)}",
         f"ratings: {_ratings(found.ratings)}",
     ]
     for line in lines:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _popular(items: int) -> list[int]:
+    """How many items a hundredth and a tenth of them are; at least one."""
+    return sorted({max(1, round(share * items)) for share in _POPULAR})
 
 
 def _quantiles(counts: NDArray[np.int64]) -> list[float]:

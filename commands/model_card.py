@@ -29,6 +29,9 @@ from server_app.run_folder import MANIFEST, SUMMARY
 NAME = "README.md"
 """What the hub shows as a model's card."""
 
+_OURS = "---\nlibrary_name: fedrec\n"
+"""How a card begins: such a file is made anew."""
+
 
 def write_card(folder: Path, out: Path | None) -> Path:
     """Write the card of a finished run; where it is.
@@ -47,8 +50,8 @@ def write_card(folder: Path, out: Path | None) -> Path:
     with reading(f"{folder}: what {SUMMARY} and {MANIFEST} hold", "restore the run folder from a copy"):
         text = card(folder, summary, manifest)
     path = out or folder / NAME
-    if out is not None and path.exists():
-        raise FedrecError(f"--out {path}: there is such a file already; give another name, or remove it")
+    if path.exists() and (out is not None or not path.read_text(encoding="utf-8", errors="replace").startswith(_OURS)):
+        raise FedrecError(f"{path}: there is such a file already; give another name with --out, or remove it")
     with writing(f"the card {path}", "give another file with --out"):
         write_text(path, text)
     return path

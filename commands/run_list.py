@@ -29,7 +29,7 @@ FINISHED, RUNNING, INTERRUPTED, DAMAGED = "finished", "running", "interrupted", 
 
 
 @dataclass(frozen=True)
-class KeptRun:
+class ListedRun:
     """A run that has left a folder.
 
     Attributes:
@@ -56,7 +56,7 @@ class KeptRun:
         return asdict(self)
 
 
-def runs_in(folder: Path, filters: Sequence[str]) -> list[KeptRun]:
+def runs_in(folder: Path, filters: Sequence[str]) -> list[ListedRun]:
     """The runs of a folder whose configuration has all of `filters` (`key=value`), the oldest first.
 
     A run whose configuration cannot be read is listed where nothing is asked of it.
@@ -91,7 +91,7 @@ def delete_runs(folder: Path, runs: Sequence[str], filters: Sequence[str] = ()) 
     return deleted
 
 
-def show_runs(found: Sequence[KeptRun], folder: Path, console: Console) -> None:
+def show_runs(found: Sequence[ListedRun], folder: Path, console: Console) -> None:
     """Print them as a table."""
     if not found:
         console.print(f"no such runs in {folder}", soft_wrap=True, highlight=False, markup=False)
@@ -164,14 +164,16 @@ def _values(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _kept(path: Path, values: Mapping[str, Any]) -> KeptRun:
+def _kept(path: Path, values: Mapping[str, Any]) -> ListedRun:
     state, summary = _state(path, values)
     parts = [str(values[name]) for name in ("strategy", "embedding", "backbone", "dataset") if name in values]
     planned = int(values.get("strategy.rounds") or 0)
     done = int(summary["rounds"]) if "rounds" in summary else _lines(path / METRICS)
     test, moved = summary.get("test") or {}, summary.get("bytes_per_user") or {}
     started = datetime.fromtimestamp((path / CONFIG).stat().st_mtime, UTC).strftime("%Y-%m-%d %H:%M")
-    return KeptRun(path.name, state, started, " ".join(parts), (done, planned), test.get("ndcg@10"), moved.get("total"))
+    return ListedRun(
+        path.name, state, started, " ".join(parts), (done, planned), test.get("ndcg@10"), moved.get("total")
+    )
 
 
 def _state(path: Path, values: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:

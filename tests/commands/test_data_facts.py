@@ -47,7 +47,7 @@ def test_what_is_said_is_counted() -> None:
     found = facts_of(data, prepare(data, CONFIG)).as_dict()  # type: ignore[arg-type]
     assert list(found["per_user"].values()) == [1, 1, 2, 4, 4]
     assert (found["per_item"]["0.0"], found["per_item"]["1.0"]) == (1, 4)
-    assert found["popular"] == {"0.01": 0.4, "0.1": 0.4}  # one item of four, with 4 of 10 interactions
+    assert found["popular"] == {"1": 0.4}  # a hundredth and a tenth of four are one, with 4 of 10 interactions
     assert (found["ranked_users"], found["items_with_one_interaction"], found["items_without_text"]) == (2, 1, 1)
     assert (found["catalogue"], found["counts"]["unrated_item"]) == (5, 1)
     assert found["times"] is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import tomllib
 from collections import namedtuple
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -105,6 +106,11 @@ def test_a_folder_that_is_gone_or_closed_is_a_check_that_failed(
 
     monkeypatch.setattr(Path, "exists", closed)
     assert doctor_module._folder("runs", tmp_path / "x", "elsewhere").state == "failed"
+
+
+def test_the_packages_that_may_be_shadowed_are_those_that_are_installed() -> None:
+    project = tomllib.loads((Path(doctor_module.__file__).parents[1] / "pyproject.toml").read_text())
+    assert list(doctor_module._PACKAGES) == project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 
 
 def test_a_python_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None:

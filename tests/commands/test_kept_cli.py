@@ -323,6 +323,10 @@ def test_a_card_says_what_the_summary_says_and_no_path(a_run: Path) -> None:
     assert "No differential privacy was asked for" in body
     assert str(a_run.parent.parent) not in text
     write_card(a_run, None)  # it may be made again in its own place
+    path.write_text("my own notes")
+    with pytest.raises(FedrecError, match="there is such a file already"):
+        write_card(a_run, None)
+    path.unlink()
     other = a_run.parent / "other.md"
     write_card(a_run, other)
     with pytest.raises(FedrecError, match="there is such a file already"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -189,4 +188,5 @@ def test_wandb_keeps_the_run_offline_and_nothing_of_the_machine(tmp_path: Path) 
     content = kept.read_bytes()
     assert b"ndcg@10" in content
     assert str(tmp_path / "cache").encode() not in content
-    assert os.uname().nodename.encode() not in content or len(os.uname().nodename) < 4
+    told = [path.name for path in kept.parent.rglob("*") if path.is_file()]
+    assert "wandb-metadata.json" not in told, "it would have the machine's name and what is installed on it"
