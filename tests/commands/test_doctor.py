@@ -109,7 +109,7 @@ def test_a_folder_that_is_gone_or_closed_is_a_check_that_failed(
 
 
 def test_the_packages_that_may_be_shadowed_are_those_that_are_installed() -> None:
-    project = tomllib.loads((Path(doctor_module.__file__).parents[1] / "pyproject.toml").read_text())
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     assert list(doctor_module._PACKAGES) == project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 
 
