@@ -9,8 +9,10 @@ from __future__ import annotations
 import difflib
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -167,19 +169,36 @@ def experiments() -> list[str]:
 def _compose_groups(choices: Mapping[str, str], validator: Validator) -> DictConfig:
     """The tree that the chosen groups make, before any value is overridden."""
     texts = [f"+{group}={name}" if group == EXPERIMENT else f"{group}={name}" for group, name in choices.items()]
+    brought = _brought_members()
     try:
-        with _hydra(registry.CONF):
-            return hydra.compose("config", overrides=texts)
+        return deepcopy(_composed(registry.CONF, tuple(texts), tuple(brought), _state_of(registry.CONF)))
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         # Nothing below can be judged without a tree: what was found so far is all there is.
         raise ConfigError([*validator.problems, f"the files in conf/ do not compose: {_one_line(error)}"]) from error
 
 
+@lru_cache(maxsize=256)
+def _composed(
+    conf: Path, texts: tuple[str, ...], brought: tuple[tuple[str, str, type], ...], state: tuple[object, ...]
+) -> DictConfig:
+    """What Hydra makes of the files, which takes it a tenth of a second; kept while they are in this `state`."""
+    with _hydra(conf, brought):
+        return hydra.compose("config", overrides=list(texts))
+
+
+def _state_of(conf: Path) -> tuple[object, ...]:
+    """Which files there are, when each was written, and how long it is."""
+    found = ((path, path.stat()) for path in sorted(conf.glob("**/*.yaml")))
+    return tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in found)
+
+
 @contextmanager
-def _hydra(conf: Path) -> Iterator[None]:
+def _hydra(conf: Path, brought: Iterable[tuple[str, str, type]]) -> Iterator[None]:
     """Hydra set up on a folder, for one thread at a time; one that the calling program had set up comes back after."""
     with _LOCK:
-        _store_brought_members()
+        for family, name, config_class in brought:
+            node = member_defaults(config_class, name)
+            ConfigStore.instance().store(name, node, group=family, provider="entry point")
         outer = GlobalHydra.instance().hydra
         GlobalHydra.instance().clear()
         try:
@@ -189,13 +208,12 @@ def _hydra(conf: Path) -> Iterator[None]:
             GlobalHydra.instance().hydra = outer
 
 
-def _store_brought_members() -> None:
+def _brought_members() -> Iterator[tuple[str, str, type]]:
     """Members of other packages have no yaml file here: their dataclass' defaults stand in for it."""
     for family in FAMILIES.values():
         for name in family.names():
             if not (registry.CONF / family.name / f"{name}.yaml").exists():
-                node = member_defaults(family.get(name).config_class, name)
-                ConfigStore.instance().store(name, node, group=family.name, provider="entry point")
+                yield family.name, name, family.get(name).config_class
 
 
 def _apply(tree: DictConfig, typed: _Typed, validator: Validator) -> Any:

@@ -245,6 +245,19 @@ class TestHydra:
             assert GlobalHydra.instance().hydra is before
         assert not GlobalHydra.instance().is_initialized()
 
+    def test_what_was_typed_is_not_in_the_next_configuration(self) -> None:
+        first = compose([], base=BASE)
+        assert compose(["seed=5", "dataset.size=3"], base=BASE) != first
+        assert compose([], base=BASE) == first
+
+    def test_a_file_that_has_changed_is_read_again(self, tree: Path) -> None:
+        root = tree / "config.yaml"
+        before = compose([], base=BASE).seed
+        text = root.read_text()
+        assert f"seed: {before}\n" in text
+        root.write_text(text.replace(f"seed: {before}\n", "seed: 12345\n"))
+        assert compose([], base=BASE).seed == 12345
+
 
 def test_keys_that_were_the_strategys_are_refused_with_their_new_names(tree: Path) -> None:
     with pytest.raises(ConfigError) as caught:
