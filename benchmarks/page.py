@@ -1,4 +1,4 @@
-"""The figures in docs/performance.md, docs/simulation.md and docs/deployment.md: filled in from the result files.
+"""The figures in docs/performance.md, simulation.md, deployment.md and scale.md: filled in from the result files.
 
     python -m benchmarks.page           write the blocks
     python -m benchmarks.page --check   exit 1 if a block says something else than the results
@@ -21,7 +21,7 @@ from benchmarks import documents
 from benchmarks.common import RESULTS, ROOT
 from benchmarks.rendering import table
 
-PAGES = tuple(ROOT / "docs" / name for name in ("performance.md", "simulation.md", "deployment.md"))
+PAGES = tuple(ROOT / "docs" / name for name in ("performance.md", "simulation.md", "deployment.md", "scale.md"))
 _BLOCK = re.compile(r"<!-- speed:([a-z-]+):begin -->")
 _MISSING = "*Not measured yet: `python -m benchmarks.{name} --sizes full`.*\n"
 
@@ -38,6 +38,7 @@ BENCHMARKS = (
     "evaluation",
     "pretraining",
     "one_user_per_node",
+    "many_devices",
     "secure_sums",
     "language_model",
     "startup",

@@ -33,7 +33,8 @@ class Directory:
         self._group: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self._grades: dict[int, str] = {}
         self._places: dict[int, int] = {}
-        self._users_of: dict[int, int] = {}
+        self._node_at: list[int] = []
+        self._users_of: dict[int, NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -74,7 +75,7 @@ class Directory:
 
     def users_of(self, node: int) -> int:
         """Number of users who live on a node that is here."""
-        return self._users_of[node]
+        return len(self._users_of[node])
 
     def unknown(self, keys: NDArray[np.uint64]) -> int:
         """How many of the keys no node has ever named."""
@@ -103,7 +104,7 @@ class Directory:
             )
         self.leave(node)
         taken = set(self._place[known[back]].tolist()) - {_AWAY}
-        replaced = [other for other in self._users_of if self._places[other] in taken]
+        replaced = [self._node_at[place] for place in sorted(taken)]
         for other in replaced:
             self.leave(other)
         numbers = np.array([self._numbers.setdefault(key, len(self._numbers)) for key in named], dtype=np.int64)
@@ -111,9 +112,12 @@ class Directory:
         self._keys[numbers] = keys
         self._group[numbers] = groups
         self._grades[node] = grade
-        self._place[numbers] = self._places.setdefault(node, len(self._places))
+        if node not in self._places:
+            self._places[node] = len(self._node_at)
+            self._node_at.append(node)
+        self._place[numbers] = self._places[node]
         self._slot[numbers] = np.arange(len(keys))
-        self._users_of[node] = len(keys)
+        self._users_of[node] = numbers
         return replaced
 
     def _make_room(self, users: int) -> None:
@@ -127,8 +131,9 @@ class Directory:
     def leave(self, node: int) -> None:
         """A node is gone; its users stay known, and away until some node names them again."""
         self._grades.pop(node, None)
-        if self._users_of.pop(node, None) is not None:
-            self._place[self._place == self._places[node]] = _AWAY
+        users = self._users_of.pop(node, None)
+        if users is not None:
+            self._place[users] = _AWAY
 
     def there(self, network: Network, round: int) -> NDArray[np.int64]:
         """Numbers of the users whose nodes are here and who, by `network`, are there in a round, ascending."""
@@ -151,12 +156,11 @@ class Directory:
         return there[sampling.choose(self._keys[there], round, fraction, roots)]
 
     def shares(self, users: NDArray[np.int64]) -> dict[int, Share]:
-        """The users by node, nodes in the order in which they joined, slots ascending."""
-        if not len(users):
-            return {}
+        """Those of the users who are here, by node: nodes in the order in which they first joined, slots ascending."""
+        users = users[self._place[users] != _AWAY]
         order = np.lexsort((self._slot[users], self._place[users]))
         users = users[order]
         places, starts = np.unique(self._place[users], return_index=True)
-        by_place = dict(zip(places.tolist(), np.split(users, starts[1:]), strict=True))
-        here = {node: by_place.get(self._places[node]) for node in self._users_of}
-        return {node: Share(mine, self._slot[mine]) for node, mine in here.items() if mine is not None}
+        # Of no users numpy makes one part, which is empty.
+        parts = zip(places.tolist(), np.split(users, starts[1:]), strict=False)
+        return {self._node_at[place]: Share(mine, self._slot[mine]) for place, mine in parts}

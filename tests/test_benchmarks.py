@@ -23,7 +23,17 @@ from benchmarks.phases import clocked  # noqa: E402
 from fedrec.config.compose import compose  # noqa: E402
 from fedrec.core.registry import backbones  # noqa: E402
 
-IN_PROCESS = ("engine", "scaling", "evaluation", "pretraining", "clipping", "uplinks", "secure_sums", "language_model")
+IN_PROCESS = (
+    "engine",
+    "scaling",
+    "evaluation",
+    "pretraining",
+    "clipping",
+    "uplinks",
+    "secure_sums",
+    "language_model",
+    "many_devices",
+)
 THROUGH_FLOWER = ("round_phases", "sequences", "stock_flower", "one_user_per_node", "startup")
 OVER_TLS = ("deployment", "large_catalogue")
 
@@ -34,7 +44,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(name: str, out: Path, cache: Path, *more: str) -> dict[str, Any]:
-    if name not in ("scaling", "clipping", "uplinks", *OVER_TLS):
+    if name not in ("scaling", "clipping", "uplinks", "many_devices", *OVER_TLS):
         more = ("--synthetic", *more)
     arguments = ["--sizes", "small", "--out", str(out / f"{name}.json"), "--cache", str(cache), *more]
     importlib.import_module(f"benchmarks.{name}").main(arguments)

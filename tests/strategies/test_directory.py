@@ -95,3 +95,27 @@ def test_a_node_that_names_a_user_twice_is_refused() -> None:
     directory = Directory()
     with pytest.raises(FederationError, match="names a user twice"):
         directory.join(3, KEYS[[4, 4]])
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.sets(st.integers(0, 9), max_size=4)), max_size=30))
+def test_who_lives_where_is_what_was_said_last(said: list[tuple[int, set[int]]]) -> None:
+    """Against a plain account: node by node what it named last, until it leaves or another names one of its users."""
+    directory, lives = Directory(), dict[int, list[int]]()
+    for node, users in said:
+        lives.pop(node, None)
+        if users:
+            replaced = directory.join(node, KEYS[sorted(users)])
+            gone = {other for other, mine in lives.items() if users & set(mine)}
+            assert set(replaced) == gone
+            lives = {other: mine for other, mine in lives.items() if other not in gone} | {node: sorted(users)}
+        else:
+            directory.leave(node)
+    found = directory.shares(np.arange(len(directory)))
+    assert {node: directory.keys[share.users].tolist() for node, share in found.items()} == {
+        node: KEYS[mine].tolist() for node, mine in lives.items()
+    }
+    assert all(share.slots.tolist() == list(range(len(share.slots))) for share in found.values())
+    assert sorted(directory.keys[directory.here].tolist()) == sorted(
+        KEYS[[user for mine in lives.values() for user in mine]].tolist()
+    )
+    assert all(directory.users_of(node) == len(mine) for node, mine in lives.items())
