@@ -12,12 +12,13 @@
 #   deploy/local-federation.sh stop DIR                 end all processes; files and state stay
 #
 # The environment may say: PORT (44080, of the front; node n listens on PORT + 1 + n), SUPERLINK_PORT (PORT - 1), DATA
-# (overrides of the data set that is shared out by user, "dataset=synthetic"), DAYS (of the certificates, 365). DIR then
-# holds:
+# (overrides of the data set that is shared out by user, "dataset=synthetic"), DAYS (of the certificates, 365); and of
+# sites that are made now: SITE_GROUPS (for `grouping=site`, one name for each site), POLICY (the file of what they grant,
+# docs/deployment.md). DIR then holds:
 #
 #   ca.crt server.pem ...    certificates             superlink/   its database, log and pid, and a home for `flwr`
 #   items.csv                the public item table    front/       nginx.conf, log, pid
-#                                                     site-<n>/    interactions.csv, state/, key, log, pid
+#                                                     site-<n>/    interactions.csv, state/, key, group, log, pid
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -98,7 +99,11 @@ certificates() {
     chmod 600 "$dir"/*.key
 }
 
-sites() { # the data, shared out by user, and a key for each node
+sites() { # the data, shared out by user, and a key for each node, with its group and what it grants
+    local names
+    read -ra names <<<"${SITE_GROUPS:-}"
+    ((${#names[@]} == 0 || ${#names[@]} == nodes)) || fail "SITE_GROUPS='$SITE_GROUPS' has ${#names[@]} names for $nodes sites"
+    [[ ! ${POLICY:-} || -f $POLICY ]] || fail "POLICY=$POLICY: there is no such file"
     if [[ ! -f $dir/items.csv ]]; then
         say "sharing out ${DATA:-dataset=synthetic} among $nodes sites"
         # shellcheck disable=SC2086 # several overrides
@@ -106,7 +111,13 @@ sites() { # the data, shared out by user, and a key for each node
     fi
     for ((n = 0; n < nodes; n++)); do
         [[ -f $dir/site-$n/interactions.csv ]] || fail "$dir was made for fewer nodes: take another folder for $nodes"
-        [[ -f $dir/site-$n/key ]] || ssh-keygen -q -t ecdsa -b 384 -N "" -C "" -f "$dir/site-$n/key"
+        [[ -f $dir/site-$n/key ]] && continue
+        if [[ ${names[n]:-} ]]; then echo "${names[n]}" >"$dir/site-$n/group"; fi
+        if [[ ${POLICY:-} ]]; then
+            install -d -m 700 "$dir/site-$n/state"
+            install -m 600 "$POLICY" "$dir/site-$n/state/policy.toml"
+        fi
+        ssh-keygen -q -t ecdsa -b 384 -N "" -C "" -f "$dir/site-$n/key"
     done
 }
 
@@ -173,6 +184,7 @@ supernode() { # NUMBER: after a kill the SuperLink refuses a key for up to a min
     # A file: on the command line Flower takes pairs apart with a pattern that knows no quote inside a value.
     printf 'interactions = %s\nstate-dir = %s\n' \
         "$(quoted "$site/interactions.csv")" "$(quoted "$site/state")" >"$site/node.toml"
+    if [[ -f $site/group ]]; then echo "group = $(quoted "$(cat "$site/group")")" >>"$site/node.toml"; fi
     for _ in $(seq 12); do
         say "starting SuperNode $1"
         launch "$site" fedrec supernode --root-certificates "$dir/ca.crt" --auth-supernode-private-key "$site/key" \
@@ -250,7 +262,7 @@ PYTHON
 }
 
 command=${1:-}
-[[ $command && ${2:-} ]] || { sed -n '2,20s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2; }
+[[ $command && ${2:-} ]] || { sed -n '2,/^set -/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 2; }
 mkdir -p "$2"
 dir=$(cd "$2" && pwd)
 shift 2

@@ -199,7 +199,13 @@ _RUNTIME = "of real processes, under the mark `runtime`"
 COVERED: list[tuple[str, Callable[[str, Place], None], str]] = [
     (r"deployment.md: .*\n", script, "tests/runtime/test_guide.py runs these scripts, word by word"),
     (r"deployment.md: (mkdir |openssl |printf |chmod |flwr (ls|supernode) |tail |kill )", script, "so does it these"),
+    (r"fellrec.md: .*\n", script, f"tests/runtime/test_split_groups.py runs this script, {_RUNTIME}"),
     (r"\S+: fedrec supernode \.\.\. ", site, f"tests/runtime/test_deployment.py starts SuperNodes, {_RUNTIME}"),
+    (
+        r"fellrec.md: fedrec \w+ .*/models/",
+        script,
+        "of a model of 14 GB, and for a GPU; the page says that it has not been run",
+    ),
     (r"\S+: fedrec \w+\b", carry_out, "here"),
     (r"\S+: flwr run \. ", configuration, f"tests/runtime/test_flwr_run.py and test_guide.py, {_RUNTIME}"),
     (r"simulation.md: (pkill |export FLWR)", script, f"tests/runtime/test_flwr_run.py, {_RUNTIME}"),
