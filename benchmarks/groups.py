@@ -21,6 +21,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from benchmarks import documents
+from benchmarks.own_share import FOLDER as OWN_SHARE
 from benchmarks.paired_groups import Ahead, Gains, gains, of_worst, over_all, over_groups, over_seeds
 from benchmarks.results_table import RESULTS, ROOT, kept
 from fedrec.evaluation.over_groups import MEAN, SPREAD, WORST
@@ -46,6 +47,10 @@ _HEAD = (
 _VALIDATED = (
     "\n| {} | validation, all users | mean of the groups | worst group | standard deviation |\n"
     "|{}|---:|---:|---:|---:|\n"
+)
+_OWN_SHARE_HEAD = (
+    "\n| data, groups, seed | share of each group | worst group, pooled | with the shares | "
+    "ahead of pooled, all users | mean of the groups | worst group |\n|---|---|---:|---:|---:|---:|---:|\n"
 )
 _PAIRED = f"| mixing | ahead of {AGAINST}, all users | mean of the groups | worst group |\n|---|---:|---:|---:|\n"
 
@@ -112,7 +117,7 @@ def _read(path: Path) -> dict[str, Any]:
 def tables() -> dict[str, str]:
     """The blocks of the page: a table of results and one of differences for each data set and grouping."""
     runs = {Name.of(path.stem): _read(path)["summary"] for path in sorted(FOLDER.glob("*.json"))}
-    return {"groups": _results(runs), "search": _search(runs), "tried": _tried()}
+    return {"groups": _results(runs), "search": _search(runs), "tried": _tried(), "own-share": _own_share()}
 
 
 def _results(runs: Mapping[Name, Mapping[str, Any]]) -> str:
@@ -170,6 +175,18 @@ def _tried() -> str:
     """Rules of which there is no code any more: by validation, one seed, beside what they were made of."""
     found = [_read(path) for path in sorted((FOLDER / "tried").glob("*.json"))]
     return _VALIDATED.format("tried", "---") + "".join(_validated(run["name"], run["summary"]) for run in found) + "\n"
+
+
+def _own_share() -> str:
+    """What a share of its own model brings each group, if its own validation chooses the share."""
+    lines = []
+    for path in sorted(OWN_SHARE.glob("*.json")):
+        (data, grouping, seed), found = path.stem.split("-"), _read(path)
+        shares = ", ".join(f"{each['share']:g}" for each in found["groups"].values())
+        worst = [f"{found[which]['worst']:.4f}" for which in ("pooled", "chosen")]
+        ahead = [f"{each['difference']:+.4f} ± {each['error']:.4f}" for each in found["ahead"].values()]
+        lines.append(f"| {' | '.join([f'{_DATA[data]}, `{grouping}`, {seed}', shares, *worst, *ahead])} |\n")
+    return _OWN_SHARE_HEAD + "".join(lines) + "\n"
 
 
 def _validated(what: str, run: Mapping[str, Any]) -> str:

@@ -31,7 +31,7 @@ def table() -> str:
         summary = run["summary"]
         groups = [ranked["test"]["ndcg@10"] for ranked in summary.get("groups", {}).values()]
         best = max(means["ndcg@10"] for means in summary["baselines"].values())
-        moved = summary["bytes_per_user"]
+        moved, lead = summary["bytes_per_user"], summary["lead"]
         cells = [
             run["name"],
             f"{summary['validation']['ndcg@10']:.4f}",
@@ -39,7 +39,7 @@ def table() -> str:
             f"{summary['test']['hr@10']:.4f}",
             f"{min(groups):.4f}" if groups else "-",
             f"{best:.4f}",
-            f"{summary['test']['ndcg@10'] - best:+.4f}",
+            f"{lead['difference']:+.4f} ± {lead['standard_error']:.4f}",
             *(f"{moved[way]:,.0f}" for way in ("up", "down", "one_time")),
         ]
         lines.append(f"| {' | '.join(cells)} |\n")

@@ -21,6 +21,7 @@ from client_app.answers.recommending import best_items
 from client_app.training.engine import GlobalModel
 from commands.kept_run import of_run
 from fedrec.core.rng import derive
+from fedrec.data.split import HeldOut
 
 _AT_ONCE = 1_024
 _K = 10
@@ -56,24 +57,29 @@ def gains(folder: Path) -> Gains:
     node = source.node
     slots = node.users.evaluated
     found, groups = np.zeros(len(slots)), node.groups[slots]
-    eligible = torch.from_numpy(node.sampler.eligible)
     for group in np.unique(groups).tolist():
         received = source.model_of(group)
-        model = _as_sent(node, received)
-        places = np.flatnonzero(groups == group)
-        for start in range(0, len(places), _AT_ONCE):
-            some = places[start : start + _AT_ONCE]
-            cohort, positives = node.users.held_out(slots[some], "test")
-            private, _ = node.starts(cohort.keys, before=received.round + 1)
-            seed = derive(node.secret, "solve", "test", received.round)
-            private = node.engine.solve(model, cohort, private, seed)
-            rows, _ = best_items(model, cohort, private, eligible, _K)
-            hit = rows.numpy() == positives[:, None]
-            found[some] = np.where(hit.any(axis=1), 1 / np.log2(2 + hit.argmax(axis=1)), 0.0)
+        mine = groups == group
+        found[mine] = brought(node, as_sent(node, received), received.round, slots[mine], "test")
     return Gains(found, groups)
 
 
-def _as_sent(node: Node, received: Received) -> GlobalModel:
+def brought(node: Node, model: GlobalModel, round: int, slots: NDArray[np.int64], of: HeldOut) -> NDArray[np.float64]:
+    """float64 [users], what users bring under the model of a round, by the item that is held out `of` their history."""
+    found = np.zeros(len(slots))
+    eligible = torch.from_numpy(node.sampler.eligible)
+    for start in range(0, len(slots), _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        cohort, positives = node.users.held_out(slots[some], of)
+        private, _ = node.starts(cohort.keys, before=round + 1)
+        private = node.engine.solve(model, cohort, private, derive(node.secret, "solve", of, round))
+        rows, _ = best_items(model, cohort, private, eligible, _K)
+        hit = rows.numpy() == positives[:, None]
+        found[some] = np.where(hit.any(axis=1), 1 / np.log2(2 + hit.argmax(axis=1)), 0.0)
+    return found
+
+
+def as_sent(node: Node, received: Received) -> GlobalModel:
     """The model of a checkpoint as devices got it for the test."""
     model, form = received.model.cpu(), node.model_format(received.phase)
     exact = {name: model.trainable[name] for name in form.spec}

@@ -9,19 +9,34 @@ import re
 import sys
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:  # benchmarks are not installed
     sys.path.append(str(ROOT))
 
-from benchmarks import accuracy, common, fedras, groups, methods, page, paired_groups, private_accuracy, split, timeline  # noqa: E402
+from benchmarks import (  # noqa: E402
+    accuracy,
+    common,
+    fedras,
+    groups,
+    methods,
+    own_share,
+    page,
+    paired_groups,
+    private_accuracy,
+    split,
+    timeline,
+)
 from benchmarks.phases import clocked  # noqa: E402
+from client_app.training.engine import GlobalModel  # noqa: E402
 from fedrec.config.compose import compose  # noqa: E402
 from fedrec.core.registry import backbones  # noqa: E402
+from peft_embeddings.model import Model  # noqa: E402
 
 IN_PROCESS = (
     "engine",
@@ -201,6 +216,12 @@ def test_groups_are_compared_user_by_user_by_hand() -> None:
     assert paired_groups.of_worst(swapped, other) == pytest.approx((-0.1, 0.1)), "of two groups: errors of 0 and .1"
     both = [paired_groups.Ahead(0.1, 0.2), paired_groups.Ahead(0.3, 0.4)]
     assert paired_groups.over_seeds(both) == pytest.approx((0.2, 0.3))
+
+
+def test_a_share_of_a_groups_own_model_lies_between_the_two() -> None:
+    pooled, own = (GlobalModel(cast(Model, None), {"a": torch.tensor([value, 1.0])}, {}) for value in (2.0, 6.0))
+    mixed = {share: own_share.mixed(pooled, own, share).trainable["a"].tolist() for share in own_share.SHARES}
+    assert (mixed[0.0], mixed[0.25], mixed[1.0]) == ([2.0, 1.0], [3.0, 1.0], [6.0, 1.0])
 
 
 def test_the_page_of_split_models_has_the_tables_of_what_was_measured() -> None:
