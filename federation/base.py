@@ -27,6 +27,7 @@ from federation.item_counts import Counting
 from federation.kept_checkpoints import KeptCheckpoints
 from federation.kinds import is_split, ranking_of, training_of
 from federation.meter import Meter
+from federation.plan import counted, plan_of
 from federation.ranking import TEST, VALIDATION, Ranking, RankingOrder
 from federation.rival import Rival
 from federation.server_model import Phase, ServerModel, ServerState
@@ -81,7 +82,7 @@ class FederatedStrategy(ABC):
         """
         self.config: Any = config.strategy
         self.setup = setup
-        self.plan = self.phases(config)
+        self.plan = plan_of(config)
         self.meter = Meter([phase.name for phase in self.plan])
         self.directory = Directory()
         self.rules = config.federation
@@ -266,6 +267,8 @@ class FederatedStrategy(ABC):
     def _stepped(self, state: ServerState, mean: Tensors | None) -> ServerState:
         if mean is None:
             return state
+        if self.models.model.embedding.counts:
+            return counted(self.models.model, state, mean, self.setup.stages.counted_length)
         moved, optimiser = self._recipe.server_update(state.trainable, mean, state.optimiser)
         return replace(state, trainable=moved, optimiser=optimiser)
 

@@ -15,6 +15,7 @@ from exchanges import members
 from exchanges.declaration import Declaration, Participant, Regular
 from exchanges.secure import Cost, cost
 from exchanges.split import crossing_bytes, stages_of
+from federation.plan import plan_of
 from federation.server_model import Phase
 from federation.uplink import most_changed
 from federation.versions import expected_bytes
@@ -214,7 +215,7 @@ def sizes(config: RunConfig, setup: Setup, item_list: int | None = None, users: 
         joining["item list"] = item_list
     if setup.backbone_of_run.item_counting is not None:
         joining["report of items"] = members.Counting(setup.n_items).up_bytes(_DEVICE)
-    plan: Sequence[Phase] = registry.strategies.get(strategy.name).phases(config)
+    plan: Sequence[Phase] = plan_of(config)
     privacy: Stage = registry.privacies.get(config.privacy.name)(config.privacy)
     each = zip(plan, models_of(setup), strict=True)
     phases = tuple(_phase(phase, model, setup, setup.recipe_of_run, privacy, chosen) for phase, model in each)

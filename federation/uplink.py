@@ -15,10 +15,10 @@ def most_changed(model: Model, recipe: Recipe, privacy: Stage) -> Mapping[str, i
     """The most rows of each table that a user changes, by the names under which the tables travel.
 
     It reads the items of its window, or of its contexts, and its negatives, and each of them some rows. None: nobody
-    knows, because a user trains on its whole history, or because a mechanism changes other rows too.
+    knows, because a user reads its whole history, or because a mechanism changes other rows too.
     """
     window, contexts, embedding = recipe.window, recipe.contexts, model.embedding
-    if privacy.reads in ("rows", "dense"):
+    if privacy.reads in ("rows", "dense") or embedding.counts:
         return None
     if contexts is not None:
         positives, pairs = contexts.most_items, contexts.count * contexts.longest

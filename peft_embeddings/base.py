@@ -13,11 +13,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fedrec.core.registry import MemberConfig
 from fedrec.core.tensors import Spec, TableSpec, Tensors, TensorSpec
+from fedrec.data.statistics import Parts
 
 
 class ItemEmbedding(ABC):
@@ -27,6 +30,9 @@ class ItemEmbedding(ABC):
 
     uses_base: bool
     """Whether the frozen base table is added to (and so must be on the device); a full table replaces it."""
+
+    counts: ClassVar[bool] = False
+    """Whether its tables are no parameters but statistics: users do not train them, and say what `counted` has."""
 
     def __init__(self, config: Any, n_items: int, dim: int) -> None:
         self.config = config
@@ -77,6 +83,18 @@ class ItemEmbedding(ABC):
             frozen: Frozen tensors.
             base_rows: Gathered rows of the base table [..., items, dim]; None without `uses_base`.
         """
+
+    def counted(self, offsets: NDArray[np.int64], items: NDArray[np.int64]) -> Mapping[str, Parts]:
+        """What each user adds to tables of one column whose rows are counted, by their names, whatever its length.
+
+        Of an embedding that `counts`: what becomes of it is brought to one length for all users, and its mean over them
+        is the table.
+
+        Args:
+            offsets: int64 [users + 1]; user u has the history `items[offsets[u]:offsets[u + 1]]`.
+            items: int64, catalogue rows.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__} counts nothing")
 
     def frozen_problem(self, frozen: Tensors) -> str | None:
         """What is wrong with frozen tensors of the right names, shapes and types that came over the network.

@@ -6,12 +6,13 @@ import dataclasses
 import logging
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from federation.plan import plan_of
 from fedrec.backbones.base import Backbone
 from fedrec.config.schema import ROW_OF_GRADIENTS, RunConfig
 from fedrec.core import registry
@@ -126,8 +127,7 @@ def make_setup(
 
     Raises ConfigError if nobody's update could ever count.
     """
-    strategy: Any = config.strategy
-    phases = registry.strategies.get(strategy.name).phases(config)
+    phases = plan_of(config)
     setup = Setup(
         protocol=PROTOCOL_VERSION,
         run_key=text_digest(str(config.run_id)),

@@ -310,7 +310,7 @@ class Node:
             assert isinstance(self.place, Site), "only a site has a policy"
             spend_training(self.place.state_dir, self.policy, self.setup, round, cohort.keys)
         private, found = self.starts(cohort.keys, before=round)
-        trained = self.engine.train(model, cohort, private, derive(self.secret, "train", round), timer)
+        trained = self.engine.round(model, cohort, private, derive(self.secret, "train", round), timer)
         if self.policy:
             require_users("an update", trained.update.users, self.policy.min_users_in_update)
         kept = {name: tensor[trained.taken] for name, tensor in trained.private.items()}

@@ -21,7 +21,7 @@ from fedrec.core.tensors import Tensors
 from fedrec.data.negatives import NegativeSampler
 from fedrec.optim.base import LocalStep, Recipe
 from fedrec.stages.chain import Stages
-from fedrec.stages.contributions import Contributions
+from fedrec.stages.contributions import Contributions, Rows
 from fedrec.stages.draws import Draws
 from fedrec.wire.updates import NodeUpdate
 from peft_embeddings.model import Model
@@ -75,6 +75,10 @@ def moving(steps: Sequence[LocalStep], backbone: Backbone) -> list[LocalStep]:
     return [step for step in steps if step.shared or (step.private and backbone.private)]
 
 
+_COUNTED_AT_ONCE = 256
+"""Users whose parts of a statistic are formed at once."""
+
+
 class Collected:
     """What the users of a cohort came to so far, while an engine trains them part by part."""
 
@@ -120,6 +124,23 @@ class Collected:
         return Trained(update, self._private, self._taken)
 
 
+def parts_of(model: GlobalModel, cohort: Cohort, length: float) -> Contributions:
+    """What each user gives where the model's embedding counts: a part of that length; of who has no items, zeros."""
+    counted = model.model.embedding.counted(cohort.offsets, cohort.items)
+    norms = np.sqrt(sum(parts.norms(len(cohort)) ** 2 for parts in counted.values()))
+    device = next(iter(model.trainable.values())).device
+    rows = {}
+    for name, (owners, places, values) in counted.items():
+        value = torch.from_numpy(values / norms[owners] * length).float().to(device)
+        owner, row = torch.from_numpy(owners).to(device), torch.from_numpy(places).to(device)
+        rows[model.model.embedding_name(name)] = [Rows(owner, row[:, None], value[:, None, None])]
+    spec, users = model.model.trainable, len(cohort)
+    whole = {name: entry.zeros(users).to(device) for name, entry in spec.items() if name not in rows}
+    return Contributions.of(
+        spec, cohort.keys, rows, whole, np.ones(users, dtype=np.int64), torch.zeros(users, device=device)
+    )
+
+
 class Engine(ABC):
     """Trains users locally. What a user's training gives depends on nothing but the model, the user and the seeds."""
 
@@ -145,6 +166,27 @@ class Engine(ABC):
         self.stages = stages
         self.pairs_at_once = pairs_at_once
         self.fresh = fresh
+
+    def round(
+        self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int, timer: Timer | None = None
+    ) -> Trained:
+        """One round of a run: of training, as `train`, or one in which users say what the model counts."""
+        if model.model.embedding.counts:
+            return self._count(model, cohort, private, seed, timer)
+        return self.train(model, cohort, private, seed, timer)
+
+    def _count(self, model: GlobalModel, cohort: Cohort, private: Tensors, seed: int, timer: Timer | None) -> Trained:
+        """Every user's part of a statistic, as long for all of them: it goes the way of an update.
+
+        Each is one example. Nothing else moves, and so nobody has trained.
+        """
+        collected = Collected(self.stages, model, private, cohort.keys, Draws(seed, self.fresh), timer)
+        for start in range(0, len(cohort), _COUNTED_AT_ONCE):
+            users = np.arange(start, min(start + _COUNTED_AT_ONCE, len(cohort)))
+            own = {name: tensor[torch.from_numpy(users)] for name, tensor in private.items()}
+            part = cohort.part(start, start + len(users))
+            collected.take(users, parts_of(model, part, self.stages.counted_length), own)
+        return collected.trained()._replace(taken=np.zeros(len(cohort), dtype=np.bool_))
 
     @abstractmethod
     def train(

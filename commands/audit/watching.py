@@ -141,7 +141,7 @@ class Watching:
         limits = Limits(node.setup.weight_cap, LARGEST_NORM)
         stages = Stages([kept], Float32Codec(Float32Config("float32")), limits)
         engine: Engine = ENGINES[node.setup.engine](node.recipe, node.sampler, stages, node.setup.pairs_at_once)
-        engine.train(received.model, self._cohort, private, derive(node.secret, "train", received.round))
+        engine.round(received.model, self._cohort, private, derive(node.secret, "train", received.round))
         return kept
 
 

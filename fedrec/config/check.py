@@ -8,6 +8,7 @@ from collections import Counter
 from typing import cast
 
 from fedrec.config.schema import RunConfig
+from fedrec.config.start import after_counting, counting_problems
 from fedrec.core.registry import FAMILIES, backbones, datasets
 from fedrec.datasets.base import DatasetConfig, DatasetSource
 
@@ -36,12 +37,15 @@ def check(config: RunConfig) -> list[str]:
         )
     if config.runtime == "deployment":
         problems += _of_a_deployment(config)
+    counting = counting_problems(config)
+    problems += counting
+    planned = config if counting else after_counting(config)
     for field in dataclasses.fields(config):
         if field.name in FAMILIES:
             member = FAMILIES[field.name].get(getattr(config, field.name).name)
             contribute = getattr(member, "problems", None)
             if contribute is not None:
-                problems += contribute(config)
+                problems += contribute(planned if field.name == "strategy" else config)
     return problems
 
 

@@ -219,7 +219,7 @@ class LocalConfig:
 
 @dataclass(frozen=True)
 class StatisticsConfig:
-    """What `fedrec baseline popularity` and `co_occurrence` count, and how users ask by it.
+    """What `fedrec baseline popularity` and `co_occurrence` count, and how users ask by it; what a run begins with.
 
     Attributes:
         items: Most popular items whose co-occurrences are counted; noise grows with their square.
@@ -229,6 +229,11 @@ class StatisticsConfig:
         popularity_share: What finding these items gets of the precision, 1 / scale**2, that a budget of privacy allows
             normal noise; of Laplace noise, of the epsilon.
         history_decay: What an item of its history counts for less than the one after it, where a user asks.
+        start: What users are asked for in the first rounds of a run: `popularity`, which is then a number of every
+            item's vector (`peft_embeddings.popularity`), or `none`.
+        rounds: How many of the run's rounds these are; noise on their mean is less.
+        scaling: As of `embedding=popularity`.
+        floor: The same.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
@@ -239,6 +244,10 @@ class StatisticsConfig:
     factors: Annotated[int, Ge(1), Le(MOST_WIDTH)] = 64
     popularity_share: Annotated[float, Gt(0), Lt(1)] = 0.1
     history_decay: Annotated[float, Gt(0), Le(1)] = 0.6
+    start: Literal["none", "popularity"] = "none"
+    rounds: Annotated[int, Ge(1), Le(MOST_ROUNDS)] = 1
+    scaling: Annotated[float, Gt(0), Le(LARGEST_START)] = 0.25
+    floor: Annotated[float, Gt(0), Le(1)] = 0.001
 
 
 @dataclass(frozen=True)

@@ -119,3 +119,15 @@ def _adaptive(rule: ServerOptimiser, gradient: Tensor, first: Tensor, second: Te
 
 
 _STEPS: Mapping[str, _Step] = {"sgd": _sgd, "adagrad": _adagrad, "adam": _adam, "yogi": _yogi}
+
+
+def running_mean(table: Tensors, mean: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
+    """The next (tables, state) of statistics: the mean over the rounds that told anything; `state` starts empty.
+
+    Args:
+        table: That of the rounds before, zeros at the start.
+        mean: That over the users of this round.
+        state: How many rounds there were.
+    """
+    rounds = state.get("rounds", torch.zeros(())) + 1
+    return {name: before + (mean[name] - before) / rounds for name, before in table.items()}, {"rounds": rounds}

@@ -128,6 +128,11 @@ class Stages:
         return min([self.limits.max_update_norm, *bounds])
 
     @property
+    def counted_length(self) -> float:
+        """The norm of a user's part of a statistic: 1, or as much as is let through."""
+        return min(1.0, self.max_norm)
+
+    @property
     def largest_number(self) -> float:
         """No number of an update is larger, times its weight."""
         return self.row_limits.reach(1) if self.row_limits else self.limits.weight_cap * self.max_norm
