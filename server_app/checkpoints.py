@@ -59,6 +59,10 @@ class Checkpoints:
                 if name <= _name(round) and (name not in spared or suffix == PART):
                     path.unlink()
 
+    def after(self, round: int) -> Checkpoint:
+        """The checkpoint of a round that is known to be there. Raises OSError, or what a damaged one raises."""
+        return self._read(_name(round))
+
     def newest(self) -> tuple[Checkpoint | None, list[int]]:
         """The newest sound checkpoint, and what all kept ones up to it need (`Checkpoint.needs`); None without any.
 

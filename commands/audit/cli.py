@@ -34,6 +34,13 @@ class CandidateKind(StrEnum):
     USERS = "users"
 
 
+class RecoveryKind(StrEnum):
+    """What `fedrec audit recovery` reads."""
+
+    UPDATES = "updates"
+    SUMS = "sums"
+
+
 @audit_app.command("promotion", cls=OverridesCommand)
 def promotion_command(
     overrides: Overrides = None,
@@ -74,13 +81,24 @@ def membership_command(
 @audit_app.command("recovery", cls=OverridesCommand)
 def recovery_command(
     overrides: Overrides = None,
-    users: Annotated[int, typer.Option("--users", min=1, max=100_000, help="Who are alone on their nodes.")] = 50,
+    users: Annotated[
+        int, typer.Option("--users", min=1, max=100_000, help="Who are attacked (sums: half of them).")
+    ] = 50,
+    of: Annotated[
+        RecoveryKind, typer.Option("--of", help="The updates of users who are alone on their nodes, or sums over many.")
+    ] = RecoveryKind.UPDATES,
     as_json: AsJson = False,
 ) -> None:
-    """Train with users who are alone on their nodes, and name their items from the updates that the server gets."""
+    """Train, and name users' items from the updates of those who are alone on their nodes, or from sums over many."""
     with ending(as_json) as (console, end):
         config, same = prepared(overrides or [])
-        from commands.audit.recovery import recovery, show_recovery  # torch: not needed for help
+        if of is RecoveryKind.SUMS:
+            from commands.audit.sums import recovery_from_sums, show_sums  # torch: not needed for help
+
+            end.update(recovery_from_sums(config, same, users, console=console))
+            show_sums(end, console)
+            return
+        from commands.audit.recovery import recovery, show_recovery
 
         end.update(recovery(config, same, users, console=console))
         show_recovery(end, console)

@@ -88,6 +88,21 @@ def server_step(rule: ServerOptimiser, model: Tensors, mean_delta: Tensors, stat
     return moved, kept
 
 
+def stepped_on(rule: ServerOptimiser, before: Tensors, after: Tensors) -> Tensors:
+    """The mean delta of a step of `server_step`, told from the states before and after it; zeros if none was taken.
+
+    Raises ValueError for `adagrad`, which keeps no mean.
+    """
+    if rule.kind == "adagrad":
+        raise ValueError("the state of adagrad does not tell what it has stepped on")
+    share = 1.0 if rule.kind == "sgd" else 1 - rule.beta1
+    names = [name.removeprefix("first.") for name in after if name.startswith("first.")]
+    if int(after.get("count", torch.zeros(()))) == int(before.get("count", torch.zeros(()))):
+        return {name: torch.zeros_like(after[f"first.{name}"]) for name in names}
+    earlier = {name: before.get(f"first.{name}", torch.zeros_like(after[f"first.{name}"])) for name in names}
+    return {name: (rule.beta1 * earlier[name] - after[f"first.{name}"]) / share for name in names}
+
+
 _Step = Callable[[ServerOptimiser, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
 
 
