@@ -1,6 +1,6 @@
 """Accuracy under differential privacy: the kept runs with a budget as a table, NDCG@10 against epsilon.
 
-    python -m benchmarks.private_accuracy             write the table into docs/privacy.md
+    python -m benchmarks.private_accuracy             write the tables into docs/privacy.md, and draw the picture
     python -m benchmarks.private_accuracy --check     exit 1 if the page has another table
 
 Runs are kept by `python -m benchmarks.results_table --to privacy/accuracy --add NAME RUN`; seeds of one configuration
@@ -14,13 +14,15 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from benchmarks import documents
 from benchmarks.accuracy import SEED, kept, mean_of
 from benchmarks.results_table import RESULTS, ROOT
 
 PAGE = ROOT / "docs" / "privacy.md"
+PICTURE = ROOT / "docs" / "img" / "privacy.png"
 _ITEMS = 3_706
 """Of MovieLens 1M: popularity is a number for each."""
 _COLUMNS = (
@@ -76,6 +78,69 @@ def table() -> str:
     return "\n".join(lines)
 
 
+class Point(NamedTuple):
+    """A configuration in the picture: its budget, mean test NDCG@10, how many seeds, and which series it is of."""
+
+    epsilon: float
+    value: float
+    seeds: int
+    series: str
+
+
+_SERIES: Mapping[str, str] = {
+    "co-occurrence": "co-occurrences, once",
+    "popularity": "popularity alone, once",
+    "text": "text and popularity, once",
+    "distributed_gaussian": "trained, no trusted server",
+    "local_gaussian": "trained, noise of each device",
+    "central_gaussian": "trained, a trusted server",
+}
+"""Of the picture: the series of runs whose names begin so."""
+_COLOURS = ("#ee6677", "#ccbb44", "#228833", "#aa3377", "#777777", "#4477aa")
+UNTRAINED = RESULTS / "untrained" / "movielens-1m-co-occurrence.json"
+"""Has the baselines that need nobody's data, on the same data and texts."""
+
+
+def points() -> list[Point]:
+    """Every kept configuration with a budget, by series and epsilon."""
+    found = []
+    for folder in ("privacy/accuracy", "privacy/statistics"):
+        for name, summaries in kept(folder).items():
+            series = next(title for start, title in _SERIES.items() if name.startswith(start))
+            values = [float(summary["test"]["ndcg@10"]) for summary in summaries]
+            found.append(Point(_epsilon(summaries), sum(values) / len(values), len(values), series))
+    return sorted(found, key=lambda point: (point.series, point.epsilon))
+
+
+def draw(path: Path) -> None:
+    """Test NDCG@10 by epsilon, the best of each series at a budget joined by lines; beside it what costs no budget."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
+
+    figure = Figure(figsize=(8.5, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for colour, series in zip(_COLOURS, _SERIES.values(), strict=True):
+        mine = [point for point in points() if point.series == series]
+        axes.scatter([each.epsilon for each in mine], [each.value for each in mine], color=colour, s=18)
+        best: dict[float, float] = {}
+        for each in mine:
+            budget = round(each.epsilon, 1)
+            best[budget] = max(best.get(budget, 0.0), each.value)
+        axes.plot(list(best), list(best.values()), color=colour, lw=1.5, label=series)
+    floor = json.loads(UNTRAINED.read_text(encoding="utf-8"))["summary"]["baselines"]["content_last"]["ndcg@10"]
+    axes.axhline(floor, color="#333333", lw=1, ls="--", label="text alone, epsilon 0")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator([0.25, 0.5, 1, 2, 4, 8]))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(0)
+    axes.set_xlabel("epsilon, at the level of a user, delta 1e-5")
+    axes.set_ylabel("NDCG@10, test")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    figure.savefig(path, dpi=130, metadata={"Software": None})
+
+
 def _epsilon(summaries: Sequence[Mapping[str, Any]]) -> float:
     return max(float(summary["privacy"]["epsilon"]) for summary in summaries)
 
@@ -85,6 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.private_accuracy", description="NDCG against epsilon.")
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args(arguments).check
+    if not check:
+        draw(PICTURE)
     blocks = {"epsilon": f"\n{table()}\n\n", "statistics": f"\n{statistics()}\n\n"}
     return documents.write(PAGE, blocks, command="python -m benchmarks.private_accuracy", check=check)
 
