@@ -120,11 +120,12 @@ def draw(path: Path) -> None:
     figure = Figure(figsize=(8.5, 4.2), layout="constrained")
     axes = figure.subplots()
     for colour, series in zip(_COLOURS, _SERIES.values(), strict=True):
-        mine = [point for point in points() if point.series == series]
+        if not (mine := [point for point in points() if point.series == series]):
+            continue
         axes.scatter([each.epsilon for each in mine], [each.value for each in mine], color=colour, s=18)
         best: dict[float, float] = {}
         for each in mine:
-            budget = round(each.epsilon, 1)
+            budget = round(20 * each.epsilon) / 20  # 7.99 and 8.00 are one
             best[budget] = max(best.get(budget, 0.0), each.value)
         axes.plot(list(best), list(best.values()), color=colour, lw=1.5, label=series)
     floor = json.loads(UNTRAINED.read_text(encoding="utf-8"))["summary"]["baselines"]["content_last"]["ndcg@10"]

@@ -31,9 +31,9 @@ _ALL = ["experiment=central_gaussian", "strategy.rounds=5"]
 _SHARES = ["privacy=distributed_gaussian", "privacy.drawn=sum"]
 MODELS: Mapping[str, Sequence[str]] = {
     "20 sums over 604 users": [*_TENTH, "privacy=none"],
-    "the same, epsilon 8": [*_TENTH, "privacy.epsilon=8"],
-    "the same, epsilon 2": [*_TENTH, "privacy.epsilon=2"],
-    "the same, epsilon 8 in shares of devices": [*_TENTH, *_SHARES, "privacy.epsilon=8"],
+    "20 sums over 604 users, epsilon 8": [*_TENTH, "privacy.epsilon=8"],
+    "20 sums over 604 users, epsilon 2": [*_TENTH, "privacy.epsilon=2"],
+    "20 sums over 604 users, epsilon 8 in shares of devices": [*_TENTH, *_SHARES, "privacy.epsilon=8"],
     "5 sums over all 6,040 users": [*_ALL, "privacy=none"],
     "5 sums over all 6,040 users, epsilon 8": [*_ALL, "privacy.epsilon=8"],
 }
@@ -82,6 +82,44 @@ def shown(kept: Mapping[str, Mapping[str, Any]]) -> str:
     return f"\n{rendering.table(head, rows)}\n"
 
 
+def who(kept: Mapping[str, Mapping[str, Any]]) -> str:
+    """What each onlooker learns, without protection and with it, in one figure each of those that are kept."""
+    lone = json.loads((RESULTS.parent / "item_recovery.json").read_text(encoding="utf-8"))["figures"]["runs"]
+    one = next(entry for entry in lone if entry["name"] == "fast, full, int8")
+    plain, noised = ("20 sums over 604 users", "20 sums over 604 users, epsilon 8")
+    adds = "of the last 10 items the sums add {:+.3f} to the AUC of popularity, {:.3f}"
+
+    def of_sums(model: str) -> str:
+        return adds.format(kept[model]["last"]["gain"], kept[model]["last"]["popularity"]) if model in kept else "-"
+
+    def canaries(model: str, look: str) -> str:
+        run = json.loads((RESULTS.parent / "membership" / f"{model}-canaries.json").read_text(encoding="utf-8"))
+        return f"who took part, of made-up users: AUC {run[look]['auc']:.2f}"
+
+    without, with_noise = "full-everybody-in-20-rounds", "the-same-epsilon-8"
+    rows = [
+        [
+            "the server, which follows the protocol",
+            f"a lone user's update: {one['one_update']['last_precision']:.2f} of the last 10 items named",
+            of_sums(plain),
+            of_sums(noised),
+        ],
+        [
+            "another client, or whoever has all models",
+            *[canaries(without, "all_models")] * 2,
+            canaries(with_noise, "all_models"),
+        ],
+        ["an outsider with the last model", *[canaries(without, "last_model")] * 2, canaries(with_noise, "last_model")],
+    ]
+    head = [
+        "who looks",
+        "without protection",
+        "with `aggregation=secagg`",
+        "with noise for epsilon 8 on the sum as well",
+    ]
+    return f"\n{rendering.table(head, rows)}\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Carry out what the command line asks for; the exit status."""
 
@@ -97,7 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if kept_as(model).is_file()
         }
         command = "python -m benchmarks.sum_recovery --page"
-        return documents.write(PAGE, {"sums": shown(kept)}, command=command, check=opts.extra.check)
+        blocks = {"sums": shown(kept), "who": who(kept)}
+        return documents.write(PAGE, blocks, command=command, check=opts.extra.check)
     data = [*table_overrides(opts.data), "dataset.text_columns=[title,genres]"] if opts.full else ["dataset.n_users=60"]
     for model in MODELS if opts.full else list(MODELS)[:1]:
         if opts.full and kept_as(model).is_file():
