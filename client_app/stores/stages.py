@@ -19,14 +19,18 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from annotated_types import Predicate
 
 from fedrec.core.errors import PolicyError, StoreError
 from fedrec.core.owned import own_folder
 from fedrec.core.whole_files import PART, sync, write_text
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 log = logging.getLogger("fedrec")
 
@@ -117,10 +121,10 @@ class StageStore:
 
     def remembered(self) -> Remembered:
         """What there is. Raises StoreError if it cannot be read."""
-        from pydantic import TypeAdapter, ValidationError
+        from pydantic import ValidationError
 
         try:
-            return TypeAdapter(Remembered).validate_json(self._record.read_bytes())
+            return _reader().validate_json(self._record.read_bytes())
         except FileNotFoundError:
             return Remembered.NOTHING
         except OSError as error:
@@ -211,8 +215,16 @@ class StageStore:
             path.unlink(missing_ok=True)
 
 
+@cache
+def _reader() -> TypeAdapter[Remembered]:
+    """Made once: it takes longer than what it reads."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Remembered)
+
+
 def _text(kept: Remembered) -> str:
-    return json.dumps(dataclasses.asdict(kept))
+    return json.dumps(vars(kept))
 
 
 def forget_other_runs(state_dir: Path, joined: str) -> None:

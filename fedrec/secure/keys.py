@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -87,11 +88,10 @@ class Announced(NamedTuple):
     def require_keys(self) -> None:
         """Raise PacketError (`wrong_key`) if with one of the X25519 keys everybody agrees on the same, known secret.
 
-        Such a key has a low order, and shows at any exchange: at that with a seed that is then thrown away.
+        Such a key has a low order, and shows at any exchange: at that with a key that is for nothing else.
         """
-        probe = Agreed(new_seed(), b"")
         for key in (self.channel, self.mask):
-            probe.key(key, MASK)
+            _exchanged(_probe(), key)
 
     def _signed(self) -> bytes:
         return self.channel + self.mask + self.users.to_bytes(_USERS_BYTES, "little")
@@ -127,6 +127,19 @@ def _private_of(seed: bytes) -> X25519PrivateKey:
     return X25519PrivateKey.from_private_bytes(_derived(seed, "x25519", b""))
 
 
+@cache
+def _probe() -> X25519PrivateKey:
+    return X25519PrivateKey.generate()
+
+
+def _exchanged(private: X25519PrivateKey, other: bytes) -> bytes:
+    """What the owners of two keys have in common. Raises PacketError (`wrong_key`) if that is known to everybody."""
+    try:
+        return private.exchange(X25519PublicKey.from_public_bytes(other))
+    except ValueError as error:
+        raise PacketError("wrong_key", f"{other.hex()} is no X25519 key to agree on anything with") from error
+
+
 def public_of(seed: bytes) -> bytes:
     """The X25519 key whose private half follows from a seed, 32 bytes."""
     return _private_of(seed).public_key().public_bytes_raw()
@@ -152,10 +165,7 @@ class Agreed:
         Raises PacketError (`wrong_key`) if that is no key: it would give the same whatever the seed.
         """
         if other not in self._secrets:
-            try:
-                self._secrets[other] = self._private.exchange(X25519PublicKey.from_public_bytes(other))
-            except ValueError as error:
-                raise PacketError("wrong_key", f"{other.hex()} is no X25519 key to agree on anything with") from error
+            self._secrets[other] = _exchanged(self._private, other)
         both = b"".join(sorted((self.public, other)))
         return _derived(self._secrets[other], purpose, self._context + both)
 
