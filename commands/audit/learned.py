@@ -15,8 +15,8 @@ _RIDGE = 1e-3
 _STEPS = 30
 _RESAMPLES = 2000
 _SEED = 0
-ATTACKS: Mapping[str, Sequence[int]] = {"popularity": (0,), "sums": (1, 2, 3, 4), "both": (0, 1, 2, 3, 4)}
-"""By name, the columns of `Case.features` that an attack has: the first is what is known of anybody."""
+ATTACKS: Mapping[str, Sequence[int]] = {"popularity": (0, 1, 2), "sums": (3, 4, 5, 6), "both": range(7)}
+"""By name, the columns of `Case.features` that an attack has: the first three are of what is known of anybody."""
 
 
 class Case(NamedTuple):

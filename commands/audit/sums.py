@@ -234,14 +234,16 @@ def _moved(model: Model, after: ServerState, mean: Mapping[str, Tensor]) -> Tens
 
 
 def _features(seen: SumsSeen, user: int, counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What is known of each item for the user in a slot, who is in some sum: float64 [items, 5].
+    """What is known of each item for the user in a slot, who is in some sum: float64 [items, 7].
 
-    Each column has the mean 0 and the variance 1 over the items.
+    Popularity has three columns, its powers, or what sums say of it would be taken for what they add to it. Each column
+    has the mean 0 and the variance 1 over the items.
     """
     mine = seen.took_part(user)
     together = torch.stack([seen.sums[n] for n in mine]).sum(0)
     beyond = together - len(mine) * seen.mean
-    columns = [np.log1p(counts)]
+    popularity = np.log1p(counts) / np.log1p(counts).max()
+    columns = [popularity, popularity**2, popularity**3]
     for moved in (together, beyond):
         columns.append(moved.norm(dim=1).double().numpy())
         start = torch.zeros(moved.shape[1]) if seen.starts is None else seen.starts[user]

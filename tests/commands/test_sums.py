@@ -98,11 +98,11 @@ def test_what_adds_nothing_gains_nothing_and_what_names_the_items_gains_all() ->
     cases, naming = [], []
     for _ in range(60):
         history = rng.permutation(200)[:20]
-        features = rng.normal(size=(200, 5))
+        features = rng.normal(size=(200, 7))
         features[history, 0] += 1
         cases.append(Case(features, history))
         named = features.copy()
-        named[history, 2] += 100
+        named[history, 4] += 100
         naming.append(Case(named, history))
     idle, told = (attacked(each, latest=False) for each in (cases, naming))
     assert idle["popularity"] == pytest.approx(0.76, abs=0.04)  # of normal numbers a standard deviation apart
