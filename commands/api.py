@@ -26,8 +26,10 @@ from commands import compare as comparing
 from commands import train as training
 from commands import tune as tuning
 from commands.arrow_frames import kept_frame
+from commands.beyond_accuracy import base_table, list_metrics
 from commands.item_vectors import item_vectors, most_similar
 from commands.kept_run import of_run
+from commands.list_figures import FIGURES
 from commands.open_recipe import leaves_recipe_open, told
 from commands.recommend import newcomer, served_by
 from commands.recommend_all import COLUMNS, lines_of
@@ -245,6 +247,19 @@ class Run:
         best, similarity = most_similar(self._source, self._row_of[str(item)], _count(n), group)
         columns = {"item_id": [ids[other] for other in best], "title": [titles[other] for other in best]}
         return pandas.DataFrame({**columns, "similarity": similarity})
+
+    def beyond_accuracy(self, ks: Sequence[int] = (10,)) -> pandas.DataFrame:
+        """What the lists of the tested users are like beside right: a line for each length of `ks`.
+
+        Returns:
+            Columns `coverage`, `gini`, `popularity`, `novelty` and `diversity` (docs/runs.md), with the length as the
+            index; NaN where nothing can be said.
+        """
+        lengths = [_count(k) for k in ks]
+        with _one_thread():
+            found = list_metrics(self._source, lengths, base_table(self.folder))
+        lines = [{name: found.get(f"{name}@{k}", np.nan) for name in FIGURES} for k in lengths]
+        return pandas.DataFrame(lines, index=pandas.Index(lengths, name="k"), columns=list(FIGURES))
 
     def _frame(self, names: list[str], cohort: Cohort, groups: NDArray[np.int64], n: int) -> pandas.DataFrame:
         """Recommendations for a cohort, in its order, by the model of each user's group or of the nearest there is."""

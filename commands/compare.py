@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from commands.progress import amount, duration
+from commands.list_figures import FIGURES, KEY, at
+from commands.progress import amount, duration, figure
 from fedrec.core.disk import reading
 from fedrec.core.errors import FedrecError
 from fedrec.core.strict_json import number, parsed_object
@@ -63,6 +64,12 @@ class Run:
         return over_groups(each)[METRIC] if each else {}
 
     @property
+    def lists(self) -> Mapping[str, float]:
+        """What its lists of ten are like, beside right; empty where that was not worked out."""
+        found = at(self.summary.get(KEY, {}))
+        return {name: number(value) for name, value in found.items()}
+
+    @property
     def best(self) -> float:
         """The best validation that is known of it; 0 if it trained without."""
         return max([self.validation or 0.0, *(point.value for point in self.points)])
@@ -106,6 +113,7 @@ class Comparison:
             "test": {name: run.summary["test"][name] for name in (METRIC, HIT_RATE)},
             "validation": run.validation,
             **({"over_groups": dict(run.groups)} if run.groups else {}),
+            **({KEY: run.lists} if run.lists else {}),
             "rounds": run.summary["rounds"],
             "seconds": run.summary["seconds"],
             "bytes_per_user": None if run.bytes is None else dict(run.bytes),
@@ -199,7 +207,14 @@ def _checked(run: Run, path: Path) -> Run:
             raise FedrecError(f"{path}: its {split} has no {missing[0]}; runs are compared with 10 in evaluation.ks")
         if found:  # what diverged has null there, and no figure to be compared
             _ = [number(found[name]) for name in (METRIC, HIT_RATE)]
-    _ = number(run.summary["seconds"]), int(number(run.summary["rounds"])), run.bytes, run.seconds, run.groups
+    _ = (
+        number(run.summary["seconds"]),
+        int(number(run.summary["rounds"])),
+        run.bytes,
+        run.seconds,
+        run.groups,
+        run.lists,
+    )
     return run
 
 
@@ -214,6 +229,8 @@ def show_comparison(found: Comparison, console: Console) -> None:
     console.print(_results(found.runs))
     if any(run.groups for run in found.runs):
         console.print(_groups(found.runs))
+    if any(run.lists for run in found.runs):
+        console.print(_lists(found.runs))
     console.print(_traffic(found.runs))
     console.print(_targets(found))
     if any(run.seconds is not None for run in found.runs):
@@ -242,6 +259,13 @@ def _groups(runs: Sequence[Run]) -> Table:
     for run in runs:
         cells = [f"{run.groups[name]:.4f}" for name in (MEAN, WORST, SPREAD)] if run.groups else ["-"] * 3
         table.add_row(Text(run.name), str(len(run.summary.get("groups", ())) or "-"), *cells)
+    return table
+
+
+def _lists(runs: Sequence[Run]) -> Table:
+    table = _table("Test, beyond accuracy, in lists of 10", FIGURES)
+    for run in runs:
+        table.add_row(Text(run.name), *(figure(run.lists.get(name)) for name in FIGURES))
     return table
 
 

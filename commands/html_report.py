@@ -18,6 +18,7 @@ import jinja2
 from markupsafe import Markup
 
 from commands.changes import shown
+from commands.list_figures import FIGURES, KEY, rows_of
 from commands.progress import amount, duration, figure
 from commands.report import byte_rows, group_rows, protocols
 from fedrec.config.compose import compose
@@ -88,7 +89,7 @@ def report(folder: Path, out: Path | None) -> Path:
 def _page(
     folder: Path, summary: Mapping[str, Any], manifest: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
 ) -> str:
-    sections = [*_metrics(summary), *_groups(summary), *_bytes(summary), *_losses(summary, records)]
+    sections = [*_metrics(summary), *_lists(summary), *_groups(summary), *_bytes(summary), *_losses(summary, records)]
     sections += [*_data(manifest), *_changes(folder), _environment(manifest)]
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
@@ -144,6 +145,16 @@ def _with_error(kind: str, test: Mapping[str, Any], name: str) -> str:
     if value is None or not kind.startswith("hr@") or not users:
         return figure(value)
     return f"{figure(value)} ± {math.sqrt(max(0.0, value * (1 - value)) / users):.4f}"
+
+
+def _lists(summary: Mapping[str, Any]) -> Iterable[Section]:
+    if found := summary.get(KEY):
+        note = (
+            "Share of the catalogue that is recommended to anybody; how unevenly (Gini, 0 to 1); the share of users "
+            "who have a recommended item, and its self-information in bits; the mean cosine distance of two items of "
+            "a list, by their texts."
+        )
+        yield Section("Test, beyond accuracy", ["items in a list", *FIGURES], rows_of(found), note)
 
 
 def _groups(summary: Mapping[str, Any]) -> Iterable[Section]:

@@ -131,6 +131,25 @@ def export_command(
             show_exported(end, console)
 
 
+@kept_app.command("evaluate", cls=PlainCommand)
+def evaluate_command(
+    run: SimulatedRun = None,
+    state_dir: StateDir = None,
+    top: Annotated[
+        list[int] | None,
+        typer.Option("--top", min=1, max=2**31 - 1, help="Items in a list; give it once for each length."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say of the users' lists how much of the catalogue is in them, how popular it is, and how various."""
+    with ending(as_json) as (console, end):
+        from commands.beyond_accuracy import evaluate, show_evaluation
+
+        end.update(evaluate(run, state_dir, top or ()))
+        if not as_json:
+            show_evaluation(end, console)
+
+
 @kept_app.command("runs", cls=PlainCommand)
 def runs_command(
     filters: Annotated[

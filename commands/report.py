@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from commands.list_figures import KEY, lists_table
 from commands.progress import amount, duration, figure
 from federation.reports import fact_line
 from fedrec.evaluation.baselines import NAMES
@@ -18,6 +19,8 @@ def show_summary(summary: Mapping[str, Any], console: Console) -> None:
     """Print a run's `summary.json`: a table of metrics, a table of bytes, and where everything is."""
     for prefix, title in protocols(summary["test"]):
         console.print(_metrics_table(summary, prefix, title))
+    if lists := summary.get(KEY):
+        console.print(lists_table(lists))
     if groups := summary.get("groups"):
         console.print(_groups_table({name: ranked["test"] for name, ranked in groups.items() if "test" in ranked}))
     console.print(_bytes_table(summary["bytes_per_user"]))

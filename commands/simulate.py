@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
 
+from commands.beyond_accuracy import evaluated
 from commands.flower_app import assemble, run_config
 from commands.progress import RunProgress
 from commands.resources import cluster, explain, federation_config, require
@@ -96,7 +97,7 @@ def simulate(
             progress.stage(f"run {run_id}: reading the data and starting the workers")
             tail = _follow(link, run, folder, config, log, progress, verbose)
             _require_success(link, run, folder, tail)
-    return _summary(folder)
+    return evaluated(config, _summary(folder))
 
 
 def carry_on(chosen: Candidate, console: Console, *, verbose: bool) -> dict[str, Any]:

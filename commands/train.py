@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from client_app.answers.app import app as client_app
+from commands.beyond_accuracy import evaluated
 from commands.local_grid import LocalGrid
 from commands.progress import RunProgress
 from commands.report import show_summary
@@ -22,6 +23,6 @@ def train(config: RunConfig, overrides: Sequence[str], *, console: Console) -> d
     torch.set_num_threads(1)
     grid = LocalGrid(client_app, config.simulation.nodes)
     with RunProgress(console) as progress, progress.warnings():
-        summary = run(config, overrides, grid, progress)
+        summary = evaluated(config, run(config, overrides, grid, progress))
     show_summary(summary, console)
     return summary

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from client_app.answers.app import app as client_app
+from commands.beyond_accuracy import evaluated
 from commands.candidates import PARTS, Candidate, candidates_of
 from commands.local_grid import LocalGrid
 from commands.progress import RunProgress, amount, figure
@@ -173,7 +174,7 @@ def _train(candidate: Candidate, until: int | None, console: Console) -> dict[st
     with RunProgress(console, shows_data=new) as progress, progress.warnings():
         progress.note(f"experiment={candidate.name}: to round {until or candidate.rounds} of {candidate.rounds}")
         grid = LocalGrid(client_app, config.simulation.nodes)
-        result = run(config, candidate.typed, grid, progress, pause=until)
+        result = evaluated(config, run(config, candidate.typed, grid, progress, pause=until))
     candidate.round = result["rounds"]
     candidate.value = result["validation"][curve_metric(result["validation"])]
     candidate.moved = result["bytes_per_user"]["total"]

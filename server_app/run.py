@@ -109,6 +109,8 @@ def _run(
     if table.text_map is not None:
         with folder.kept_up():
             table.text_map.save(folder.path)
+        if simulated and config.evaluation.beyond_accuracy:
+            folder.write_base_table(table.table.numpy())
     eligible = pack_eligible(dataset.eligible, len(dataset.catalogue))
     place, deployed, catalogue = None, None, dataset.catalogue.digest
     if simulated:

@@ -7,6 +7,7 @@ items.json        ids and titles of the items, by row of the catalogue
 metrics.jsonl     one JSON object per round
 summary.json      the result, once the run has ended
 text_map.*        encoder and reduction as they were fitted, for items that come later
+base_table.npy    simulation only: the item vectors that the texts gave, float32 [items, dim]
 log.txt           what happened, as plain lines
 lock              held while a process works on the run
 cut-*.jsonl       lines of metrics.jsonl that were cut off when the run was resumed from an earlier round
@@ -25,13 +26,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from federation.checkpoint import Checkpoint
 from fedrec.config.paths import assign
 from fedrec.core.disk import reading, writing
 from fedrec.core.errors import StoreError
 from fedrec.core.owned import own_folder
 from fedrec.core.strict_json import json_line, json_page, parsed_object
-from fedrec.core.whole_files import sync, write_text
+from fedrec.core.whole_files import replaced, sync, write_text
 from fedrec.data.types import Catalogue
 from fedrec.evaluation.curves import METRICS
 from fedrec.wire.protocol import Setup
@@ -45,6 +49,7 @@ MANIFEST = "manifest.json"
 SUMMARY = "summary.json"
 SETUP = "setup.json"
 ITEMS = "items.json"
+BASE_TABLE = "base_table.npy"
 LOCK = "lock"
 
 _ELSEWHERE = "set runs_dir=/another/folder"
@@ -193,6 +198,11 @@ class RunFolder:
         self.write_text(SETUP, setup.to_json() + "\n")
         items = {"ids": catalogue.item_ids, "titles": catalogue.titles}
         self.write_text(ITEMS, json_line(items, ascii_only=False) + "\n")
+
+    def write_base_table(self, table: NDArray[np.float32]) -> None:
+        """Write the item vectors that the texts gave. Raises StoreError if the disk refuses it."""
+        with self.kept_up(), replaced(self.path / BASE_TABLE) as started, started.open("wb") as file:
+            np.save(file, table, allow_pickle=False)
 
     def add_metrics(self, record: dict[str, Any]) -> None:
         """Append one round's line, at once on disk for whoever follows the file; whole, or not at all."""

@@ -46,11 +46,12 @@ class Recommended(NamedTuple):
     sane: NDArray[np.bool_]
 
 
-def recommend(node: Node, received: Received, users: Cohort, top: int) -> Recommended:
+def recommend(node: Node, received: Received, users: Cohort, top: int, of: str = "recommend") -> Recommended:
     """The best items for users of a node, whose private tensors are first solved on everything that they know.
 
     These are started as for anybody who comes new if a user has none; the result of solving is not kept. What a user
-    is recommended does not depend on who else is asked for.
+    is recommended does not depend on who else is asked for. With the history that `held_out` gives and `of="test"` the
+    lists are those of the ranking at test, to the draw.
 
     Raises StoreError if the list of items is missing, or a score is not finite.
     """
@@ -61,7 +62,7 @@ def recommend(node: Node, received: Received, users: Cohort, top: int) -> Recomm
             f"the list of items that may be recommended ({error}) is missing or damaged in this state-dir: the "
             "next message of a run brings it again"
         ) from error
-    solved = solve(node, received, users)
+    solved = solve(node, received, users, of)
     there, top = np.flatnonzero(solved.sane), min(top, len(eligible))
     rows, scores = torch.full((len(users), top), NOTHING), torch.full((len(users), top), -torch.inf)
     if len(there):
@@ -84,14 +85,14 @@ class Solved(NamedTuple):
     sane: NDArray[np.bool_]
 
 
-def solve(node: Node, received: Received, users: Cohort) -> Solved:
+def solve(node: Node, received: Received, users: Cohort, of: str = "recommend") -> Solved:
     """What is private of users of a node, solved on everything that they know; nothing of it is kept."""
     private, trained = node.starts(users.keys, before=received.round + 1)
     sane: NDArray[np.bool_] = all_finite(private, len(users)).numpy()
     there = np.flatnonzero(sane)
     own = {name: tensor[torch.from_numpy(there)] for name, tensor in private.items()}
     if len(there):
-        seed = derive(node.secret, "solve", "recommend", received.round)
+        seed = derive(node.secret, "solve", of, received.round)
         own = node.engine.solve(received.model.cpu(), users.select(there), own, seed)
     return Solved(own, trained, sane)
 

@@ -63,6 +63,8 @@ class EvaluationConfig:
         ks: Cut-offs of HR@k, NDCG@k and Recall@k.
         sampled_negatives: Also rank against this many sampled items, labelled `sampled<n>/` (0: full ranking only).
         baselines: Whether to compute the baselines (they need all interactions in one place: simulation only).
+        beyond_accuracy: Whether to say at the end how much of the catalogue is recommended, how popular and how various
+            (simulation only, too: the lists of a site's users are nobody else's business).
     """
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _STRICT
@@ -72,6 +74,7 @@ class EvaluationConfig:
     ks: Annotated[CutOffs, Strict(False)]
     sampled_negatives: Annotated[int, Ge(0), Le(MOST_NEGATIVES)]
     baselines: bool
+    beyond_accuracy: bool = True  # a run of old has no such key in its folder
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ SERVER_ONLY = frozenset(
         "fedrec/datasets/synthetic.py",
         "fedrec/datasets/table.py",
         "fedrec/evaluation/baselines.py",
+        "fedrec/evaluation/beyond_accuracy.py",
         "fedrec/evaluation/curves.py",
         "fedrec/evaluation/over_groups.py",
         "fedrec/testing/backbone.py",

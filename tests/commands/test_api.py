@@ -17,6 +17,8 @@ import pytest
 import torch
 
 import fedrec
+from client_app.answers.recommending import recommend as recommended
+from commands.kept_run import of_run
 from commands.recommend import recommend
 from commands.recommendable import RecommendError
 from fedrec.core.errors import ConfigError, DataError, FedrecError
@@ -128,6 +130,32 @@ def test_similar_items_are_those_of_the_vectors(run: fedrec.Run) -> None:
     order = [n for n in np.argsort(-(units @ units[5])).tolist() if n != 5 and run.items["eligible"][n]]
     assert found["item_id"].tolist() == [str(n) for n in order[:3]]
     assert found["similarity"].tolist() == pytest.approx((units @ units[5])[order[:3]].tolist(), rel=1e-5)
+
+
+def test_lists_are_those_that_were_ranked_at_test(run: fedrec.Run, clicks: pandas.DataFrame) -> None:
+    source = of_run(run.folder)
+    users, positives = source.node.users.held_out(source.node.users.evaluated, "test")
+    lists = recommended(source.node, source.model_of(0), users, 10, of="test").rows.numpy()
+    assert (lists == positives[:, None]).any(1).mean() == pytest.approx(run.summary["test"]["hr@10"])
+    for mine, start, end in zip(lists, users.offsets, users.offsets[1:], strict=False):
+        assert not np.isin(mine, users.items[start:end]).any()
+
+    found = run.beyond_accuracy([5, 10])
+    assert found.index.tolist() == [5, 10]
+    assert found["coverage"][10] == len(np.unique(lists)) / clicks["item_id"].nunique()
+    told = run.summary["beyond_accuracy"]
+    assert told["users"] == 30
+    assert found.loc[10].to_dict() == pytest.approx({name: told[f"{name}@10"] for name in found.columns})
+    assert 0 < found["diversity"][10] < 2
+    compared = fedrec.compare([run], ceiling=0.5)
+    assert compared["beyond_accuracy.gini"][0] == told["gini@10"]
+
+
+def test_what_lists_are_like_is_left_out_if_nobody_asks(home: Path, clicks: pandas.DataFrame) -> None:
+    small = {**SMALL, "evaluation": {**SMALL["evaluation"], "beyond_accuracy": False}}
+    made = fedrec.train("base_table.start=random", interactions=clicks, runs_dir=home / "silent", **small)
+    assert "beyond_accuracy" not in made.summary
+    assert np.isnan(made.beyond_accuracy()["diversity"][10])  # there are no texts to tell items apart by
 
 
 def test_runs_are_compared_as_lines_of_a_frame(run: fedrec.Run) -> None:

@@ -87,6 +87,19 @@ def test_alike_is_what_the_api_finds(a_run: Path) -> None:
     assert [item["similarity"] for item in found["items"]] == pytest.approx(list(frame["similarity"]))
 
 
+def test_lists_are_looked_at_as_when_the_run_ended(a_run: Path) -> None:
+    told = fedrec.Run(a_run).summary["beyond_accuracy"]
+    found = said("evaluate", str(a_run))
+    assert {name: found[name] for name in told} == pytest.approx(told)
+    longer = said("evaluate", str(a_run), "--top", "7", "--top", "60")
+    assert longer["coverage@60"] == 1.0  # a list of all that a user does not know
+    assert {name.partition("@")[2] for name in longer if "@" in name} == {"7", "60"}
+    status, output = typed("evaluate", str(a_run))
+    assert status == 0
+    assert "novelty" in output
+    assert "or the state-dir" in typed("evaluate")[1]
+
+
 def test_alike_are_the_largest_cosines_of_all(a_run: Path) -> None:
     vectors = fedrec.Run(a_run).item_vectors().astype(np.float64)
     cosines = vectors @ vectors[3] / (np.linalg.norm(vectors, axis=1) * np.linalg.norm(vectors[3]))
