@@ -36,6 +36,7 @@ BENCHMARKS = (
     "sequences",
     "scaling",
     "evaluation",
+    "reading",
     "pretraining",
     "one_user_per_node",
     "many_devices",

@@ -55,7 +55,7 @@ def gains(folder: Path) -> Gains:
     """Of every user of a simulated run, what it brings under the model that its run has chosen."""
     source = of_run(folder)
     node = source.node
-    slots = node.users.evaluated
+    slots = node.users.evaluated("test")
     found, groups = np.zeros(len(slots)), node.groups[slots]
     for group in np.unique(groups).tolist():
         received = source.model_of(group)

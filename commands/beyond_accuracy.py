@@ -90,7 +90,8 @@ def list_metrics(
     everyone, _ = node.users.held_out(np.arange(len(node.users)), "test")
     counts = np.bincount(everyone.items, minlength=node.setup.n_items)
     found = ListMetrics(ks, node.sampler.eligible, counts, max(1, len(everyone)), vectors)
-    ranked = node.users.evaluated[np.isin(node.groups[node.users.evaluated], list(source.models))]
+    ranked = node.users.evaluated("test")
+    ranked = ranked[np.isin(node.groups[ranked], list(source.models))]
     served = 0
     for group in np.unique(node.groups[ranked]).tolist():
         slots = ranked[node.groups[ranked] == group]

@@ -15,7 +15,7 @@ from rich.table import Table
 from fedrec.core.registry import datasets
 from fedrec.data import report
 from fedrec.data.prepare import prepare
-from fedrec.data.split import MIN_EVALUATED
+from fedrec.data.split import evaluated
 from fedrec.data.types import Dataset
 from fedrec.datasets.base import DatasetConfig, Progress, RawData, silent
 
@@ -83,7 +83,7 @@ def facts_of(raw: RawData, data: Dataset) -> DataFacts:
         per_user=_quantiles(lengths),
         per_item=_quantiles(counts),
         popular={most: float(counts[:most].sum() / counts.sum()) for most in _popular(len(counts))},
-        ranked=int(np.count_nonzero(lengths >= MIN_EVALUATED)),
+        ranked=int(np.count_nonzero(evaluated(data.interactions))),
         once=int(np.count_nonzero(counts == 1)),
         without_text=sum(not sentence.strip() for sentence in data.catalogue.sentences),
         times=None if raw.times is None else (float(raw.times.min()), float(raw.times.max())),
@@ -104,7 +104,7 @@ def show_data_facts(found: DataFacts, console: Console) -> None:
     console.print(table)
     items, popular = len(found.data.catalogue), found.popular.items()
     lines = [
-        f"{found.ranked:,} of {found.data.interactions.users:,} users can be ranked (3 interactions or more)",
+        f"{found.ranked:,} of {found.data.interactions.users:,} users have an item to be tested with",
         f"{found.once:,} items have a single interaction; {items:,} are in the catalogue",
         *(f"the {most:,} most popular items have {part:.0%} of the interactions" for most, part in popular),
         f"{found.without_text:,} of {items:,} items have no text{_no_text(found)}",

@@ -19,12 +19,12 @@ from fedrec.evaluation.metrics import RankCounter, curve_metric, mean_metrics, m
 def ceiling(config: RunConfig, dataset: Dataset, ks: Sequence[int]) -> dict[str, float] | None:
     """Metrics at test of ranking by the probabilities that users' last items were drawn by.
 
-    None if nobody knows them, or if no list is long enough that anybody's item would be in it.
+    None if nobody knows them, if the split is by time, or if no list is long enough that anybody's item would be in it.
 
     The users, candidates and held-out items are those of the model, so chance favours neither.
     """
     truth = registry.datasets.get(config.dataset.name)(cast(DatasetConfig, config.dataset)).last_chances()
-    if truth is None:
+    if truth is None or dataset.interactions.cuts is not None:  # known are the chances of users' last items
         return None
     user_at = {label: place for place, label in enumerate(truth.users)}
     item_at = {label: place for place, label in enumerate(truth.items)}

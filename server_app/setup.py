@@ -19,6 +19,7 @@ from fedrec.core import registry
 from fedrec.core.errors import ConfigError, DataError
 from fedrec.core.rng import derive
 from fedrec.core.tensors import Tensors, text_digest
+from fedrec.data.split import evaluated
 from fedrec.data.types import Catalogue, Dataset
 from fedrec.groupings.base import Grouping
 from fedrec.optim.base import Recipe
@@ -76,7 +77,14 @@ def text_tensors(config: RunConfig, catalogue: Catalogue) -> Tensors:
 def require_rankable(dataset: Dataset) -> None:
     """Raise DataError if no user could ever be ranked: the run would train to its end and then have no result."""
     longest = int(np.diff(dataset.interactions.offsets).max(initial=0))
-    if longest < _RANKED:
+    if dataset.interactions.cuts is not None:
+        for of in ("validation", "test"):
+            if not evaluated(dataset.interactions, of=of).any():
+                raise DataError(
+                    f"dataset={dataset.name}: dataset.split=temporal leaves no user with an interaction for {of} and "
+                    "one before: give a larger dataset.held_out, or dataset.split=leave_one_out"
+                )
+    elif longest < _RANKED:
         raise DataError(
             f"dataset={dataset.name}: no user has {_RANKED} interactions or more after preparation (the most are "
             f"{longest}), so nobody could be ranked: give data with longer histories, or filter less "

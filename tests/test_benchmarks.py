@@ -42,6 +42,7 @@ IN_PROCESS = (
     "engine",
     "scaling",
     "evaluation",
+    "reading",
     "pretraining",
     "clipping",
     "uplinks",

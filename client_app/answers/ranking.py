@@ -56,7 +56,7 @@ def evaluate(
     if of == "validation" and not node.setup.validation:
         raise PacketError("malformed", "this run holds nothing out for validation: users train on those items")
     model = received.model
-    evaluated = node.users.evaluated
+    evaluated = node.users.evaluated(of)
     slots = evaluated[node.groups[evaluated] == received.group]
     if only is not None:
         slots = slots[np.isin(slots, only.slots)]

@@ -48,7 +48,7 @@ def read(node: Node, content: Content, of: HeldOut | None) -> Mapping[str, bytes
         if of is None:
             hidden = node.split_engine.below(group.model, _training(node, group), _seed(node, group))
         else:
-            ranked = _ranked(node, group)
+            ranked = _ranked(node, group, of)
             held = iter(read_all(group.model, node.users.held_out(group.slots[ranked], of)[0]))
             nothing = torch.zeros(0, split_of(node.setup).width)
             hidden = [next(held) if there else nothing for there in ranked.tolist()]
@@ -104,7 +104,7 @@ def rank(node: Node, content: Content, after: int, of: HeldOut) -> Mapping[str, 
     rival = rival_of(content, node)
     split = split_of(node.setup)
     for group in _groups(node, content, lower=False):
-        ranked = _ranked(node, group)
+        ranked = _ranked(node, group, of)
         held = iter(states_of_all(group.model, node.users.held_out(group.slots[ranked], of)[0]))
         like = [next(held) if there else 0 for there in ranked.tolist()]
         hidden = crossed(_crossing(node, content, records.HIDDEN, group, 1), like)
@@ -131,9 +131,9 @@ def _groups(node: Node, content: Content, *, lower: bool) -> Iterator[_Group]:
         yield _Group(name, slots[node.groups[slots] == group], received)
 
 
-def _ranked(node: Node, group: _Group) -> NDArray[np.bool_]:
-    """Who of them has something held out; who has not reads nothing before a ranking."""
-    return np.isin(group.slots, node.users.evaluated)
+def _ranked(node: Node, group: _Group, of: HeldOut) -> NDArray[np.bool_]:
+    """Who of them has something held out for that split; who has not reads nothing before a ranking."""
+    return np.isin(group.slots, node.users.evaluated(of))
 
 
 def _training(node: Node, group: _Group) -> Cohort:

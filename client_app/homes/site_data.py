@@ -184,9 +184,9 @@ def _prepared_before(site: Site, source: str, n_items: int) -> str | None:
 def _prepare(site: Site, listed: ItemList) -> Interactions:
     """Read and arrange the file. What is logged of it are totals: no user, no item."""
     # Not needed by any message but the first of a run.
-    from fedrec.data.collect import Malformed, collect
+    from fedrec.data.collect import Malformed
     from fedrec.data.prepare import arrange
-    from fedrec.data.tables import open_table
+    from fedrec.data.tables import interactions_in, open_table
 
     table = open_table(site.interactions, site.form)
     columns = site.read_columns
@@ -209,13 +209,7 @@ def _prepare(site: Site, listed: ItemList) -> Interactions:
         columns.get(key, site.user_column) for key in ("user-column", "item-column", "time-column", "rating-column")
     ]
     bad = Malformed("skip")
-    raw = collect(
-        lambda: table.place,
-        table.rows(names, bad, single=len(names)),
-        bad,
-        timed=bool(site.time_column),
-        rated=bool(site.rating_column),
-    )
+    raw = interactions_in(table, names, bad, timed=bool(site.time_column), rated=bool(site.rating_column))
     row_of = {item: row for row, item in enumerate(listed.ids)}
     row_of_code = np.array([row_of.get(label, -1) for label in raw.items.labels], dtype=np.int32)
     counts: dict[str, int] = {}

@@ -58,11 +58,13 @@ class LocalUsers:
         self._users = users
         self._training: split.Split = "train" if validation else "test"
         self.keys = opaque_keys(secret, (interactions.user_ids[user] for user in users))
-        self.evaluated: NDArray[np.int64] = np.flatnonzero(split.evaluated(interactions, users))
-        """Slots of the users who have items held out."""
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def evaluated(self, of: split.HeldOut) -> NDArray[np.int64]:
+        """Slots of the users who have an item held out for that split, ascending."""
+        return np.flatnonzero(split.evaluated(self._interactions, self._users, of))
 
     def training(self, slots: NDArray[np.int64]) -> Cohort:
         """What the users in `slots` train on."""
@@ -82,7 +84,7 @@ class LocalUsers:
         return next((slot for slot, user in enumerate(self._users.tolist()) if ids[user] == user_id), None)
 
     def held_out(self, slots: NDArray[np.int64], of: split.HeldOut) -> tuple[Cohort, NDArray[np.int64]]:
-        """For evaluated users: the history before the held-out item of that split, and the item (int64 [users])."""
+        """The history before the held-out item of that split, and the item (int64 [users]); -1 for who has none."""
         positives = split.targets(self._interactions, of, self._users[slots]).astype(np.int64)
         return self._cohort(slots, of), positives
 

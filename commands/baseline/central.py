@@ -85,9 +85,9 @@ def train_centrally(world: World, tell: Callable[[dict[str, Any]], None]) -> Tra
 
 
 def _validated(world: World, training: CentralTraining, epoch: int) -> dict[str, float]:
-    slots = world.users.evaluated
+    slots = world.users.evaluated("validation")
     own = {name: tensor[torch.from_numpy(slots)] for name, tensor in training.private.items()}
-    return world.means(world.sums(training.model, own, slots, "validation", epoch))
+    return world.means(world.sums(training.model, own, slots, "validation", epoch), "validation")
 
 
 def _value(metrics: dict[str, float]) -> float:

@@ -123,9 +123,9 @@ def _central(world: World, folder: RunFolder, watcher: Watcher) -> dict[str, Any
         watcher.update(record)
 
     trained = train_centrally(world, tell)
-    slots = world.users.evaluated
+    slots = world.users.evaluated("test")
     own = {name: tensor[torch.from_numpy(slots)] for name, tensor in trained.private.items()}
-    test = world.means(world.sums(trained.model, own, slots, "test", trained.epoch))
+    test = world.means(world.sums(trained.model, own, slots, "test", trained.epoch), "test")
     return {"rounds": trained.epochs, "best_round": trained.epoch, "test": test, "validation": trained.validation}
 
 

@@ -21,17 +21,19 @@ from fedrec.evaluation.metrics import add_sums
 
 def train_alone(world: World, work: Callable[[str, int, int], None]) -> dict[str, dict[str, float]]:
     """The metrics of each split, every user ranked with its own model; `work` is told how far it has come."""
-    slots = world.users.evaluated
     start = world.start(None)
     splits: tuple[HeldOut, ...] = ("validation", "test") if world.setup.validation else ("test",)
     parts: dict[HeldOut, list[dict[str, float]]] = {split: [] for split in splits}
+    held_out = {split: set(world.users.evaluated(split).tolist()) for split in splits}
+    slots = sorted(set().union(*held_out.values()))
     for done, slot in enumerate(slots, start=1):
         lone = np.array([slot])
         model, private = user_alone(world, start, lone)
         for split, sums in parts.items():
-            sums.append(world.sums(model, private, lone, split, world.config.local.rounds))
+            if slot in held_out[split]:
+                sums.append(world.sums(model, private, lone, split, world.config.local.rounds))
         work("users trained alone", done, len(slots))
-    return {split: world.means(add_sums(part for part in sums if part)) for split, sums in parts.items()}
+    return {split: world.means(add_sums(part for part in sums if part), split) for split, sums in parts.items()}
 
 
 def user_alone(world: World, start: GlobalModel, slot: NDArray[np.int64]) -> tuple[GlobalModel, Tensors]:

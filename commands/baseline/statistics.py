@@ -209,10 +209,11 @@ def ranked(world: World, found: Statistics) -> dict[str, Any]:
     held = GlobalModel(model, {model.embedding_name("items"): found.vectors}, {})
     metrics: dict[str, Any] = {}
     for split in _SPLITS[not world.setup.validation :]:
-        cohort, positives = world.users.held_out(world.users.evaluated, split)
+        cohort, positives = world.users.held_out(world.users.evaluated(split), split)
         setup, seed = world.setup, derive(world.setup.seed, "sampled", split)
         protocol = RankingProtocol(setup.ks, world.sampler, setup.sampled_negatives, seed)
-        metrics[split] = world.means(rank_users(held, cohort, positives, {"user": _asked(cohort, found)}, protocol))
+        sums = rank_users(held, cohort, positives, {"user": _asked(cohort, found)}, protocol)
+        metrics[split] = world.means(sums, split)
     return metrics
 
 

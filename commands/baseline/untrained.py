@@ -39,8 +39,8 @@ def untrained(world: World, kind: str, cache_dir: Path, watcher: Watcher) -> Cho
         raise FedrecError("base_table.start=random reads no item texts, and `content` ranks by them: leave it out")
     splits: tuple[HeldOut, HeldOut] = ("validation", "test")
     metrics = {split: simulated_baselines(world.setup, world.dataset, vectors, split).means for split in splits}
-    users = len(world.users.evaluated)
-    for found in metrics.values():
+    for split, found in metrics.items():
+        users = len(world.users.evaluated(split))
         for values in found.values():
             values |= {"users": users, "cold_users": 0, "diverged_users": 0}
     validation = metrics["validation"]

@@ -143,9 +143,9 @@ class World:
         protocol = RankingProtocol(setup.ks, self.sampler, setup.sampled_negatives, derive(setup.seed, "sampled", of))
         return rank_users(model, cohort, positives, private, protocol)
 
-    def means(self, sums: dict[str, float]) -> dict[str, float]:
-        """The metrics of users from their sums, with the counts that a run reports."""
-        asked, users = len(self.users.evaluated), int(sums.get("users", 0))
+    def means(self, sums: dict[str, float], of: HeldOut) -> dict[str, float]:
+        """The metrics of a split's users from their sums, with the counts that a run reports."""
+        asked, users = len(self.users.evaluated(of)), int(sums.get("users", 0))
         if asked and not users:
             raise FedrecError("the model has diverged, no user can be ranked: lower the learning rate")
         return mean_metrics(sums) | {"users": users, "cold_users": 0, "diverged_users": asked - users}

@@ -66,6 +66,11 @@ def _of_a_deployment(config: RunConfig) -> list[str]:
         )
     if dataset.items == "rated":
         problems.append("dataset.items=rated: with runtime=deployment nobody knows which items are rated; give listed")
+    if dataset.split != "leave_one_out":
+        problems.append(
+            f"dataset.split={dataset.split}: with runtime=deployment nobody knows when everybody's interactions were; "
+            "give leave_one_out"
+        )
     if dataset.k_core:
         problems.append(
             f"dataset.k_core={dataset.k_core}: with runtime=deployment nobody sees who else has an item; give 0"

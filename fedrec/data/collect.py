@@ -10,9 +10,10 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, date, datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fedrec.core.errors import DataError
 from fedrec.datasets.base import IdColumn, RawData, RawItem
@@ -20,7 +21,8 @@ from fedrec.datasets.base import IdColumn, RawData, RawItem
 EXACT = 2**53
 """Whole numbers up to this one are exact as float64; a larger float may have been another id once."""
 
-_SHORT = 19  # any number with fewer digits fits 64 bits
+SHORT = 19
+"""Any number with fewer digits than this fits 64 bits."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -138,42 +140,99 @@ def collect(
     `place` tells the file that is being read and the word that counts its lines ("a.csv, line"). `timed` and `rated`
     say whether the rows carry a time and a rating; else those are not looked at.
     """
-    users, items, clock = Codes(), Codes(), Clock()
-    user_codes, item_codes, ratings = array("i"), array("i"), array("d")
-    times: array[int] | array[float] = array("q")
-    moment: int | float = 0
-    value = 0.0
-    for line, (user, item, time, rating) in rows:
-        try:
-            user_code = users[user if type(user) is str else id_text(user)]
-            item_code = items[item if type(item) is str else id_text(item)]
+    collector = Collector(place, malformed, timed=timed, rated=rated)
+    collector.add(rows)
+    return collector.raw()
+
+
+class Columns(NamedTuple):
+    """Columns of some rows, whose ids have their numbers already.
+
+    Attributes:
+        users: int32 [rows].
+        items: int32 [rows].
+        times: int64 or float64 [rows].
+        ratings: float64 [rows].
+    """
+
+    users: NDArray[np.int32]
+    items: NDArray[np.int32]
+    times: NDArray[np.int64] | NDArray[np.float64]
+    ratings: NDArray[np.float64]
+
+
+class Collector:
+    """The same, piece by piece.
+
+    Attributes:
+        users: The users' ids so far, with their numbers.
+        items: The items' ids so far.
+        clock: Reads the times.
+        timed: Whether rows carry a time.
+        rated: Whether rows carry a rating.
+    """
+
+    def __init__(self, place: Callable[[], str], malformed: Malformed, *, timed: bool, rated: bool) -> None:
+        self.users, self.items, self.clock = Codes(), Codes(), Clock()
+        self.timed, self.rated = timed, rated
+        self._place, self._malformed = place, malformed
+        self._pieces: list[Columns] = []
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """Rows one by one; one that cannot be read goes to `Malformed`. Raises DataError as that does."""
+        users, items, clock, timed, rated = self.users, self.items, self.clock, self.timed, self.rated
+        user_codes, item_codes, ratings = array("i"), array("i"), array("d")
+        times: array[int] | array[float] = array("q")
+        moment: int | float = 0
+        value = 0.0
+        for line, (user, item, time, rating) in rows:
+            try:
+                user_code = users[user if type(user) is str else id_text(user)]
+                item_code = items[item if type(item) is str else id_text(item)]
+                if timed:
+                    # Most clocks are short whole numbers; the others take the long way.
+                    plain = clock.dates is False and type(time) is str and len(time) < SHORT and time.isdecimal()
+                    moment = int(time) if plain else clock.read(time)
+                if rated:
+                    value = rating_of(rating)
+            except ValueError as error:
+                came = (user, item, *([time] * timed), *([rating] * rated))
+                self._malformed.met(f"{self._place()} {line}", came, str(error))
+                continue
+            user_codes.append(user_code)
+            item_codes.append(item_code)
             if timed:
-                # Most clocks are short whole numbers; the others take the long way.
-                plain = clock.dates is False and type(time) is str and len(time) < _SHORT and time.isdecimal()
-                moment = int(time) if plain else clock.read(time)
+                if isinstance(moment, float) and times.typecode == "q":
+                    times = array("d", times)
+                times.append(moment)  # type: ignore[arg-type]
             if rated:
-                value = _rating(rating)
-        except ValueError as error:
-            malformed.met(f"{place()} {line}", (user, item, *([time] * timed), *([rating] * rated)), str(error))
-            continue
-        user_codes.append(user_code)
-        item_codes.append(item_code)
-        if timed:
-            if isinstance(moment, float) and times.typecode == "q":
-                times = array("d", times)
-            times.append(moment)  # type: ignore[arg-type]
-        if rated:
-            ratings.append(value)
-    whole = times.typecode == "q"
-    moments = np.array(times, dtype=np.int64) if whole else np.array(times, dtype=np.float64)
-    return RawData(
-        users=IdColumn(np.array(user_codes, dtype=np.int32), list(users)),
-        items=IdColumn(np.array(item_codes, dtype=np.int32), list(items)),
-        times=moments if timed else None,
-        ratings=np.array(ratings, dtype=np.float64) if rated else None,
-        listed=None,
-        counts={"malformed": malformed.count} if malformed.count else {},
-    )
+                ratings.append(value)
+        whole = times.typecode == "q"
+        moments = np.array(times, dtype=np.int64) if whole else np.array(times, dtype=np.float64)
+        codes = np.array(user_codes, dtype=np.int32), np.array(item_codes, dtype=np.int32)
+        self.put(Columns(*codes, moments, np.array(ratings, dtype=np.float64)))
+
+    def put(self, piece: Columns) -> None:
+        """Columns of rows that come next, all of which could be read."""
+        self._pieces.append(piece)
+
+    def raw(self) -> RawData:
+        """All that has come; this is the end."""
+        count = self._malformed.count
+        users, items = self._column("users", np.int32), self._column("items", np.int32)
+        # One time that is no whole number, and all are numbers with a fraction.
+        kind = np.float64 if any(piece.times.dtype == np.float64 for piece in self._pieces) else np.int64
+        times = self._column("times", kind) if self.timed else None
+        ratings = self._column("ratings", np.float64) if self.rated else None
+        self._pieces = []
+        counts = {"malformed": count} if count else {}
+        return RawData(
+            IdColumn(users, list(self.users)), IdColumn(items, list(self.items)), times, ratings, None, counts
+        )
+
+    def _column(self, name: str, kind: type[np.generic]) -> NDArray[Any]:
+        parts = [getattr(piece, name) for piece in self._pieces]
+        return np.concatenate([np.zeros(0, dtype=kind), *parts], dtype=kind)
 
 
 def with_items(raw: RawData, listed: list[RawItem], counts: dict[str, int]) -> RawData:
@@ -196,7 +255,8 @@ def _flat(part: object) -> str:
     return str(part)
 
 
-def _rating(value: object) -> float:
+def rating_of(value: object) -> float:
+    """A rating as a number. Raises ValueError for what is no finite one."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError("a rating that is a number")
     try:

@@ -9,19 +9,21 @@ import csv
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 from typing_extensions import override
 
 from fedrec.core.errors import DataError
+from fedrec.data import bulk
 from fedrec.data.collect import Malformed, Row
 from fedrec.data.form import TextForm
-from fedrec.data.reading import open_text
-from fedrec.data.rows import TableFile, require_distinct
+from fedrec.data.reading import open_bytes, open_text, reading
+from fedrec.data.rows import Piece, TableFile, require_distinct
 
 MAX_FIELD = 2**26
 """Characters that one field may have: enough for any text, and a quote that was left open does not fill the memory."""
@@ -33,8 +35,21 @@ _Trouble = Callable[[int, int, str], None]
 """Called with a line, how many lines are lost from there on, and why."""
 
 
+@dataclass
+class _Place:
+    """Where the reading of a file stands: whether the header line is still to come, and what is behind."""
+
+    before: bool
+    lines: int = 0
+    seen: bool = False
+
+
 class DelimitedFile(TableFile):
     """A text file with one row a line, or more where a quoted field holds line ends; blank lines are passed over."""
+
+    at_once_from = 2**20
+    """Bytes from which on a file is read in blocks: a small one is read before pyarrow is loaded."""
+    block = bulk.BLOCK
 
     def __init__(self, path: Path, form: TextForm) -> None:
         super().__init__(path, form)
@@ -69,34 +84,93 @@ class DelimitedFile(TableFile):
     @override
     def rows(self, names: Sequence[str], malformed: Malformed, single: int = 1) -> Iterator[Row]:
         """(line, values of the columns `names`) for every line that can be read."""
+        with open_text(self.path, self.form) as stream:
+            yield from self._rows(stream, _Place(self.form.columns is None), names, malformed, single)
+
+    def _rows(
+        self, stream: IO[str], at: _Place, names: Sequence[str], malformed: Malformed, single: int
+    ) -> Iterator[Row]:
+        """The same of what begins at a place of the file."""
         columns = self.columns
-        picks = [columns.index(self.find(name) or name) for name in names]
+        picks = self._picks(names)
         header = [columns[pick] for pick in picks]
         first, width = picks[0], len(columns)
-        before = self.form.columns is None  # the header line is still to come
+        above = at.lines
 
         def lost(line: int, lines: int, why: str) -> None:
-            malformed.met(f"{self.place} {line}", why, self._sound_quotes(), lines)
+            malformed.met(f"{self.place} {above + line}", why, self._sound_quotes(), lines)
 
-        with open_text(self.path, self.form) as stream:
-            seen = False
-            for line, lines, values in self._records(stream, lost):
-                if before:
-                    before = False
-                    continue
-                if len(values) != width:
-                    why = f"{width} columns as {'named' if self.form.columns else 'in the header'}, {len(values)} came"
-                    malformed.met(f"{self.place} {line}", self.separator.join(values), why, lines)
-                    continue
-                picked = [values[pick] for pick in picks]
-                if lines > 1 and any("\n" in value or "\r" in value for value in picked[:single]):
-                    lost(line, lines, picked[0])
-                    continue
-                if picked[0] == columns[first] and self._is_header(picked, header, line, seen):
-                    malformed.met(f"{self.place} {line}", self.separator.join(values), self._data_line(), lines)
-                    continue
-                seen = True
-                yield line, picked
+        for number, lines, values in self._records(stream, lost):
+            line = above + number
+            if at.before:
+                at.before = False
+                continue
+            if len(values) != width:
+                why = f"{width} columns as {'named' if self.form.columns else 'in the header'}, {len(values)} came"
+                malformed.met(f"{self.place} {line}", self.separator.join(values), why, lines)
+                continue
+            picked = [values[pick] for pick in picks]
+            if lines > 1 and any("\n" in value or "\r" in value for value in picked[:single]):
+                lost(number, lines, picked[0])
+                continue
+            if picked[0] == columns[first] and self._is_header(picked, header, line, at.seen):
+                malformed.met(f"{self.place} {line}", self.separator.join(values), self._data_line(), lines)
+                continue
+            at.seen = True
+            yield line, picked
+
+    def _picks(self, names: Sequence[str]) -> list[int]:
+        return [self.columns.index(self.find(name) or name) for name in names]
+
+    @override
+    def pieces(self, names: Sequence[str], malformed: Malformed, single: int = 1) -> Iterator[Piece]:
+        """Blocks of lines, each of which may be read at once; small files, and what no block can be, line by line."""
+        form, quote = self.form, None if self.quote is None else self.quote.encode()
+        with reading(self.path, "file"):
+            small = self.path.stat().st_size < self.at_once_from
+        if small or not bulk.parses(form.encoding, self.separator, self.quote, self.escape):
+            yield from super().pieces(names, malformed, single)
+            return
+        at = _Place(form.columns is None)
+        with open_bytes(self.path, form) as stream:
+            blocks = bulk.blocks_of(stream, self.block)
+            block = next(blocks, b"")
+            while block:
+                following = next(blocks, b"")
+                head = self._header_in(block) if at.before else 0
+                whole = block.endswith(b"\n") or not following
+                if head is None or not whole or not bulk.quotes_are_plain(block, self.separator.encode()[:1], quote):
+                    rest = bulk.as_text(chain([block, following], blocks), form.encoding)
+                    yield Piece(partial(self._rows, rest, at, names, malformed, single))
+                    return
+                if head:
+                    at.before, at.lines, block = False, bulk.lines_in(block[:head]), block[head:]
+                if block:
+                    text, columns = bulk.as_text([block], form.encoding), partial(self._parsed, block, at, names)
+                    yield Piece(partial(self._rows, text, at, names, malformed, single), columns)
+                at.lines += bulk.lines_in(block)
+                block = following
+
+    def _header_in(self, block: bytes) -> int | None:
+        """Bytes of a first block up to the end of the header line; None if that is not plain."""
+        line, lines, _ = next(self._records(bulk.as_text([block], self.form.encoding), self._bad_header))
+        end = 0
+        for _ in range(line + lines - 1):
+            end = block.find(b"\n", end) + 1
+            if not end:
+                return None
+        return end if bulk.lines_in(block[:end]) == line + lines - 1 else None
+
+    def _parsed(self, block: bytes, at: _Place, names: Sequence[str]) -> bulk.Arrays | None:
+        """The columns of a block, if all of it is plain."""
+        picks = self._picks(names)
+        if len(block) > MAX_FIELD:
+            return None
+        found = bulk.parsed(block, self.form.encoding, self.separator, self.quote, len(self.columns), picks)
+        if found is None or bulk.has(found[0], self.columns[picks[0]]):  # the header line once more
+            return None
+        at.seen = at.seen or len(found[0]) > 0
+        return found
 
     @override
     def starts_with_data(self, names: Sequence[str]) -> bool:

@@ -10,10 +10,11 @@ from typing import Any
 from typing_extensions import override
 
 from fedrec.core.errors import DataError
+from fedrec.data.bulk import Arrays
 from fedrec.data.collect import Malformed, Row
 from fedrec.data.form import TextForm
 from fedrec.data.reading import DAMAGED, reading
-from fedrec.data.rows import TableFile, require_distinct
+from fedrec.data.rows import Piece, TableFile, require_distinct
 
 
 class ParquetFile(TableFile):
@@ -50,21 +51,45 @@ class ParquetFile(TableFile):
     @override
     def rows(self, names: Sequence[str], malformed: Malformed, single: int = 1) -> Iterator[Row]:
         """(row, values of the columns `names`) for every row."""
+        distinct = list(dict.fromkeys(names))
+        for row, batch in self._batches(distinct, 2**16):
+            with reading(f"{self.path}, after row {row},", "Parquet file", damage=self._damage):
+                values = {name: _plain(batch.column(name)) for name in distinct}
+            yield from enumerate(zip(*(values[name] for name in names), strict=True), row + 1)
+
+    @override
+    def pieces(self, names: Sequence[str], malformed: Malformed, single: int = 1) -> Iterator[Piece]:
+        """Batches of rows; they are read at once if all columns are of plain types."""
+        distinct = list(dict.fromkeys(names))
+        if not all(_is_plain(self.kinds[name]) for name in distinct):
+            yield from super().pieces(names, malformed, single)
+            return
+        for row, batch in self._batches(distinct, 2**20):
+
+            def rows(row: int = row, batch: Any = batch) -> Iterator[Row]:
+                values = {name: _plain(batch.column(name)) for name in distinct}
+                return iter(enumerate(zip(*(values[name] for name in names), strict=True), row + 1))
+
+            def columns(batch: Any = batch) -> Arrays:
+                return [_whole(batch.column(name)) for name in names]
+
+            yield Piece(rows, columns)
+
+    def _batches(self, names: Sequence[str], size: int) -> Iterator[tuple[int, Any]]:
+        """How many rows were before, and the next of them."""
         import pyarrow.parquet
 
-        distinct = list(dict.fromkeys(names))
         row = 0
         with reading(self.path, "Parquet file", damage=self._damage):
             file = pyarrow.parquet.ParquetFile(self.path, page_checksum_verification=True)
-            batches = file.iter_batches(columns=distinct)
+            batches = file.iter_batches(size, columns=names)
         with file:
             while True:
                 with reading(f"{self.path}, after row {row},", "Parquet file", damage=self._damage):
                     batch = next(batches, None)
                     if batch is None:
                         return
-                    values = {name: _plain(batch.column(name)) for name in distinct}
-                yield from enumerate(zip(*(values[name] for name in names), strict=True), row + 1)
+                yield row, batch
                 row += len(batch)
 
 
@@ -73,6 +98,24 @@ def clock_unit(kind: Any) -> str | None:
     import pyarrow
 
     return str(kind.unit) if pyarrow.types.is_timestamp(kind) else None
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether a column of that type is read at once: text, numbers and clocks."""
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    plain = types.is_string, types.is_large_string, types.is_integer, types.is_floating, types.is_timestamp
+    return any(is_so(kind) for is_so in plain)
+
+
+def _whole(column: Any) -> Any:
+    """Such a column as `_plain` has its values, still in Arrow."""
+    from pyarrow import int64, types
+
+    if types.is_dictionary(column.type):  # which may have values that do not occur, and in another order
+        column = column.dictionary_decode()
+    return column.cast(int64()) if types.is_timestamp(column.type) else column
 
 
 def _plain(column: Any) -> list[Any]:

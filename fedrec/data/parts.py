@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -16,7 +16,7 @@ from fedrec.data.form import JSON_LINES, PARQUET, SEPARATORS, SUFFIXES, TextForm
 from fedrec.data.json_lines import JsonLinesFile
 from fedrec.data.parquet import ParquetFile, clock_unit
 from fedrec.data.reading import reading
-from fedrec.data.rows import TableFile
+from fedrec.data.rows import Piece, TableFile
 
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 _LOGS = {"_delta_log": "Delta Lake", ".hoodie": "Hudi", "metadata": "Iceberg"}
@@ -138,16 +138,32 @@ class PartedTable(TableFile):
         self._check_clocks(names)
         for part, said in self.parts:
             self._current = part
-            inside = [name for name in dict.fromkeys(names) if name not in said]
-            if len(inside) == len(set(names)):
-                yield from part.rows(names, malformed, single)
-                continue
-            # A part's own columns come first: their values are where a line is malformed.
-            asked = inside or part.columns[:1]
-            leading = sum(name in inside for name in dict.fromkeys(names[:single]))
-            for line, values in part.rows(asked, malformed, leading):
-                row = {**dict(zip(asked, values, strict=True)), **said}
-                yield line, [row[name] for name in names]
+            yield from self._rows_of(part, said, names, malformed, single)
+
+    @override
+    def pieces(self, names: Sequence[str], malformed: Malformed, single: int = 1) -> Iterator[Piece]:
+        """Those of one part after the other; rows of which a folder's name says something come one by one."""
+        self._check_clocks(names)
+        for part, said in self.parts:
+            self._current = part
+            if said.keys() & set(names):
+                yield Piece(partial(self._rows_of, part, said, names, malformed, single))
+            else:
+                yield from part.pieces(names, malformed, single)
+
+    def _rows_of(
+        self, part: TableFile, said: Mapping[str, str | None], names: Sequence[str], malformed: Malformed, single: int
+    ) -> Iterator[Row]:
+        inside = [name for name in dict.fromkeys(names) if name not in said]
+        if len(inside) == len(set(names)):
+            yield from part.rows(names, malformed, single)
+            return
+        # A part's own columns come first: their values are where a line is malformed.
+        asked = inside or part.columns[:1]
+        leading = sum(name in inside for name in dict.fromkeys(names[:single]))
+        for line, values in part.rows(asked, malformed, leading):
+            row = {**dict(zip(asked, values, strict=True)), **said}
+            yield line, [row[name] for name in names]
 
     def _check_clocks(self, names: Sequence[str]) -> None:
         """Times are compared as numbers of one unit. Raises DataError if parts keep a column in several."""

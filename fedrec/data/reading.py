@@ -81,11 +81,18 @@ def open_text(path: Path, form: TextForm) -> Iterator[IO[str]]:
 
     The lines are as in the file, with their ends.
     """
-    kind, opener = _OPENERS.get(path.suffix.lower(), ("text", open))
+    opener = _OPENERS.get(path.suffix.lower(), ("text", open))[1]
+    with _decoding(path, form), opener(path, "rt", encoding=_without_mark(form.encoding), newline="") as stream:
+        yield stream
+
+
+@contextmanager
+def _decoding(path: Path, form: TextForm) -> Iterator[None]:
+    """What is not text in its encoding, and a damaged file, is a DataError."""
+    kind = _OPENERS.get(path.suffix.lower(), ("text", open))[0]
     with reading(path, f"{kind} file", _CUT, CUT_OR_FLIPPED):
         try:
-            with opener(path, "rt", encoding=_without_mark(form.encoding), newline="") as stream:
-                yield stream
+            yield
         except UnicodeError as error:
             if (other := _other_form(path)) is not None:
                 raise DataError(f"{path} is no text, it begins as {other} does: {_RENAME}") from error
@@ -96,6 +103,15 @@ def open_text(path: Path, form: TextForm) -> Iterator[IO[str]]:
                 f"{path} is not {form.encoding} text ({what}): name its encoding, as in "
                 f"{form.setting('encoding', _likely(path))}, or convert the file"
             ) from error
+
+
+@contextmanager
+def open_bytes(path: Path, form: TextForm) -> Iterator[IO[bytes]]:
+    """The same as bytes, without a byte order mark; what is not text is for who decodes them to find out."""
+    with _decoding(path, form), _OPENERS.get(path.suffix.lower(), ("text", open))[1](path, "rb") as stream:
+        if stream.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8 or codecs.lookup(form.encoding).name != "utf-8":
+            stream.seek(0)
+        yield stream
 
 
 def check_encoding(path: Path, form: TextForm) -> None:

@@ -6,16 +6,30 @@ All readers give (line, values of the asked columns); a line that cannot be read
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import NamedTuple
 
 from fedrec.core.errors import DataError
+from fedrec.data.bulk import Arrays
 from fedrec.data.collect import Malformed, Row
 from fedrec.data.form import TextForm
 
 _SHOWN_COLUMNS = 20
 _SHOWN_LETTERS = 40
+
+
+class Piece(NamedTuple):
+    """Some rows of a table.
+
+    Attributes:
+        rows: Gives them one by one, as `TableFile.rows` does.
+        columns: Gives them at once, as `fedrec.data.bulk.add` takes them; None if they are only read one by one.
+    """
+
+    rows: Callable[[], Iterator[Row]]
+    columns: Callable[[], Arrays | None] = lambda: None
 
 
 class TableFile(ABC):
@@ -45,6 +59,10 @@ class TableFile(ABC):
         The values of the first `single` of the names, ids among them, stand on one line: one that holds a line end
         is a quote that was left open, and all its lines are malformed.
         """
+
+    def pieces(self, names: Sequence[str], malformed: Malformed, single: int = 1) -> Iterator[Piece]:
+        """The same rows in pieces; each is to be read, in one way or the other, before the next is asked for."""
+        yield Piece(lambda: self.rows(names, malformed, single))
 
     def find(self, name: str) -> str | None:
         """The column that `name` names; None if there is none."""

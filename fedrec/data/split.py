@@ -1,8 +1,15 @@
-"""Time-ordered leave-one-out: a user's last interaction is for test, the one before for validation, the rest trains.
+"""What of a user's history is trained on, and which item is held out: in one of two ways, decided at preparation.
 
-A user with fewer than three interactions trains on all of them and is not evaluated. A run without validation
-(`evaluation.validation=false`) trains on the history before the test item. Nothing is copied: a split is a position in
-the user's own history, computed for all users at once or for those that a client holds.
+`leave_one_out`: a user's last interaction is for test, the one before for validation, the rest trains. A user with
+fewer than three interactions trains on all of them and is not evaluated. Others' interactions after a held-out one are
+trained on: the model knows of a time that the ranking does not.
+
+`temporal`: two moments are the same for everybody. What is before the first trains; the first interaction between the
+two is for validation, the first one after the second is for test, with all before it known (what is later is only
+recommended from). A user without one is not evaluated there; nobody begins after the first moment.
+
+A run without validation (`evaluation.validation=false`) trains on the history before the test item. Nothing is copied:
+a split is a position in the user's own history, computed for all users at once or for those that a client holds.
 """
 
 from __future__ import annotations
@@ -48,9 +55,14 @@ class Histories:
         return self.items[self.offsets[n] : self.offsets[n + 1]]
 
 
-def evaluated(interactions: Interactions, users: NDArray[np.integer] | None = None) -> NDArray[np.bool_]:
-    """Which of the users (int [n]; None: all) have enough interactions to be evaluated: bool [n]."""
+def evaluated(
+    interactions: Interactions, users: NDArray[np.integer] | None = None, of: HeldOut = "test"
+) -> NDArray[np.bool_]:
+    """Which of the users (int [n]; None: all) have an item held out for the split `of`: bool [n]."""
     start, end = _bounds(interactions, users)
+    if interactions.cuts is not None:
+        validation, test = _cuts(interactions.cuts, users)
+        return test > validation if of == "validation" else end > test
     enough: NDArray[np.bool_] = end - start >= MIN_EVALUATED
     return enough
 
@@ -61,9 +73,13 @@ def history_end(
     """Positions in `interactions.items` at which the users' histories for `split` end (exclusive): int64 [n].
 
     For a user that is evaluated this is also the position of the item that is held out for `split`
-    (validation or test). The history of a user that is not evaluated is all it has.
+    (validation or test). Where nothing of a user is held out, its history is all it has; with a split by time, all
+    before the cut.
     """
     start, end = _bounds(interactions, users)
+    if interactions.cuts is not None:
+        validation, test = _cuts(interactions.cuts, users)
+        return {"train": validation, "validation": validation, "test": test, "all": end}[split]
     return np.where(end - start >= MIN_EVALUATED, end - _HELD_OUT[split], end)
 
 
@@ -79,7 +95,7 @@ def histories(interactions: Interactions, split: Split, users: NDArray[np.intege
 
 def targets(interactions: Interactions, split: HeldOut, users: NDArray[np.integer] | None = None) -> NDArray[np.int32]:
     """The held-out items: int32 [n], -1 for a user that is not evaluated."""
-    there = evaluated(interactions, users)
+    there = evaluated(interactions, users, split)
     items = np.full(len(there), -1, dtype=np.int32)
     items[there] = interactions.items[history_end(interactions, split, users)[there]]
     return items
@@ -93,3 +109,8 @@ def _bounds(
         return offsets[:-1], offsets[1:]
     chosen = np.asarray(users)
     return offsets[chosen], offsets[chosen + 1]
+
+
+def _cuts(cuts: NDArray[np.int64], users: NDArray[np.integer] | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    chosen = cuts if users is None else cuts[np.asarray(users)]
+    return chosen[:, 0], chosen[:, 1]

@@ -26,6 +26,8 @@ from fedrec.data.types import Interactions
 
 FORMAT = 1
 _DTYPES = {"offsets": "<i8", "items": "<i4", "user_ids": "|u1", "user_id_offsets": "<i8"}
+_CUTS = "cuts"
+"""A column that is there with a split by time alone, `<i8`: two numbers a user, one after the other."""
 _MEND = "delete the folder and prepare the data again"
 ELSEWHERE = "set cache_dir to a folder that may be read and written and has room"
 
@@ -122,14 +124,21 @@ def open_store(folder: Path) -> Interactions:
         if not folder.is_dir():
             raise StoreError(f"there are no prepared interactions in {folder}: prepare the data on this machine first")
     meta = _meta(folder)
-    columns = {name: _open_column(folder, name, meta) for name in _DTYPES}
+    columns = {name: _open_column(folder, name, meta) for name in meta["lengths"]}
     for name, values in (("offsets", "items"), ("user_id_offsets", "user_ids")):
         bounds = columns[name]
         if len(bounds) == 0 or bounds[0] != 0 or bounds[-1] != len(columns[values]) or (np.diff(bounds) < 0).any():
             raise StoreError(f"{folder / name}.npy does not fit {values}.npy: it is damaged; {_MEND}")
     if len(columns["offsets"]) != len(columns["user_id_offsets"]):
         raise StoreError(f"{folder}: the number of user ids is not the number of users: it is damaged; {_MEND}")
-    return Interactions(UserIds(columns["user_ids"], columns["user_id_offsets"]), columns["offsets"], columns["items"])
+    offsets, cuts = columns["offsets"], columns.get(_CUTS)
+    if cuts is not None:
+        if len(cuts) != 2 * (len(offsets) - 1):
+            raise StoreError(f"{folder}: its cuts are not two for each user: it is damaged; {_MEND}")
+        cuts = cuts.reshape(-1, 2)
+        if ((offsets[:-1] > cuts[:, 0]) | (cuts[:, 0] > cuts[:, 1]) | (cuts[:, 1] > offsets[1:])).any():
+            raise StoreError(f"{folder}: a cut lies outside of its user's history: it is damaged; {_MEND}")
+    return Interactions(UserIds(columns["user_ids"], columns["user_id_offsets"]), offsets, columns["items"], cuts)
 
 
 def open_verified_store(folder: Path, n_items: int) -> Interactions:
@@ -167,7 +176,13 @@ def _columns(interactions: Interactions) -> dict[str, NDArray[Any]]:
         "user_ids": user_ids.encoded,
         "user_id_offsets": user_ids.offsets,
     }
-    return {name: np.ascontiguousarray(column, dtype=_DTYPES[name]) for name, column in columns.items()}
+    if interactions.cuts is not None:
+        columns[_CUTS] = interactions.cuts.reshape(-1)
+    return {name: np.ascontiguousarray(column, dtype=_dtype(name)) for name, column in columns.items()}
+
+
+def _dtype(name: str) -> str:
+    return "<i8" if name == _CUTS else _DTYPES[name]
 
 
 def _put_in_place(scratch: Path, folder: Path) -> None:
@@ -193,12 +208,13 @@ def _meta(folder: Path) -> dict[str, Any]:
         meta = parsed_object(path.read_text())
         version, lengths = meta["format"], meta["lengths"]
         if version == FORMAT:
-            return {"digest": str(meta["digest"]), "lengths": {name: int(lengths[name]) for name in _DTYPES}}
+            names = [*_DTYPES, *([_CUTS] if _CUTS in lengths else [])]
+            return {"digest": str(meta["digest"]), "lengths": {name: int(lengths[name]) for name in names}}
     raise StoreError(f"{path} has format {version!r}, this version of fedrec reads {FORMAT}; {_MEND}")
 
 
 def _open_column(folder: Path, name: str, meta: dict[str, Any]) -> NDArray[Any]:
-    path, dtype, length = folder / f"{name}.npy", np.dtype(_DTYPES[name]), meta["lengths"][name]
+    path, dtype, length = folder / f"{name}.npy", np.dtype(_dtype(name)), meta["lengths"][name]
     try:
         column = np.asarray(np.load(path, mmap_mode="r" if length else None, allow_pickle=False))
     except Exception as error:  # numpy reads a damaged header with Python's tokeniser, which raises errors of its own

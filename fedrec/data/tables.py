@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
 from fedrec.core.errors import DataError
+from fedrec.data import bulk
+from fedrec.data.collect import Collector, Malformed
 from fedrec.data.delimited import DelimitedFile
 from fedrec.data.form import JSON_LINES, SEPARATORS, SUFFIXES, TextForm, is_packed, suffix_of, unknown_form
 from fedrec.data.json_lines import JsonLinesFile
@@ -13,6 +16,7 @@ from fedrec.data.parquet import ParquetFile
 from fedrec.data.parts import PartedTable
 from fedrec.data.reading import check_encoding, reading
 from fedrec.data.rows import TableFile
+from fedrec.datasets.base import RawData
 
 
 def require_table(path: Path, setting: str) -> Path:
@@ -38,6 +42,26 @@ def open_table(path: Path, form: TextForm) -> TableFile:
     if problems := form.problems():
         raise DataError("; ".join(problems))
     return PartedTable(path, form, _open_file) if path.is_dir() else _open_file(path, form)
+
+
+def interactions_in(
+    table: TableFile, names: Sequence[str], malformed: Malformed, *, timed: bool, rated: bool
+) -> RawData:
+    """The interactions of a table, as `collect` gives them, many at once where their text is plain.
+
+    Args:
+        table: The table.
+        names: Its columns of users, items, times and ratings; of what it has none, any column.
+        malformed: What happens to a line that cannot be read.
+        timed: Whether it has times.
+        rated: Whether it has ratings.
+    """
+    collector = Collector(lambda: table.place, malformed, timed=timed, rated=rated)
+    for piece in table.pieces(names, malformed, single=len(names)):
+        arrays = piece.columns()
+        if arrays is None or not bulk.add(collector, arrays):
+            collector.add(piece.rows())
+    return collector.raw()
 
 
 def _open_file(path: Path, form: TextForm) -> TableFile:

@@ -47,11 +47,14 @@ class Interactions:
         user_ids: External ids, as text, one a user.
         offsets: int64 [users + 1]; user u's items are `items[offsets[u]:offsets[u + 1]]`.
         items: int32 [interactions], catalogue rows. May be a memory map.
+        cuts: int64 [users, 2], with a split by time: the positions in `items` at which each user's validation and test
+            begin. None: the last two items of each user are held out.
     """
 
     user_ids: Sequence[str]
     offsets: NDArray[np.int64]
     items: NDArray[np.int32]
+    cuts: NDArray[np.int64] | None = None
 
     @property
     def users(self) -> int:
@@ -85,7 +88,9 @@ class DataReport:
     `counts` names every rule that met something, each in units of its own: interactions (`malformed`, `unknown_item`,
     `low_rating`, `duplicate`, `k_core`), lines of the item table (`malformed_item`, `duplicate_item`), listed items
     without an interaction (`unrated_item`), users (`users_too_short`: fewer than three interactions, they train but are
-    not evaluated). `fedrec.data.report` says each in words.
+    not evaluated). A split by time counts users who begin after the cut (`users_after_cut`, left out) and who are not
+    tested (`users_not_tested`), and items that nobody has before it (`items_after_cut`). `fedrec.data.report` says each
+    in words.
     """
 
     before: DataSummary

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le, Lt
 from numpy.typing import NDArray
 
 from fedrec.core.errors import DataError
@@ -27,12 +27,19 @@ class DatasetConfig(MemberConfig):
         min_rating: Interactions with a lower rating are left out (null: any rating is an interaction).
         malformed: `error` stops at a line that cannot be read, naming it; `skip` leaves it out and counts it.
         items: Rows of the catalogue: all `listed` items, or only the `rated` ones (with at least one interaction left).
+        split: What is held out: each user's last two items (`leave_one_out`), or what comes after a moment that is the
+            same for all (`temporal`; simulation only).
+        held_out: With `temporal` the share of the interactions, the latest, that are for test; as many before these are
+            for validation.
     """
 
     k_core: Annotated[int, Ge(0), Le(1_000_000_000)]
     min_rating: Annotated[float, Ge(-1e9), Le(1e9)] | None
     malformed: Literal["error", "skip"]
     items: Literal["listed", "rated"]
+    # With defaults: a run of old has neither in its folder.
+    split: Literal["leave_one_out", "temporal"] = field(default="leave_one_out", kw_only=True)
+    held_out: Annotated[float, Gt(0), Lt(0.5)] = field(default=0.1, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from pydantic import Strict
 
 from fedrec.core.errors import DataError
 from fedrec.core.registry import datasets
-from fedrec.data.collect import Malformed, Row, collect, id_text, sentence, with_items
+from fedrec.data.collect import Malformed, id_text, sentence, with_items
 from fedrec.data.form import AUTO, ITEMS, TextForm
 from fedrec.data.rows import TableFile
-from fedrec.data.tables import open_table, require_table
+from fedrec.data.tables import interactions_in, open_table, require_table
 from fedrec.datasets.base import DatasetConfig, DatasetSource, Progress, RawData, RawItem
 
 if TYPE_CHECKING:
@@ -129,13 +129,8 @@ class Table(DatasetSource):
             raise DataError("dataset=table has no table of interactions: give dataset.interactions=... (a path)")
         table = open_table(require_table(config.interactions, "dataset.interactions"), config.form)
         bad, bad_items = Malformed(config.malformed), Malformed(config.malformed)
-        raw = collect(
-            lambda: table.place,
-            self._interactions(table, bad),
-            bad,
-            timed=config.time_column is not None,
-            rated=config.rating_column is not None,
-        )
+        timed, rated = config.time_column is not None, config.rating_column is not None
+        raw = interactions_in(table, self._columns(table), bad, timed=timed, rated=rated)
         if config.item_table is None:
             return raw
         listed = self._listed(config.item_table, bad_items)
@@ -153,7 +148,8 @@ class Table(DatasetSource):
         table = open_table(require_table(path, "dataset.item_table"), self.config.item_form)
         return list(self._items(table, bad))
 
-    def _interactions(self, table: TableFile, malformed: Malformed) -> Iterator[Row]:
+    def _columns(self, table: TableFile) -> list[str]:
+        """The columns of the interactions. Raises DataError if one is not there."""
         config = self.config
         wanted = {
             "dataset.user_column": config.user_column,
@@ -163,8 +159,7 @@ class Table(DatasetSource):
         }
         table.require({setting: name for setting, name in wanted.items() if name is not None})
         # A column that is not there is filled with the users': it is not looked at.
-        names = [name or config.user_column for name in wanted.values()]
-        return table.rows(names, malformed, single=len(names))
+        return [name or config.user_column for name in wanted.values()]
 
     def _items(self, table: TableFile, malformed: Malformed) -> Iterator[RawItem]:
         config = self.config

@@ -133,7 +133,7 @@ def baseline_results(
     popularity = _Popularity(interactions, sampler, split)
     texts = None if item_vectors is None else _texts(item_vectors, sampler, len(popularity.scores))
     ranked = np.arange(interactions.users) if users is None else users
-    ranked = ranked[evaluated(interactions, ranked)]
+    ranked = ranked[evaluated(interactions, ranked, split)]
     sums: dict[str, list[dict[str, float]]] = {name: [] for name in ("random", "popularity")}
     each: dict[str, list[NDArray[np.float64]]] = {}
     for start in range(0, len(ranked), USERS_AT_ONCE):
@@ -191,9 +191,9 @@ class _Popularity:
             found[: len(counts)] += counts
             counts = found
         ends = history_end(interactions, split)
-        for back in (1, 2):  # what lies behind a history's end: the held-out item, and at validation the one after it
-            beyond = interactions.offsets[1:] - back
-            np.subtract.at(counts, items[beyond[beyond >= ends]], 1)
+        lengths = interactions.offsets[1:] - ends  # what lies behind a history's end: the held-out item, and all after
+        beyond = np.arange(lengths.sum()) + np.repeat(ends - (np.cumsum(lengths) - lengths), lengths)
+        np.subtract.at(counts, items[beyond], 1)
         self.scores = counts
         self._sampler = sampler
         self._sorted = np.sort(counts[sampler.eligible])

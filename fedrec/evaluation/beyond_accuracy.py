@@ -106,4 +106,5 @@ def gini(times: NDArray[np.int64]) -> float:
 
 def _directions(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    return np.divide(vectors, lengths, out=np.zeros(vectors.shape), where=lengths > 0)
+    unit: NDArray[np.float64] = np.divide(vectors, lengths, out=np.zeros(vectors.shape), where=lengths > 0)
+    return unit

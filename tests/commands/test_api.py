@@ -134,7 +134,7 @@ def test_similar_items_are_those_of_the_vectors(run: fedrec.Run) -> None:
 
 def test_lists_are_those_that_were_ranked_at_test(run: fedrec.Run, clicks: pandas.DataFrame) -> None:
     source = of_run(run.folder)
-    users, positives = source.node.users.held_out(source.node.users.evaluated, "test")
+    users, positives = source.node.users.held_out(source.node.users.evaluated("test"), "test")
     lists = recommended(source.node, source.model_of(0), users, 10, of="test").rows.numpy()
     assert (lists == positives[:, None]).any(1).mean() == pytest.approx(run.summary["test"]["hr@10"])
     for mine, start, end in zip(lists, users.offsets, users.offsets[1:], strict=False):

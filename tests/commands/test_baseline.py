@@ -130,7 +130,7 @@ def test_tensors_rank_here_as_they_do_in_a_federation(overrides: list[str], comp
     kept = load_file(folder / "checkpoints" / "round-000003.safetensors")
     trainable = {name: kept[f"trainable.{name}"] for name in here.model.trainable}
     frozen = {name: kept[f"frozen.{name}"] for name in here.model.frozen}
-    cohort, _ = here.users.held_out(here.users.evaluated, "test")
+    cohort, _ = here.users.held_out(here.users.evaluated("test"), "test")
     store = PrivateStore(folder / "state", here.setup.run_key, here.model.backbone.private, synced=False)
     private, found = store.load(cohort.keys, 4)
     assert 0 < found.sum() < len(found)
@@ -138,7 +138,7 @@ def test_tensors_rank_here_as_they_do_in_a_federation(overrides: list[str], comp
     for name, start in here.private(cohort).items():
         private[name][new] = start[new]
     model = GlobalModel(here.model, trainable, frozen)
-    metrics = here.means(here.sums(model, private, here.users.evaluated, "test", 3))
+    metrics = here.means(here.sums(model, private, here.users.evaluated("test"), "test", 3), "test")
     counts = {"cold_users", "users", "diverged_users"}
     assert metrics.keys() == summary["test"].keys()
     for name in metrics.keys() - counts:
@@ -195,7 +195,7 @@ def test_without_validation_central_training_takes_all_its_epochs_and_those_item
     assert (summary["rounds"], summary["best_round"], summary["validation"]) == (4, 4, {})
     here = world(config)
     examples = len(here.users.training(np.arange(len(here.users))).items)
-    assert examples == len(here.dataset.interactions.items) - len(here.users.evaluated)
+    assert examples == len(here.dataset.interactions.items) - len(here.users.evaluated("test"))
     alone = baseline("local", *composed(*TINY, "evaluation.validation=false", "local.rounds=1"), console=silent())
     assert (alone["validation"], alone["test"]["users"]) == ({}, 20)
 

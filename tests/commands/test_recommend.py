@@ -102,7 +102,7 @@ def test_the_best_items_are_those_of_the_ranking(folder: Path, backbone: str, em
     also = ["strategy=full"] if embedding == "full" else ["embedding.rank=2"]
     source = of_run(simulated(folder, f"{backbone}-{embedding}", f"backbone={backbone}", *also))
     node, model = source.node, source.models[0].model
-    cohort, positives = node.users.held_out(node.users.evaluated[:8], "test")
+    cohort, positives = node.users.held_out(node.users.evaluated("test")[:8], "test")
     private, _ = node.private(cohort.keys, before=4)
     private = node.engine.solve(model, cohort, private, 5)
     measured = rank_users(model, cohort, positives, private, RankingProtocol((10,), node.sampler, 0, 0))

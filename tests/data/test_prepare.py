@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedrec.core.errors import DataError
-from fedrec.data.prepare import prepare
+from fedrec.data.prepare import prepare, stable_order
 from fedrec.data.types import Dataset
 
 
@@ -163,3 +163,11 @@ def test_items_that_are_all_unknown_say_where_to_look(config: Any, raw: Any) -> 
 def test_a_reader_that_breaks_the_contract_is_named(config: Any, raw: Any) -> None:
     with pytest.raises(DataError, match="times that are not finite"):
         prepare(raw([("u", "a", 1.0), ("u", "b", float("nan"))]), config("synthetic"))
+
+
+@given(st.lists(st.integers(-5, 5)), st.sampled_from([np.int32, np.int64, np.float64]))
+@example([2**62, -(2**62), 2**62, 0], np.int64)  # no room for the places
+@example([2**61, -(2**61), 2**61], np.int64)
+def test_a_stable_order_is_numpys(values: list[int], kind: type[np.number]) -> None:
+    column = np.array(values, dtype=kind)
+    assert stable_order(column).tolist() == np.argsort(column, kind="stable").tolist()
