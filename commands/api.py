@@ -31,9 +31,10 @@ from commands.item_vectors import item_vectors, most_similar
 from commands.kept_run import of_run
 from commands.list_figures import FIGURES
 from commands.open_recipe import leaves_recipe_open, told
+from commands.places import RecommendError
 from commands.recommend import newcomer, served_by
 from commands.recommend_all import COLUMNS, lines_of
-from commands.recommendable import Recommendable, RecommendError
+from commands.recommendable import Recommendable
 from fedrec.config.compose import compose as composed
 from fedrec.config.paths import assign, key_of, portable, settle, working_directory
 from fedrec.core.disk import reading

@@ -19,8 +19,9 @@ from rich.console import Console
 from client_app.answers.recommending import recommend
 from commands.kept_run import of_run
 from commands.list_figures import KEY, lists_table
+from commands.places import RecommendError
 from commands.recommend import source_of
-from commands.recommendable import Recommendable, RecommendError
+from commands.recommendable import Recommendable
 from fedrec.config.schema import RunConfig
 from fedrec.core.disk import reading, writing
 from fedrec.core.errors import FedrecError

@@ -19,8 +19,9 @@ from rich.console import Console
 
 from client_app.answers.recommending import read_by_score, solve
 from commands.item_vectors import item_vectors
+from commands.places import RecommendError
 from commands.recommend import served_by, source_of
-from commands.recommendable import Recommendable, RecommendError
+from commands.recommendable import Recommendable
 from fedrec.core.disk import writing
 from fedrec.core.whole_files import replaced
 

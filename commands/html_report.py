@@ -30,8 +30,8 @@ from fedrec.core.strict_json import parsed_object
 from fedrec.core.whole_files import write_text
 from fedrec.data.report import MEANING
 from fedrec.evaluation.baselines import NAMES
+from fedrec.evaluation.compared_by import curve_metric
 from fedrec.evaluation.curves import curve, read_records
-from fedrec.evaluation.metrics import curve_metric
 from server_app.run_folder import MANIFEST, SUMMARY
 
 if TYPE_CHECKING:

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
+from commands.places import RecommendError
 from commands.recommend import items_table, near_items, source_of
-from commands.recommendable import Recommendable, RecommendError
+from commands.recommendable import Recommendable
 
 
 def item_vectors(source: Recommendable, group: str = "") -> NDArray[np.float32]:

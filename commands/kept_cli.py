@@ -10,6 +10,7 @@ import typer
 from commands.ending import ending
 from commands.options import AsJson
 from commands.overrides_help import PlainCommand
+from commands.places import require_one, require_one_way
 
 kept_app = typer.Typer()
 """Its commands are put among those of `fedrec` itself."""
@@ -83,10 +84,11 @@ def recommend_command(
 ) -> None:
     """Recommend items to one user or to all, offline, from the last model and each user's own history and numbers."""
     with ending(as_json) as (console, end):
-        from commands.recommend import recommend, require_one_way, show_recommendation  # torch: as above
+        require_one_way(user, history, everybody, out, group)
+        require_one(run, state_dir)
+        from commands.recommend import recommend, show_recommendation  # torch: not needed for what is wrong so far
         from commands.recommend_all import recommend_all, show_written
 
-        require_one_way(user, history, everybody, out, group)
         if out is not None:
             end.update(recommend_all(run, state_dir, top, out))
             if not as_json:
@@ -108,6 +110,7 @@ def similar_command(
 ) -> None:
     """List the items whose vectors are most like that of an item, by the cosine."""
     with ending(as_json) as (console, end):
+        require_one(run, state_dir)
         from commands.item_vectors import show_similar, similar
 
         end.update(similar(run, state_dir, item, top, group))
@@ -124,6 +127,7 @@ def export_command(
 ) -> None:
     """Write item vectors and what scores read of each user as Parquet and npy files, for an index of vectors."""
     with ending(as_json) as (console, end):
+        require_one(run, state_dir)
         from commands.export import export, show_exported
 
         end.update(export(run, state_dir, out))
@@ -143,6 +147,7 @@ def evaluate_command(
 ) -> None:
     """Say of the users' lists how much of the catalogue is in them, how popular it is, and how various."""
     with ending(as_json) as (console, end):
+        require_one(run, state_dir)
         from commands.beyond_accuracy import evaluate, show_evaluation
 
         end.update(evaluate(run, state_dir, top or ()))

@@ -7,7 +7,6 @@ or the folder has been copied to another machine: then the data are prepared ane
 from __future__ import annotations
 
 import logging
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -16,7 +15,8 @@ from client_app.answers.node import Node, Received
 from client_app.homes.home import KeptRun
 from client_app.stores.frozen import MissingFrozenError
 from client_app.training.engine import GlobalModel
-from commands.recommendable import Recommendable, RecommendError, require_private_tensors
+from commands.places import RecommendError, require_run_folder
+from commands.recommendable import Recommendable, require_private_tensors
 from exchanges.split import whole
 from federation.checkpoint import Checkpoint
 from federation.server_model import ServerState
@@ -37,7 +37,6 @@ from server_app.run_folder import CONFIG, ITEMS, SETUP
 
 log = logging.getLogger("fedrec")
 
-_CLOSE = 3
 _RESTORE = "restore the run folder from a copy"
 
 
@@ -46,13 +45,7 @@ def of_run(folder: Path) -> Recommendable:
 
     Raises RecommendError or StoreError if there is nothing, or nothing sound, to recommend from.
     """
-    with reading(str(folder), "give another run"):
-        there = folder.is_dir()
-    if not there:
-        near = get_close_matches(folder.name, _names(folder.parent), n=_CLOSE)
-        paths = " or ".join(str(folder.parent / name) for name in near)
-        hint = f"did you mean {paths}?" if near else "give the path of a run folder, runs/<id>"
-        raise RecommendError(f"{folder}: there is no such run; {hint}")
+    require_run_folder(folder)
     setup = _setup(folder)
     if setup.simulation is None:
         raise RecommendError(
@@ -90,10 +83,6 @@ def of_run(folder: Path) -> Recommendable:
     }
     passed_over = [round for round in checkpoints.rounds() if round > checkpoint.round]
     return Recommendable(str(folder), node, models, items, passed_over, checkpoint.users)
-
-
-def _names(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
 def _setup(folder: Path) -> Setup:

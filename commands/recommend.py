@@ -26,8 +26,8 @@ from client_app.stores.frozen import MissingFrozenError
 from client_app.stores.last_model import kept_models, read_model, run_of
 from commands.kept_run import of_run
 from commands.named_items import named_items
-from commands.recommendable import Recommendable, RecommendError, require_private_tensors
-from fedrec.core.disk import reading
+from commands.places import RecommendError, require_one, require_state_dir
+from commands.recommendable import Recommendable, require_private_tensors
 from fedrec.core.errors import FedrecError, StoreError
 from fedrec.core.keys import opaque_keys
 from fedrec.wire.item_list import ItemList
@@ -87,34 +87,13 @@ def recommend(
     }
 
 
-def require_one_way(
-    user: str | None, history: str | None, everybody: bool, out: str | None, group: str | None = None
-) -> None:
-    """Raise RecommendError unless a command says in one way whom to recommend to, and for everybody into which file."""
-    if everybody != (out is not None):
-        raise RecommendError("--all and --out FILE go together: give both, or neither")
-    if everybody and group is not None:
-        raise RecommendError("--all takes the model of each user's own group: leave out --group")
-    if [user is not None, history is not None, everybody].count(True) != 1:
-        raise RecommendError(
-            "give either a user of the data (--user ID), somebody's items (--history ITEM,ITEM,...), or --all with "
-            "--out FILE"
-        )
-
-
 def source_of(run: str | None, state_dir: str | None) -> Recommendable:
     """What to recommend from, by what a command was given: one of the two.
 
     Raises RecommendError, or a StoreError for files that cannot be used.
     """
-    if run is not None and state_dir is None:
-        return of_run(Path(run))
-    if state_dir is not None and run is None:
-        return of_site(Path(state_dir))
-    raise RecommendError(
-        "give either the folder of a simulated run (fedrec recommend runs/<id> ...) or the state-dir of this "
-        "machine's SuperNode (fedrec recommend --state-dir DIR ...)"
-    )
+    require_one(run, state_dir)
+    return of_run(Path(run)) if run is not None else of_site(Path(str(state_dir)))
 
 
 def show_recommendation(found: Mapping[str, Any], console: Console) -> None:
@@ -150,10 +129,7 @@ def of_site(state_dir: Path) -> Recommendable:
 
     Raises RecommendError or StoreError if there is nothing, or nothing sound, to recommend from.
     """
-    with reading(f"--state-dir {state_dir}", "give the state-dir of the SuperNode"):
-        there = state_dir.is_dir()
-    if not there:
-        raise RecommendError(f"--state-dir {state_dir}: there is no such folder; give the state-dir of the SuperNode")
+    require_state_dir(state_dir)
     problems: list[str] = []
     found: Recommendable | None = None
     for path in kept_models(state_dir):

@@ -16,8 +16,9 @@ from rich.console import Console
 from client_app.answers.recommending import NOTHING, Recommended
 from client_app.answers.recommending import recommend as best
 from client_app.homes.users import Cohort
+from commands.places import RecommendError
 from commands.recommend import served_by, source_of
-from commands.recommendable import Recommendable, RecommendError
+from commands.recommendable import Recommendable
 from fedrec.core.disk import writing
 from fedrec.core.errors import StoreError
 from fedrec.core.whole_files import replaced

@@ -11,12 +11,9 @@ from numpy.typing import NDArray
 
 from client_app.answers.node import Node, Received
 from client_app.stores.store import USERS
-from fedrec.core.errors import FedrecError, StoreError
+from commands.places import RecommendError
+from fedrec.core.errors import StoreError
 from fedrec.wire.item_list import ItemList
-
-
-class RecommendError(FedrecError):
-    """There is nothing to recommend from, or the user or items are not known."""
 
 
 class Recommendable(NamedTuple):

@@ -37,7 +37,7 @@ from fedrec.core.disk import writing
 from fedrec.core.errors import DataError, FederationError
 from fedrec.core.strict_json import json_page
 from fedrec.core.whole_files import write_text
-from fedrec.evaluation.metrics import curve_metric
+from fedrec.evaluation.compared_by import curve_metric
 from server_app.run import run
 from server_app.run_folder import CONFIG
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from federation.server_model import ServerState
 from fedrec.config.validate import plain
-from fedrec.evaluation.metrics import curve_metric
+from fedrec.evaluation.compared_by import curve_metric
 
 _GAIN = 1e-9
 """By which a validation is better or worse: sums over other nodes differ in their last bits, and no choice may."""

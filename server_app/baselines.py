@@ -10,7 +10,7 @@ from fedrec.core.rng import derive
 from fedrec.data.split import HeldOut
 from fedrec.data.types import Dataset
 from fedrec.evaluation.baselines import BaselineResults, SampledRanking, baseline_results
-from fedrec.evaluation.metrics import curve_metric
+from fedrec.evaluation.compared_by import curve_metric
 from fedrec.wire.protocol import Setup
 from peft_embeddings.encoders.base import TextVectors
 

@@ -13,7 +13,8 @@ from fedrec.core import registry
 from fedrec.data.split import evaluated, histories, targets
 from fedrec.data.types import Dataset
 from fedrec.datasets.base import DatasetConfig
-from fedrec.evaluation.metrics import RankCounter, curve_metric, mean_metrics, metric_sums, ranking_metrics
+from fedrec.evaluation.compared_by import curve_metric
+from fedrec.evaluation.metrics import RankCounter, mean_metrics, metric_sums, ranking_metrics
 
 
 def ceiling(config: RunConfig, dataset: Dataset, ks: Sequence[int]) -> dict[str, float] | None:

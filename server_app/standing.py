@@ -6,7 +6,7 @@ from typing import Any
 
 from federation.base import FederatedStrategy
 from fedrec.evaluation.baselines import NAMES
-from fedrec.evaluation.metrics import curve_metric
+from fedrec.evaluation.compared_by import curve_metric
 
 _ERRORS = 2
 """Standard errors by which a model has to be ahead."""

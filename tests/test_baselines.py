@@ -15,7 +15,8 @@ from fedrec.core.errors import DataError, FedrecError
 from fedrec.data.negatives import NegativeSampler
 from fedrec.data.types import Interactions
 from fedrec.evaluation.baselines import SampledRanking, baseline_results
-from fedrec.evaluation.metrics import curve_metric, sampled_negatives
+from fedrec.evaluation.compared_by import curve_metric
+from fedrec.evaluation.metrics import sampled_negatives
 
 Split = Literal["validation", "test"]
 BACK: dict[Split, int] = {"validation": 2, "test": 1}

@@ -16,10 +16,10 @@ from client_app.training.history import SharedHistory
 from fedrec.backbones.base import ScoreContext
 from fedrec.core.tensors import Tensors
 from fedrec.data.negatives import NegativeSampler
+from fedrec.evaluation.compared_by import curve_metric
 from fedrec.evaluation.metrics import (
     RankCounter,
     add_sums,
-    curve_metric,
     metric_sums,
     ranking_metrics,
     sampled_negatives,

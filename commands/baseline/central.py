@@ -27,7 +27,7 @@ from fedrec.backbones.history import latest
 from fedrec.core.errors import ConfigError, FedrecError
 from fedrec.core.rng import counter_integers, derive, generator
 from fedrec.core.tensors import Tensors
-from fedrec.evaluation.metrics import curve_metric
+from fedrec.evaluation.compared_by import curve_metric
 
 
 class Trained(NamedTuple):

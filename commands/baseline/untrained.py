@@ -9,7 +9,7 @@ from typing import NamedTuple
 from commands.baseline.world import World
 from fedrec.core.errors import FedrecError
 from fedrec.data.split import HeldOut
-from fedrec.evaluation.metrics import curve_metric
+from fedrec.evaluation.compared_by import curve_metric
 from peft_embeddings.base_table import text_vectors
 from server_app.baselines import simulated_baselines
 from server_app.setup import text_encoder

@@ -59,6 +59,10 @@ def compose(overrides: Sequence[str], *, base: Path | None) -> RunConfig:
     validator.problems += typed.problems
     tree = _compose_groups(typed.choices, validator)
     values = _apply(tree, typed, validator)
+    # First what was typed: a mistake there is told before the members are imported, whose libraries take seconds.
+    validator.look(values, {key.partition(".")[0] for key in typed.values})
+    if validator.problems:
+        raise ConfigError(validator.problems)
     config = validator.run_config(values)
     if config is not None:
         config = anchor(config, base, validator)
@@ -220,12 +224,7 @@ def _apply(tree: DictConfig, typed: _Typed, validator: Validator) -> Any:
     """Plain nested values: the tree with the overridden ones, as far as there are such keys."""
     legal = legal_keys(RunConfig)
     for family in FAMILIES:
-        name = OmegaConf.select(tree, f"{family}.name")
-        config_class = Validator().config_class(family, str(name))
-        if config_class is None:
-            typed.undecided.add(family)
-        else:
-            legal += legal_keys(config_class, family)
+        legal += [key for key in _keys_below(OmegaConf.to_container(tree[family]), family) if key != f"{family}.name"]
     try:
         for key, value in typed.values.items():
             section = key.partition(".")[0]
@@ -245,6 +244,13 @@ def _apply(tree: DictConfig, typed: _Typed, validator: Validator) -> Any:
         where = str(getattr(error, "full_key", None) or "interpolation")
         validator.add(where, _one_line(error))
         raise ConfigError(validator.problems) from error
+
+
+def _keys_below(values: Any, at: str) -> list[str]:
+    """Dotted keys of all values below `at`: a member's file gives every one that it has."""
+    if not isinstance(values, dict) or not values:
+        return [at]
+    return [key for name, inner in values.items() for key in _keys_below(inner, f"{at}.{name}")]
 
 
 def _without_values(section: str, chosen: str, key: str) -> str:

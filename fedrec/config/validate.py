@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
@@ -71,6 +71,18 @@ class Validator:
     def run_config(self, values: object) -> RunConfig | None:
         """The whole configuration, every member of the class that its `name` says; None if it cannot be built."""
         return self.build(RunConfig, values, "")
+
+    def look(self, values: Mapping[str, Any], sections: Set[str]) -> None:
+        """Gather the problems of the values of these sections, and of all that belong to no member or lack a value.
+
+        The members of other families are as their files have them.
+        """
+        for name, hint in field_types(RunConfig).items():
+            found = values.get(name, MISSING)
+            given = name in values or not _has_default(_fields(RunConfig)[name])
+            asked = hint is not MemberConfig or name in sections or MISSING in json.dumps(found, default=os.fspath)
+            if given and asked:
+                self._field(RunConfig, name, name, found)
 
     def member(self, family: str, values: object) -> MemberConfig | None:
         """One member's configuration, of the class that its `name` says; None if it cannot be built."""
@@ -135,6 +147,10 @@ class Validator:
     def _as_typed(self, key: str, value: object) -> str:
         """The value as it stands in the override; a text such as 2024_01_01 is a number for Hydra's grammar."""
         return self._typed[key].partition("=")[2].strip() if key in self._typed else str(value)
+
+
+def _fields(cls: type[DataclassInstance]) -> Mapping[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(cls)}
 
 
 def _has_default(field: dataclasses.Field[Any]) -> bool:

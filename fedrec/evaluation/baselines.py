@@ -28,11 +28,11 @@ from fedrec.core.errors import DataError
 from fedrec.data.negatives import NegativeSampler, sorted_distinct
 from fedrec.data.split import Histories, evaluated, histories, history_end, targets
 from fedrec.data.types import Interactions
+from fedrec.evaluation.compared_by import curve_metric
 from fedrec.evaluation.metrics import (
     RankCounter,
     RankCounts,
     add_sums,
-    curve_metric,
     mean_metrics,
     metric_sums,
     ranking_metrics,

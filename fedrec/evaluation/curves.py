@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from fedrec.core.disk import reading
 from fedrec.core.strict_json import number, parsed_object
 from fedrec.core.whole_files import write_text
-from fedrec.evaluation.metrics import curve_metric
+from fedrec.evaluation.compared_by import curve_metric
 
 log = logging.getLogger("fedrec")
 

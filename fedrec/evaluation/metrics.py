@@ -271,9 +271,3 @@ def mean_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     if users < 1:
         raise FedrecError("no user was evaluated (a user needs three interactions or more), so there are no metrics")
     return {name: value / users for name, value in sums.items() if name != "users"}
-
-
-def curve_metric(names: Iterable[str]) -> str:
-    """The metric by which rounds and models are compared: NDCG@10 in full ranking, or NDCG at the largest cut-off."""
-    cut_offs = sorted(int(name.removeprefix("ndcg@")) for name in names if name.startswith("ndcg@"))
-    return f"ndcg@{10 if 10 in cut_offs else cut_offs[-1]}"

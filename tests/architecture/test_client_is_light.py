@@ -8,6 +8,8 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 import client_app
 
 ROOT = str(Path(client_app.__file__).resolve().parent.parent)
@@ -48,6 +50,27 @@ def test_flower_loads_both_apps_without_torch() -> None:
     modules = [reference.partition(":")[0] for reference in components.values()]
     assert len(modules) == 2
     script = f"import {', '.join(modules)}, sys; print(*[name for name in {[*HEAVY, 'torch']} if name in sys.modules])"
+    assert printed(script) == []
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["train", "optim=nothing", "seed=x", "dataset.k_core=-1"],
+        ["recommend", "nowhere", "--user", "1"],
+        ["similar", "--item", "1"],
+        ["compare", "nowhere"],
+    ],
+)
+def test_a_mistyped_command_is_told_so_without_torch(typed: list[str]) -> None:
+    script = f"""
+import sys
+from typer.testing import CliRunner
+from commands.cli import app
+done = CliRunner().invoke(app, {typed})
+assert done.exit_code in (1, 2) and "error: " in done.output, done.output
+print(*[name for name in {[*HEAVY[:1], "torch", "flwr"]} if name in sys.modules])
+"""
     assert printed(script) == []
 
 

@@ -19,8 +19,8 @@ import torch
 import fedrec
 from client_app.answers.recommending import recommend as recommended
 from commands.kept_run import of_run
+from commands.places import RecommendError
 from commands.recommend import recommend
-from commands.recommendable import RecommendError
 from fedrec.core.errors import ConfigError, DataError, FedrecError
 
 SMALL: dict[str, Any] = {

@@ -18,8 +18,8 @@ from commands.cli import app
 from commands.compare import compare, read_run, show_comparison
 from commands.curve_plot import draw
 from fedrec.core.errors import FedrecError
+from fedrec.evaluation.compared_by import curve_metric
 from fedrec.evaluation.curves import Point, curve, reached, read_records, write_curve
-from fedrec.evaluation.metrics import curve_metric
 
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:  # benchmarks are not installed

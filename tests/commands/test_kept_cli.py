@@ -24,7 +24,7 @@ from commands.export import export
 from commands.item_vectors import most_similar
 from commands.kept_run import of_run
 from commands.model_card import card, write_card
-from commands.recommendable import RecommendError
+from commands.places import RecommendError
 from commands.run_list import delete_runs, runs_in
 from fedrec.core.errors import FedrecError
 from fedrec.core.strict_json import parsed_object

@@ -27,8 +27,8 @@ from client_app.training.engine import GlobalModel
 from commands import recommend_all as recommend_all_module
 from commands.cli import app
 from commands.local_grid import LocalGrid
+from commands.places import RecommendError
 from commands.recommend import of_run, of_site, recommend, show_recommendation
-from commands.recommendable import RecommendError
 from fedrec.config.compose import compose
 from fedrec.config.describe import complete_members
 from fedrec.config.paths import settle

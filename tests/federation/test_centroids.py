@@ -19,8 +19,8 @@ from client_app.stores import frozen
 from client_app.stores.last_model import kept_models
 from commands.describe import describe
 from commands.local_grid import LocalGrid
+from commands.places import RecommendError
 from commands.recommend import recommend
-from commands.recommendable import RecommendError
 from exchanges.records import unpack
 from fedrec.config.compose import compose
 from fedrec.config.describe import from_dict
