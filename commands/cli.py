@@ -225,6 +225,24 @@ def spent_command(
             show_spent(end, console)
 
 
+@app.command("forget", cls=PlainCommand)
+def forget_command(
+    state_dir: Annotated[
+        Path, typer.Option("--state-dir", help="The state-dir of this site's SuperNode.", show_default=False)
+    ],
+    user: Annotated[str, typer.Option("--user", help="The user by its id in the site's file.", show_default=False)],
+    undo: Annotated[bool, typer.Option("--undo", help="Let it come back: it is no longer left out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a user from what a site keeps, and leave it out from now on. Stop the SuperNode before."""
+    with ending(as_json) as (console, end):
+        from commands.forget import forget, show_forgotten
+
+        end.update(forget(state_dir, user, undo=undo))
+        if not as_json:
+            show_forgotten(end, console)
+
+
 @app.command("supernode", cls=PlainCommand, context_settings={"ignore_unknown_options": True})
 def supernode_command(
     arguments: Annotated[

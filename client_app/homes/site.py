@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from client_app.stores.layout import require_layout
 from fedrec.core.bounds import GRADES
-from fedrec.core.errors import ConfigError
+from fedrec.core.errors import ConfigError, StoreError
 from fedrec.core.owned import own_folder
 from fedrec.core.registry import nearest
 from fedrec.data.form import AUTO, SUFFIXES, TextForm, suffix_of, unknown_form
@@ -155,4 +156,8 @@ def folder_problems(site: Site) -> list[str]:
         ]
     if not os.access(site.state_dir, os.W_OK | os.X_OK):
         return [f"state-dir='{site.state_dir}': the user of this process may not write there"]
+    try:
+        require_layout(site.state_dir)
+    except StoreError as error:
+        return [f"state-dir='{site.state_dir}': {error}"]
     return []

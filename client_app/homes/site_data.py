@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from client_app.homes.forgotten import forgotten, without_forgotten
 from client_app.homes.site import Site, file_problems, folder_problems
 from client_app.stores.losses import DATA_DAMAGED, SECRET_CHANGED, Losses
 from client_app.stores.run_record import (
@@ -45,6 +46,7 @@ _MEANING = {
     "unknown_item": "interactions with items that are not in the server's list, left out",
     "low_rating": "interactions rated below min-rating, left out",
     "duplicate": "repeated interactions of a user with an item, the first in time is kept",
+    "forgotten": "users who are forgotten here (fedrec forget), left out",
     "users_too_short": "users with fewer than 3 interactions, trained but not evaluated",
 }
 
@@ -214,6 +216,10 @@ def _prepare(site: Site, listed: ItemList) -> Interactions:
     row_of_code = np.array([row_of.get(label, -1) for label in raw.items.labels], dtype=np.int32)
     counts: dict[str, int] = {}
     made = arrange(raw, row_of_code, len(listed.ids), site.min_rating, 0, counts)
+    arranged = made.users
+    made = without_forgotten(made, site.state_dir)
+    if gone := arranged - made.users:
+        counts["forgotten"] = gone
     lines = [f"{bad.count:,} lines that could not be read, left out"] if bad.count else []
     lines += [f"{count:,} of them: expected {why}" for why, count in bad.reasons.most_common(_REASONS_SHOWN)]
     lines += [f"{count:,} {_MEANING[rule]}" for rule, count in counts.items()]
@@ -236,7 +242,7 @@ def _source(site: Site, catalogue: str) -> str:
     with reading(site.interactions, "file"):
         stats = [(str(path), path.stat()) for path in files_of(site.interactions)]
     files = [(path, stat.st_size, stat.st_mtime_ns, stat.st_ino) for path, stat in stats]
-    values = [_FORMAT, *map(str, astuple(replace(site, policy=None))), files, catalogue]
+    values = [_FORMAT, *map(str, astuple(replace(site, policy=None))), files, catalogue, *forgotten(site.state_dir)]
     return hashlib.blake2b(json.dumps(values).encode(), digest_size=16).hexdigest()
 
 

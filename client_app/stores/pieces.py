@@ -212,6 +212,10 @@ class PieceFile:
         self._connection.execute("DELETE FROM resumed WHERE run = ?", (run,))
         self._indexes.pop(run, None)
 
+    def compact(self) -> None:
+        """Write the whole file once more without what was deleted, of which SQLite otherwise leaves the bytes."""
+        self._connection.execute("VACUUM")
+
     def delete(self, run: str, last: int) -> None:
         """Delete the run's pieces up to number `last`."""
         self._connection.execute(

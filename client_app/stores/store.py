@@ -244,6 +244,38 @@ class PrivateStore:
                 file.forget(run)
         return len(old)
 
+    def forget_users(self, keys: NDArray[np.uint64]) -> int:
+        """Delete all versions of some users, in all runs, and their bytes from the file; how many there were.
+
+        Raises StoreError if the file cannot be used, or there is no room to write it once more.
+        """
+        return self._sound(lambda: self._forget_users(keys))
+
+    def _forget_users(self, keys: NDArray[np.uint64]) -> int:
+        with self._transaction(writing=False) as (file, _):
+            runs = file.runs()
+        forgotten = 0
+        for run in runs:
+            witness = Witness(self._path.parent, run)
+            with self._transaction(writing=True) as (file, _):
+                index = file.index(run)
+                kept = np.flatnonzero(~np.isin(index.users, keys))
+                if gone := len(index) - len(kept):
+                    witness.write(None)  # until what is kept has been written again
+                    self._keep(file, run, index, kept)
+                written = file.written(run)
+            if gone:
+                witness.write(written)
+            forgotten += gone
+        try:
+            open_file(self._path, self._synced).compact()
+        except sqlite3.Error as error:
+            raise StoreError(
+                f"the users' store {self._path} cannot be written once more ({error}), so that bytes of what was "
+                "deleted are still in it: make room on the disk, and do it again"
+            ) from error
+        return forgotten
+
     def rollback(self, round: int) -> None:
         """Forget everything newer than `round`: the run goes on from there."""
         self._write_witness(None)
@@ -256,10 +288,15 @@ class PrivateStore:
         kept = np.flatnonzero(index.rounds <= round)
         if len(kept) == len(index):
             return
+        self._keep(file, self._run, index, kept)
+
+    @staticmethod
+    def _keep(file: PieceFile, run: str, index: VersionIndex, kept: NDArray[np.int64]) -> None:
+        """Write these entries of a run once more, and delete all that were before."""
         last = index.last
         if len(kept):
-            file.write(self._run, index.users[kept], index.rounds[kept], file.read(index, kept))
-        file.delete(self._run, last)
+            file.write(run, index.users[kept], index.rounds[kept], file.read(index, kept))
+        file.delete(run, last)
 
     def _pack(self, users: int, tensors: Tensors) -> Rows:
         """Tensors [users, ...] as rows of bytes."""

@@ -61,6 +61,15 @@ class Interactions:
         """Number of users."""
         return len(self.user_ids)
 
+    def of_users(self, users: NDArray[np.int64]) -> Interactions:
+        """Those of some users, by their positions, in that order."""
+        lengths = self.offsets[users + 1] - self.offsets[users]
+        offsets = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+        moved = offsets[:-1] - self.offsets[users]
+        items = self.items[np.arange(offsets[-1]) - np.repeat(moved, lengths)]
+        cuts = None if self.cuts is None else self.cuts[users] + moved[:, None]
+        return Interactions([self.user_ids[user] for user in users.tolist()], offsets, items, cuts)
+
     def history(self, user: int) -> NDArray[np.int32]:
         """All items of one user, oldest first."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
