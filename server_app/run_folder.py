@@ -18,7 +18,6 @@ secret            deployment only: the root of the server's noise, and of the ke
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import time
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from federation.checkpoint import Checkpoint
@@ -57,13 +57,16 @@ _RESTORE = "restore it from a copy, or start a new run"
 
 
 def being_worked_on(path: Path) -> bool:
-    """Whether a process works on the run in a folder; nothing of it is touched."""
-    with suppress(FileNotFoundError), (path / LOCK).open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    """Whether a process of this account works on the run in a folder."""
+    if not (path / LOCK).is_file():
+        return False
+    try:
+        with FileLock(path / LOCK, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except PermissionError:  # another account's: only that can tell
+        return False
 
 
 class RunFolder:
@@ -117,16 +120,18 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Nobody else works on the run meanwhile. Raises StoreError if somebody does; a killed process does not."""
+        lock = FileLock(self.path / LOCK, timeout=0)
         with self.kept_up():
-            lock = (self.path / LOCK).open("w")
-        with lock as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+                lock.acquire()
+            except Timeout as error:
                 raise StoreError(
                     f"the run in {self.path} is being worked on by another process: wait for it, or end it first"
                 ) from error
+        try:
             yield
+        finally:
+            lock.release()
 
     @property
     def state_dir(self) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -142,6 +141,8 @@ def limited(policy: Policy) -> Iterator[None]:
 
 @contextmanager
 def _memory(policy: Policy) -> Iterator[None]:
+    import resource  # POSIX alone has it, and so only there is there a limit
+
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     wanted = _held() + policy.max_memory_mb * _MIB
     bounds = [limit for limit in (wanted, soft, hard) if limit != resource.RLIM_INFINITY]

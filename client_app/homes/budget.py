@@ -6,11 +6,12 @@ same as one before costs nothing anew. Kept in `spent.json` in the state-dir.
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 from client_app.homes.policy import Policy
 from fedrec.core.errors import PolicyError, StoreError
@@ -46,8 +47,7 @@ def spend(state_dir: Path, policy: Policy, what: str, epsilon: float) -> None:
 def spending(state_dir: Path) -> Iterator[None]:
     """Nobody else reads or writes meanwhile what the site's users have spent."""
     own_file(state_dir / "spent.lock")
-    with (state_dir / "spent.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(state_dir / "spent.lock"):
         yield
 
 

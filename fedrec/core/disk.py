@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import pwd
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,16 +67,19 @@ def _owner(error: BaseException) -> str:
             owner = path.lstat().st_uid
         except OSError:
             continue
-        if owner == os.geteuid():
-            return ""
-        return f"{path} belongs to {_account(owner)}, and this process runs as {_account(os.geteuid())}; "
+        mine = os.geteuid() if hasattr(os, "geteuid") else owner
+        return (
+            "" if owner == mine else f"{path} belongs to {_account(owner)}, and this process runs as {_account(mine)}; "
+        )
     return ""
 
 
 def _account(uid: int) -> str:
     try:
+        import pwd  # POSIX alone has it
+
         return pwd.getpwuid(uid).pw_name
-    except KeyError:
+    except (ImportError, KeyError):
         return f"the account {uid}"
 
 

@@ -16,6 +16,7 @@ CLIENT_PACKAGES = ("fedrec", "peft_embeddings", "exchanges", "client_app")
 SERVER_ONLY = frozenset(
     {
         "client_app/answers/recommending.py",
+        "client_app/homes/erasure.py",
         "fedrec/config/check.py",
         "fedrec/config/compose.py",
         "fedrec/config/describe.py",

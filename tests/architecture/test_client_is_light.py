@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -72,6 +73,17 @@ assert done.exit_code in (1, 2) and "error: " in done.output, done.output
 print(*[name for name in {[*HEAVY[:1], "torch", "flwr"]} if name in sys.modules])
 """
     assert printed(script) == []
+
+
+def test_what_posix_alone_has_is_imported_where_it_is_used() -> None:
+    """So that the packages can be imported on any system."""
+    found = []
+    for package in ("fedrec", "peft_embeddings", "exchanges", "federation", "strategies", "client_app", "server_app"):
+        for path in (Path(ROOT) / package).rglob("*.py"):
+            imports = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Import)]
+            names = {alias.name for node in imports for alias in node.names}
+            found += [f"{path.name}: {name}" for name in names & {"fcntl", "pwd", "grp", "resource", "termios"}]
+    assert found == []
 
 
 def printed(script: str) -> list[str]:

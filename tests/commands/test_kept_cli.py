@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from typer.testing import CliRunner
 
 import fedrec
@@ -283,8 +283,7 @@ def test_states_are_told_from_one_another(a_run: Path, tmp_path: Path) -> None:
     (tmp_path / "no_run").mkdir()
     (tmp_path / "link").symlink_to(a_run)
     worked_on = copied(a_run, tmp_path / "worked_on")
-    with (worked_on / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(worked_on / "lock"):
         found = {run.run: run for run in runs_in(tmp_path, [])}
         with pytest.raises(FedrecError, match="worked_on: a process is working on it"):
             delete_runs(tmp_path, ["stopped", "worked_on"])
