@@ -93,30 +93,54 @@ def candidates_of(overrides: Sequence[str], among: Sequence[str], base: Path) ->
         problems.append(f"--among: expected experiments, each once, got {', '.join(among) or 'none'}")
     if problems:
         raise ConfigError(problems)
-    name = typed.get("run_id", f"{time.strftime('%Y%m%d-%H%M%S')}-tuned-{secrets.token_hex(2)}")
+    name = typed.get("run_id", new_name())
     rest = [text for text in overrides if key_of(text) != "run_id"]
     found: list[Candidate] = []
     for experiment in among:
         chosen = [f"{EXPERIMENT}={experiment}", *rest]
-        strategy: Any = compose(chosen, base=base).strategy
-        often = {
-            "evaluation.every": max(1, strategy.rounds // PARTS),
-            "strategy.patience": "null" if strategy.patience is None else _PATIENCE,
-        }
-        if "evaluation.every" in typed:  # then this may be less patience than the search has
-            often["strategy.patience"] = "null"
-        chosen += [f"{key}={value}" for key, value in often.items() if key not in typed]
-        config = settle(compose([*chosen, f"run_id={name}"], base=base), base)
-        _require_choosable(config)
-        assert config.runs_dir is not None
-        place = config.runs_dir / str(config.run_id)
-        search = place.with_name(f"{place.name}-search")
-        if there := [str(folder) for folder in (place, search) if folder.exists()]:
+        one = candidate_of(experiment, chosen, name, base, found[0].sizes.items if found else None)
+        if there := [str(folder) for folder in (one.place, search_of(one.place)) if folder.exists()]:
             raise ConfigError([f"run_id={name}: {' and '.join(there)} is there already; choose another, or remove it"])
-        sizes = describe(config, found[0].sizes.items if found else None)
-        aside = dataclasses.replace(config, runs_dir=search / experiment)
-        found.append(Candidate(experiment, portable(chosen, config), aside, place, sizes, shows_data=not found))
+        found.append(one)
     return found
+
+
+def new_name() -> str:
+    """A name for the folder of a run that is searched for."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-tuned-{secrets.token_hex(2)}"
+
+
+def candidate_of(name: str, chosen: Sequence[str], run_id: str, base: Path, items: int | None = None) -> Candidate:
+    """A candidate that overrides make, not tried yet. Raises ConfigError if they are not valid, or nothing validates.
+
+    Args:
+        name: Of the candidate, and of its folder in that of the search.
+        chosen: The overrides, without `run_id`.
+        run_id: Of the run that is chosen in the end.
+        base: The user's working directory.
+        items: How many items the data have, if that is known; None: they are read, and a person is shown them.
+    """
+    typed = set(map(key_of, chosen))
+    strategy: Any = compose(chosen, base=base).strategy
+    often = {
+        "evaluation.every": max(1, strategy.rounds // PARTS),
+        "strategy.patience": "null" if strategy.patience is None else _PATIENCE,
+    }
+    if "evaluation.every" in typed:  # then this may be less patience than the search has
+        often["strategy.patience"] = "null"
+    chosen = [*chosen, *(f"{key}={value}" for key, value in often.items() if key not in typed)]
+    config = settle(compose([*chosen, f"run_id={run_id}"], base=base), base)
+    _require_choosable(config)
+    assert config.runs_dir is not None
+    place = config.runs_dir / str(config.run_id)
+    aside = dataclasses.replace(config, runs_dir=search_of(place) / name)
+    sizes = describe(config, items)
+    return Candidate(name, portable(chosen, config), aside, place, sizes, shows_data=items is None)
+
+
+def search_of(place: Path) -> Path:
+    """The folder of the search whose result belongs to a place."""
+    return place.with_name(f"{place.name}-search")
 
 
 def _require_choosable(config: RunConfig) -> None:

@@ -23,6 +23,7 @@ from fedrec import __version__
 from fedrec.config.compose import compose
 from fedrec.config.describe import differences, to_dict, to_yaml
 from fedrec.config.paths import settle, working_directory
+from fedrec.core.errors import ConfigError
 from fedrec.datasets.base import DatasetConfig
 
 app = typer.Typer(
@@ -153,12 +154,21 @@ def tune_command(
     among: Annotated[
         list[str] | None, typer.Option("--among", help="An experiment to try; give it once for each.")
     ] = None,
+    trials: Annotated[
+        int | None,
+        typer.Option("--trials", min=1, max=100_000, help="Let Optuna try so many settings of the chosen members."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Try a few experiments on your data, by validation, and train the best one: no settings are needed."""
     with ending(as_json) as (console, end):
-        from commands.tune import CANDIDATES, tune  # the apps and torch: as above
+        if trials is not None and among:
+            raise ConfigError(["--trials searches around what is typed, and --among names experiments: give one"])
+        from commands.tune import CANDIDATES, search, tune  # the apps and torch: as above
 
+        if trials is not None:
+            end.update(search(overrides or [], trials, working_directory(), console=console))
+            return
         end.update(tune(overrides or [], among or CANDIDATES, working_directory(), console=console))
 
 

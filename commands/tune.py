@@ -26,10 +26,11 @@ from rich.table import Table
 
 from client_app.answers.app import app as client_app
 from commands.beyond_accuracy import evaluated
-from commands.candidates import PARTS, Candidate, candidates_of
+from commands.candidates import PARTS, Candidate, candidates_of, new_name
 from commands.local_grid import LocalGrid
 from commands.progress import RunProgress, amount, figure
 from commands.report import show_summary
+from commands.search import Search
 from federation.contract import StrategyConfig
 from fedrec.config.describe import to_yaml
 from fedrec.config.paths import key_of
@@ -81,6 +82,32 @@ def tune(
     torch.set_num_threads(1)  # as `fedrec train` does
     started = time.monotonic()
     candidates = candidates_of(overrides, among, base)
+    chosen, budget = _halved(candidates, console)
+    return _ended(chosen, candidates, budget, started, console, finish, command)
+
+
+def search(overrides: Sequence[str], trials: int, base: Path, *, console: Console) -> dict[str, Any]:
+    """Let Optuna look for values of the members that the overrides choose, and carry the best run to its end.
+
+    Args:
+        overrides: What is fixed; with the `run_id` of a search that was interrupted that one goes on.
+        trials: How many runs are begun, with those of before.
+        base: The user's working directory.
+        console: Where progress and the end are shown.
+
+    Returns:
+        The summary with the search, as `tune` does. Raises ConfigError.
+    """
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    named = [text.partition("=")[2].strip() for text in overrides if key_of(text) == "run_id"]
+    looking = Search(overrides, base, named[-1] if named else new_name())
+    chosen, candidates = looking.run(trials, console, _try)
+    return _ended(chosen, candidates, None, started, console, finished_here, "train", looking.close)
+
+
+def _halved(candidates: Sequence[Candidate], console: Console) -> tuple[Candidate, float]:
+    """The candidate that successive halving leaves, and what it was allowed to move."""
     left = list(candidates)
     budget = min(candidate.planned(PARTS) for candidate in left)
     parts, given_up = 0, 0.0
@@ -103,9 +130,24 @@ def tune(
             log.warning("experiment=%s is not tried: it moves too much before it can be judged", dearest.name)
         else:
             break
-    chosen = left[0]
+    return left[0], budget
+
+
+def _ended(
+    chosen: Candidate,
+    candidates: Sequence[Candidate],
+    budget: float | None,
+    started: float,
+    console: Console,
+    finish: Finish,
+    command: str,
+    close: Callable[[Candidate], None] | None = None,
+) -> dict[str, Any]:
+    """Carry the chosen one to its end; its summary, with the search."""
     _move(chosen)
     summary = finish(chosen, console)
+    if close is not None:
+        close(chosen)
     found = {**_found(chosen, candidates, budget, command), "seconds": time.monotonic() - started}
     write_text(Path(summary["run"]) / "tune.json", json_page(found))
     _show(found, console)
@@ -182,7 +224,7 @@ def _train(candidate: Candidate, until: int | None, console: Console) -> dict[st
     return result
 
 
-def _found(chosen: Candidate, candidates: Sequence[Candidate], budget: float, command: str) -> dict[str, Any]:
+def _found(chosen: Candidate, candidates: Sequence[Candidate], budget: float | None, command: str) -> dict[str, Any]:
     """The search, for JSON."""
     same = [text for text in chosen.typed if key_of(text) not in ("runs_dir", "cache_dir")]
     return {
@@ -216,8 +258,9 @@ def _show(found: dict[str, Any], console: Console) -> None:
         cells = (str(each["tried"]), str(each["rounds"]), figure(each["validation"]), amount(each["bytes_per_user"]))
         table.add_row(each["experiment"], *cells, style=style)
     console.print(table)
+    which = found["experiment"] if found["budget"] is None else f"experiment={found['experiment']}"
     console.print(
-        f"experiment={found['experiment']} suits the data best; finding that out has moved "
+        f"{which} suits the data best; finding that out has moved "
         f"{amount(found['bytes_per_user'])} per user beside its own run, and {amount(found['evaluation'])} for "
         f"validations. That run again: {found['command']}",
         soft_wrap=True,

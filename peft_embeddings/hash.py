@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 from typing_extensions import override
 
 from fedrec.core.registry import embeddings
+from fedrec.core.space import Real, Space, Whole
 from fedrec.core.tensors import Tensors
 from peft_embeddings.hashing import HashedConfig, HashedEmbedding
 
@@ -30,6 +31,7 @@ class HashEmbedding(HashedEmbedding):
     """`c_i` is the mean of h rows, whatever their order."""
 
     config_class = HashConfig
+    space: ClassVar[Space] = {"buckets": Whole(64, 4096, log=True), "scaling": Real(0.1, 10.0, log=True)}
     config: HashConfig
     ordered = False
 

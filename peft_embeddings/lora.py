@@ -22,6 +22,7 @@ from typing_extensions import override
 
 from fedrec.core.bounds import LARGEST_START, MOST_DIMENSIONS
 from fedrec.core.registry import embeddings
+from fedrec.core.space import Real, Space, Whole
 from fedrec.core.tensors import TableSpec, Tensors, TensorSpec
 from peft_embeddings.compressed import CompressedConfig, CompressedEmbedding, Start
 
@@ -50,6 +51,7 @@ class LoraEmbedding(CompressedEmbedding):
     """`c_i = a_i B`."""
 
     config_class = LoraConfig
+    space: ClassVar[Space] = {"rank": Whole(1, 16, log=True), "scaling": Real(0.1, 10.0, log=True)}
     config: LoraConfig
 
     @property

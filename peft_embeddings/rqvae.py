@@ -25,6 +25,7 @@ from typing_extensions import override
 
 from fedrec.core.bounds import LARGEST_RATE, MOST_ITEMS, HiddenWidths
 from fedrec.core.registry import embeddings
+from fedrec.core.space import Space, Whole
 from fedrec.core.tensors import DTYPES, Spec, TableSpec, Tensors, TensorSpec
 from peft_embeddings.compressed import CompressedConfig, CompressedEmbedding, Start
 
@@ -62,6 +63,7 @@ class RqvaeEmbedding(CompressedEmbedding):
     """`c_i = sum_j C_j[c_j]`; the codebooks are one table [levels * codes, dim], one below the other."""
 
     config_class = RqvaeConfig
+    space: ClassVar[Space] = {"levels": Whole(1, 8), "codes": Whole(16, 1024, log=True)}
     config: RqvaeConfig
 
     @property

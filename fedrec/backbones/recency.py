@@ -8,7 +8,7 @@ identity: several half-lives may then speak of several things. One mean over 50 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Gt, Le, MaxLen, MinLen
@@ -21,6 +21,7 @@ from fedrec.backbones.decay import decaying_means, half_lives
 from fedrec.backbones.sequence import SequenceBackbone, SequenceConfig
 from fedrec.core.bounds import LONGEST_HALF_LIFE, MOST_LAYERS
 from fedrec.core.registry import backbones
+from fedrec.core.space import OneOf, Space, Whole
 from fedrec.core.tensors import Spec, Tensors, TensorSpec
 
 
@@ -45,6 +46,7 @@ class Recency(SequenceBackbone):
     """State: the sum of learned means of the latest items, each mapped or not, times one learned number."""
 
     config_class = RecencyConfig
+    space: ClassVar[Space] = {"length": Whole(5, 100, log=True), "item_bias": OneOf((False, True))}
     config: RecencyConfig
     advice = Advice(loss="bce", lr=0.001)
 

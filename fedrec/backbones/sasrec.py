@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -26,6 +26,7 @@ from fedrec.backbones.sequence import SequenceBackbone, SequenceConfig
 from fedrec.config.schema import RunConfig
 from fedrec.core.bounds import LONGEST_HALF_LIFE, MOST_LAYERS, MOST_WIDTH
 from fedrec.core.registry import backbones
+from fedrec.core.space import Real, Space, Whole
 from fedrec.core.tensors import Spec, Tensors, TensorSpec
 
 _EPSILON = 1e-6
@@ -56,6 +57,12 @@ class SASRec(SequenceBackbone):
     """State: causal self-attention over the latest items, plus their learned decaying mean."""
 
     config_class = SASRecConfig
+    space: ClassVar[Space] = {
+        "length": Whole(5, 100, log=True),
+        "blocks": Whole(1, 2),
+        "dropout": Real(0.0, 0.5),
+        "half_life": Real(0.5, 8.0, log=True),
+    }
     config: SASRecConfig
     advice = Advice(loss="bce", lr=0.001)
 

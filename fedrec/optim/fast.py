@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
@@ -27,6 +27,7 @@ from fedrec.core.bounds import (
     MOST_STEPS,
 )
 from fedrec.core.registry import MemberConfig, optims
+from fedrec.core.space import OneOf, Real, Space, Whole
 from fedrec.core.tensors import Tensors
 from fedrec.optim.base import Adam, Contexts, LocalStep, Recipe, Sgd, Window
 from fedrec.optim.losses import LOSSES
@@ -109,6 +110,15 @@ class FastRecipe(Recipe):
     """Solve what is private, one gradient of what is shared, an adaptive step of the server."""
 
     config_class = FastConfig
+    space: ClassVar[Space] = {
+        "server.lr": Real(0.002, 0.2, log=True),
+        "negatives": Whole(20, 1000, log=True),
+        "private_lr": Real(0.005, 0.5, log=True),
+        "private_steps": Whole(1, 10),
+        "solve_lr": Real(0.005, 0.5, log=True),
+        "solve_steps": Whole(0, 30),
+        "half_life": OneOf((4.0, 8.0, 16.0, 32.0)),
+    }
     config: FastConfig
 
     @property

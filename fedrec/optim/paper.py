@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from fedrec.core.bounds import LARGEST_RATE, MOST_NEGATIVES, MOST_STEPS
 from fedrec.core.registry import MemberConfig, optims
+from fedrec.core.space import Real, Space, Whole
 from fedrec.core.tensors import Tensors
 from fedrec.optim.base import Adam, LocalStep, Recipe
 from fedrec.optim.losses import LOSSES
@@ -51,6 +52,12 @@ class PaperRecipe(Recipe):
     """Fresh local Adam on private and shared tensors together; FedAvg."""
 
     config_class = PaperConfig
+    space: ClassVar[Space] = {
+        "lr": Real(1e-4, 1.0, log=True),
+        "local_epochs": Whole(1, 5),
+        "negatives": Whole(1, 20, log=True),
+        "solve_epochs": Whole(0, 40),
+    }
     config: PaperConfig
 
     @property
