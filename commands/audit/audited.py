@@ -35,7 +35,11 @@ def over_tables(
         overrides: What makes it.
         population: Users of the audited run, for a privacy mechanism that has to be told.
         dataset: Values of `dataset=table`.
+
+    Raises ConfigError if the data are split by time, of which the tables have none.
     """
+    by = getattr(config.dataset, "split", "leave_one_out")
+    require([("dataset.split", by, "leave_one_out", "an audit writes tables of its own, without times")])
     given = {"text_columns": ["text"], **dataset}
     evaluation = dataclasses.replace(config.evaluation, every=0, baselines=False)
     config = dataclasses.replace(config, dataset=load_member("dataset", "table", **given), evaluation=evaluation)
