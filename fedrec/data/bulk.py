@@ -20,6 +20,8 @@ from fedrec.data.collect import SHORT, Clock, Codes, Collector, Columns, id_text
 
 BLOCK = 2**25
 """Bytes of text that are parsed at once, and then up to the end of the line."""
+CHUNK = 2**20
+"""Bytes of a block that one of the parser's threads takes at once."""
 LONGEST = 2**26
 """Bytes without a line end after which a file is no longer read in blocks."""
 
@@ -137,7 +139,7 @@ def parsed(
     try:
         table = pyarrow.csv.read_csv(
             pyarrow.BufferReader(block),
-            read_options=pyarrow.csv.ReadOptions(column_names=names, block_size=2**20),
+            read_options=pyarrow.csv.ReadOptions(column_names=names, block_size=CHUNK),
             parse_options=pyarrow.csv.ParseOptions(
                 delimiter=between.decode(), quote_char=quote or False, double_quote=False, newlines_in_values=False
             ),

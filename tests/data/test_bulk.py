@@ -140,6 +140,18 @@ def test_a_line_longer_than_all_blocks(tmp_path: Path, monkeypatch: pytest.Monke
     same(path, TextForm())
 
 
+def test_a_block_of_many_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DelimitedFile, "block", 2**20)
+    monkeypatch.setattr(bulk, "CHUNK", 300)
+    rng = np.random.default_rng(0)
+    path = tmp_path / "a.csv"
+    lines = (f"u{user},i{item},{when},{stars / 2}\n" for user, item, when, stars in rng.integers(0, 400, (900, 4)))
+    path.write_text(HEADER + "\n" + "".join(lines))
+    same(path, TextForm())
+    path.write_text(HEADER + "\n" + "a,x,1,1\n" * 200 + "b" * 1000 + ",x,2,1\n")  # longer than a chunk
+    same(path, TextForm())
+
+
 def test_what_is_plain_is_not_read_by_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.csv"
     path.write_text(HEADER + "\n" + '"a",x,1,1\nb,"y",2,3.5\n' * 30)
