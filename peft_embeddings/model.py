@@ -221,6 +221,12 @@ class Model:
         own = _under(_BACKBONE, frozen)
         return self.backbone.states(self.shared(trainable), private, own, history.sequence(), context)
 
+    def losses(
+        self, trainable: Tensors, frozen: Tensors, private: Tensors, history: History, ahead: Tensor, mask: Tensor
+    ) -> Tensor:
+        """What items [..., n] cost that follow a history, of a backbone with a loss of its own (`Backbone.losses`)."""
+        return self.backbone.losses(self.shared(trainable), private, self.of_backbone(frozen), history, ahead, mask)
+
     def shared(self, trainable: Tensors) -> Tensors:
         """The backbone's shared tensors among the trained ones."""
         return _under(_BACKBONE, trainable)

@@ -21,6 +21,7 @@ from client_app.training.contexts import Reading, reading, whole
 from client_app.training.engine import Collected, Engine, GlobalModel, Trained, moving
 from client_app.training.local_training import LocalTraining
 from client_app.training.memory import keep_freed_memory
+from client_app.training.own_loss import OwnLossTraining
 from client_app.training.segments import segment_length
 from client_app.training.timing import Timer
 from fedrec.core.tensors import Tensors
@@ -100,7 +101,8 @@ class CohortEngine(Engine):
                 unknown = self._unknown(cohort, trained)
             own = {name: tensor[torch.from_numpy(trained)] for name, tensor in private.items()}
             chunk = read.select(trained)
-            training = LocalTraining(self.recipe, unknown, model, chunk, own, seed, alike=self.stages.alike)
+            kind = OwnLossTraining if model.model.backbone.own_loss else LocalTraining
+            training = kind(self.recipe, unknown, model, chunk, own, seed, alike=self.stages.alike)
             training.run(steps)
             yield users, training
 

@@ -123,3 +123,8 @@ class RowCopies:
         if len(self._small):
             moved = self._small - self._table.index_select(0, self._rows)
             yield Rows(self._owner, self._rows[:, None], moved[:, None])
+
+
+def each(tensor: Tensor, times: int) -> Tensor:
+    """Of a tensor [users, ...] each user's so many times: [users * times, ...]."""
+    return tensor if times == 1 else tensor.repeat_interleave(times, 0)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client_app.training.contexts import Reading
-from client_app.training.copies import RowCopies
+from client_app.training.copies import RowCopies, each
 from client_app.training.engine import GlobalModel
 from client_app.training.history import SegmentedHistory
 from client_app.training.products import OneStep, Products, is_one_step, products_pay
@@ -64,7 +65,7 @@ class LocalTraining:
         self._read = read
         self._alike = alike
         device = next(iter(model.trainable.values())).device
-        self._private = {name: _each(tensor, read.contexts).to(device, copy=True) for name, tensor in private.items()}
+        self._private = {name: each(tensor, read.contexts).to(device, copy=True) for name, tensor in private.items()}
         self.whole: Tensors = {}
         self._recipe = recipe
         self._unknown = unknown
@@ -132,7 +133,7 @@ class LocalTraining:
         """That step: of each user the coefficients of the items that it reads, and no copy of anything."""
         assert self._products is not None
         every = self._products.every(self._private).requires_grad_()
-        losses = self._losses_of(step, *self._paired(*self._products.at(every, self._places(number))))
+        losses = self._scored(step, *self._paired(*self._products.at(every, self._places(number))))
         if number == 0:
             self.loss = losses.detach()
         (coefficients,) = torch.autograd.grad(losses.sum(), [every])
@@ -203,19 +204,22 @@ class LocalTraining:
         `rows` are the copies at the places, none if the step moves nothing shared.
         """
         if self._products is not None:
-            return self._losses_of(step, *self._paired(*self._products.at(self._products.every(self._private), places)))
+            return self._scored(step, *self._paired(*self._products.at(self._products.every(self._private), places)))
         vectors = {p: self._vectors(p, rows[p]) if step.shared else self._fixed_vectors(p) for p in places}
         history = SegmentedHistory(self._items[0], vectors[0], self._fitted, len(self._read.runs))
         scores = self._causal_scores if self._model.model.backbone.causal else self._user_scores
-        return self._losses_of(step, *scores(number, places, vectors, history))
+        return self._scored(step, *scores(number, places, vectors, history))
 
-    def _losses_of(self, step: LocalStep, positive: Tensor, negative: Tensor) -> Tensor:
-        """Each user's loss [users] by the scores of its positives and negatives."""
+    def _scored(self, step: LocalStep, positive: Tensor, negative: Tensor) -> Tensor:
+        return self._losses_of(step, partial(self._recipe.loss, positive, negative))
+
+    def _losses_of(self, step: LocalStep, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """Each user's loss [users], of what gives the segments' [segments] by the weights of their pairs."""
         segments, key = self._judged if step.shared else self._fitted, (step.shared, step.half_life)
         if key not in self._weights:
             self._weights[key] = segments.weights(step.half_life)
         mask, share = self._weights[key]
-        losses = self._recipe.loss(positive, negative, mask)
+        losses = loss(mask)
         per_user = torch.zeros(len(self._read), dtype=losses.dtype, device=self._device)
         return per_user.index_add(0, segments.owner, losses * share)
 
@@ -226,7 +230,7 @@ class LocalTraining:
         model = self._model.model
         user = self._private
         if model.backbone.reads_history:
-            shared = {name: _each(tensor, self._read.contexts) for name, tensor in self.whole.items()}
+            shared = {name: each(tensor, self._read.contexts) for name, tensor in self.whole.items()}
             user = model.user(self._model.trainable | shared, self._model.frozen, user, history)
         scores = self._scores if self._read.contexts == 1 else self._context_scores
         return self._paired(*(scores(number, place, vectors[place], user) for place in places))
@@ -338,11 +342,6 @@ class LocalTraining:
         every = Contributions.of(model.trainable, read.keys, rows, whole, read.examples, self.loss)
         for start, end in every.parts(users):
             yield np.arange(start, end), every.part(start, end)
-
-
-def _each(tensor: Tensor, times: int) -> Tensor:
-    """Of a tensor [users, ...] each user's so many times: [users * times, ...]."""
-    return tensor if times == 1 else tensor.repeat_interleave(times, 0)
 
 
 def _repeated(tensor: Tensor, users: int) -> Tensor:

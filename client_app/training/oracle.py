@@ -22,7 +22,7 @@ from fedrec.backbones.history import PlainHistory
 from fedrec.core.rng import counter_uniform, derive
 from fedrec.core.tensors import Tensors
 from fedrec.optim.base import Adam, LocalOptimiser, LocalStep
-from fedrec.optim.losses import recency
+from fedrec.optim.losses import recency, weighted_mean
 from fedrec.stages.contributions import Contributions
 from fedrec.stages.draws import Draws
 
@@ -158,6 +158,10 @@ class OracleEngine(Engine):
         if recipe.contexts is not None and recipe.contexts.ahead_only:
             mask[:fitted] = 0.0
         own_vectors, shared = model.item_vectors(trainable, positives), model.model.shared(trainable)
+        if model.model.backbone.own_loss:
+            history = PlainHistory(positives[:fitted], own_vectors[:fitted])
+            losses = model.model.losses(trainable, model.frozen, own, history, positives, mask > 0)
+            return weighted_mean(losses, mask)
         if model.model.backbone.causal:
             q = recipe.negatives
             # Of each pair the places of its positive and then of its negatives.

@@ -26,13 +26,13 @@ class Advice:
     """How the paper of a backbone trains it: what a recipe takes where it is told to follow the backbone.
 
     Attributes:
-        loss: Of `fedrec.optim.losses`.
+        loss: Of `fedrec.optim.losses`, or the backbone's `own`.
         lr: Learning rate of the clients' Adam.
         prefixes: Whether what a user is has to be made of a prefix of its history and judged by what follows that
             alone. So it is where `user` reads the very items that it would be judged by.
     """
 
-    loss: Literal["bpr", "bce"]
+    loss: Literal["bpr", "bce", "own"]
     lr: float
     prefixes: bool = False
 
@@ -107,6 +107,9 @@ class Backbone(ABC):
 
     reads_history: ClassVar[bool] = False
     """Whether `user` is to be called: the score depends on the user's own history."""
+
+    own_loss: ClassVar[bool] = False
+    """Whether it is trained by its `losses`, and not by a loss of its scores: these are for rankings alone, then."""
 
     causal: ClassVar[bool] = False
     """Whether `states` is to be called, and not `user`: each item of a history is scored by what came before it."""
@@ -229,6 +232,27 @@ class Backbone(ABC):
             Tensors [..., n + 1, ...]; the first state is that of a user without a history.
         """
         raise NotImplementedError(f"backbone {self.config.name!r} has no states: it is not causal")
+
+    def losses(
+        self, shared: Tensors, private: Tensors, frozen: Tensors, history: History, ahead: Tensor, mask: Tensor
+    ) -> Tensor:
+        """What each of some items costs that follow a user's history: worked out in training, with `own_loss` only.
+
+        A user's loss is their weighted mean, and its gradient reaches all that is shared. A backbone whose `advice` is
+        to train on `prefixes` is asked of items after these alone.
+
+        Args:
+            shared: Shared tensors, with a leading dimension (each history's own copies) or with none.
+            private: The user's private tensors.
+            frozen: Frozen tensors, the same for all users.
+            history: The user's own.
+            ahead: int64 [..., n], items.
+            mask: Bool [..., n], those that count; the others are any items.
+
+        Returns:
+            [..., n], 0 where `mask` is False.
+        """
+        raise NotImplementedError(f"backbone {self.config.name!r} has no loss of its own")
 
     def direction(self, private: Tensors) -> Tensor | None:
         """The vector [..., dim] whose dot product with an item's vector is the item's score, while training too.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol, TypeAlias, cast
 
 import torch
@@ -67,14 +67,10 @@ class Layers:
             )
         self.first = first
         self.width: int = cast(_Config, model.config).hidden_size
-        self._long = {self._short(name): name for name, _ in model.named_parameters() if _LORA.search(name) is not None}
-        parameters = dict(model.named_parameters())
-        self.tensors: Spec = spec_of({short: parameters[name] for short, name in self._long.items()})
+        self._long = lora_names(model, self._stack)
+        self.tensors = lora_spec(model, self._long)
         model.eval().requires_grad_(False)
         self._views = {part: self._view(model, part) for part in PARTS}
-
-    def _short(self, name: str) -> str:
-        return "layer" + _LORA.sub(r".\1", name.removeprefix(self._stack))
 
     def to(self, device: torch.device) -> Layers:
         """The same, moved to a device; LoRA's own tensors, which are arguments, have no values and stay without."""
@@ -183,6 +179,18 @@ def stack_of(model: nn.Module) -> str:
         f"{type(model).__name__} cannot be cut into parts: its layers are neither at {' nor at '.join(_STACKS)}; "
         "choose a model of the style of BERT or of Llama"
     )
+
+
+def lora_names(model: nn.Module, stack: str) -> dict[str, str]:
+    """The names of a model's LoRA tensors, by short ones that begin with the layer; `stack`: where its layers are."""
+    found = [name for name, _ in model.named_parameters() if _LORA.search(name) is not None]
+    return {"layer" + _LORA.sub(r".\1", name.removeprefix(stack)): name for name in found}
+
+
+def lora_spec(model: nn.Module, names: Mapping[str, str]) -> Spec:
+    """The specification of a model's LoRA tensors by their short names."""
+    parameters = dict(model.named_parameters())
+    return spec_of({short: parameters[name] for short, name in names.items()})
 
 
 def layers_of(part: Part, first: int, count: int) -> range:

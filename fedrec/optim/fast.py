@@ -39,8 +39,8 @@ class FastConfig(MemberConfig):
     """Configuration of `fast`.
 
     Attributes:
-        loss: `softmax` (sampled), `bpr` or `bce`.
-        negatives: Negatives of a user, the same for all its positives, or negatives per positive.
+        loss: `softmax` (sampled), `bpr` or `bce`; `own` for a backbone that has a loss of its own.
+        negatives: Negatives of a user, the same for all its positives, or negatives per positive; 0 with `loss: own`.
         shared_negatives: Which of the two.
         fresh_negatives: Whether they are drawn for every local step, or once a round.
         private_steps: Steps on the private tensors before the shared ones get their gradient.
@@ -70,8 +70,8 @@ class FastConfig(MemberConfig):
     """
 
     name: Literal["fast"]
-    loss: Literal["softmax", "bpr", "bce"]
-    negatives: Annotated[int, Ge(1), Le(MOST_NEGATIVES)]
+    loss: Literal["softmax", "bpr", "bce", "own"]
+    negatives: Annotated[int, Ge(0), Le(MOST_NEGATIVES)]
     shared_negatives: bool
     fresh_negatives: bool
     private_steps: Annotated[int, Ge(0), Le(MOST_STEPS)]
@@ -157,7 +157,7 @@ class FastRecipe(Recipe):
 
     @override
     def refusals(self, backbone: Backbone) -> list[str]:
-        found, config = super().refusals(backbone), self.config
+        found, config = super().refusals(backbone) + self._of_loss(backbone), self.config
         if found or self.contexts is None:
             return found
         asked = f"optim.contexts={config.contexts}"
@@ -174,6 +174,26 @@ class FastRecipe(Recipe):
             found.append(
                 f"{asked}: optim.window={config.window} is what a user reads without contexts; give optim.window=null, "
                 "and optim.context_length"
+            )
+        return found
+
+    def _of_loss(self, backbone: Backbone) -> list[str]:
+        """Why the loss does not go with that backbone, or with the negatives, one line each."""
+        config, name, found = self.config, backbone.config.name, list[str]()
+        if backbone.own_loss and config.loss != "own":
+            found.append(
+                f"optim.loss={config.loss}: backbone={name} is trained by a loss of its own, not one of scores; give "
+                "optim.loss=own"
+            )
+        if config.loss == "own" and not backbone.own_loss:
+            found.append(f"optim.loss=own: backbone={name} has no loss of its own; give softmax, bpr or bce")
+        if config.loss == "own" and config.negatives:
+            found.append(
+                f"optim.negatives={config.negatives}: a backbone's own loss reads no negatives; give optim.negatives=0"
+            )
+        if config.loss != "own" and not config.negatives:
+            found.append(
+                f"optim.negatives=0: optim.loss={config.loss} sets positives against negatives; give 1 or more"
             )
         return found
 

@@ -13,7 +13,8 @@ _LEAST = 1e-6
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def _mean(values: Tensor, mask: Tensor) -> Tensor:
+def weighted_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean [...] of values [..., pairs] by the weights `mask` [..., pairs]."""
     return (values * mask).sum(-1) / mask.sum(-1)
 
 
@@ -27,13 +28,13 @@ def recency(later: Tensor, half_life: float) -> Tensor:
 
 def bpr(positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
     """Bayesian personalised ranking (Rendle et al., UAI 2009): mean over pairs of -log sigmoid(s+ - s-)."""
-    return _mean(softplus(negative - positive.unsqueeze(-1)).mean(-1), mask)
+    return weighted_mean(softplus(negative - positive.unsqueeze(-1)).mean(-1), mask)
 
 
 def bce(positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
     """Binary cross-entropy: each pair's positive is labelled 1 and its q negatives 0; the mean over all of them."""
     total = softplus(-positive) + softplus(negative).sum(-1)
-    return _mean(total / (1 + negative.shape[-1]), mask)
+    return weighted_mean(total / (1 + negative.shape[-1]), mask)
 
 
 def softmax(positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ def softmax(positive: Tensor, negative: Tensor, mask: Tensor) -> Tensor:
 
     Negatives are drawn evenly, so that no correction for their probability is needed.
     """
-    return _mean(softplus(negative.logsumexp(-1) - positive), mask)
+    return weighted_mean(softplus(negative.logsumexp(-1) - positive), mask)
 
 
 LOSSES: Mapping[str, Loss] = {"bpr": bpr, "bce": bce, "softmax": softmax}

@@ -25,7 +25,7 @@ class Tiny(NamedTuple):
 
 
 def save_tokenizer(folder: Path) -> None:
-    """A tokenizer of letters, saved in a folder: `a` is token 4, `z` is token 29, and all else is token 1.
+    """A tokenizer of letters, saved in a folder: `a` is token 4, `z` 29, the end of a line 30, and all else is token 1.
 
     A text begins with token 2 and ends with token 3.
     """
@@ -36,7 +36,7 @@ def save_tokenizer(folder: Path) -> None:
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
 
-    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz", "\n"]
     made = Tokenizer(WordLevel({token: number for number, token in enumerate(tokens)}, "[UNK]"))
     made.normalizer, made.pre_tokenizer = Lowercase(), Split(Regex("."), "isolated")
     made.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
@@ -54,12 +54,19 @@ def small_run(model: str, *more: str) -> list[str]:
     return list({text.partition("=")[0]: text for text in (*given, *more)}.values())
 
 
-def tiny(style: Style, folder: Path, width: int = WIDTH) -> Tiny:
+def tiny(style: Style, folder: Path, width: int = WIDTH, *, head: bool = False) -> Tiny:
     """A random model, saved in a folder: bidirectional, causal, or causal with two kinds of layers.
 
-    Biases and norms, which start at nothing, are random too.
+    Biases and norms, which start at nothing, are random too. With `head` it is a causal model that can write.
     """
-    from transformers import AutoModel, BertConfig, Gemma3TextConfig, LlamaConfig, PretrainedConfig
+    from transformers import (
+        AutoModel,
+        AutoModelForCausalLM,
+        BertConfig,
+        Gemma3TextConfig,
+        LlamaConfig,
+        PretrainedConfig,
+    )
 
     common: dict[str, Any] = {
         "vocab_size": VOCABULARY,
@@ -80,7 +87,8 @@ def tiny(style: Style, folder: Path, width: int = WIDTH) -> Tiny:
         config = Gemma3TextConfig(**common, num_key_value_heads=1, head_dim=8, sliding_window=3, layer_types=kinds)
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model: nn.Module = AutoModel.from_config(config)  # type: ignore[no-untyped-call]
+        kind = AutoModelForCausalLM if head else AutoModel
+        model: nn.Module = kind.from_config(config)  # type: ignore[no-untyped-call]
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)  # type: ignore[operator]

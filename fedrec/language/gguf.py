@@ -1,0 +1,80 @@
+"""A language model in a GGUF file, rewritten once as the folder that everything else reads.
+
+The file's quantised weights become float32, tensor by tensor, by transformers' own reading of GGUF (the package
+`gguf`). That takes a minute, and so it is done when a model is registered and never while one is used. The folder has
+safetensors, `config.json` and a tokenizer; its digest is that of what is run, whoever has rewritten the file.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from fedrec.core.errors import ConfigError, DataError
+
+GGUF = ".gguf"
+"""How the name of such a file ends."""
+
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_MOST_TENSORS, _MOST_VALUES = 100_000, 10_000
+"""Of a file: far above what any model has, and little enough to be gone through."""
+
+
+def rewrite(file: Path, folder: Path) -> None:
+    """Write the model in a GGUF file into an empty folder.
+
+    Raises ConfigError if the package `gguf` is not installed, DataError if the file is no such model.
+    """
+    _require(file)
+    try:
+        import gguf  # noqa: F401 - transformers looks for it by itself, but says less of how to mend it
+    except ImportError as error:
+        raise ConfigError([f"{file}: reading it needs the package gguf; `pip install gguf`"]) from error
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    named = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **named)
+        AutoTokenizer.from_pretrained(file.parent, **named).save_pretrained(folder)
+    except Exception as error:  # the library raises whatever its reader of each architecture raises
+        reason = str(error).strip().split("\n")[0]
+        raise DataError(
+            f"{file}: transformers can read no causal language model and tokenizer from it ({reason}); expected a GGUF "
+            "file of an architecture that it knows"
+        ) from error
+    described = model.config.to_dict()
+    for name in ("quantization_config", "transformers_version", "_name_or_path"):
+        described.pop(name, None)
+    (folder / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    save_file(_tensors(model), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _require(file: Path) -> None:
+    """Raise DataError if what a file begins with is not what a GGUF file begins with."""
+    with file.open("rb") as opened:
+        head = opened.read(24)
+    if len(head) < 24 or not head.startswith(_MAGIC):
+        raise DataError(f"{file}: it is no GGUF file: it does not begin with the four letters GGUF and its counts")
+    version, tensors, values = struct.unpack("<IQQ", head[4:])
+    if version not in _VERSIONS or tensors > _MOST_TENSORS or values > _MOST_VALUES:
+        raise DataError(
+            f"{file}: version {version} with {tensors} tensors and {values} values; expected version "
+            f"{' or '.join(map(str, _VERSIONS))}, at most {_MOST_TENSORS} and {_MOST_VALUES} of them"
+        )
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """A model's tensors by name; what has several names, such as tied embeddings, once, under the first."""
+    found, seen = dict[str, Tensor](), set[int]()
+    for name, tensor in cast("dict[str, Tensor]", model.state_dict()).items():
+        if tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            found[name] = tensor.contiguous()
+    return found
