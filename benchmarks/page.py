@@ -42,6 +42,7 @@ BENCHMARKS = (
     "many_devices",
     "secure_sums",
     "language_model",
+    "title_generator",
     "startup",
     "light_client",
     "deployment",

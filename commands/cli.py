@@ -192,7 +192,7 @@ def split_command(
 @app.command("model", cls=PlainCommand)
 def model_command(
     source: Annotated[
-        str | None, typer.Argument(metavar="[MODEL]", help="A folder, or a name on the Hugging Face hub.")
+        str | None, typer.Argument(metavar="[MODEL]", help="A folder, a GGUF file, or a name on the Hugging Face hub.")
     ] = None,
     revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit of a hub model.")] = None,
     as_json: AsJson = False,

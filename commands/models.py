@@ -9,16 +9,20 @@ from rich.console import Console
 from rich.table import Table
 
 from fedrec.core.errors import DataError
+from fedrec.language.gguf import GGUF, rewritten
 from fedrec.language.models import register, registered
 
 
 def add_model(source: str, revision: str | None) -> dict[str, Any]:
-    """Register the model in a folder, or of that name on the hub, which is fetched first; its digest and folder.
+    """Register the model in a folder, in a GGUF file, or of that name on the hub; its digest and folder.
 
-    Raises DataError if there is no such model, StoreError if the register cannot be written.
+    That of a GGUF file is rewritten, and that of the hub fetched first. Raises DataError if there is no such model,
+    StoreError if the register cannot be written.
     """
     folder = Path(source).expanduser()
-    if not folder.is_dir():
+    if folder.suffix == GGUF and folder.is_file():
+        folder = rewritten(folder)
+    elif not folder.is_dir():
         folder = _fetched(source, revision)
     return {"digest": register(folder), "folder": str(folder.resolve())}
 

@@ -49,6 +49,7 @@ IN_PROCESS = (
     "secure_sums",
     "language_model",
     "many_devices",
+    "title_generator",
 )
 THROUGH_FLOWER = ("round_phases", "sequences", "stock_flower", "one_user_per_node", "startup")
 OVER_TLS = ("deployment", "large_catalogue")

@@ -103,8 +103,9 @@ class TitleGenerator(TextBackbone):
         logits = _LOGITS * (self.config.item_tokens + 1) * self._sizes.vocabulary
         return super().numbers_per_history(length) + logits * (length > 0)
 
-    def _model(self, device: torch.device) -> Causal:
-        return causal_model(self.config.model, self.lora, self.config.precision, device)
+    @property
+    def _model(self) -> Causal:
+        return causal_model(self.config.model, self.lora, self.config.precision)
 
     def _asked(self, items: Tensor, tokens: Tensor) -> Tensor:
         """The prompt, int64 [tokens], for the latest of some items [n], the oldest first."""
@@ -118,7 +119,6 @@ class TitleGenerator(TextBackbone):
         sequence, tokens = history.sequence(self.config.items), frozen["tokens"]
         reference = next(iter(shared.values()))
         copies, of_one = reference.ndim > 2, ahead.ndim == 1
-        model = self._model(reference.device)
         items, there, ahead, mask = (
             tensor.unsqueeze(0) if of_one else tensor for tensor in (sequence.items, sequence.mask, ahead, mask)
         )
@@ -127,7 +127,7 @@ class TitleGenerator(TextBackbone):
             lora = {name: tensor[user] for name, tensor in shared.items()} if copies else shared
             prompt = self._asked(items[user][there[user]], tokens)
             found = [
-                model.surprise(lora, prompt, title_of(tokens[item], self._prompt).to(prompt.device)).to(reference.dtype)
+                self._model.surprise(lora, prompt, title_of(tokens[item].cpu(), self._prompt)).to(reference)
                 if counts
                 else reference.new_zeros(())
                 for item, counts in zip(ahead[user], mask[user].tolist(), strict=True)
@@ -146,14 +146,13 @@ class TitleGenerator(TextBackbone):
         for user in range(len(items)):
             lora = {name: tensor[user] for name, tensor in shared.items()} if copies else shared
             written = self.written(lora, frozen, items[user][there[user]])
-            model, frame = self._model(next(iter(lora.values())).device), frame_of(self.config.model)
-            states[user] = model.vector(alone(written, frame), self.config.pooling)
+            states[user] = self._model.vector(alone(written, frame_of(self.config.model)), self.config.pooling)
         return {"state": states.reshape(*leading, self.dim)}
 
     def written(self, shared: Tensors, frozen: Tensors, items: Tensor) -> Tensor:
         """The title, int64 [tokens], that the model writes after those of some items [n], the oldest first."""
-        model, own = self._model(next(iter(shared.values())).device), self.config
-        return model.write(shared, self._asked(items, frozen["tokens"]), own.item_tokens, self._prompt.line)
+        asked = self._asked(items, frozen["tokens"])
+        return self._model.write(shared, asked, self.config.item_tokens, self._prompt.line)
 
     @override
     def score(self, shared: Tensors, private: Tensors, item_vectors: Tensor, context: ScoreContext) -> Tensor:

@@ -29,7 +29,8 @@ class Causal:
     """A causal language model on one device.
 
     Attributes:
-        tensors: The LoRA tensors by their short names, those of `Layers`; none without LoRA.
+        tensors: The LoRA tensors by their short names, those of `Layers`; none without LoRA. What is given for them,
+            and texts, may be on any device.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -53,7 +54,7 @@ class Causal:
 
     def _run(self, tensors: Tensors, **given: Any) -> Any:
         dtype = next(self._model.parameters()).dtype
-        swapped = {name: tensors[short].to(dtype) for short, name in self._long.items()}
+        swapped = {name: tensors[short].to(self._device, dtype) for short, name in self._long.items()}
         return functional_call(self._model, swapped, kwargs=given)
 
     def surprise(self, tensors: Tensors, prompt: Tensor, text: Tensor) -> Tensor:
@@ -130,10 +131,18 @@ def read_causal(folder: Path, lora: Lora | None, dtype: torch.dtype, device: tor
     return Causal(model.to(device))
 
 
+def fastest() -> torch.device:
+    """CUDA where there is any, else the processor."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 @lru_cache(maxsize=2)
-def causal_model(digest: str, lora: Lora, precision: Precision, device: torch.device) -> Causal:
-    """A model of the register on a device, read once per process. Raises as `folder_of` and `read_causal`."""
-    return read_causal(folder_of(digest), lora, PRECISIONS[precision], device)
+def causal_model(digest: str, lora: Lora, precision: Precision) -> Causal:
+    """A model of the register, on CUDA where there is any, read once per process.
+
+    Raises as `folder_of` and `read_causal`.
+    """
+    return read_causal(folder_of(digest), lora, PRECISIONS[precision], fastest())
 
 
 def problem_of(folder: Path) -> str | None:

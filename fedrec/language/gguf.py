@@ -7,14 +7,19 @@ safetensors, `config.json` and a tokenizer; its digest is that of what is run, w
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, cast
 
 from torch import Tensor, nn
 
+from fedrec.core.disk import reading, writing
 from fedrec.core.errors import ConfigError, DataError
+from fedrec.core.whole_files import replaced, write_text
+from fedrec.language.models import register_folder
 
 GGUF = ".gguf"
 """How the name of such a file ends."""
@@ -23,6 +28,25 @@ _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _MOST_TENSORS, _MOST_VALUES = 100_000, 10_000
 """Of a file: far above what any model has, and little enough to be gone through."""
+
+
+def rewritten(file: Path) -> Path:
+    """The folder of the model in a GGUF file: beside the register, where it is written unless it is there.
+
+    Raises as `rewrite`, and StoreError if it cannot be written.
+    """
+    with reading(str(file), "give a file of this account's"), file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    folder = register_folder() / f"{file.stem}-{digest[:16]}"
+    if not folder.is_dir():
+        with writing(str(folder), "give another FEDREC_HOME"):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(prefix=file.stem, dir=folder.parent) as started:
+                made = Path(started) / folder.name
+                made.mkdir()
+                rewrite(file, made)
+                made.rename(folder)
+    return folder
 
 
 def rewrite(file: Path, folder: Path) -> None:
@@ -49,11 +73,12 @@ def rewrite(file: Path, folder: Path) -> None:
             f"{file}: transformers can read no causal language model and tokenizer from it ({reason}); expected a GGUF "
             "file of an architecture that it knows"
         ) from error
-    described = model.config.to_dict()
-    for name in ("quantization_config", "transformers_version", "_name_or_path"):
-        described.pop(name, None)
-    (folder / "config.json").write_text(json.dumps(described, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    save_file(_tensors(model), folder / "model.safetensors", metadata={"format": "pt"})
+    untold = {"quantization_config", "transformers_version", "_name_or_path", "_model_name_or_path"}
+    described = {name: value for name, value in model.config.to_dict().items() if name not in untold}
+    described["architectures"] = [type(model).__name__]
+    write_text(folder / "config.json", json.dumps(described, indent=2, sort_keys=True) + "\n")
+    with replaced(folder / "model.safetensors") as started:
+        save_file(_tensors(model), started, metadata={"format": "pt"})
 
 
 def _require(file: Path) -> None:

@@ -104,7 +104,7 @@ def weights_bytes(digest: str) -> int:
 
 def registered() -> dict[str, Path]:
     """All models of the register: digest and folder. Raises StoreError for an entry that is damaged."""
-    found = sorted(path.stem for path in _register().glob("*.json")) if _register().is_dir() else []
+    found = sorted(path.stem for path in register_folder().glob("*.json")) if register_folder().is_dir() else []
     return {digest: Path(str(entry["folder"])) for digest in found if (entry := _entry(digest)) is not None}
 
 
@@ -140,12 +140,13 @@ def layers_of_model(
     return loaded(folder_of(digest), lora, first, parts, PRECISIONS[precision]).to(device)
 
 
-def _register() -> Path:
+def register_folder() -> Path:
+    """Where this machine's register is, and models that were rewritten for it."""
     return home() / "models"
 
 
 def _entry(digest: str) -> dict[str, Any] | None:
-    path = _register() / f"{digest}.json"
+    path = register_folder() / f"{digest}.json"
     with reading(str(path), "register the model anew: fedrec model FOLDER"):
         if not path.exists():
             return None
@@ -156,9 +157,9 @@ def _entry(digest: str) -> dict[str, Any] | None:
 
 
 def _write(digest: str, folder: Path, files: list[Path]) -> None:
-    with writing(f"the register of language models {_register()}", "give another FEDREC_HOME"):
-        _register().mkdir(parents=True, exist_ok=True)
-        write_text(_register() / f"{digest}.json", json_page({"folder": str(folder), "files": _stamps(files)}))
+    with writing(f"the register of language models {register_folder()}", "give another FEDREC_HOME"):
+        register_folder().mkdir(parents=True, exist_ok=True)
+        write_text(register_folder() / f"{digest}.json", json_page({"folder": str(folder), "files": _stamps(files)}))
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -24,7 +24,7 @@ MASK = torch.tensor([[True, True], [True, False], [False, True], [True, True], [
 
 
 class OwnLossContract(BackboneContract):
-    """What engines take for granted of `Backbone.losses`; scores are for rankings, and nothing shared learns by them."""
+    """What engines take for granted of `Backbone.losses`; scores are for rankings, and train nothing."""
 
     @override
     def test_the_advice_is_one_that_a_recipe_can_follow(self, backbone: Backbone) -> None:

@@ -59,14 +59,14 @@ class LanguageModelEncoder(TextEncoder):
     def encode(self, sentences: Sequence[str], progress: Progress) -> TextVectors:
         import torch
 
-        from fedrec.language.causal import read_causal
+        from fedrec.language.causal import fastest, read_causal
         from fedrec.language.models import PRECISIONS, folder_of
         from fedrec.language.prompts import alone
         from fedrec.language.tokens import frame_of, token_table
 
         config, digest = self.config, self.config.model
         table, frame = token_table(digest, sentences, config.item_tokens), frame_of(digest)
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = fastest()
         model = read_causal(folder_of(digest), None, PRECISIONS[config.precision], device)
         made: list[torch.Tensor] = []
         for row, sentence in enumerate(sentences):

@@ -39,6 +39,10 @@ def composed(name: str, *overrides: str) -> Any:
     needs = [] if "dataset=synthetic" in overrides else PLACES.get(str(dataset), [])
     if name.startswith("language_model"):
         needs = [*needs, f"backbone.model={register(tiny('bert', Path(os.environ['FEDREC_HOME']) / 'm', 384).folder)}"]
+    if name == "title_generator":
+        made = tiny("llama", Path(os.environ["FEDREC_HOME"]) / "w", head=True)
+        needs = [*needs, f"backbone.model={register(made.folder)}", "base_table.dim=16", "backbone.length=64"]
+        needs += ["backbone.item_tokens=8", "backbone.before=''"]
     return compose([f"experiment={name}", *needs, *overrides], base=BASE)
 
 

@@ -24,6 +24,7 @@ from commands.local_grid import LocalGrid
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
 from fedrec.language.models import register
+from fedrec.testing.language import tiny
 from server_app.run import run
 
 USERS, KEPT = 40, 8
@@ -45,7 +46,7 @@ class Place:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        model = str(get_model_path())
+        model, writer = str(get_model_path()), tiny("llama", path / "writer", head=True)
         self.stand_ins = {
             "RUN...": "runs/shown runs/other",
             "runs/<id>": "runs/shown",
@@ -56,6 +57,9 @@ class Place:
             "/absolute/folder/of/a/model": model,
             "encoder.model=MODEL": f"encoder.model={model}",
             "backbone.model=DIGEST": f"backbone.model={register(Path(model))}",
+            "/absolute/folder/of/a/causal/model": str(writer.folder),
+            "backbone.model=CAUSAL base_table.dim=640": f"backbone.model={register(writer.folder)} "
+            "base_table.dim=16 backbone.length=64 backbone.item_tokens=8",
             "/var/lib/fedrec": str(path / "site" / "state"),
             "/data/": f"{path}/",
             "/shared/": f"{path}/shared/",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from fedrec.config.describe import load_member
 from fedrec.core.errors import StoreError
 from fedrec.core.registry import encoders, reductions
 from fedrec.data.types import Catalogue
+from fedrec.language.models import register
+from fedrec.testing.language import tiny
 from peft_embeddings.base_table import BaseTable, build_base_table
 from peft_embeddings.text_map import TextMap
 
@@ -31,6 +34,18 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "autoencoder": {"hidden": [16, 12], "epochs": 4},
 }
 """Of members whose own yaml names a large model or a large network."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A small random causal model, for `encoder=language_model`."""
+    folder = tmp_path_factory.mktemp("register")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDREC_HOME", str(folder))
+        model = register(tiny("llama", folder / "model", head=True).folder)
+        given = {"model": model, "item_tokens": 60, "pooling": "mean", "precision": "float32"}
+        patch.setitem(SETTINGS, "language_model", given)
+        yield
 
 
 def build(encoder: str, reduction: str, cache_dir: Path | None = None, **values: Any) -> BaseTable:

@@ -1,0 +1,86 @@
+"""Runs with a model that writes titles, on a sample of users: kept, and shown as a table in docs/fellrec.md.
+
+python -m benchmarks.title_runs --sample 60 FROM TO      the interactions of some users of a table, drawn at random
+python -m benchmarks.title_runs --add NAME runs/<id>     keep a run, with each round's loss, then write the table
+python -m benchmarks.title_runs [--check]                write the table, or exit 1 if the page has another one
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import documents
+from benchmarks.results_table import RESULTS, ROOT, kept
+
+PAGE, FOLDER = ROOT / "docs" / "fellrec.md", RESULTS / "titles"
+_HEAD = (
+    "| run | loss, first round | last round | validation NDCG@10 | test NDCG@10 | test HR@10 | users | best untrained "
+    "baseline, NDCG@10 | bytes per user up | down | once |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n"
+)
+
+
+def sample(users: int, source: Path, to: Path) -> None:
+    """Write the lines of some users of a comma-separated table whose first column is the user."""
+    head, *lines = source.read_text(encoding="utf-8").splitlines()
+    every = sorted({line.split(",")[0] for line in lines})
+    chosen = set(np.random.default_rng(0).permutation(every)[:users].tolist())
+    found = [head, *(line for line in lines if line.split(",")[0] in chosen)]
+    to.write_text("\n".join(found) + "\n", encoding="utf-8")
+
+
+def keep(name: str, run: Path) -> Path:
+    """Keep a finished run; the losses are those of each round's users before they train."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    found: dict[str, Any] = dict(kept(name, run))
+    found["losses"] = [record["loss"] for record in records if "loss" in record]
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / f"{'-'.join(''.join(c if c.isalnum() else ' ' for c in name.lower()).split())}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def table() -> str:
+    """One line a run."""
+    lines = []
+    for path in sorted(FOLDER.glob("*.json")):
+        run = json.loads(path.read_text(encoding="utf-8"))
+        summary = run["summary"]
+        best = max(means["ndcg@10"] for means in summary["baselines"].values())
+        cells = [
+            run["name"],
+            *(f"{run['losses'][place]:.2f}" for place in (0, -1)),
+            f"{summary['validation']['ndcg@10']:.3f}",
+            f"{summary['test']['ndcg@10']:.3f}",
+            f"{summary['test']['hr@10']:.3f}",
+            str(summary["test"]["users"]),
+            f"{best:.3f}",
+            *(f"{summary['bytes_per_user'][way]:,.0f}" for way in ("up", "down", "one_time")),
+        ]
+        lines.append(f"| {' | '.join(cells)} |\n")
+    return f"\n{_HEAD}{''.join(lines)}\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Carry out what the command line asks for; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.title_runs", description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--sample", nargs=3, metavar=("USERS", "FROM", "TO"))
+    parser.add_argument("--add", nargs=2, metavar=("NAME", "RUN"))
+    parsed = parser.parse_args(arguments)
+    if parsed.sample:
+        sample(int(parsed.sample[0]), Path(parsed.sample[1]), Path(parsed.sample[2]))
+        return 0
+    if parsed.add:
+        keep(parsed.add[0], Path(parsed.add[1]))
+    return documents.write(PAGE, {"titles": table()}, command="python -m benchmarks.title_runs", check=parsed.check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
