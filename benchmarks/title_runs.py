@@ -1,8 +1,10 @@
 """Runs with a model that writes titles, on a sample of users: kept, and shown as a table in docs/fellrec.md.
 
-python -m benchmarks.title_runs --sample 60 FROM TO      the interactions of some users of a table, drawn at random
-python -m benchmarks.title_runs --add NAME runs/<id>     keep a run, with each round's loss, then write the table
-python -m benchmarks.title_runs [--check]                write the table, or exit 1 if the page has another one
+    python -m benchmarks.title_runs --sample 60 FROM TO      the interactions of some users of a table, drawn at random
+    python -m benchmarks.title_runs --add NAME runs/<id>     keep a run, then write the table
+    python -m benchmarks.title_runs [--check]                write the table, or exit 1 if the page has another one
+
+What is kept of a run has what its models make of the titles of the test items, before training and after.
 """
 
 from __future__ import annotations
@@ -15,13 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks import documents
 from benchmarks.results_table import RESULTS, ROOT, kept
+from commands.kept_run import of_run
+from fedrec.backbones.history import PlainHistory
 
 PAGE, FOLDER = ROOT / "docs" / "fellrec.md", RESULTS / "titles"
 _HEAD = (
-    "| run | loss, first round | last round | validation NDCG@10 | test NDCG@10 | test HR@10 | users | best untrained "
+    "| run | loss before | after | difference | validation NDCG@10 | test NDCG@10 | test HR@10 | best untrained "
     "baseline, NDCG@10 | bytes per user up | down | once |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n"
 )
 
@@ -35,11 +40,37 @@ def sample(users: int, source: Path, to: Path) -> None:
     to.write_text("\n".join(found) + "\n", encoding="utf-8")
 
 
+def losses(run: Path) -> dict[str, float]:
+    """The cross-entropy of the titles of the test items, in nats a token, by the model before training and after.
+
+    Means over the users who have such an item, and the standard error of the mean difference.
+    """
+    torch.set_num_threads(1)
+    source = of_run(run)
+    histories, positives = source.node.users.held_out(np.arange(len(source.node.users)), "test")
+    found = []
+    for user in np.flatnonzero(positives >= 0).tolist():
+        model = source.model_of(int(source.node.groups[user])).model
+        trained = model.model.shared(model.trainable)
+        untrained = {name: torch.zeros_like(tensor) for name, tensor in trained.items()}
+        items = torch.from_numpy(histories.part(user, user + 1).items)
+        history = PlainHistory(items, torch.zeros(len(items), model.model.embedding.dim))
+        ahead, frozen, backbone = (
+            torch.from_numpy(positives[[user]]),
+            model.model.of_backbone(model.frozen),
+            model.model.backbone,
+        )
+        with torch.no_grad():
+            both = [backbone.losses(lora, {}, frozen, history, ahead, ahead >= 0) for lora in (untrained, trained)]
+        found.append([float(loss) for loss in both])
+    before, after = np.array(found).T
+    error = float((after - before).std(ddof=1) / len(found) ** 0.5)
+    return {"before": float(before.mean()), "after": float(after.mean()), "error": error, "users": len(found)}
+
+
 def keep(name: str, run: Path) -> Path:
-    """Keep a finished run; the losses are those of each round's users before they train."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    found: dict[str, Any] = dict(kept(name, run))
-    found["losses"] = [record["loss"] for record in records if "loss" in record]
+    """Keep a finished run, with what its models make of the test items' titles."""
+    found: dict[str, Any] = {**kept(name, run), "losses": losses(run)}
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{'-'.join(''.join(c if c.isalnum() else ' ' for c in name.lower()).split())}.json"
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -51,15 +82,16 @@ def table() -> str:
     lines = []
     for path in sorted(FOLDER.glob("*.json")):
         run = json.loads(path.read_text(encoding="utf-8"))
-        summary = run["summary"]
+        summary, loss = run["summary"], run["losses"]
         best = max(means["ndcg@10"] for means in summary["baselines"].values())
         cells = [
             run["name"],
-            *(f"{run['losses'][place]:.2f}" for place in (0, -1)),
+            f"{loss['before']:.3f}",
+            f"{loss['after']:.3f}",
+            f"{loss['after'] - loss['before']:+.3f} ± {loss['error']:.3f}",
             f"{summary['validation']['ndcg@10']:.3f}",
             f"{summary['test']['ndcg@10']:.3f}",
             f"{summary['test']['hr@10']:.3f}",
-            str(summary["test"]["users"]),
             f"{best:.3f}",
             *(f"{summary['bytes_per_user'][way]:,.0f}" for way in ("up", "down", "one_time")),
         ]

@@ -31,6 +31,7 @@ from benchmarks import (  # noqa: E402
     private_accuracy,
     split,
     timeline,
+    title_runs,
 )
 from benchmarks.phases import clocked  # noqa: E402
 from client_app.training.engine import GlobalModel  # noqa: E402
@@ -233,6 +234,20 @@ def test_the_page_of_split_models_has_the_tables_of_what_was_measured() -> None:
         of_stage, whole = (kept[f"{name}, 16"] for name in (stage, "whole model"))
         assert of_stage["parameters"] + of_stage["saved"] < 0.6 * (whole["parameters"] + whole["saved"])
         assert of_stage["resident"] < 0.6 * whole["resident"]
+
+
+def test_the_page_of_title_generators_has_the_table_of_the_kept_runs(tmp_path: Path) -> None:
+    assert title_runs.main(["--check"]) == 0
+    lines = [f"{user},{item},{time}" for user in "abcdefg" for time, item in enumerate((3, 1, 2))]
+    (tmp_path / "all.csv").write_text("\n".join(["user_id,item_id,timestamp", *lines]) + "\n")
+    for to in ("one.csv", "other.csv"):
+        assert title_runs.main(["--sample", "3", str(tmp_path / "all.csv"), str(tmp_path / to)]) == 0
+    head, *sampled = (tmp_path / "one.csv").read_text().splitlines()
+    assert (tmp_path / "other.csv").read_text().splitlines() == [head, *sampled]
+    assert head == "user_id,item_id,timestamp"
+    chosen = {line[0] for line in sampled}
+    assert len(chosen) == 3
+    assert sampled == [line for line in lines if line[0] in chosen], "all that they did, in its order"
 
 
 def test_the_page_of_privacy_has_the_table_of_the_kept_runs() -> None:

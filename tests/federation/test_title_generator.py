@@ -25,7 +25,15 @@ def chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv("FEDREC_HOME", str(tmp_path / "home"))
     model = register(tiny("llama", tmp_path / "model", 8, head=True).folder)
     return [
-        *("experiment=title_generator", "strategy.rounds=2", "grouping.groups=2", "optim.server.eps=1.0e-4"),
+        *(
+            "experiment=title_generator",
+            "strategy=fellrec",
+            "embedding=fixed",
+            "optim=fast",
+            "strategy.rounds=2",
+            "grouping.groups=2",
+            "optim.server.eps=1.0e-4",
+        ),
         *(f"backbone.model={model}", "backbone.length=64", "backbone.item_tokens=10", "backbone.before='chosen '"),
         *("base_table.dim=8", "dataset.n_users=14", "federation.fraction=1.0", "evaluation.baselines=false"),
     ]
