@@ -113,7 +113,8 @@ def demand(node: Node, cohort: Cohort, *, trains: bool) -> int:
     scores = 4 * (each - 1) * drawn * 4  # of each of the contexts against the same negatives
     states = 0
     if contexts is not None and contexts.ahead_only:
-        states = 4 * each * node.backbone.numbers_per_history(contexts.longest) * max(1, int(share * users))
+        held = contexts.passes(node.backbone.own_loss) * node.backbone.numbers_per_history(contexts.longest)
+        states = 4 * each * held * max(1, int(share * users))
     work = int(6 * model + 3 * users * own + times * drawn * 8 + vectors + scores + sampled + states)
     return node.backbone.resident + work
 

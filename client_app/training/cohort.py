@@ -117,7 +117,9 @@ class CohortEngine(Engine):
             yield from self._causal_chunks(read.runs, model)
             return
         held = model.backbone.numbers_per_history(read.width or 0) // (_PER_PAIR * model.embedding.dim)
-        start, begins = 0, read.offsets + held * read.contexts * np.arange(len(read) + 1)
+        contexts = self.recipe.contexts
+        passes = 1 if contexts is None else contexts.passes(model.backbone.own_loss)
+        start, begins = 0, read.offsets + held * passes * read.contexts * np.arange(len(read) + 1)
         ends = begins[1:]
         while start < len(read):
             end = int(np.searchsorted(ends, begins[start] + self.pairs_at_once, side="right"))

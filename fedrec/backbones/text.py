@@ -150,9 +150,10 @@ class TextBackbone(Backbone):
 
     @override
     def numbers_per_history(self, length: int) -> int:
-        tokens: int = min(self.config.length, length * self.config.item_tokens)
-        if not tokens:
-            return 0
+        return self.numbers_per_text(min(self.config.length, length * self.config.item_tokens))
+
+    def numbers_per_text(self, tokens: int) -> int:
+        """Numbers that the model holds at once for the gradient of a text of so many tokens, about."""
         sizes = self._sizes
         return tokens * sizes.layers * (_HELD * sizes.width + 3 * sizes.heads * tokens)
 

@@ -100,8 +100,10 @@ class TitleGenerator(TextBackbone):
 
     @override
     def numbers_per_history(self, length: int) -> int:
-        logits = _LOGITS * (self.config.item_tokens + 1) * self._sizes.vocabulary
-        return super().numbers_per_history(length) + logits * (length > 0)
+        own, line = self.config, self.config.item_tokens + 1
+        around = len(self._prompt.opening) + len(self._prompt.closing)
+        tokens = min(own.length, around + (min(length, own.items) + 1) * line)
+        return self.numbers_per_text(tokens) + _LOGITS * line * self._sizes.vocabulary
 
     @property
     def _model(self) -> Causal:

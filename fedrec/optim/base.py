@@ -96,6 +96,10 @@ class Contexts:
     ahead: int
     ahead_only: bool = False
 
+    def passes(self, own_loss: bool) -> int:
+        """How often a context is gone through in a step: once, or by a backbone's own loss for each item `ahead`."""
+        return self.ahead if own_loss else 1
+
     @property
     def longest(self) -> int:
         """Items that a context reads, at most."""

@@ -108,6 +108,20 @@ def test_the_cohort_trains_as_the_oracle(model: str, values: dict[str, Any]) -> 
     assert fast.update.weight == slow.update.weight == sum(LENGTHS), "a user counts its whole history"
 
 
+def test_memory_is_counted_for_every_item_that_is_judged(model: str) -> None:
+    """Each of them takes the prompt through the model anew, and logits of the whole vocabulary for its title."""
+    backbone = made(model)
+    for values, passes in (({}, 2), ({"contexts": 3}, 2), ({"contexts": 3, "context_ahead": 1}, 1)):
+        contexts = recipe_of(backbone, **values).contexts
+        assert contexts is not None
+        assert contexts.passes(own_loss=True) == passes
+        assert contexts.passes(own_loss=False) == 1
+    layers, words = 4 * (24 * DIM), 3 * 9 * 50
+    tokens = 8 + 3 * 9  # the prompt's own words, two titles of a history, and the one that is judged
+    assert backbone.numbers_per_history(2) == tokens * (layers + 4 * 3 * 2 * tokens) + words
+    assert backbone.numbers_per_history(1000) == 60 * (layers + 4 * 3 * 2 * 60) + words, "as long as a text may be"
+
+
 def test_a_user_whose_loss_is_not_finite_is_left_out_and_counted(model: str) -> None:
     backbone = made(model)
     received = received_of(backbone)
@@ -174,7 +188,7 @@ def test_what_is_written_is_what_transformers_generates_greedily(writer: Tiny, l
 def test_an_untrained_vector_reads_no_lora(writer: Tiny) -> None:
     causal, bare = (read_causal(writer.folder, lora, torch.float64, torch.device("cpu")) for lora in (LORA, None))
     text = torch.tensor([2, 8, 7, 6])
-    hidden = writer.model.base_model(input_ids=text[None]).last_hidden_state[0]  # type: ignore[operator, union-attr]
+    hidden = writer.model.base_model(input_ids=text[None]).last_hidden_state[0]  # type: ignore[operator]
     for pooling, pooled in (("mean", hidden.mean(0)), ("last", hidden[-1])):
         expected = pooled / pooled.norm()
         for each in (causal, bare):
@@ -226,7 +240,7 @@ def test_weights_without_a_head_are_refused(tmp_path: Path) -> None:
 def problems(*overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         compose(["experiment=title_generator", "base_table.dim=8", *overrides], base=None)
-    return caught.value.problems
+    return list(caught.value.problems)
 
 
 def test_what_does_not_fit_is_said_all_at_once(model: str) -> None:
