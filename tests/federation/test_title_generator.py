@@ -45,9 +45,9 @@ def test_1_2_and_7_nodes_agree_and_move_what_was_described(federate: Federate, c
         federate(*chosen, nodes=nodes).must_equal(one)
     assert set(one.summary["groups"]) == {"0", "1"}
     moved = one.checkpoint()
-    trained = [name for name in moved if "trainable." in name]
-    assert trained
-    assert all(".backbone.layer." in f".{name}" for name in trained), "LoRA alone is trained"
+    trained = [name for name in moved if name.startswith("trainable@")]
+    assert {name[:11] for name in trained} == {"trainable@0", "trainable@1"}
+    assert all(name[11:].startswith(".backbone.layer.") for name in trained), "LoRA alone is trained"
     assert any(bool(moved[name].any()) for name in trained if name.endswith(".B")), "it starts at zero"
     found = describe(from_dict(yaml.safe_load((one.folder / "config.yaml").read_text())), None)
     assert one.summary["bytes_per_user"]["one_time"] == found.run.one_time, "tokens are counted, and the model is not"

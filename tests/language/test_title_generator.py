@@ -248,14 +248,14 @@ def test_what_does_not_fit_is_said_all_at_once(model: str) -> None:
         f"backbone.model={model}",
         "backbone.length=40",
         "embedding=lora",
-        "encoder=tfidf",
+        "encoder.pooling=last",
         "reduction=pca",
         "optim.loss=softmax",
     )
     for part in (
         "backbone.length=40: the prompt's own words take 40 tokens",
         "embedding=lora: backbone=title_generator looks written titles up",
-        "encoder=tfidf: what backbone=title_generator writes",
+        "encoder=language_model: what backbone=title_generator writes",
         "reduction=pca: backbone=title_generator compares vectors",
         "optim.loss=softmax: backbone=title_generator is trained by a loss of its own",
     ):
