@@ -10,7 +10,7 @@ import pytest
 from transformers import MistralConfig
 
 from client_app.training.cohort import _PER_PAIR
-from fedrec.backbones import language_model
+from fedrec.backbones import text
 from fedrec.backbones.language_model import LanguageModel
 from fedrec.config.describe import load_member
 from fedrec.language.layers import PARTS
@@ -44,7 +44,7 @@ def test_the_guides_figures_of_a_large_model(monkeypatch: pytest.MonkeyPatch) ->
     assert told("parameters without the head") == f"{2 * weights / 1e9:.1f} GB"
     assert told(f"vectors of {ITEMS:,} items") == f"{4 * ITEMS * DIM / 1e6:.1f} MB"
 
-    monkeypatch.setattr(language_model, "sizes_of", lambda digest: Sizes(DIM, LAYERS, HEADS, 32_768, VOCABULARY))
+    monkeypatch.setattr(text, "sizes_of", lambda digest: Sizes(DIM, LAYERS, HEADS, 32_768, VOCABULARY))
     for tokens, row in ((64, "what a training text of 64 tokens holds"), (128, "the same of one of 128 tokens")):
         given = {"model": "0" * 64, "length": tokens, "item_tokens": tokens}
         held = LanguageModel(load_member("backbone", "language_model", **given), DIM).numbers_per_history(20)
