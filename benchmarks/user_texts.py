@@ -159,7 +159,7 @@ def measure(world: World, model: Path, kept: Path) -> dict[str, Any]:
     read = histories(world)
     if not kept.exists():
         texts = {
-            of: [backbone._text(torch.from_numpy(items), tokens) for items in rows[0]] for of, rows in read.items()
+            of: [backbone.text(torch.from_numpy(items), tokens) for items in rows[0]] for of, rows in read.items()
         }
         torch.save({of: encoded(model, each) for of, each in texts.items()}, kept)
     made = torch.load(kept, weights_only=True)

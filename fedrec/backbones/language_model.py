@@ -87,7 +87,7 @@ class LanguageModel(TextBackbone):
             return None
         sizes = self._sizes
         return SplitModel(
-            own.model, self.lora, own.precision, own.split, sizes.layers, self.trained, self._text, own.length,
+            own.model, self.lora, own.precision, own.split, sizes.layers, self.trained, self.text, own.length,
             sizes.width,
         )  # fmt: skip
 
@@ -98,7 +98,7 @@ class LanguageModel(TextBackbone):
         users = int(np.prod(leading))
         items, mask = (tensor.reshape(users, n) for tensor in (sequence.items, sequence.mask))
         own = next(iter(shared.values())).ndim > 2  # copies of each user
-        texts = [self._text(row[there], frozen["tokens"]) for row, there in zip(items, mask, strict=True)]
+        texts = [self.text(row[there], frozen["tokens"]) for row, there in zip(items, mask, strict=True)]
         copies = [{name: tensor[user] for name, tensor in shared.items()} if own else shared for user in range(users)]
         last = self._last_hidden(texts, copies, private)
         states = [self._pooled(hidden) for hidden in last]
@@ -116,7 +116,7 @@ class LanguageModel(TextBackbone):
     def _width(self) -> int:
         return self.dim - self.config.item_bias
 
-    def _text(self, items: Tensor, tokens: Tensor) -> Tensor:
+    def text(self, items: Tensor, tokens: Tensor) -> Tensor:
         """The text, int64 [tokens], of the latest of some items [n], the oldest first."""
         return text_of(tokens[items[-self.config.items :].flip(0)], frame_of(self.config.model), self.config.length)
 
