@@ -38,7 +38,7 @@ def measured(pooled: Path, local: Path) -> dict[str, Any]:
     """Of each group the validation by share, the best share there (of equal ones the smallest), and the test."""
     sources = of_run(pooled), of_run(local)
     node = sources[0].node
-    slots = node.users.evaluated
+    slots = node.users.evaluated("test")
     groups = node.groups[slots]
     if not np.array_equal(groups, sources[1].node.groups[slots]):
         raise SystemExit(f"{pooled} and {local} have other groups: give runs of one grouping and seed")

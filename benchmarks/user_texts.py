@@ -73,7 +73,11 @@ def decaying(items: NDArray[np.int64], vectors: Tensor) -> Tensor:
 
 
 def ndcg(states: Tensor, told: Told, vectors: Tensor, eligible: NDArray[np.int64]) -> float:
-    """The mean NDCG@10 of the targets among the eligible items that a user does not know."""
+    """The mean NDCG@10 of the targets among the eligible items that a user does not know; equal scores in any order.
+
+    Items whose texts are alike have equal scores: short texts make many of them.
+    """
+    upto = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, _K + 2)))])
     found = []
     candidates = torch.full((len(vectors),), -torch.inf)
     candidates[torch.from_numpy(eligible)] = 0.0
@@ -84,8 +88,9 @@ def ndcg(states: Tensor, told: Told, vectors: Tensor, eligible: NDArray[np.int64
         scores += candidates
         for row, known in enumerate(told.known[first:last]):
             scores[row, torch.from_numpy(known)] = -torch.inf
-        ranks = (scores > own).sum(1).numpy()
-        found += [1 / np.log2(2 + rank) if rank < _K else 0.0 for rank in ranks]
+        before, up_to = (scores > own).sum(1).numpy(), (scores >= own).sum(1).numpy()
+        gains = upto[np.minimum(up_to, _K)] - upto[np.minimum(before, _K)]
+        found += (gains / (up_to - before)).tolist()
     return float(np.mean(found))
 
 
@@ -135,14 +140,14 @@ def encoded(folder: Path, texts: Sequence[Tensor]) -> Tensor:
 
 def histories(world: World) -> dict[str, tuple[list[NDArray[np.int64]], list[NDArray[np.int64]], Tensor]]:
     """What is read, what is no candidate and the target: in training (a prefix a user), validation and test."""
-    everyone = world.users.held_out(world.users.evaluated, "validation")[0]
+    everyone = world.users.held_out(world.users.evaluated("validation"), "validation")[0]
     long = everyone.select(np.flatnonzero(everyone.lengths > 1))
     read = reading(long, world.recipe, 0)
     prefixes = [items[:fitted] for items, fitted in zip(_rows(read.runs), read.fitted, strict=True)]
     following = [items[fitted] for items, fitted in zip(_rows(read.runs), read.fitted, strict=True)]
     found = {"training": (prefixes, _rows(long), torch.tensor(following))}
     for of in ("validation", "test"):
-        cohort, positives = world.users.held_out(world.users.evaluated, of)  # type: ignore[arg-type]
+        cohort, positives = world.users.held_out(world.users.evaluated(of), of)  # type: ignore[arg-type]
         found[of] = (_rows(cohort), _rows(cohort), torch.from_numpy(positives))
     return found
 

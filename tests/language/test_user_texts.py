@@ -41,7 +41,7 @@ def test_untrained_texts_are_ranked_as_a_run_ranks_them(tmp_path: Path, monkeypa
         world = World.read(config, config.cache_dir, Silent())
         start = world.start(None)
         for of in ("validation", "test"):
-            sums = world.sums(start, {}, world.users.evaluated, of, 0)
+            sums = world.sums(start, {}, world.users.evaluated(of), of, 0)
             expected[name, of] = world.means(sums)["ndcg@10"]
     found = user_texts.measure(world, model, tmp_path / "vectors.pt")
     again = user_texts.measure(world, model, tmp_path / "vectors.pt")
@@ -61,3 +61,11 @@ def test_the_map_learns_what_the_targets_are() -> None:
     before = user_texts.ndcg(texts, told, vectors, np.arange(50))
     moved = user_texts.trained_map(told, 8.0, 0.0, vectors, seed=0)
     assert user_texts.ndcg(moved(texts), told, vectors, np.arange(50)) > before + 0.1
+
+
+def test_items_that_are_alike_stand_in_any_order() -> None:
+    """Of two items with one vector the target is first or second; what is known, or nobody may be shown, is neither."""
+    vectors = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]])
+    told = user_texts.Told(vectors[:1], torch.zeros(1, 2), [np.array([3])], torch.tensor([0]))
+    found = user_texts.ndcg(told.texts, told, vectors, np.array([0, 1, 2, 3]))
+    assert found == pytest.approx((1 + 1 / np.log2(3)) / 2)
