@@ -163,9 +163,7 @@ def measure(world: World, model: Path, kept: Path) -> dict[str, Any]:
     latest = backbone.config.items
     read = histories(world)
     if not kept.exists():
-        texts = {
-            of: [backbone.text(torch.from_numpy(items), tokens) for items in rows[0]] for of, rows in read.items()
-        }
+        texts = {of: [backbone.text(torch.from_numpy(items), tokens) for items in rows[0]] for of, rows in read.items()}
         torch.save({of: encoded(model, each) for of, each in texts.items()}, kept)
     made = torch.load(kept, weights_only=True)
     told = {

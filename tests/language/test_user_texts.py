@@ -42,7 +42,7 @@ def test_untrained_texts_are_ranked_as_a_run_ranks_them(tmp_path: Path, monkeypa
         start = world.start(None)
         for of in ("validation", "test"):
             sums = world.sums(start, {}, world.users.evaluated(of), of, 0)
-            expected[name, of] = world.means(sums)["ndcg@10"]
+            expected[name, of] = world.means(sums, of)["ndcg@10"]
     found = user_texts.measure(world, model, tmp_path / "vectors.pt")
     again = user_texts.measure(world, model, tmp_path / "vectors.pt")
     assert json.loads(json.dumps(again)) == json.loads(json.dumps(found)), "from the vectors that were kept"
