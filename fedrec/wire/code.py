@@ -21,6 +21,7 @@ SERVER_ONLY = frozenset(
         "fedrec/config/compose.py",
         "fedrec/config/describe.py",
         "fedrec/config/resume.py",
+        "fedrec/config/start.py",
         "fedrec/data/archive.py",
         "fedrec/data/download.py",
         "fedrec/data/planted.py",
