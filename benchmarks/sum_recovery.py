@@ -69,8 +69,6 @@ def shown(kept: Mapping[str, Mapping[str, Any]]) -> str:
     head += [f"{which}: {each}" for which in ("all items, AUC", "last 10") for each in what]
     rows = []
     for model in MODELS:
-        if model not in kept:
-            continue
         found = kept[model]
         cells = [model, "none" if found["account"] is None else f"{found['account']:.2f}"]
         for name in ("history", "last"):
@@ -86,15 +84,16 @@ def who(kept: Mapping[str, Mapping[str, Any]]) -> str:
     """What each onlooker learns, without protection and with it, in one figure each of those that are kept."""
     lone = json.loads((RESULTS.parent / "item_recovery.json").read_text(encoding="utf-8"))["figures"]["runs"]
     one = next(entry for entry in lone if entry["name"] == "fast, full, int8")
-    plain, noised = ("20 sums over 604 users", "20 sums over 604 users, epsilon 8")
+    plain, noised = "20 sums over 604 users", "20 sums over 604 users, epsilon 8 in shares of devices"
     adds = "of the last 10 items the sums add {:+.3f} to the AUC of popularity, {:.3f}"
 
     def of_sums(model: str) -> str:
-        return adds.format(kept[model]["last"]["gain"], kept[model]["last"]["popularity"]) if model in kept else "-"
+        return adds.format(kept[model]["last"]["gain"], kept[model]["last"]["popularity"])
 
     def canaries(model: str, look: str) -> str:
         run = json.loads((RESULTS.parent / "membership" / f"{model}-canaries.json").read_text(encoding="utf-8"))
-        return f"who took part, of made-up users: AUC {run[look]['auc']:.2f}"
+        noise = "central noise, " if run["account"] else ""
+        return f"who took part, of made-up users: {noise}AUC {run[look]['auc']:.2f}"
 
     without, with_noise = "full-everybody-in-20-rounds", "the-same-epsilon-8"
     rows = [
@@ -129,11 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     opts = options("sum_recovery", __doc__, arguments, more)
     if opts.extra.page or opts.extra.check:
-        kept = {
-            model: json.loads(kept_as(model).read_text(encoding="utf-8"))
-            for model in MODELS
-            if kept_as(model).is_file()
-        }
+        kept = {model: json.loads(kept_as(model).read_text(encoding="utf-8")) for model in MODELS}
         command = "python -m benchmarks.sum_recovery --page"
         blocks = {"sums": shown(kept), "who": who(kept)}
         return documents.write(PAGE, blocks, command=command, check=opts.extra.check)

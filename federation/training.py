@@ -78,20 +78,17 @@ class Training(ModelExchange):
         self._uploaded: dict[int, int] = {}
         self.clocks: dict[int, Clock] = {}
         self._timed = isinstance(setup.network_of_run, SimulatedNetwork)
+        self._asks = models.model.embedding.counts
         self.folds = {group: self._empty_fold(0) for group in models}
         self._share = rules.node_limits(simulated=setup.simulation is not None).share
         self._parts: Mapping[int, float] = {}
 
     def _empty_fold(self, users: int) -> UpdateFold:
-        stages = self._setup.stages
-        return UpdateFold(
-            self._trainable,
-            users,
-            self._rules.weight_cap,
-            stages.largest(self._trainable),
-            stages.units_per_one(users),
-            stages.rows_of_one(self._trainable),
-        )
+        stages, spec = self._setup.stages, self._trainable
+        units = stages.units_per_one(users)
+        if self._asks:  # what somebody says is one example, and as long as everybody's
+            return UpdateFold(spec, users, 1, stages.largest_part(spec), units, stages.rows_of_part(spec))
+        return UpdateFold(spec, users, self._rules.weight_cap, stages.largest(spec), units, stages.rows_of_one(spec))
 
     def carry(self, talk: Conversation, riding: Sequence[Exchange]) -> None:
         """Have the training carried, with what rides on its messages, and all that belongs to it.

@@ -85,10 +85,10 @@ class ItemEmbedding(ABC):
         """
 
     def counted(self, offsets: NDArray[np.int64], items: NDArray[np.int64]) -> Mapping[str, Parts]:
-        """What each user adds to tables of one column whose rows are counted, by their names, whatever its length.
+        """What each user says of the rows of tables of one column, by the tables' names.
 
-        Of an embedding that `counts`: what becomes of it is brought to one length for all users, and its mean over them
-        is the table.
+        Of an embedding that `counts`. Each user's part is scaled to one length, the same for all, and the mean over the
+        users is the table.
 
         Args:
             offsets: int64 [users + 1]; user u has the history `items[offsets[u]:offsets[u + 1]]`.

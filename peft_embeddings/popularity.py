@@ -1,10 +1,10 @@
 """A frozen table with a popularity of each item, which users are asked for: `e_i`, with a number in the last place.
 
-That is `s log(1 + a_i / f)`, added to what is there.
-`a_i` is no parameter: users do not train it, they say once what they have, and the mean of that is `a_i`. A user's
-part is a number for each of its items, all alike and of norm 1 together, so that who has many items counts for less
-with each: one user more or less moves a sum of such parts by no more than 1, however many items it has. Noise of a
-mechanism of privacy comes on top as it does in any round, so that `a_i` may be below zero: it counts as zero then.
+That is `s log(1 + a_i / f)`, added to what is there. `a_i` is no parameter: users do not train it, they say what they
+have, and the mean over the users of a round, and over all such rounds alike, is `a_i`. A user's part is a number for
+each of its items, all alike and of norm 1 together, so that who has many items counts for less with each: one user more
+or less moves a sum of such parts by no more than 1, however many items it has. Noise of a mechanism of privacy comes on
+top as it does in any round, so that `a_i` may be below zero: it counts as zero then.
 
 With a backbone whose `item_bias` is on, the last place is the bias of the item's scores. Elsewhere it is a number of
 the vector like others, to which a user's private vector is fitted.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from typing import Any
 
@@ -24,7 +23,7 @@ from fedrec.optim.fast import FastRecipe
 from fedrec.optim.local import LocalState
 from fedrec.optim.losses import LOSSES, bce, bpr, recency, softmax
 from fedrec.optim.paper import PaperRecipe
-from fedrec.optim.server import ServerOptimiser, server_step, stepped_on
+from fedrec.optim.server import ServerOptimiser, server_step
 from fedrec.testing.optim import RecipeContract, model, scores
 from server_app.setup import make_setup
 
@@ -120,19 +119,6 @@ def test_the_server_steps_as_the_frameworks_own_optimisers_do(kind: Any, halved_
         other.step()
         falling.step()
         torch.testing.assert_close(mine["t"], theirs.detach(), atol=1e-12, rtol=1e-12)
-
-
-@pytest.mark.parametrize("kind", ["sgd", "adam", "yogi"])
-def test_who_has_the_states_around_a_step_knows_what_it_was_on(kind: Any) -> None:
-    rule = ServerOptimiser(kind, lr=0.1, halved_after=None, beta1=0.9, beta2=0.99, eps=1e-6)
-    model, state = {"t": torch.zeros(4, 3, dtype=torch.float64)}, dict[str, Tensor]()
-    for step in range(4):
-        delta, before = torch.randn(4, 3, generator=generator(step, "delta"), dtype=torch.float64), state
-        model, state = server_step(rule, model, {"t": delta}, before)
-        torch.testing.assert_close(stepped_on(rule, before, state)["t"], delta, atol=1e-12, rtol=0)
-    assert not stepped_on(rule, state, state)["t"].any(), "no step was taken"
-    with pytest.raises(ValueError, match="adagrad"):
-        stepped_on(dataclasses.replace(rule, kind="adagrad"), {}, state)
 
 
 def test_the_rate_rises_and_then_falls_along_half_a_cosine() -> None:

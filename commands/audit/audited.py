@@ -25,6 +25,17 @@ def require(rules: Sequence[Rule], problems: Sequence[str] = ()) -> None:
         raise ConfigError([*broken, *problems])
 
 
+def of_statistics(config: RunConfig) -> list[str]:
+    """Why a run whose users are asked for a statistic cannot be audited for items by what training moves."""
+    counted = "an attack reads what training moves, and not what users say they have: without noise that is their items"
+    found = []
+    if config.statistics.start != "none":
+        found.append(f"statistics.start={config.statistics.start}: {counted}; leave it out")
+    if config.embedding.name == "popularity":
+        found.append(f"embedding=popularity: {counted}; take another one")
+    return found
+
+
 def over_tables(
     config: RunConfig, overrides: Sequence[str], population: int, **dataset: object
 ) -> tuple[RunConfig, list[str]]:

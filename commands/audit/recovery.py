@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from client_app.answers.app import app as client_app
-from commands.audit.audited import over_tables, require, show
+from commands.audit.audited import of_statistics, over_tables, require, show
 from commands.audit.curious import CuriousGrid, Seen
 from commands.audit.one_run import auc
 from commands.audit.tables import write_interactions, write_items
@@ -101,7 +101,8 @@ def _require_audited(config: RunConfig) -> None:
             ("grouping", config.grouping.name, "one", "the attack reads the model that all share"),
             ("downlink", config.downlink.name, "dense", "the attack reads each update beside the model that it is of"),
             ("resume", config.resume, None, "an audit is a run of its own"),
-        )
+        ),
+        of_statistics(config),
     )
 
 

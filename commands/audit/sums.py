@@ -1,4 +1,4 @@
-"""`fedrec audit recovery --of sum`: what the sums of a run tell of single users' items, beyond what is popular.
+"""`fedrec audit recovery --of sums`: what the sums of a run tell of single users' items, beyond what is popular.
 
 Somebody has every sum that the run has released, noised or not: the server where masks and shares of noise keep it from
 the parts, or whoever has all models, from which the sums follow. It knows whose updates are in which sum, the public
@@ -27,7 +27,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from client_app.answers.app import app as client_app
-from commands.audit.audited import require, show
+from commands.audit.audited import of_statistics, require, show
 from commands.audit.curious import moves
 from commands.audit.learned import Case, attacked
 from commands.audit.recovery import LAST
@@ -38,12 +38,13 @@ from federation.server_model import ServerState
 from fedrec.config.schema import RunConfig
 from fedrec.core.errors import ConfigError
 from fedrec.core.keys import opaque_keys, simulation_secret
+from fedrec.core.tensors import Tensors
 from fedrec.data import split
 from fedrec.data.prepare import load
 from fedrec.datasets.base import DatasetConfig
 from fedrec.groupings.base import EVERYBODY
 from fedrec.optim.fast import FastConfig
-from fedrec.optim.server import stepped_on
+from fedrec.optim.server import ServerOptimiser
 from fedrec.wire.protocol import Setup
 from peft_embeddings.model import Model, models_of
 from server_app.checkpoints import Checkpoints
@@ -150,7 +151,8 @@ def show_sums(found: Mapping[str, Any], console: Console) -> None:
 
 
 def _require_audited(config: RunConfig) -> None:
-    problems = []
+    problems, strategy = of_statistics(config), config.strategy
+    by = getattr(config.dataset, "split", "leave_one_out")
     if not isinstance(config.optim, FastConfig) or config.optim.server.kind == "adagrad":
         problems.append(
             "optim: sums are told from the server's optimiser, which has to keep a mean of them; give optim=fast with "
@@ -163,6 +165,8 @@ def _require_audited(config: RunConfig) -> None:
             ("grouping", config.grouping.name, "one", "the attack reads the sum over everybody"),
             ("downlink", config.downlink.name, "dense", "the attack reads each sum beside the model that it is of"),
             ("resume", config.resume, None, "an audit is a run of its own"),
+            ("dataset.split", by, "leave_one_out", "the attack knows what is popular"),
+            ("strategy.merge_every", getattr(strategy, "merge_every", 0), 0, "a merge forgets what the sums were"),
         ),
         problems,
     )
@@ -218,7 +222,7 @@ def _seen(config: RunConfig, grid: Cohorts, folder: Path) -> SumsSeen:
     before: ServerState | None = None
     for round, chosen in sorted(grid.slots.items()):
         after = checkpoints.after(round).states[EVERYBODY]
-        if after.phase == len(models) - 1 and not models[-1].embedding.counts:
+        if after.phase == len(models) - 1:
             begun = before is not None and before.phase == after.phase
             mean = stepped_on(rule, before.optimiser if before and begun else {}, after.optimiser)
             sums.append(_moved(models[-1], after, mean))
@@ -226,6 +230,19 @@ def _seen(config: RunConfig, grid: Cohorts, folder: Path) -> SumsSeen:
         before = after
     init = models[-1].backbone.init_private(setup.seed, grid.keys)
     return SumsSeen(sums, slots, torch.stack(sums).mean(0), init.get("user"))
+
+
+def stepped_on(rule: ServerOptimiser, before: Tensors, after: Tensors) -> Tensors:
+    """The mean of a round, told from the optimiser's states before and after it; zeros if no step was taken.
+
+    Of a rule that keeps a running mean, or has none to keep (`fedrec.optim.server.server_step`).
+    """
+    share = 1.0 if rule.kind == "sgd" else 1 - rule.beta1
+    names = [name.removeprefix("first.") for name in after if name.startswith("first.")]
+    if int(after.get("count", torch.zeros(()))) == int(before.get("count", torch.zeros(()))):
+        return {name: torch.zeros_like(after[f"first.{name}"]) for name in names}
+    earlier = {name: before.get(f"first.{name}", torch.zeros_like(after[f"first.{name}"])) for name in names}
+    return {name: (rule.beta1 * earlier[name] - after[f"first.{name}"]) / share for name in names}
 
 
 def _moved(model: Model, after: ServerState, mean: Mapping[str, Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from fedrec.config.schema import RunConfig
-from fedrec.core.registry import backbones, codecs, downlinks, optims
+from fedrec.core.registry import backbones, codecs, downlinks, optims, privacies
 
 
 def after_counting(config: RunConfig) -> RunConfig:
@@ -41,8 +41,15 @@ def counting_problems(config: RunConfig) -> list[str]:
             f"{asked}: with downlink={config.downlink.name} devices hold what is trained, and a statistic is a "
             "correction of a table that they hold as well; give downlink=dense"
         )
+    if starts and config.embedding.name == "popularity":
+        found.append(
+            f"{asked}: embedding=popularity asks for the same again, and nothing is trained; give one of the two"
+        )
+    found += _of_privacy(config, asked)
     limit = config.federation.max_row_norm
-    reach = optims.get(config.optim.name)(config.optim, backbone.advice).row_reach(1) if limit == "auto" else limit
+    recipe = optims.get(config.optim.name)(config.optim, backbone.advice)
+    # What somebody says weighs as little as one example: a limit of the sum is one of the change, too.
+    reach = config.federation.weight_cap * recipe.row_reach(1) if limit == "auto" else limit
     if reach is not None and reach < 1:
         why = f"optim={config.optim.name} limits" if limit == "auto" else "it limits"
         found.append(
@@ -50,3 +57,20 @@ def counting_problems(config: RunConfig) -> list[str]:
             f"of one item may be 1 ({asked}); give federation.max_row_norm=1"
         )
     return found
+
+
+def _of_privacy(config: RunConfig, asked: str) -> list[str]:
+    """What a mechanism with a clip cannot do for parts that are all of one Euclidean norm, of at most 1."""
+    privacy: Any = config.privacy
+    noise = getattr(privacies.get(privacy.name), "kind", None)
+    if noise is not None and noise.name == "laplace":
+        return [
+            f"privacy={privacy.name}: it bounds the sum of the sizes of an update's numbers, and what a user says has "
+            f"a Euclidean norm ({asked}); take a mechanism with normal noise"
+        ]
+    if getattr(privacy, "clip", 0.0) > 1:
+        return [
+            f"privacy.clip={privacy.clip:g}: what a user says has a norm of at most 1, and a larger clip is more noise "
+            f"for nothing ({asked}); give 1 or less"
+        ]
+    return []

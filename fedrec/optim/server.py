@@ -88,21 +88,6 @@ def server_step(rule: ServerOptimiser, model: Tensors, mean_delta: Tensors, stat
     return moved, kept
 
 
-def stepped_on(rule: ServerOptimiser, before: Tensors, after: Tensors) -> Tensors:
-    """The mean delta of a step of `server_step`, told from the states before and after it; zeros if none was taken.
-
-    Raises ValueError for `adagrad`, which keeps no mean.
-    """
-    if rule.kind == "adagrad":
-        raise ValueError("the state of adagrad does not tell what it has stepped on")
-    share = 1.0 if rule.kind == "sgd" else 1 - rule.beta1
-    names = [name.removeprefix("first.") for name in after if name.startswith("first.")]
-    if int(after.get("count", torch.zeros(()))) == int(before.get("count", torch.zeros(()))):
-        return {name: torch.zeros_like(after[f"first.{name}"]) for name in names}
-    earlier = {name: before.get(f"first.{name}", torch.zeros_like(after[f"first.{name}"])) for name in names}
-    return {name: (rule.beta1 * earlier[name] - after[f"first.{name}"]) / share for name in names}
-
-
 _Step = Callable[[ServerOptimiser, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor, Tensor]]
 
 
@@ -137,7 +122,9 @@ _STEPS: Mapping[str, _Step] = {"sgd": _sgd, "adagrad": _adagrad, "adam": _adam, 
 
 
 def running_mean(table: Tensors, mean: Tensors, state: Tensors) -> tuple[Tensors, Tensors]:
-    """The next (tables, state) of statistics: the mean over the rounds that told anything; `state` starts empty.
+    """The next (tables, state) of statistics: the mean over the rounds that told anything, all alike.
+
+    `state` starts empty.
 
     Args:
         table: That of the rounds before, zeros at the start.

@@ -88,7 +88,7 @@ class Announced(NamedTuple):
     def require_keys(self) -> None:
         """Raise PacketError (`wrong_key`) if with one of the X25519 keys everybody agrees on the same, known secret.
 
-        Such a key has a low order, and shows at any exchange: at that with a key that is for nothing else.
+        Such a key has a low order, and shows at any exchange: at that with a key used for nothing else.
         """
         for key in (self.channel, self.mask):
             _exchanged(_probe(), key)

@@ -174,9 +174,17 @@ class Stages:
         That of noise from devices is within twice its expectation, and a little more, but for a chance far below that
         of any error of transmission.
         """
+        return self.max_norm + self._longest_noise(spec)
+
+    def largest_part(self, spec: Spec) -> float:
+        """The same of a user's part of a statistic, whose numbers a codec or a grid may have rounded up."""
+        numbers = sum(entry.size for entry in spec.values())
+        return self.counted_length * (1 + math.sqrt(numbers) * self._coarsest) + self._longest_noise(spec)
+
+    def _longest_noise(self, spec: Spec) -> float:
         noise = math.sqrt(sum(stage.noise_on_devices**2 for stage in self.stages))
         numbers = sum(entry.size for entry in spec.values())
-        return self.max_norm + noise * (2 * math.sqrt(numbers) + 20)
+        return noise * (2 * math.sqrt(numbers) + 20)
 
     def refusal(self, spec: Spec) -> str | None:
         """Why nobody's update would ever count: noise that devices add is longer than the limit of an update's norm."""
@@ -195,6 +203,12 @@ class Stages:
         Of none without limits of rows.
         """
         return self.row_limits.of(spec, self._coarsest) if self.row_limits else {}
+
+    def rows_of_part(self, spec: Spec) -> Mapping[str, float]:
+        """The same of a user's part of a statistic; of none where devices noise their rows."""
+        if self.noised_on_devices or self.noised_by_shares:
+            return {}
+        return RowLimits(lambda width: self.counted_length, 1).of(spec, self._coarsest)
 
     def units_per_one(self, users: int) -> float | None:
         """Of the grid on which sums are exact; None if they need not be.

@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
+from torch import Tensor
 from typer.testing import CliRunner
 
 from commands import cli
 from commands.audit.learned import Case, attacked, logistic
-from commands.audit.sums import recovery_from_sums
+from commands.audit.sums import recovery_from_sums, stepped_on
 from fedrec.config.compose import compose
 from fedrec.config.paths import settle
 from fedrec.core.errors import ConfigError
+from fedrec.core.rng import generator
+from fedrec.optim.server import ServerOptimiser, server_step
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 if str(ROOT) not in sys.path:  # benchmarks are not installed
@@ -61,12 +65,35 @@ def test_sums_over_few_users_tell_their_items_and_noised_ones_do_not(tmp_path: P
         (["optim=paper"], 50, "give optim=fast with optim.server.kind"),
         (["optim.server.kind=adagrad"], 50, "give optim=fast with optim.server.kind"),
         (["aggregation=grid", "federation.max_row_norm=10"], 50, "aggregation=grid: the sums are the same with masks"),
+        (["statistics.start=popularity"], 50, "statistics.start=popularity: an attack reads what training moves"),
+        (
+            ["strategy=fedpeft", "embedding=popularity", "strategy.warmup_rounds=0"],
+            50,
+            "embedding=popularity: an attack",
+        ),
+        (
+            ["strategy=fedpeft", "strategy.warmup_rounds=1", "strategy.merge_every=2"],
+            50,
+            "strategy.merge_every=2: a merge",
+        ),
+        (["dataset.split=temporal"], 50, "dataset.split=temporal: the attack knows what is popular"),
         ([], 121, "--users 121: give from 4 to 120"),
     ],
 )
 def test_what_an_audit_of_sums_cannot_take_is_said(tmp_path: Path, given: list[str], users: int, said: str) -> None:
     with pytest.raises(ConfigError, match=said.replace(".", r"\.")):
         audited(tmp_path, *given, users=users)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "yogi"])
+def test_who_has_the_states_around_a_step_knows_what_it_was_on(kind: Any) -> None:
+    rule = ServerOptimiser(kind, lr=0.1, halved_after=None, beta1=0.9, beta2=0.99, eps=1e-6)
+    model, state = {"t": torch.zeros(4, 3, dtype=torch.float64)}, dict[str, Tensor]()
+    for step in range(4):
+        delta, before = torch.randn(4, 3, generator=generator(step, "delta"), dtype=torch.float64), state
+        model, state = server_step(rule, model, {"t": delta}, before)
+        torch.testing.assert_close(stepped_on(rule, before, state)["t"], delta, atol=1e-12, rtol=0)
+    assert not stepped_on(rule, state, state)["t"].any(), "no step was taken"
 
 
 def test_the_command_ends_with_what_was_found(tmp_path: Path) -> None:
@@ -119,5 +146,5 @@ def test_the_page_has_the_figures_that_are_kept() -> None:
 
     assert sum_recovery.main(["--check"]) == 0
     for model in sum_recovery.MODELS:
-        if (path := sum_recovery.kept_as(model)).is_file():
-            assert json.loads(path.read_text())["overrides"] == list(sum_recovery.MODELS[model])
+        kept = json.loads(sum_recovery.kept_as(model).read_text())
+        assert kept["overrides"] == list(sum_recovery.MODELS[model])
