@@ -31,7 +31,7 @@ def rank(
     torch.set_num_threads(threads)
     task = load(data, embedding, backbone)
     interactions = open_store(Path(data["store"]))
-    chosen = np.flatnonzero(split.evaluated(interactions))[:users]
+    chosen = np.flatnonzero(split.evaluated(interactions, of="validation"))[:users]
     histories = split.histories(interactions, "validation", chosen)
     positives = split.targets(interactions, "validation", chosen).astype(np.int64)
     cohort = Cohort(counter_bits(0, chosen), histories.offsets, histories.items.astype(np.int64))

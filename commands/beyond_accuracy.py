@@ -7,7 +7,7 @@ the site's own eyes. Nothing of it crosses a network, in no run: of a lone user 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ log = logging.getLogger("fedrec")
 
 _USERS_AT_ONCE = 4096
 
+MOST_SCORES = 10**9
+"""Users times items whose lists are looked at when a run ends: half a minute or so of one core."""
+
 
 def evaluate(run: str | None, state_dir: str | None, ks: Sequence[int] = ()) -> dict[str, Any]:
     """What `fedrec evaluate` tells, as plain data for JSON.
@@ -54,28 +57,33 @@ def evaluate(run: str | None, state_dir: str | None, ks: Sequence[int] = ()) -> 
     }
 
 
-def evaluated(config: RunConfig, summary: dict[str, Any]) -> dict[str, Any]:
+def evaluated(config: RunConfig, summary: dict[str, Any], stage: Callable[[str], None]) -> dict[str, Any]:
     """The summary of a run, with these metrics too if the configuration asks and the run has ended; so in its folder.
 
-    The run has its result whatever happens here: what cannot be worked out is said in the log, and left out.
+    The run has its result whatever happens here: what cannot be worked out is said in the log, and left out. `stage` is
+    told what is done. Where all users' lists would be more than `MOST_SCORES`, those of a part of them are looked at.
     """
     if not config.evaluation.beyond_accuracy or config.runtime != "simulation" or "test" not in summary:
         return summary
     folder = Path(summary["run"])
+    stage("what the lists are like")
     try:
-        more: dict[str, Any] = finite(
-            {**summary, KEY: list_metrics(of_run(folder), config.evaluation.ks, base_table(folder))}
-        )
+        torch.set_num_threads(1)
+        found = list_metrics(of_run(folder), config.evaluation.ks, base_table(folder), MOST_SCORES)
+        more: dict[str, Any] = finite({**summary, KEY: found})
         with writing(f"the run folder {folder}", f"fedrec evaluate {folder} shows the same"):
             write_text(folder / SUMMARY, json_page(more))
-    except FedrecError as error:
+    except (FedrecError, MemoryError, OSError, RuntimeError) as error:
         log.warning("nothing is said of coverage, popularity and variety: %s", error)
         return summary
     return more
 
 
 def list_metrics(
-    source: Recommendable, ks: Sequence[int], vectors: NDArray[np.float32] | None
+    source: Recommendable,
+    ks: Sequence[int],
+    vectors: NDArray[np.float32] | None,
+    most_scores: int | None = None,
 ) -> dict[str, float | int]:
     """The metrics of the lists that the ranked users get on the history that they are tested with, and their number.
 
@@ -83,6 +91,7 @@ def list_metrics(
         source: The model and the users. Each user is served by the model of its group.
         ks: Lengths of lists; none: those at which the run is ranked.
         vectors: As in `ListMetrics`.
+        most_scores: Of more users times items a part of the users is drawn, always the same (None: there is no limit).
 
     Raises RecommendError if nobody is ranked here, StoreError if the model has diverged.
     """
@@ -93,6 +102,8 @@ def list_metrics(
     found = ListMetrics(ks, node.sampler.eligible, counts, max(1, len(everyone)), vectors)
     ranked = node.users.evaluated("test")
     ranked = ranked[np.isin(node.groups[ranked], list(source.models))]
+    if most_scores is not None and len(ranked) > (most := max(1, most_scores // max(1, len(node.sampler.eligible)))):
+        ranked = np.sort(np.random.default_rng(0).choice(ranked, most, replace=False))
     served = 0
     for group in np.unique(node.groups[ranked]).tolist():
         slots = ranked[node.groups[ranked] == group]
@@ -118,4 +129,4 @@ def base_table(folder: Path | None) -> NDArray[np.float32] | None:
     if path is None or not path.is_file():
         return None
     with reading(str(path), "restore the run folder from a copy"):
-        return np.asarray(np.load(path, allow_pickle=False), dtype=np.float32)
+        return np.asarray(np.load(path, allow_pickle=False, mmap_mode="r"), dtype=np.float32)

@@ -83,7 +83,7 @@ def facts_of(raw: RawData, data: Dataset) -> DataFacts:
         per_user=_quantiles(lengths),
         per_item=_quantiles(counts),
         popular={most: float(counts[:most].sum() / counts.sum()) for most in _popular(len(counts))},
-        ranked=int(np.count_nonzero(evaluated(data.interactions))),
+        ranked=int(np.count_nonzero(evaluated(data.interactions, of="test"))),
         once=int(np.count_nonzero(counts == 1)),
         without_text=sum(not sentence.strip() for sentence in data.catalogue.sentences),
         times=None if raw.times is None else (float(raw.times.min()), float(raw.times.max())),

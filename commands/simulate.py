@@ -97,7 +97,7 @@ def simulate(
             progress.stage(f"run {run_id}: reading the data and starting the workers")
             tail = _follow(link, run, folder, config, log, progress, verbose)
             _require_success(link, run, folder, tail)
-    return evaluated(config, _summary(folder))
+        return evaluated(config, _summary(folder), progress.stage)
 
 
 def carry_on(chosen: Candidate, console: Console, *, verbose: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import cast
 
 from fedrec.config.schema import RunConfig
 from fedrec.core.disk import writing
-from fedrec.core.errors import DataError, StoreError
+from fedrec.core.errors import ConfigError, DataError, StoreError
 from fedrec.core.whole_files import replaced
 from fedrec.data.prepare import load
 from fedrec.data.types import Dataset
@@ -20,9 +20,14 @@ def split(config: RunConfig, sites: int, folder: Path) -> Dataset:
     """Write `items.csv` and, for each site, `site-<n>/interactions.csv` with every n-th user; the data set.
 
     The table of items is what the server may know. The times are the places in each user's history, so that the order
-    survives whatever clock the data set had. Raises DataError if there are fewer users than sites, StoreError if
-    something cannot be written, or more sites are there already.
+    survives whatever clock the data set had. Raises ConfigError for data that are split by time, DataError if there are
+    fewer users than sites, StoreError if something cannot be written, or more sites are there already.
     """
+    by = getattr(config.dataset, "split", "leave_one_out")
+    if by != "leave_one_out":
+        raise ConfigError(
+            [f"dataset.split={by}: the files of sites have no times, and a deployment holds out by user; leave it out"]
+        )
     dataset = load(cast(DatasetConfig, config.dataset), lambda *_: None)
     interactions, catalogue = dataset.interactions, dataset.catalogue
     if interactions.users < sites:

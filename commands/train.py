@@ -23,6 +23,6 @@ def train(config: RunConfig, overrides: Sequence[str], *, console: Console) -> d
     torch.set_num_threads(1)
     grid = LocalGrid(client_app, config.simulation.nodes)
     with RunProgress(console) as progress, progress.warnings():
-        summary = evaluated(config, run(config, overrides, grid, progress))
+        summary = evaluated(config, run(config, overrides, grid, progress), progress.stage)
     show_summary(summary, console)
     return summary

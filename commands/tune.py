@@ -216,7 +216,7 @@ def _train(candidate: Candidate, until: int | None, console: Console) -> dict[st
     with RunProgress(console, shows_data=new) as progress, progress.warnings():
         progress.note(f"experiment={candidate.name}: to round {until or candidate.rounds} of {candidate.rounds}")
         grid = LocalGrid(client_app, config.simulation.nodes)
-        result = evaluated(config, run(config, candidate.typed, grid, progress, pause=until))
+        result = evaluated(config, run(config, candidate.typed, grid, progress, pause=until), progress.stage)
     candidate.round = result["rounds"]
     candidate.value = result["validation"][curve_metric(result["validation"])]
     candidate.moved = result["bytes_per_user"]["total"]

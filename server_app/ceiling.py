@@ -30,7 +30,7 @@ def ceiling(config: RunConfig, dataset: Dataset, ks: Sequence[int]) -> dict[str,
     user_at = {label: place for place, label in enumerate(truth.users)}
     item_at = {label: place for place, label in enumerate(truth.items)}
     interactions, eligible = dataset.interactions, dataset.eligible.astype(np.int64)
-    ranked = np.flatnonzero(evaluated(interactions))
+    ranked = np.flatnonzero(evaluated(interactions, of="test"))
     rows = np.array([user_at[interactions.user_ids[user]] for user in ranked.tolist()])
     columns = np.array([item_at[label] for label in dataset.catalogue.item_ids])
     history = histories(interactions, "test", ranked)

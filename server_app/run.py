@@ -96,7 +96,7 @@ def _run(
     simulated = config.runtime == "simulation"
     dataset = (load if simulated else load_items)(cast(DatasetConfig, config.dataset), progress)
     if simulated:
-        require_rankable(dataset)
+        require_rankable(dataset, validated=config.evaluation.validation)
         watcher.data(dataset.report, dataset.name)
     config = settled(config, dataset.interactions.users)
     if resumption is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +20,7 @@ from fedrec.core import registry
 from fedrec.core.errors import ConfigError, DataError
 from fedrec.core.rng import derive
 from fedrec.core.tensors import Tensors, text_digest
-from fedrec.data.split import evaluated
+from fedrec.data.split import HeldOut, evaluated
 from fedrec.data.types import Catalogue, Dataset
 from fedrec.groupings.base import Grouping
 from fedrec.optim.base import Recipe
@@ -74,11 +75,15 @@ def text_tensors(config: RunConfig, catalogue: Catalogue) -> Tensors:
     return backbone.init_texts(catalogue.sentences)
 
 
-def require_rankable(dataset: Dataset) -> None:
-    """Raise DataError if no user could ever be ranked: the run would train to its end and then have no result."""
+def require_rankable(dataset: Dataset, *, validated: bool) -> None:
+    """Raise DataError if no user could ever be ranked: the run would train to its end and then have no result.
+
+    `validated`: whether it is ranked at validation, too.
+    """
     longest = int(np.diff(dataset.interactions.offsets).max(initial=0))
     if dataset.interactions.cuts is not None:
-        for of in ("validation", "test"):
+        splits: Sequence[HeldOut] = ("validation", "test") if validated else ("test",)
+        for of in splits:
             if not evaluated(dataset.interactions, of=of).any():
                 raise DataError(
                     f"dataset={dataset.name}: dataset.split=temporal leaves no user with an interaction for {of} and "

@@ -62,7 +62,7 @@ def test_the_same_as_by_loops_in_any_chunks(data: st.DataObject) -> None:
     expected = {
         name: value for k in (1, 3, 5) for name, value in by_loops(lists, k, eligible, counts, users, vectors).items()
     }
-    assert made.result() == pytest.approx(expected, abs=1e-12)
+    assert made.result() == pytest.approx(expected, abs=1e-6)  # directions are in float32
 
 
 def test_gini_of_the_extremes() -> None:

@@ -64,7 +64,7 @@ class LocalUsers:
 
     def evaluated(self, of: split.HeldOut) -> NDArray[np.int64]:
         """Slots of the users who have an item held out for that split, ascending."""
-        return np.flatnonzero(split.evaluated(self._interactions, self._users, of))
+        return np.flatnonzero(split.evaluated(self._interactions, self._users, of=of))
 
     def training(self, slots: NDArray[np.int64]) -> Cohort:
         """What the users in `slots` train on."""

@@ -56,7 +56,7 @@ def recovery(config: RunConfig, overrides: Sequence[str], lone: int, *, console:
     torch.set_num_threads(1)  # as `train`
     _require_audited(config)
     dataset = load(cast(DatasetConfig, config.dataset), lambda *_: None)
-    if not 0 < lone < (most := int(split.evaluated(dataset.interactions).sum())):
+    if not 0 < lone < (most := int(split.evaluated(dataset.interactions, of="test").sum())):
         raise ConfigError([f"--users {lone}: the data have {most} users with something to train on; give fewer"])
     with tempfile.TemporaryDirectory(prefix="fedrec-audit-") as place:
         share = share_out(dataset, lone, Path(place))
@@ -95,12 +95,14 @@ def show_recovery(found: Mapping[str, Any], console: Console) -> None:
 
 def _require_audited(config: RunConfig) -> None:
     """Raise ConfigError for a configuration that cannot be audited so."""
+    by = getattr(config.dataset, "split", "leave_one_out")
     require(
         (
             ("runtime", config.runtime, "simulation", "an audit shares the users of a data set out by itself"),
             ("grouping", config.grouping.name, "one", "the attack reads the model that all share"),
             ("downlink", config.downlink.name, "dense", "the attack reads each update beside the model that it is of"),
             ("resume", config.resume, None, "an audit is a run of its own"),
+            ("dataset.split", by, "leave_one_out", "an audit writes tables of its own, without times"),
         ),
         of_statistics(config),
     )
@@ -134,7 +136,7 @@ def share_out(dataset: Dataset, lone: int, folder: Path) -> Share:
     interactions, catalogue = dataset.interactions, dataset.catalogue
     items = folder / "items.csv"
     write_items(catalogue, items)
-    trainable = np.flatnonzero(split.evaluated(interactions))
+    trainable = np.flatnonzero(split.evaluated(interactions, of="test"))
     alone = np.sort(np.random.default_rng(0).permutation(trainable)[:lone])
     rest = np.setdiff1d(np.arange(interactions.users), alone)
     nodes = []

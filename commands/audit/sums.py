@@ -99,7 +99,7 @@ def recovery_from_sums(config: RunConfig, overrides: Sequence[str], users: int, 
     torch.set_num_threads(1)  # as `train`
     _require_audited(config)
     dataset = load(cast(DatasetConfig, config.dataset), lambda *_: None)
-    known = np.flatnonzero(split.evaluated(dataset.interactions))
+    known = np.flatnonzero(split.evaluated(dataset.interactions, of="test"))
     if not 4 <= users <= len(known):
         raise ConfigError([f"--users {users}: give from 4 to {len(known)}, who have something to train on"])
     config, overrides = _kept_every_round(config, overrides)

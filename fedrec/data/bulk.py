@@ -128,6 +128,8 @@ def parsed(
             block = block.decode(encoding).encode()
         except UnicodeDecodeError:
             return None
+        if block.startswith(codecs.BOM_UTF8):  # pyarrow takes it for no part of the text, also in the middle of a file
+            return None
     between = separator.encode()
     if len(between) > 1:
         if _UNIT in block:

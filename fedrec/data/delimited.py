@@ -153,7 +153,10 @@ class DelimitedFile(TableFile):
 
     def _header_in(self, block: bytes) -> int | None:
         """Bytes of a first block up to the end of the header line; None if that is not plain."""
-        line, lines, _ = next(self._records(bulk.as_text([block], self.form.encoding), self._bad_header))
+        first = next(self._records(bulk.as_text([block], self.form.encoding), self._bad_header), None)
+        if first is None:  # blank lines alone
+            return None
+        line, lines, _ = first
         end = 0
         for _ in range(line + lines - 1):
             end = block.find(b"\n", end) + 1

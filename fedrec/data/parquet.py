@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,7 @@ class ParquetFile(TableFile):
         """(row, values of the columns `names`) for every row."""
         distinct = list(dict.fromkeys(names))
         for row, batch in self._batches(distinct, 2**16):
-            with reading(f"{self.path}, after row {row},", "Parquet file", damage=self._damage):
-                values = {name: _plain(batch.column(name)) for name in distinct}
-            yield from enumerate(zip(*(values[name] for name in names), strict=True), row + 1)
+            yield from self._read(batch, row, names)
 
     @override
     def pieces(self, names: Sequence[str], malformed: Malformed, single: int = 1) -> Iterator[Piece]:
@@ -65,15 +63,24 @@ class ParquetFile(TableFile):
             yield from super().pieces(names, malformed, single)
             return
         for row, batch in self._batches(distinct, 2**20):
+            yield Piece(partial(self._read, batch, row, names), partial(self._columns, batch, names))
 
-            def rows(row: int = row, batch: Any = batch) -> Iterator[Row]:
-                values = {name: _plain(batch.column(name)) for name in distinct}
-                return iter(enumerate(zip(*(values[name] for name in names), strict=True), row + 1))
+    def _read(self, batch: Any, row: int, names: Sequence[str]) -> Iterator[Row]:
+        """The rows of a batch that begins after `row`."""
+        with reading(f"{self.path}, after row {row},", "Parquet file", damage=self._damage):
+            values = {name: _plain(batch.column(name)) for name in dict.fromkeys(names)}
+        return enumerate(zip(*(values[name] for name in names), strict=True), row + 1)
 
-            def columns(batch: Any = batch) -> Arrays:
-                return [_whole(batch.column(name)) for name in names]
+    def _columns(self, batch: Any, names: Sequence[str]) -> Arrays | None:
+        """Its columns, whole; None if one has text that is none, of which `_read` says where."""
+        import pyarrow
 
-            yield Piece(rows, columns)
+        try:
+            for name in names:
+                batch.column(name).validate(full=True)
+        except pyarrow.ArrowInvalid:
+            return None
+        return [_whole(batch.column(name)) for name in names]
 
     def _batches(self, names: Sequence[str], size: int) -> Iterator[tuple[int, Any]]:
         """How many rows were before, and the next of them."""

@@ -1,8 +1,8 @@
 """From plain columns to a prepared data set: filter, order by time, remove duplicates, and count all of it.
 
 The rules, in the order in which they apply: unknown items, low ratings, duplicates, k-core, and with a split by time
-users who begin after the cut. Every interaction that is
-left out is counted under the name of the rule that took it.
+users who begin after the first cut. Every interaction that is left out is counted under the name of the rule that took
+it.
 """
 
 from __future__ import annotations
@@ -182,13 +182,18 @@ def _parts(times: NDArray[np.int64] | NDArray[np.float64], held_out: float) -> N
     at = [int(len(times) * (1 - share)) for share in (2 * held_out, held_out)]
     if not len(times):
         return np.zeros(0, dtype=np.int8)
+    if at[0] == at[1]:
+        raise DataError(
+            f"dataset.held_out={held_out:g}: of {len(times)} interactions that is less than one for validation; give a "
+            "larger dataset.held_out"
+        )
     validation, test = np.partition(times, at)[at]
     parts = (times >= validation).astype(np.int8) + (times >= test)
     found: NDArray[np.int8] = parts.astype(np.int8)
     if len(np.unique(found)) < 3:
         raise DataError(
-            f"dataset.split=temporal: the latest {held_out:.0%} of {len(times)} interactions and as many before them "
-            f"do not lie apart in time ({times.min()} to {times.max()}): there are too few different times; give "
+            f"dataset.split=temporal: the latest {100 * held_out:g} % of {len(times)} interactions and as many before "
+            f"them do not lie apart in time ({times.min()} to {times.max()}): there are too few different times; give "
             "another dataset.held_out, or dataset.split=leave_one_out"
         )
     return found

@@ -19,9 +19,9 @@ MEANING = {
     "duplicate": "repeated interactions of a user with an item, the first in time is kept",
     "k_core": "interactions of users or items below dataset.k_core, left out",
     "users_too_short": "users with fewer than 3 interactions, trained but not evaluated",
-    "users_after_cut": "users without an interaction before the cut, left out with all of theirs",
-    "users_not_tested": "users without an interaction after the cut, trained but not tested",
-    "items_after_cut": "items without an interaction before the cut, candidates that nobody trains",
+    "users_after_cut": "users without an interaction before the first cut, left out with all of theirs",
+    "users_not_tested": "users without an interaction after the second cut, trained but not tested",
+    "items_after_cut": "items without an interaction before the second cut, candidates that nobody trains",
 }
 """What each name in `DataReport.counts` says."""
 

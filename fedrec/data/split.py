@@ -56,7 +56,7 @@ class Histories:
 
 
 def evaluated(
-    interactions: Interactions, users: NDArray[np.integer] | None = None, of: HeldOut = "test"
+    interactions: Interactions, users: NDArray[np.integer] | None = None, *, of: HeldOut
 ) -> NDArray[np.bool_]:
     """Which of the users (int [n]; None: all) have an item held out for the split `of`: bool [n]."""
     start, end = _bounds(interactions, users)
@@ -94,8 +94,8 @@ def histories(interactions: Interactions, split: Split, users: NDArray[np.intege
 
 
 def targets(interactions: Interactions, split: HeldOut, users: NDArray[np.integer] | None = None) -> NDArray[np.int32]:
-    """The held-out items: int32 [n], -1 for a user that is not evaluated."""
-    there = evaluated(interactions, users, split)
+    """The held-out items: int32 [n], -1 for a user that is not evaluated there."""
+    there = evaluated(interactions, users, of=split)
     items = np.full(len(there), -1, dtype=np.int32)
     items[there] = interactions.items[history_end(interactions, split, users)[there]]
     return items

@@ -133,7 +133,7 @@ def baseline_results(
     popularity = _Popularity(interactions, sampler, split)
     texts = None if item_vectors is None else _texts(item_vectors, sampler, len(popularity.scores))
     ranked = np.arange(interactions.users) if users is None else users
-    ranked = ranked[evaluated(interactions, ranked, split)]
+    ranked = ranked[evaluated(interactions, ranked, of=split)]
     sums: dict[str, list[dict[str, float]]] = {name: [] for name in ("random", "popularity")}
     each: dict[str, list[NDArray[np.float64]]] = {}
     for start in range(0, len(ranked), USERS_AT_ONCE):

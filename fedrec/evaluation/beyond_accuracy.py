@@ -20,6 +20,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+_NUMBERS_AT_ONCE = 2**23
+
 
 class ListMetrics:
     """Adds up lists of users, some at a time: no more than theirs is in memory, and nobody's list is kept.
@@ -63,18 +65,22 @@ class ListMetrics:
                 self._mean("diversity", k, self._distances(self._unit, first, there))
 
     def _distances(
-        self, unit: NDArray[np.float64], rows: NDArray[np.int64], there: NDArray[np.bool_]
+        self, unit: NDArray[np.float32], rows: NDArray[np.int64], there: NDArray[np.bool_]
     ) -> NDArray[np.float64]:
         """The mean distance of the pairs of each list that has any, [such lists].
 
         Of n directions the sum has the squared length n + twice the sum of the cosines of all pairs.
         """
-        own = np.where(there[:, :, None], unit[rows], 0.0)
-        n = np.count_nonzero(own.any(2), axis=1)
-        pairs = n > 1
-        n, squares = n[pairs], np.square(own[pairs].sum(1)).sum(1)
-        distances: NDArray[np.float64] = 1.0 - (squares - n) / (n * (n - 1))
-        return distances
+        at_once = max(1, _NUMBERS_AT_ONCE // (rows.shape[1] * unit.shape[1]))
+        found = []
+        for start in range(0, len(rows), at_once):
+            some = slice(start, start + at_once)
+            own = np.where(there[some, :, None], unit[rows[some]], np.float32(0))
+            n = np.count_nonzero(own.any(2), axis=1)
+            pairs = n > 1
+            n, squares = n[pairs], np.square(own[pairs].sum(1, dtype=np.float64)).sum(1)
+            found.append(1.0 - (squares - n) / (n * (n - 1)))
+        return np.concatenate(found) if found else np.zeros(0)
 
     def _mean(self, name: str, k: int, values: NDArray[np.float64]) -> None:
         entry = self._sums[name, k]
@@ -104,7 +110,7 @@ def gini(times: NDArray[np.int64]) -> float:
     return float(2.0 * (np.arange(1, n + 1) * ordered).sum() / (n * ordered.sum()) - (n + 1) / n)
 
 
-def _directions(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
-    lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-    unit: NDArray[np.float64] = np.divide(vectors, lengths, out=np.zeros(vectors.shape), where=lengths > 0)
+def _directions(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: NDArray[np.float32] = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
     return unit

@@ -269,5 +269,7 @@ def mean_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     """
     users = sums.get("users", 0.0)
     if users < 1:
-        raise FedrecError("no user was evaluated (a user needs three interactions or more), so there are no metrics")
+        raise FedrecError(
+            "no user was evaluated (who has an item held out, and others before it), so there are no metrics"
+        )
     return {name: value / users for name, value in sums.items() if name != "users"}

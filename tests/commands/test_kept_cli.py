@@ -66,6 +66,22 @@ def grouped(folder: Path) -> Path:
     return fedrec.train(*overrides, *more, quiet=True, run_id="groups", **places, **small).folder
 
 
+def test_of_a_large_run_some_lists_are_looked_at_and_no_failure_there_ends_it(
+    tmp_path: Path, a_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = len(of_run(a_run).node.sampler.eligible)
+    monkeypatch.setattr("commands.beyond_accuracy.MOST_SCORES", 7 * items)
+    assert json.loads((trained(tmp_path, "some") / "summary.json").read_text())["beyond_accuracy"]["users"] == 7
+
+    def full(*_: Any, **__: Any) -> Any:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr("commands.beyond_accuracy.list_metrics", full)
+    told = json.loads((trained(tmp_path, "none") / "summary.json").read_text())
+    assert "beyond_accuracy" not in told
+    assert told["test"]["users"] > 7
+
+
 def typed(*arguments: str) -> tuple[int, str]:
     result = CliRunner().invoke(app, list(arguments))
     return result.exit_code, result.output

@@ -12,7 +12,8 @@ import pytest
 
 from commands.split import split
 from fedrec.config.compose import compose
-from fedrec.core.errors import StoreError
+from fedrec.config.paths import settle
+from fedrec.core.errors import ConfigError, StoreError
 from fedrec.data.prepare import load
 from fedrec.datasets.base import DatasetConfig
 
@@ -58,3 +59,9 @@ def test_sites_of_an_earlier_split_do_not_stay_beside_the_new_ones(tmp_path: Pat
     for sites in (3, 4):
         split(config, sites, tmp_path / "shop")
         assert set(users(tmp_path / "shop").values()) == {1}
+
+
+def test_data_that_are_split_by_time_are_not_shared_out(tmp_path: Path) -> None:
+    config = settle(compose(["dataset=ml_100k", "dataset.root=/nowhere", "dataset.split=temporal"], base=None), None)
+    with pytest.raises(ConfigError, match=r"dataset\.split=temporal: the files of sites have no times"):
+        split(config, 2, tmp_path)

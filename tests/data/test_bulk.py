@@ -1,4 +1,7 @@
-"""Blocks of rows at once are read as rows one by one: the same columns, counts, reasons and errors."""
+"""Blocks of rows at once are read as rows one by one: the same columns, counts, reasons and errors.
+
+Of a damaged file the first error may be another, for blocks are read ahead.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from fedrec.data import bulk
 from fedrec.data.collect import Malformed, collect
 from fedrec.data.delimited import DelimitedFile
 from fedrec.data.form import TextForm
+from fedrec.data.parquet import ParquetFile
 from fedrec.data.tables import interactions_in, open_table
 from fedrec.datasets.base import RawData
 
@@ -64,7 +68,7 @@ def same(path: Path, form: TextForm, timed: bool = True) -> None:
         assert found == outcome(path, form, mode, at_once=False, timed=timed)
 
 
-IDS = ["a", "b", "007", "7", "12.0", "", " ", "user_id", "é", "x\0", "0x1F", "1_0", "+5"]
+IDS = ["a", "b", "007", "7", "12.0", "", " ", "user_id", "é", "x\0", "\ufeff", "0x1F", "1_0", "+5"]
 TIMES = ["-1", "3", "4.5", "1e3", "nan", "2020-01-01", "2020-01-01 10:00:00", "99999999999999999999"]
 QUOTED = ['"q"', '""', '"a,b"', '"a\nb"', '"', 'a"b', '"a""b"']
 FIELDS = st.sampled_from([*IDS, *TIMES, *QUOTED])
@@ -120,7 +124,7 @@ def test_text_in_blocks_is_text_by_lines(
 def test_long_separators_other_encodings_and_packed_files(
     tmp_path: Path, rows: Sequence[Sequence[str]], packed: bool
 ) -> None:
-    text = "".join("::".join(row) + "\n" for row in rows).encode("latin-1")
+    text = "".join("::".join(row) + "\n" for row in rows).encode("latin-1", "replace")
     path = tmp_path / ("a.dat.gz" if packed else "a.dat")
     path.write_bytes(gzip.compress(text) if packed else text)
     same(path, TextForm(separator="::", encoding="latin-1", columns=tuple(NAMES)))
@@ -152,16 +156,59 @@ def test_a_block_of_many_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     same(path, TextForm())
 
 
-def test_what_is_plain_is_not_read_by_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.csv"
-    path.write_text(HEADER + "\n" + '"a",x,1,1\nb,"y",2,3.5\n' * 30)
-    expected = outcome(path, TextForm(), "error", at_once=False)
+def written(folder: Path, form: str) -> tuple[Path, TextForm]:
+    """Sound rows in a file, or files, of some form."""
+    rows, path = [("a", "x", "1", "1"), ("b", "y", "2", "3.5")] * 30, folder / "a.csv"
+    if form == "parquet":
+        path = folder / "a.parquet"
+        columns = (pyarrow.array([row[n] for row in rows]) for n in range(4))
+        parquet.write_table(pyarrow.table(dict(zip(NAMES, columns, strict=True))), path)
+    elif form == "long separator":
+        path.write_text("".join("::".join(row) + "\n" for row in rows))
+        return path, TextForm(separator="::", columns=tuple(NAMES))
+    elif form == "latin-1":
+        path.write_bytes((HEADER + "\n" + "é,x,1,1\n" * 30).encode("latin-1"))
+        return path, TextForm(encoding="latin-1")
+    elif form == "parts":
+        path = folder / "parts"
+        path.mkdir()
+        for part in (1, 2):
+            (path / f"part-{part}.csv").write_text(HEADER + "\n" + "".join(",".join(row) + "\n" for row in rows))
+    else:
+        text = (HEADER + "\n" + '"a",x,1,1\nb,"y",2,3.5\n' * 30).encode()
+        path = folder / ("a.csv.gz" if form == "packed" else "a.csv")
+        path.write_bytes(gzip.compress(text) if form == "packed" else text)
+    return path, TextForm()
+
+
+@pytest.mark.parametrize("form", ["plain", "packed", "long separator", "latin-1", "parts", "parquet"])
+def test_what_is_plain_is_not_read_by_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    path, told = written(tmp_path, form)
+    expected = outcome(path, told, "error", at_once=False)
 
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("rows one by one")
 
     monkeypatch.setattr(DelimitedFile, "_rows", never)
-    assert outcome(path, TextForm(), "error", at_once=True) == expected
+    monkeypatch.setattr(ParquetFile, "_read", never)
+    assert outcome(path, told, "error", at_once=True) == expected
+
+
+def test_blank_lines_before_everything(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("\n" * 100 + HEADER + "\n" + "a,x,1,1\n" * 20)
+    same(path, TextForm())
+    assert len(outcome(path, TextForm(), "error", at_once=True)) > 1
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_text_in_parquet_that_is_none_is_damage(tmp_path: Path, name: str) -> None:
+    good = pyarrow.array(["1", "2", "3"])
+    bad = pyarrow.Array.from_buffers(pyarrow.string(), 3, [None, good.buffers()[1], pyarrow.py_buffer(b"1\xff3")])
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({each: bad if each == name else good for each in NAMES}), path)
+    same(path, TextForm())
+    assert "is not a sound Parquet file" in outcome(path, TextForm(), "skip", at_once=True)[0]
 
 
 VALUES = {

@@ -24,7 +24,7 @@ def sizes(dataset: Dataset) -> tuple[int, int, int, int]:
 def test_ml_100k(real: Path, config: Any, tmp_path: Path) -> None:
     dataset = load(config("ml_100k", root=real / "ml-100k"))
     assert sizes(dataset) == (943, 1682, 1682, 100_000)
-    assert evaluated(dataset.interactions).all()
+    assert evaluated(dataset.interactions, of="test").all()
     assert dataset.catalogue.sentences[0] == "Toy Story (1995). Animation, Children's, Comedy."
     with zipfile.ZipFile(tmp_path / "ml-100k.zip", "w") as archive:
         for name in ("u.data", "u.item"):

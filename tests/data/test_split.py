@@ -41,7 +41,7 @@ def test_it_is_leave_one_out(users: list[list[int]], data: Any, interactions: Ma
             assert (ends - made.offsets[chosen]).tolist() == [len(history) for history, _ in expected]
             if split != "train":
                 assert targets(made, split, argument).tolist() == [item for _, item in expected]
-            assert evaluated(made, argument).tolist() == [len(users[user]) >= 3 for user in chosen]
+            assert evaluated(made, argument, of="test").tolist() == [len(users[user]) >= 3 for user in chosen]
 
 
 def test_by_hand(interactions: Make) -> None:

@@ -130,7 +130,7 @@ def chance() -> Callable[[Path], Chance]:
         name = repr(config.dataset)
         if name not in known:
             dataset = load(config.dataset)  # type: ignore[arg-type]
-            ranked = np.flatnonzero(split.evaluated(dataset.interactions))
+            ranked = np.flatnonzero(split.evaluated(dataset.interactions, of="test"))
             histories = split.histories(dataset.interactions, "test", ranked)
             candidates = len(dataset.eligible) - np.diff(histories.offsets)
             assert (candidates > 10).all()

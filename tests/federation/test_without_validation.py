@@ -53,13 +53,13 @@ def test_users_train_on_all_but_the_last_item(federate: Federate, trained: dict[
     data = interactions(outcome)
     known = split.histories(data, "test")
     assert sorted(trained.values()) == sorted(known.of(user).tolist() for user in range(len(known)))
-    assert outcome.metrics[0]["examples"] == len(data.items) - split.evaluated(data).sum()
+    assert outcome.metrics[0]["examples"] == len(data.items) - split.evaluated(data, of="test").sum()
     assert not any("validation" in record for record in outcome.metrics)
     assert outcome.summary["validation"] == {}
     assert not (outcome.folder / "curve.csv").exists()
     usual = federate(*every)
-    assert usual.metrics[0]["examples"] == len(data.items) - 2 * split.evaluated(data).sum()
-    assert usual.summary["test"]["users"] == outcome.summary["test"]["users"] == split.evaluated(data).sum()
+    assert usual.metrics[0]["examples"] == len(data.items) - 2 * split.evaluated(data, of="test").sum()
+    assert usual.summary["test"]["users"] == outcome.summary["test"]["users"] == split.evaluated(data, of="test").sum()
     assert usual.summary["baselines"] == outcome.summary["baselines"], "the test is the same"
 
 
