@@ -86,7 +86,7 @@ def rendered(result: dict[str, Any]) -> str:
     rows = [[names[kind], interval(figures[kind]["seconds"]), gib(figures[kind])] for kind in _KINDS]
     made = figures.get("rewriting")
     if made:
-        rows.insert(0, ["rewriting the GGUF file, once", interval(made["seconds"]), gib(made)])
+        rows.insert(0, ["rewriting the GGUF file, once", number(made["seconds"]["median"]), gib(made)])
     said = table(["what", "seconds of the processor", "most memory of its process"], rows)
     trained = figures["training"]["trained_bytes"]
     said += f"\nWhat is trained and travels has {number(trained)} bytes in `float32`"

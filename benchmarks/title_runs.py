@@ -27,7 +27,8 @@ from fedrec.backbones.history import PlainHistory
 PAGE, FOLDER = ROOT / "docs" / "fellrec.md", RESULTS / "titles"
 _HEAD = (
     "| run | loss before | after | difference | validation NDCG@10 | test NDCG@10 | test HR@10 | best untrained "
-    "baseline, NDCG@10 | bytes per user up | down | once |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n"
+    "baseline, NDCG@10 | ahead of it | bytes per user up | down | once |\n"
+    "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n"
 )
 
 
@@ -93,6 +94,7 @@ def table() -> str:
             f"{summary['test']['ndcg@10']:.3f}",
             f"{summary['test']['hr@10']:.3f}",
             f"{best:.3f}",
+            f"{summary['lead']['difference']:+.3f} ± {summary['lead']['standard_error']:.3f}",
             *(f"{summary['bytes_per_user'][way]:,.0f}" for way in ("up", "down", "one_time")),
         ]
         lines.append(f"| {' | '.join(cells)} |\n")

@@ -20,7 +20,9 @@ def add_model(source: str, revision: str | None) -> dict[str, Any]:
     StoreError if the register cannot be written.
     """
     folder = Path(source).expanduser()
-    if folder.suffix == GGUF and folder.is_file():
+    if folder.suffix.lower() == GGUF:
+        if not folder.is_file():
+            raise DataError(f"{source}: there is no such file")
         folder = rewritten(folder)
     elif not folder.is_dir():
         folder = _fetched(source, revision)

@@ -115,6 +115,8 @@ def demand(node: Node, cohort: Cohort, *, trains: bool) -> int:
     if contexts is not None and contexts.ahead_only:
         held = contexts.passes(node.backbone.own_loss) * node.backbone.numbers_per_history(contexts.longest)
         states = 4 * each * held * max(1, int(share * users))
+    elif not trains and node.backbone.reads_history and not node.backbone.causal:
+        states = 4 * node.backbone.numbers_per_history(longest)  # of one user after the other
     work = int(6 * model + 3 * users * own + times * drawn * 8 + vectors + scores + sampled + states)
     return node.backbone.resident + work
 

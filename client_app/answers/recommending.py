@@ -141,8 +141,9 @@ def best_items(
     wide = _wide(model)
     items = RankedItems.of(wide, eligible, torch.zeros(0, dtype=torch.int64), backbone.ranking_dtype)
     shared = cast(model.model.shared(model.trainable), backbone.ranking_dtype)
-    read = min(backbone.history_length or cohort.lengths.max(), cohort.lengths.max()) if backbone.causal else 0
-    states = int(read) * items.vectors.shape[1] + backbone.numbers_per_history(int(read))
+    longest = int(cohort.lengths.max())
+    read = min(backbone.history_length or longest, longest)
+    states = (read * items.vectors.shape[1] if backbone.causal else 0) + backbone.numbers_per_history(read)
     block = min(_ITEMS_AT_ONCE, len(eligible)) * backbone.numbers_per_score
     per_chunk = max(1, _NUMBERS_AT_ONCE // max(1, len(eligible), block, states))
     parts = []

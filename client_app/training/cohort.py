@@ -90,7 +90,7 @@ class CohortEngine(Engine):
         """
         for users in self._chunks(read, model.model):
             unknown = self._unknown(cohort, users)
-            if not unknown.counts.all():
+            if self.recipe.negatives and not unknown.counts.all():
                 users = users[unknown.counts > 0]
                 if not len(users):
                     continue

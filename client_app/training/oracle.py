@@ -116,7 +116,7 @@ class OracleEngine(Engine):
         time = number if self.recipe.fresh_negatives else 0
         unknown = self.sampler.unknown(np.array([0, len(known)]), known)
         drawn = unknown.draw(seed, one.keys, rows, time, self.recipe.negatives)
-        if drawn.exhausted.any():
+        if self.recipe.negatives and drawn.exhausted.any():
             return None
         return [drawn.items] * one.contexts if shared else np.split(drawn.items, one.runs.offsets[1:-1])
 

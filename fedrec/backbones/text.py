@@ -26,7 +26,7 @@ from fedrec.core.registry import MemberConfig
 from fedrec.core.tensors import Spec, TableSpec, Tensors
 from fedrec.language.loading import Lora
 from fedrec.language.models import DIGEST, Precision, Sizes, lora_spec, sizes_of, weights_bytes
-from fedrec.language.tokens import table_problem, token_table
+from fedrec.language.tokens import most_token, table_problem, token_table
 
 _HELD = 24
 """Vectors as wide as a hidden state that a layer holds for its gradient, of each token, about."""
@@ -96,6 +96,11 @@ class TextBackbone(Backbone):
     def misfits(self) -> list[str]:
         """What does not fit the model that is here, a line each. Raises FedrecError if it is not, or is damaged."""
         found, model, length = [], self._sizes, self.config.length
+        if (most := most_token(self.config.model)) >= model.vocabulary:
+            found.append(
+                f"backbone.model: its tokenizer has the token {most}, and the model itself {model.vocabulary} of them; "
+                "take a model with its own tokenizer"
+            )
         if self.dim != model.width:
             found.append(
                 f"base_table.dim={self.dim}: the hidden states of backbone.model have {model.width} numbers, and an "
@@ -141,7 +146,7 @@ class TextBackbone(Backbone):
     @property
     @override
     def resident(self) -> int:
-        return weights_bytes(self.config.model)
+        return weights_bytes(self.config.model, self.config.precision)
 
     @override
     def require_here(self) -> None:

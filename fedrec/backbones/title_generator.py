@@ -34,6 +34,9 @@ _LOGITS = 3
 
 _MOST_LETTERS = 10_000
 
+_FARTHEST = 4.0
+"""The largest squared distance of two vectors of length one."""
+
 
 @dataclass(frozen=True)
 class TitleGeneratorConfig(TextConfig):
@@ -68,16 +71,22 @@ class TitleGenerator(TextBackbone):
                 f"embedding={config.embedding.name}: backbone={own.name} looks written titles up among the items' "
                 "vectors, and its loss moves none of them; give embedding=fixed"
             )
-        same = {"model": own.model, "item_tokens": own.item_tokens, "pooling": own.pooling}
+        names = ("model", "item_tokens", "pooling", "precision")
+        same = {name: getattr(own, name) for name in names}
         if any(getattr(config.encoder, name, None) != value for name, value in same.items()):
             found.append(
                 f"encoder={config.encoder.name}: what backbone={own.name} writes is compared with titles that the same "
-                "model has read alike; give encoder=language_model, with backbone's model, item_tokens and pooling"
+                "model has read alike; give encoder=language_model, with backbone's {', '.join(names)}"
             )
         if config.reduction.name != "none":
             found.append(
                 f"reduction={config.reduction.name}: backbone={own.name} compares vectors as the language model makes "
                 "them; give reduction=none"
+            )
+        if config.base_table.norm != 1:
+            found.append(
+                f"base_table.norm={config.base_table.norm:g}: distances are of vectors of length one; "
+                "give base_table.norm=1"
             )
         return found
 
@@ -159,5 +168,7 @@ class TitleGenerator(TextBackbone):
     @override
     def score(self, shared: Tensors, private: Tensors, item_vectors: Tensor, context: ScoreContext) -> Tensor:
         state = private["state"]
-        products = dot(state, item_vectors)
-        return 2 * products - item_vectors.square().sum(-1) - state.square().sum(-1, keepdim=True)
+        lengths = item_vectors.square().sum(-1)
+        distances = lengths + state.square().sum(-1, keepdim=True) - 2 * dot(state, item_vectors)
+        # An item without text has no vector, and is as far away as can be.
+        return -torch.where(lengths > 0, distances, _FARTHEST)

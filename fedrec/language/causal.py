@@ -16,8 +16,8 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy, normalize
 
 from fedrec.core.errors import FedrecError
-from fedrec.core.tensors import Tensors
-from fedrec.language.layers import lora_names, lora_spec, stack_of
+from fedrec.core.tensors import Tensors, TensorSpec
+from fedrec.language.layers import lora_names, stack_of
 from fedrec.language.loading import Lora, weight_files
 from fedrec.language.models import PRECISIONS, Precision, folder_of
 
@@ -39,18 +39,9 @@ class Causal:
         self._base = cast(nn.Module, model.base_model)
         stack = stack_of(self._base)
         self._long = lora_names(model, f"{cast(str, model.base_model_prefix)}.{stack}")
-        self.tensors = lora_spec(model, self._long)
-        self._start = lora_names(self._base, stack)
+        shapes = dict(model.named_parameters())
+        self.tensors = {short: TensorSpec(tuple(shapes[name].shape)) for short, name in self._long.items()}
         self._device = next(model.parameters()).device
-
-    @property
-    def _untrained(self) -> Tensors:
-        """LoRA at zero, by the bare model's names: with it the model is what it was."""
-        dtype = next(self._model.parameters()).dtype
-        return {
-            name: torch.zeros(self.tensors[short].shape, dtype=dtype, device=self._device)
-            for short, name in self._start.items()
-        }
 
     def _run(self, tensors: Tensors, **given: Any) -> Any:
         dtype = next(self._model.parameters()).dtype
@@ -92,8 +83,8 @@ class Causal:
     @torch.no_grad()
     def vector(self, text: Tensor, pooling: Pooling) -> Tensor:
         """What the untrained model makes of a text, int64 [tokens], at least one: of length one [width]."""
-        given = {"input_ids": text[None].to(self._device), "use_cache": False}
-        hidden: Tensor = functional_call(self._base, self._untrained, kwargs=given).last_hidden_state[0]
+        # The model's own LoRA is that of peft's start, whose products are zero: what is trained is never put in.
+        hidden: Tensor = self._base(input_ids=text[None].to(self._device), use_cache=False).last_hidden_state[0]
         hidden = hidden.to(torch.promote_types(torch.float32, hidden.dtype))
         return normalize(hidden.mean(0) if pooling == "mean" else hidden[-1], dim=0)
 
@@ -151,14 +142,19 @@ def problem_of(folder: Path) -> str | None:
     Raises FedrecError if there is no configuration of a transformer.
     """
     from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    )
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise FedrecError(f"{folder}: no configuration of a transformer can be read there: {error}") from None
-    both_ways = getattr(config, "use_bidirectional_attention", False) or not getattr(config, "is_decoder", True)
     kind = str(config.model_type)
+    # Of what reads in both directions as well, and no other, `is_decoder` says which it is.
+    encodes = kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+    both_ways = getattr(config, "use_bidirectional_attention", False) or encodes
     if both_ways or kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         return f"a model of the type {kind} reads a text in both directions, or has no head, and cannot write one"
     return None

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -42,6 +43,9 @@ PRECISIONS: dict[Precision, torch.dtype] = {
     "float64": torch.float64,
 }
 """Of a model's weights."""
+
+_NAMED: Mapping[Precision, str] = {"float32": "F32", "bfloat16": "BF16", "float64": "F64"}
+"""The same in the headers of safetensors."""
 
 
 def register(folder: Path) -> str:
@@ -97,9 +101,23 @@ def folder_of(digest: str) -> Path:
     return folder
 
 
-def weights_bytes(digest: str) -> int:
-    """How long the files of a model's weights are together. Raises as `folder_of`."""
-    return sum(path.stat().st_size for path in weight_files(folder_of(digest)))
+@lru_cache(maxsize=8)
+def weights_bytes(digest: str, precision: Precision) -> int:
+    """Bytes of a model's weights in memory, with those of their files where these have another precision.
+
+    Such files are read beside what is made of them. Raises as `folder_of`.
+    """
+    from safetensors import safe_open
+
+    files, other = weight_files(folder_of(digest)), False
+    made, wide = 0, PRECISIONS[precision].itemsize
+    for path in files:
+        with safe_open(path, framework="pt") as weights:
+            for name in weights.keys():  # noqa: SIM118 - it is no mapping
+                entry = weights.get_slice(name)
+                made += wide * math.prod(entry.get_shape())
+                other |= entry.get_dtype() != _NAMED[precision]
+    return made + (sum(path.stat().st_size for path in files) if other else 0)
 
 
 def registered() -> dict[str, Path]:

@@ -36,7 +36,7 @@ def prompt_of(digest: str, before: str, after: str) -> Prompt:
     Raises ConfigError if the model is not here, DataError if its tokenizer cannot be read or knows no end of a line.
     """
     lines = _tokens(digest, "\n")
-    if not len(lines):
+    if not len(lines) or int(lines[-1]) == tokenizer_of(digest).unk_token_id:
         raise DataError(f"{folder_of(digest)}: its tokenizer has no token for the end of a line, which ends a title")
     frame = frame_of(digest)
     opening = torch.cat([frame.before, _tokens(digest, before)])

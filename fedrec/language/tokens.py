@@ -50,6 +50,12 @@ def table_problem(table: Tensor, vocabulary: int) -> str | None:
     return None
 
 
+@lru_cache(maxsize=8)
+def most_token(digest: str) -> int:
+    """The largest token that a model's tokenizer has. Raises as `tokenizer_of`."""
+    return max(tokenizer_of(digest).get_vocab().values())
+
+
 def text_of(rows: Tensor, frame: Frame, longest: int) -> Tensor:
     """One text, int64 [tokens], of the tokens of some items [items, width], the first items first.
 

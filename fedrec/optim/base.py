@@ -134,6 +134,9 @@ class Recipe(ABC):
 
     config_class: ClassVar[type[MemberConfig]]
 
+    takes_own_loss: ClassVar[bool] = False
+    """Whether it trains a backbone by that backbone's own loss (`Backbone.own_loss`)."""
+
     def __init__(self, config: Any, advice: Advice) -> None:
         self.config = config
         self.advice = advice
@@ -175,6 +178,11 @@ class Recipe(ABC):
     def refusals(self, backbone: Backbone) -> list[str]:
         """Why this recipe cannot train that backbone, one line each; none if it can."""
         name = backbone.config.name
+        if backbone.own_loss and not self.takes_own_loss:
+            return [
+                f"optim={self.config.name}: backbone={name} is trained by a loss of its own, not one of scores; give "
+                "optim=fast, with optim.loss=own and optim.negatives=0"
+            ]
         if backbone.advice.prefixes:
             if self.contexts is not None and self.contexts.ahead_only:
                 return []

@@ -110,6 +110,7 @@ class FastRecipe(Recipe):
     """Solve what is private, one gradient of what is shared, an adaptive step of the server."""
 
     config_class = FastConfig
+    takes_own_loss = True
     space: ClassVar[Space] = {
         "server.lr": Real(0.002, 0.2, log=True),
         "negatives": Whole(20, 1000, log=True),

@@ -32,6 +32,7 @@ from annotated_types import Ge, Le
 from torch import Tensor
 from typing_extensions import override
 
+from fedrec.config.schema import RunConfig
 from fedrec.core.registry import MemberConfig, privacies
 from fedrec.core.rng import generator
 from fedrec.privacy.base import RowAdding
@@ -60,6 +61,16 @@ class PseudoItems(RowAdding):
 
     config_class = PseudoItemsConfig
     config: PseudoItemsConfig
+
+    @classmethod
+    def problems(cls, config: RunConfig) -> list[str]:
+        """Why it would hide nothing, one line; none if it hides something."""
+        if config.embedding.name == "fixed":
+            return [
+                "privacy=pseudo_items: with embedding=fixed no row of an item is in an update, and so there is none to "
+                "hide among others; leave it out"
+            ]
+        return []
 
     @override
     def added_rows(self, name: str, size: int, touched: Tensor, changes: Tensor, seed: int) -> tuple[Tensor, Tensor]:

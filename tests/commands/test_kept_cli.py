@@ -20,6 +20,7 @@ from client_app.answers import recommending
 from client_app.answers.recommending import Solved
 from commands import export as exporting
 from commands.cli import app
+from commands.export import export
 from commands.item_vectors import most_similar
 from commands.kept_run import of_run
 from commands.model_card import card, write_card

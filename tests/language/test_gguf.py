@@ -1,10 +1,11 @@
-"""A GGUF file becomes a model of the register: the same weights, whatever machine has rewritten it."""
+"""A GGUF file becomes a model of the register: the same weights, and the same digest wherever it is rewritten."""
 
 from __future__ import annotations
 
 import struct
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,11 +60,17 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
         for parameter in model.parameters():
             nn.init.normal_(parameter, std=0.3)
     file = tmp_path_factory.mktemp("gguf") / "small.gguf"
+    write(file, model)
+    return file, model.eval()
+
+
+def write(file: Path, model: nn.Module, blocks: int = 2, wide: int = 24, left_out: str | None = None) -> None:
+    """Write a model as such a file, which may describe another one, or lack the tensors of some name."""
     made = GGUFWriter(file, "qwen2")
     made.add_context_length(64)
     made.add_embedding_length(16)
-    made.add_block_count(2)
-    made.add_feed_forward_length(24)
+    made.add_block_count(blocks)
+    made.add_feed_forward_length(wide)
     made.add_head_count(2)
     made.add_head_count_kv(1)
     made.add_layer_norm_rms_eps(1e-5)
@@ -76,12 +83,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
     for name, parameter in model.named_parameters():
         for theirs, ours in NAMES.items():
             name = name.replace(theirs, ours)
-        made.add_tensor(name, parameter.detach().numpy())
+        if left_out is None or left_out not in name:
+            made.add_tensor(name, parameter.detach().numpy())
     made.write_header_to_file()
     made.write_kv_data_to_file()
     made.write_tensors_to_file()
     made.close()
-    return file, model.eval()
 
 
 def test_a_file_becomes_a_model_of_the_register(
@@ -135,3 +142,27 @@ def test_without_the_package_the_command_says_which(
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ConfigError, match="needs the package gguf"):
         rewrite(written[0], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"left_out": "ffn_down"}, "it lacks 2 tensors of Qwen2ForCausalLM"),
+        ({"blocks": 1_000_000}, "it describes 1000000 layers and has 27 tensors"),
+        ({"wide": 2**20}, "it describes a model of 1[0-9]{2},[0-9]{3},[0-9]{3} numbers and has"),
+    ],
+)
+def test_a_file_is_no_more_than_it_has(
+    written: tuple[Path, nn.Module], told: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDREC_HOME", str(tmp_path / "home"))
+    file = tmp_path / "wrong.gguf"
+    write(file, written[1], **told)
+    with pytest.raises(DataError, match=said):
+        add_model(str(file), None)
+    assert list((tmp_path / "home" / "models").iterdir()) == [], "nothing is registered, and nothing left behind"
+
+
+def test_a_name_of_a_file_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gone\.GGUF: there is no such file"):
+        add_model(str(tmp_path / "gone.GGUF"), None)

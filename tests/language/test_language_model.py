@@ -50,7 +50,11 @@ def test_a_site_counts_its_layers_and_its_weights(model: str, tmp_path: Path) ->
     """Its policy bounds the first, and the second are a part of the memory that work takes."""
     backbone = made(model)
     assert backbone.layers == 4
-    assert backbone.resident == (tmp_path / "model" / "model.safetensors").stat().st_size > 0
+    numbers = sum(parameter.numel() for parameter in tiny("bert", tmp_path / "again", DIM).model.parameters())
+    file = (tmp_path / "model" / "model.safetensors").stat().st_size
+    assert backbone.resident == 4 * numbers < file
+    assert made(model, precision="float64").resident == 8 * numbers + file, "what is made of a file is beside it"
+    assert made(model, precision="bfloat16").resident == 2 * numbers + file
 
 
 class TestContract(BackboneContract):

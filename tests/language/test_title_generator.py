@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from fedrec.core.registry import embeddings, encoders, optims
 from fedrec.core.rng import generator
 from fedrec.core.tensors import Tensors
 from fedrec.data.negatives import NegativeSampler
-from fedrec.language.causal import Causal, read_causal
+from fedrec.language.causal import Causal, problem_of, read_causal
 from fedrec.language.loading import Lora
 from fedrec.language.models import lora_spec, register
 from fedrec.language.prompts import Prompt, listed, prompt_of
@@ -96,12 +97,14 @@ def trained(kind: type[Engine], recipe: Recipe, model: GlobalModel, lengths: lis
     return kind(recipe, NegativeSampler(np.arange(ITEMS)), stages, **named).train(model, cohort, {}, 5)
 
 
+@pytest.mark.parametrize("at_once", [700, 65_536])
 @pytest.mark.parametrize("values", [{}, {"contexts": 3, "shared_half_life": 1.5}, {"context_ahead": 1}], ids=str)
-def test_the_cohort_trains_as_the_oracle(model: str, values: dict[str, Any]) -> None:
+def test_the_cohort_trains_as_the_oracle(model: str, values: dict[str, Any], at_once: int) -> None:
+    """One user after the other, and all of them in one chunk."""
     backbone = made(model, precision="float64", items=3)
     recipe, received = recipe_of(backbone, **values), received_of(backbone)
     slow = trained(OracleEngine, recipe, received, LENGTHS)
-    fast = trained(CohortEngine, recipe, received, LENGTHS, pairs_at_once=700)
+    fast = trained(CohortEngine, recipe, received, LENGTHS, pairs_at_once=at_once)
     assert all(bool(tensor.any()) for tensor in slow.update.total.values()), "the loss moves all of LoRA"
     torch.testing.assert_close(fast.update.total, slow.update.total, atol=1e-9, rtol=1e-9)
     assert fast.update.loss == pytest.approx(slow.update.loss)
@@ -120,6 +123,19 @@ def test_memory_is_counted_for_every_item_that_is_judged(model: str) -> None:
     tokens = 8 + 3 * 9  # the prompt's own words, two titles of a history, and the one that is judged
     assert backbone.numbers_per_history(2) == tokens * (layers + 4 * 3 * 2 * tokens) + words
     assert backbone.numbers_per_history(1000) == 60 * (layers + 4 * 3 * 2 * 60) + words, "as long as a text may be"
+
+
+def test_in_half_the_memory_lora_is_trained_as_it_is(model: str) -> None:
+    backbone = made(model, precision="bfloat16")
+    update = trained(CohortEngine, recipe_of(backbone), received_of(backbone), LENGTHS).update
+    assert all(bool(tensor.isfinite().all() and tensor.any()) for tensor in update.total.values())
+
+
+@pytest.mark.parametrize("engine", [CohortEngine, OracleEngine])
+def test_who_has_every_item_learns_too_for_nothing_is_drawn(model: str, engine: type[Engine]) -> None:
+    backbone = made(model)
+    update = trained(engine, recipe_of(backbone), received_of(backbone), [ITEMS]).update
+    assert (update.users, update.dropped["no_negatives"]) == (1, 0)
 
 
 def test_a_user_whose_loss_is_not_finite_is_left_out_and_counted(model: str) -> None:
@@ -208,8 +224,11 @@ def test_a_title_that_is_written_word_for_word_is_its_items_own_vector(model: st
         user = backbone.user(shared, {}, {"tokens": tokens}, PlainHistory(torch.tensor([[0]]), torch.zeros(1, 1, DIM)))
         assert torch.equal(user["state"][0], vectors[item])
         scores = -(user["state"][0] - vectors).square().sum(-1)
+        scores[2] = -4
         torch.testing.assert_close(backbone.score(shared, user, vectors, None)[0], scores)  # type: ignore[arg-type]
         assert int(scores.argmax()) == item
+    empty = backbone.score(shared, user, vectors, None)[0]  # type: ignore[arg-type]
+    assert int(empty.argmin()) == 2, "an item without text is as far away as can be"
 
 
 def test_a_prompt_lists_the_latest_titles_and_cuts_off_the_oldest() -> None:
@@ -248,7 +267,8 @@ def test_what_does_not_fit_is_said_all_at_once(model: str) -> None:
         f"backbone.model={model}",
         "backbone.length=40",
         "embedding=lora",
-        "encoder.pooling=last",
+        "encoder.precision=bfloat16",
+        "base_table.norm=2",
         "reduction=pca",
         "optim.loss=softmax",
     )
@@ -257,11 +277,24 @@ def test_what_does_not_fit_is_said_all_at_once(model: str) -> None:
         "embedding=lora: backbone=title_generator looks written titles up",
         "encoder=language_model: what backbone=title_generator writes",
         "reduction=pca: backbone=title_generator compares vectors",
+        "base_table.norm=2: distances are of vectors of length one",
         "optim.loss=softmax: backbone=title_generator is trained by a loss of its own",
     ):
         assert any(part in problem for problem in found), (part, found)
     assert any("optim.negatives=0" in problem for problem in found)
-    assert len(found) == 6
+    assert len(found) == 7
+
+
+def test_recipes_that_score_and_twins_of_no_rows_are_refused(model: str) -> None:
+    # What stands beside them in the experiment belongs to its recipe, and is named as well.
+    assert any("trained by a loss of its own" in p for p in refusals(model))
+    found = problems(f"backbone.model={model}", "backbone.length=64", "privacy=pseudo_items")
+    assert any("privacy=pseudo_items: with embedding=fixed no row of an item" in problem for problem in found)
+
+
+def refusals(model: str) -> list[str]:
+    recipe: Recipe = optims.get("paper")(load_member("optim", "paper"), TitleGenerator.advice)
+    return recipe.refusals(made(model))
 
 
 def test_a_loss_of_its_own_is_for_who_has_one() -> None:
@@ -276,6 +309,18 @@ def test_a_model_that_reads_both_ways_cannot_write(tmp_path: Path, monkeypatch: 
     digest = register(tiny("bert", tmp_path / "model", DIM).folder)
     (found,) = problems(f"backbone.model={digest}", "backbone.modules=[query,value]", "backbone.length=64")
     assert "a model of the type bert reads a text in both directions" in found
+
+
+def test_what_only_writes_is_told_from_what_reads_both_ways(tmp_path: Path) -> None:
+    for kind, can in (("gpt_neox", True), ("gpt2", True), ("llama", True), ("bert", False), ("roberta", False)):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+        assert (problem_of(tmp_path) is None) == can, kind
+
+
+def test_a_tokenizer_of_another_model_is_refused(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fedrec.backbones.text.most_token", lambda _: 50)
+    found = problems(f"backbone.model={model}", "backbone.length=64")
+    assert any("its tokenizer has the token 50, and the model itself 50 of them" in problem for problem in found)
 
 
 def states(backbone: TitleGenerator, received: GlobalModel, items: Tensor) -> Tensor:
