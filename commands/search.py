@@ -75,14 +75,20 @@ class Search:
                 ["--trials: none of the chosen members declares values to search over, or all of them are typed"]
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(self.folder / STUDY)))
-        self._study = optuna.create_study(
-            study_name=run_id,
-            storage=storage,
-            load_if_exists=True,
-            direction="maximize",
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
-        )
+        journal = self.folder / STUDY
+        try:
+            storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(journal)))
+            self._study = optuna.create_study(
+                study_name=run_id,
+                storage=storage,
+                load_if_exists=True,
+                direction="maximize",
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=3),
+            )
+        except (ValueError, LookupError, TypeError) as error:  # lines that are none of a journal, whatever they are
+            raise FedrecError(
+                f"{journal} is damaged ({error}): put it back from a copy, or choose another run_id"
+            ) from error
         self._require_same(config)
         self._items: int | None = None
 

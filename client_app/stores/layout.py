@@ -34,7 +34,10 @@ def layout_of(state_dir: Path) -> int:
     if not path.exists():
         return 0
     with reading(str(path), "put it back from a copy"):
-        return int(path.read_text(encoding="ascii"))
+        number = int(path.read_text(encoding="ascii"))
+        if number < 0:
+            raise ValueError("a version is no number below zero")
+    return number
 
 
 def require_layout(state_dir: Path) -> None:

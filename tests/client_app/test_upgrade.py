@@ -21,6 +21,7 @@ from client_app.homes.training_budget import trained
 from client_app.stores.layout import LAYOUT, STEPS, layout_of, require_layout
 from client_app.stores.run_record import read_record
 from commands.recommend import of_site, recommend
+from fedrec.core.errors import StoreError
 
 FOLDERS = sorted(Path(__file__).parent.glob("state-dir-*.tar.gz"))
 
@@ -65,3 +66,11 @@ def test_what_was_spent_stays_spent(state: Path) -> None:
     users, releases, epsilon = trained(state, 1e-5)
     assert (users, releases) == (1, 7)
     assert epsilon > 1
+
+
+@pytest.mark.parametrize(("number", "said"), [("2", "a later version of fedrec"), ("-1", "layout"), ("one", "layout")])
+def test_what_is_no_version_of_before_is_refused(tmp_path: Path, number: str, said: str) -> None:
+    (tmp_path / "layout").write_text(number)
+    with pytest.raises(StoreError, match=said):
+        require_layout(tmp_path)
+    assert (tmp_path / "layout").read_text() == number

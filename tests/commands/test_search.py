@@ -13,13 +13,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from commands import search as searching
+from commands.candidates import search_of
 from commands.cli import app
 from commands.search import STUDY, space_of
 from commands.tune import search
 from fedrec.config.compose import compose
 from fedrec.config.describe import load_member
 from fedrec.config.validate import member_config, plain
-from fedrec.core.errors import ConfigError
+from fedrec.core.errors import ConfigError, FedrecError
 from fedrec.core.registry import FAMILIES
 from fedrec.core.space import OneOf
 
@@ -87,6 +88,14 @@ def test_a_search_goes_on_only_for_what_it_was_begun_for(tmp_path: Path, monkeyp
     typed = ["strategy=full", "optim=paper", *(f"optim.{key}=1" for key in FAMILIES["optim"].get("paper").space)]
     with pytest.raises(ConfigError, match="none of the chosen members declares values"):
         search([*typed, f"runs_dir={tmp_path}/other"], 1, tmp_path, console=Console(file=io.StringIO()))
+
+
+def test_a_damaged_journal_is_said(tmp_path: Path) -> None:
+    folder = search_of(tmp_path / "runs" / "t")
+    folder.mkdir(parents=True)
+    (folder / searching.STUDY).write_text("rubbish\n" * 3)
+    with pytest.raises(FedrecError, match=r"study\.log is damaged"):
+        searched(tmp_path, 1)
 
 
 def test_trials_and_experiments_do_not_go_together() -> None:
