@@ -79,7 +79,7 @@ def rank_users(
     shared = cast(model.model.shared(model.trainable), backbone.ranking_dtype)
     block = min(_ITEMS_AT_ONCE, len(items.eligible))
     sampled = protocol.sampled_negatives * items.vectors.shape[1]
-    longest = int(cohort.lengths.max())
+    longest = int(cohort.lengths.max(initial=0))
     read = min(backbone.history_length or longest, longest)
     states = (read * items.vectors.shape[1] if backbone.causal else 0) + backbone.numbers_per_history(read)
     per_chunk = max(1, _NUMBERS_AT_ONCE // max(1, block, sampled, states))

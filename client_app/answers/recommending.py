@@ -141,7 +141,7 @@ def best_items(
     wide = _wide(model)
     items = RankedItems.of(wide, eligible, torch.zeros(0, dtype=torch.int64), backbone.ranking_dtype)
     shared = cast(model.model.shared(model.trainable), backbone.ranking_dtype)
-    longest = int(cohort.lengths.max())
+    longest = int(cohort.lengths.max(initial=0))
     read = min(backbone.history_length or longest, longest)
     states = (read * items.vectors.shape[1] if backbone.causal else 0) + backbone.numbers_per_history(read)
     block = min(_ITEMS_AT_ONCE, len(eligible)) * backbone.numbers_per_score
